@@ -1,0 +1,48 @@
+"""The mathematics of distillation: pure functions, tensors in, one scalar tensor out.
+
+The student's tensors come first, the teacher's second. Everything is computed in float32 at least, also
+under autocast and for half-precision input. Degenerate input gives a clear error or a finite value and
+gradient; a NaN or an infinity that is already in the input is passed on, so that the training loop can
+see and name it.
+"""
+
+from .features import attention, attention_map, hint, vid
+from .logits import dist, dkd, kd, label_smoothing, soften, standardized_kd, warn_if_probabilities
+from .relations import (
+    correlation_congruence,
+    fsp,
+    fsp_matrix,
+    layer_correlation,
+    layer_information,
+    layer_relation_matrix,
+    linear_cka,
+    renyi_information,
+    rkd_angle,
+    rkd_distance,
+    similarity,
+)
+
+__all__ = [
+    "attention",
+    "attention_map",
+    "correlation_congruence",
+    "dist",
+    "dkd",
+    "fsp",
+    "fsp_matrix",
+    "hint",
+    "kd",
+    "label_smoothing",
+    "layer_correlation",
+    "layer_information",
+    "layer_relation_matrix",
+    "linear_cka",
+    "renyi_information",
+    "rkd_angle",
+    "rkd_distance",
+    "similarity",
+    "soften",
+    "standardized_kd",
+    "vid",
+    "warn_if_probabilities",
+]

@@ -1,0 +1,110 @@
+"""What all losses share: checks of the arguments, and two operations that stay finite on degenerate input."""
+
+import functools
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+# Differences below this share of what was subtracted are rounding noise: some eight units in the last place
+# of float32. Dividing by such a difference would give a meaningless direction and a gradient of 1e7 or more.
+ROUNDING = 1e-6
+
+
+def as_floats(**tensors: Tensor) -> list[Tensor]:
+    """The tensors in one dtype, float32 or better, after naming any that is no batch of real numbers.
+
+    Half precision has too few digits for the sums and logarithms in a loss, so float16 and bfloat16 are
+    converted up; float64 stays float64. Raises TypeError (no tensor, no floats) and ValueError (empty).
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}: use torch.as_tensor")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must hold floating-point numbers, got {tensor.dtype}: call .float() on it")
+        if tensor.numel() == 0:
+            raise ValueError(f"{name} is empty, shape {shape(tensor)}: a batch needs at least one sample")
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors.values()), torch.float32)
+    return [tensor.to(dtype) for tensor in tensors.values()]
+
+
+def check_number(name: str, value: float, *, zero_allowed: bool = False) -> None:
+    """Refuse whatever is not a finite number above zero (or, on request, zero itself)."""
+    if not isinstance(value, Real):
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be a plain number, got {kind}: convert it before training")
+    large_enough = value >= 0 if zero_allowed else value > 0
+    if not (large_enough and value < math.inf):
+        bound = "at least 0" if zero_allowed else "above 0"
+        raise ValueError(f"{name} must be finite and {bound}, got {value}")
+
+
+def rows_of(minimum: int, **tensors: Tensor) -> list[Tensor]:
+    """The tensors as B x D in one float dtype, if they hold one batch of at least `minimum` samples."""
+    floats = as_floats(**tensors)
+    _check_batches(minimum, tensors)
+    return [tensor.flatten(1) for tensor in floats]
+
+
+def layers_of(name: str, layers: Sequence[Tensor]) -> list[Tensor]:
+    """The layers in one float dtype, in their own shapes, if there are two or more on one batch."""
+    if isinstance(layers, Tensor):
+        raise TypeError(f"{name} must be a sequence with one tensor per layer, got a single tensor")
+    if len(layers) < 2:
+        raise ValueError(f"{name} needs at least 2 layers to relate, got {len(layers)}")
+    named = {f"{name}[{i}]": layer for i, layer in enumerate(layers)}
+    floats = as_floats(**named)
+    _check_batches(2, named)
+    return floats
+
+
+def _check_batches(minimum: int, tensors: dict[str, Tensor]) -> None:
+    first, reference = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor.ndim < 2:
+            raise ValueError(f"{name} must be batch x features, got shape {shape(tensor)}")
+        if len(tensor) != len(reference):
+            raise ValueError(
+                f"{first} {shape(reference)} and {name} {shape(tensor)} must hold the same batch of samples"
+            )
+        if len(tensor) < minimum:
+            raise ValueError(f"{name} has {len(tensor)} sample(s), relations need at least {minimum}")
+
+
+def shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape as a plain tuple, which reads better in a message than torch.Size."""
+    return tuple(tensor.shape)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T over the last dimension, in the precision of its arguments even under autocast.
+
+    Autocast would compute this product in half precision, although the losses promise float32.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.mT
+
+
+def divide(x: Tensor, size: Tensor, noise: Tensor | float = 0.0) -> Tensor:
+    """x / size, but exactly zero, with zero gradient, wherever size does not rise above noise.
+
+    Dividing by infinity does both at once; adding a small epsilon to size instead would leave a gradient
+    of 1 / epsilon behind.
+    """
+    return x / size.masked_fill(size <= noise, math.inf)
+
+
+def unit(x: Tensor, noise: Tensor | float = 0.0) -> Tensor:
+    """Vectors along the last dimension scaled to Euclidean norm 1; those not above noise become zero."""
+    return divide(x, torch.linalg.vector_norm(x, dim=-1, keepdim=True), noise)
+
+
+def centred_unit(x: Tensor) -> Tensor:
+    """The rows of a matrix less their mean, scaled to norm 1; a constant row becomes zero.
+
+    The inner product of two such rows is Pearson's correlation.
+    """
+    size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return unit(x - x.mean(dim=1, keepdim=True), noise=ROUNDING * size)
