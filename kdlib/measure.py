@@ -1,0 +1,358 @@
+"""What a model gets right, and what it costs: accuracy, agreement, calibration, size, MACs and latency.
+
+Answers are measured from logits and labels; costs are measured on a model, which is the same afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from numbers import Integral
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+# torchmetrics, pandas and the timers are imported where they are used: together they take seconds to import.
+if TYPE_CHECKING:
+    import pandas
+
+ROWS = 4096  # at a time: torchmetrics' top-k builds several N x C integer tensors
+PATIENCE = 10  # seconds: a slow model is not timed longer for the sake of five runs
+BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
+
+
+def accuracy(logits: Tensor, labels: Tensor, top_k: int = 1) -> float:
+    """Share of examples whose label is among the `top_k` largest logits, in [0, 1].
+
+    logits: N x C; labels: N integers in [0, C). For top_k=1 a tie goes to the lowest class.
+    Raises ValueError for empty or non-finite logits, labels that do not fit them, or top_k outside 1 to C.
+    """
+    from torchmetrics.functional.classification import multiclass_stat_scores
+
+    logits, labels = _answers(logits, labels)
+    classes = logits.shape[1]
+    _whole(f"top_k of {classes} classes", top_k, high=classes)
+    hits = 0
+    for rows, truth in zip(logits.split(ROWS), labels.split(ROWS), strict=True):
+        hits += int(multiclass_stat_scores(rows, truth, classes, average="micro", top_k=top_k)[0])
+    return hits / len(labels)
+
+
+def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
+    """Share of examples on which student and teacher choose the same class, in [0, 1].
+
+    Both: N x C, row i of both for the same view of the same image. Raises ValueError when the shapes differ.
+    """
+    student = _finite_logits(student_logits, "student_logits")
+    teacher = _finite_logits(teacher_logits, "teacher_logits")
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student_logits have shape {tuple(student.shape)} and teacher_logits {tuple(teacher.shape)}. "
+            "Both must be N x C for the same examples and classes: evaluate both models on the same data."
+        )
+    return accuracy(student, teacher.argmax(1))
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (L1): gap of confidence and accuracy over equal bins, in [0, 1].
+
+    logits: N x C, before softmax; labels: N. Softmax is applied here, because torchmetrics guesses from the
+    values whether it was given logits or probabilities, and logits that lie in [0, 1] are mistaken. Bins are
+    [low, high), the last one includes 1. Warns when the rows look like probabilities already.
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    logits, labels = _answers(logits, labels)
+    _whole("bins", bins)
+    if (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-3):
+        warnings.warn(
+            "Every row of the logits is non-negative and sums to 1, so these look like probabilities. "
+            "calibration_error applies softmax itself: pass what the model returns before softmax.",
+            stacklevel=2,
+        )
+    # torchmetrics gives a confidence of exactly 1 a bin of its own; just below 1 it joins the last bin.
+    probabilities = logits.softmax(1).clamp_(max=BELOW_ONE)
+    return float(multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=bins, norm="l1"))
+
+
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """Count of examples for each true class (rows) and predicted class (columns).
+
+    logits: N x C; labels: N. Returns a LongTensor C x C on the CPU that sums to N.
+    """
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    logits, labels = _answers(logits, labels)
+    return multiclass_confusion_matrix(logits, labels, logits.shape[1]).long()
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters, trainable or not; one that is used in several places counts once."""
+    return sum(tensor.numel() for tensor in _tensors(model) if isinstance(tensor, nn.Parameter))
+
+
+def bytes_in_memory(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers as they are now, shared ones once; no gradients or activations."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(model))
+
+
+def bytes_saved(model: nn.Module, half: bool = False) -> int:
+    """Bytes of the model's state as a safetensors file without metadata; nothing is written.
+
+    half: count floating-point tensors as 16 bits. Shared tensors count once, non-persistent buffers not.
+    """
+    from safetensors.torch import save
+
+    _tensors(model)
+    # The size depends on names, shapes and types alone, so no weight is read: a model on "meta" will do.
+    unique = {id(tensor): (name, tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    blank = {}
+    for name, tensor in unique.values():
+        dtype = torch.float16 if half and tensor.is_floating_point() else tensor.dtype
+        blank[name] = torch.empty(tensor.shape, dtype=dtype, device="cpu")
+    return len(save(blank))
+
+
+def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
+    """Multiply-accumulates of one forward pass for one example, by torch's own counter (its FLOPs / 2).
+
+    input_shape: (C, H, W). Counts convolutions and matrix products (linear layers, attention); not biases,
+    batch norm, activations, pooling or additions. It runs on a copy without the model's forward hooks, on the
+    meta device (no arithmetic, no weights) or, where that is impossible, on the model's own device.
+    Raises ValueError when the model does not accept such an input.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = _image_shape(input_shape)
+    home, dtype = _home(model)
+    devices = ["meta"] if home.type == "meta" else ["meta", home]
+    for device in devices:
+        images = torch.zeros(1, *shape, dtype=dtype, device=device)
+        try:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                _twin(model, device)(images)
+            return counter.get_total_flops() // 2
+        except Exception as error:
+            failure = error
+    raise _refused(shape, failure) from failure
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds for one forward pass of one batch: median, interquartile range, every run.
+
+    A very fast model is timed in blocks of many passes; a run is then the mean of a block.
+    """
+
+    median: float
+    iqr: float
+    runs: tuple[float, ...]
+    batch_size: int
+    threads: int
+
+    def __str__(self) -> str:
+        def count(number: int, thing: str) -> str:
+            return f"{number} {thing}{'s' * (number != 1)}"
+
+        return (
+            f"{self.median * 1e3:.3f} ms (IQR {self.iqr * 1e3:.3f} ms over {count(len(self.runs), 'run')}, "
+            f"batch of {self.batch_size}, {count(self.threads, 'thread')})"
+        )
+
+
+def latency(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    batch_size: int = 1,
+    threads: int | None = None,
+    min_run_time: float = 0.5,
+    device: str | torch.device | None = None,
+) -> Latency:
+    """Time of a forward pass in eval and inference mode, after a warm-up, by torch.utils.benchmark.
+
+    input_shape: (C, H, W). threads: CPU threads, None for torch's present number. min_run_time: seconds to
+    measure for; a slow model takes up to 10 for about five runs. device: None for the model's own, else a
+    copy is timed there, without its forward hooks. Every module's train or eval mode is restored, also after
+    an exception.
+    Raises ValueError for an input or a device that cannot be used, and for a model without weights ("meta").
+    """
+    from torch.utils.benchmark import Timer
+
+    shape = _image_shape(input_shape)
+    threads = torch.get_num_threads() if threads is None else threads
+    _whole("batch_size", batch_size)
+    _whole("threads", threads)
+    if not 0 < min_run_time < float("inf"):
+        raise ValueError(f"min_run_time is {min_run_time}, but it must be a positive number of seconds.")
+    model = _on_device(model, device)
+    home, dtype = _home(model)
+    images = torch.ones(batch_size, *shape, dtype=dtype, device=home)
+    timer = Timer("model(images)", globals={"model": model, "images": images}, num_threads=threads)
+    with _evaluating(model), torch.inference_mode():
+        try:
+            warm = timer.timeit(2).mean  # the first passes allocate memory and choose kernels
+        except Exception as error:
+            raise _refused(shape, error) from error
+        measured = timer.blocked_autorange(min_run_time=max(min_run_time, min(5 * warm, PATIENCE)))
+    return Latency(measured.median, measured.iqr, tuple(measured.times), batch_size, threads)
+
+
+def summary(
+    models: Mapping[str, nn.Module],
+    input_shape: Sequence[int],
+    timed: bool = False,
+) -> pandas.DataFrame:
+    """One row a model: "parameters", "MACs" for one example, "MB" in memory (10^6 bytes), and "latency ms".
+
+    input_shape: (C, H, W), the same for all. "latency ms" is the median for a batch of one, only if `timed`.
+    """
+    import pandas
+
+    if not isinstance(models, Mapping) or not models:
+        raise ValueError('summary needs a non-empty dict of models, such as {"teacher": t, "student": s}.')
+    table = pandas.DataFrame(index=pandas.Index(models, name="model"))
+    table["parameters"] = [parameters(model) for model in models.values()]
+    table["MACs"] = [macs(model, input_shape) for model in models.values()]
+    table["MB"] = [bytes_in_memory(model) / 1e6 for model in models.values()]
+    if timed:
+        table["latency ms"] = [latency(model, input_shape).median * 1e3 for model in models.values()]
+    return table
+
+
+def _finite_logits(logits: Tensor, name: str = "logits") -> Tensor:
+    """The logits on the CPU, detached, in at least 32 bits; an error unless N x C and finite."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(f"{name} must be a floating-point tensor N x C, not {kind}. Pass the model's output.")
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"{name} have shape {tuple(logits.shape)}, but N x C with at least 2 classes is expected: "
+            "a row for each example, a column for each class."
+        )
+    if len(logits) == 0:
+        raise ValueError(f"{name} are empty: there is no example to measure. Check the data and the split.")
+    bad = int((~logits.isfinite()).any(1).sum())
+    if bad:
+        raise ValueError(
+            f"{name} are NaN or infinite in {bad} of {len(logits)} rows. The model has diverged or its "
+            "precision is too low: lower the learning rate or compute in fp32."
+        )
+    logits = logits.detach().cpu()
+    return logits.float() if logits.element_size() < 4 else logits
+
+
+def _answers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits N x C and labels N on the CPU, or an error that says why they do not fit each other."""
+    logits = _finite_logits(logits)
+    count, classes = logits.shape
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be a tensor of N integers (class indices), not {kind}.")
+    if labels.shape != (count,):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, but logits of {count} examples need ({count},): "
+            "one class index for each row, not one-hot."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels run from {low} to {high}, but logits of {classes} classes allow 0 to {classes - 1}. "
+            "Check the model's num_classes and that the labels start at 0."
+        )
+    return logits, labels.detach().cpu().long()
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _whole(name: str, value: object, low: int = 1, high: float = float("inf")) -> None:
+    """Raise ValueError unless the value is a whole number from `low` to `high`."""
+    if not _is_whole(value) or not low <= value <= high:
+        limits = f"from {low} to {high}" if high < float("inf") else f"of at least {low}"
+        raise ValueError(f"{name} is {value!r}, but it must be a whole number {limits}.")
+
+
+def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """The shape as three ints, or an error that shows what is expected."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) else ()
+    if len(sizes) != 3 or not all(_is_whole(size) and size > 0 for size in sizes):
+        raise ValueError(
+            f"input_shape is {shape!r}, but (channels, height, width) of one image is expected: three "
+            "positive whole numbers such as (3, 32, 32). Leave the batch size out."
+        )
+    return int(sizes[0]), int(sizes[1]), int(sizes[2])
+
+
+def _refused(shape: tuple[int, int, int], error: Exception) -> ValueError:
+    channels, height, width = shape
+    return ValueError(
+        f"The model failed on an input of shape (C, H, W) = {shape}. {type(error).__name__}: {error}\n"
+        f"Check that its first layer takes {channels} channel(s) and that it was built for images of "
+        f"{height} x {width} pixels."
+    )
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """All parameters and buffers, each once."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"A torch.nn.Module is expected, not {type(model).__name__}.")
+    tensors = list(chain(model.parameters(), model.buffers()))
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+        raise ValueError("The model has lazy layers without a shape yet. Run one batch through it first.")
+    return tensors
+
+
+def _home(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and type of the model's first floating-point tensor: what its input should have."""
+    for tensor in _tensors(model):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.get_default_dtype()
+
+
+def _twin(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """A copy in eval mode on `device`, without the model's forward hooks; on "meta" no weight is copied."""
+    # What deepcopy finds in its memo it takes as copied already. The dict is keyed by the originals' ids.
+    memo: dict[int, object] = {id(module._forward_hooks): OrderedDict() for module in model.modules()}
+    if torch.device(device).type == "meta":
+        for tensor in _tensors(model):
+            blank = torch.empty_like(tensor, device="meta", requires_grad=False)
+            parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(blank, requires_grad=False) if parameter else blank
+    return copy.deepcopy(model, memo).to(device).eval()
+
+
+def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    """The model itself, or a copy where `device` asks for another place; an error where none can run."""
+    home, _ = _home(model)
+    if "meta" in (home.type, str(device)):
+        raise ValueError(
+            "A model on the meta device has shapes but no weights, so there is nothing to time. "
+            'Build it on a real device or use model.to_empty(device="cpu").'
+        )
+    try:
+        return model if device is None or torch.device(device) == home else _twin(model, device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"The model could not be copied to device {str(device)!r}: {error} Leave `device` out to time it "
+            f"on {str(home)!r}, where it is."
+        ) from error
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module's own mode again, also of one that was frozen by hand."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,565 @@
+"""Measures against hand-made cases, published counts and plain loops; models stay as they were."""
+
+from __future__ import annotations
+
+import copy
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
+from torch import nn
+
+from kdlib import measure
+
+SHAPE = (3, 8, 8)
+
+
+def tiny() -> nn.Sequential:
+    """Conv 3 -> 4 (3x3, padded), batch norm, pooled to 4x4, linear 64 -> 5, with dropout."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(64, 5),
+    )
+
+
+TINY_MACS = 8 * 8 * 4 * (3 * 3 * 3) + 64 * 5
+TINY_PARAMETERS = (4 * 3 * 9 + 4) + (4 + 4) + (64 * 5 + 5)
+
+
+def as_logits(*probabilities: list[float]) -> torch.Tensor:
+    """Logits whose softmax is the given rows, with log 0 replaced by a value whose exponential is 0."""
+    return torch.tensor(probabilities).log().clamp(min=-200)
+
+
+def answers(count: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(count, classes, generator=generator)
+    return logits, torch.randint(classes, (count,), generator=generator)
+
+
+# --- accuracy, agreement, confusion
+
+
+def test_accuracy_by_hand():
+    logits = torch.tensor([[3.0, 2, 1, 0], [0, 3, 2, 1], [1, 0, 3, 2], [2, 1, 0, 3], [3, 2, 1, 0]])
+    labels = torch.tensor([0, 2, 3, 1, 3])
+    assert measure.accuracy(logits, labels) == 1 / 5
+    assert measure.accuracy(logits, labels, top_k=2) == 3 / 5
+    assert measure.accuracy(logits, labels, top_k=3) == 4 / 5
+    assert measure.accuracy(logits, labels, top_k=4) == 1.0
+
+
+def test_accuracy_is_over_examples_not_a_mean_over_classes():
+    logits = torch.eye(3)[[0] * 10]
+    assert measure.accuracy(logits, torch.tensor([0] * 9 + [1])) == 0.9
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(1, 40), classes=st.integers(2, 7), seed=st.integers(0, 10_000), data=st.data())
+def test_accuracy_and_confusion_against_plain_loops(count, classes, seed, data):
+    logits, labels = answers(count, classes, seed)
+    top_k = data.draw(st.integers(1, classes))
+    ranked = [sorted(range(classes), key=lambda c: -row[c]) for row in logits.tolist()]
+    hits = sum(label in order[:top_k] for order, label in zip(ranked, labels.tolist(), strict=True))
+    assert measure.accuracy(logits, labels, top_k) == hits / count
+
+    table = measure.confusion(logits, labels)
+    expected = [[0] * classes for _ in range(classes)]
+    for order, label in zip(ranked, labels.tolist(), strict=True):
+        expected[label][order[0]] += 1
+    assert table.dtype == torch.int64
+    assert table.tolist() == expected
+
+
+def test_accuracy_counts_the_rows_of_every_chunk(monkeypatch):
+    logits, labels = answers(103, 6)
+    whole = measure.accuracy(logits, labels, top_k=2)
+    monkeypatch.setattr(measure, "ROWS", 10)
+    assert measure.accuracy(logits, labels, top_k=2) == whole
+
+
+def test_a_collapsed_model_is_not_right_on_every_tie():
+    logits = torch.zeros(4, 4)
+    assert measure.accuracy(logits, torch.arange(4)) == 0.25
+
+
+def test_agreement_by_hand():
+    student = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
+    teacher = torch.tensor([[9.0, 8, 7], [0, 2, 1], [3, 0, 1], [5, 6, 4]])
+    assert measure.agreement(student, teacher) == 0.5
+    assert measure.agreement(teacher, teacher) == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_logits_of_any_precision_that_still_carry_a_gradient(dtype):
+    logits = (2 * torch.eye(3)).to(dtype).requires_grad_()
+    labels = torch.tensor([0, 1, 0], dtype=torch.uint8)
+    assert measure.accuracy(logits, labels) == 2 / 3
+    assert measure.agreement(logits, logits) == 1.0
+    assert measure.confusion(logits, labels).trace() == 2
+    confidence = math.exp(2) / (math.exp(2) + 2)
+    assert measure.calibration_error(logits, labels) == pytest.approx(confidence - 2 / 3, abs=1e-6)
+
+
+# --- calibration
+
+
+def loop_calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins: int) -> float:
+    """Expected calibration error in plain Python: bins [low, high), the last one closed."""
+    groups: dict[int, list[tuple[float, float]]] = {}
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        exponentials = [math.exp(value - max(row)) for value in row]
+        confidence = max(exponentials) / sum(exponentials)
+        right = float(row.index(max(row)) == label)
+        groups.setdefault(min(int(confidence * bins), bins - 1), []).append((right, confidence))
+    gaps = (abs(sum(right for right, _ in g) - sum(c for _, c in g)) for g in groups.values())
+    return sum(gaps) / len(labels)
+
+
+@pytest.mark.parametrize("bins", [1, 3, 15, 40])
+@pytest.mark.parametrize(("scale", "shift"), [(0.3, 0), (1, 0), (30, 0), (1, 50)])
+def test_calibration_error_against_an_independent_implementation(bins, scale, shift):
+    logits, labels = answers(500, 6, seed=bins)
+    logits = logits * scale + shift
+    expected = loop_calibration_error(logits, labels, bins)
+    assert measure.calibration_error(logits, labels, bins) == pytest.approx(expected, abs=1e-5)
+
+
+def test_perfectly_calibrated_is_zero():
+    logits = as_logits([0.75, 0.25]).repeat(4, 1)
+    assert measure.calibration_error(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(0, abs=1e-6)
+    assert measure.calibration_error(logits, torch.tensor([0, 0, 1, 1])) == pytest.approx(0.25, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e4, 1e30])
+def test_always_confident(scale):
+    logits = scale * (2 * torch.eye(3) - 1)
+    assert measure.calibration_error(logits, torch.tensor([1, 2, 0])) == pytest.approx(1, abs=1e-6)
+    assert measure.calibration_error(logits, torch.tensor([0, 1, 2])) == pytest.approx(0, abs=1e-6)
+
+
+def test_logits_inside_zero_and_one_are_not_mistaken_for_probabilities():
+    logits = torch.tensor([[1.0, 0.0, 0.5], [0.9, 0.1, 0.2]])
+    expected = loop_calibration_error(logits, torch.tensor([0, 0]), 15)
+    assert expected > 0.4
+    assert measure.calibration_error(logits, torch.tensor([0, 0])) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_confidence_on_a_boundary_belongs_to_the_upper_bin():
+    logits = as_logits([0.5, 0.5, 0, 0], [0.4, 0.2, 0.2, 0.2])
+    assert logits.softmax(1)[0, 0] == 0.5
+    labels = torch.tensor([0, 1])  # right at 0.5, wrong at 0.4
+    assert measure.calibration_error(logits, labels, bins=2) == pytest.approx((0.5 + 0.4) / 2, abs=1e-6)
+    assert measure.calibration_error(logits, labels, bins=1) == pytest.approx(0.05, abs=1e-6)
+
+
+def test_a_confidence_of_exactly_one_belongs_to_the_last_bin():
+    logits = as_logits([1, 0], [0.95, 0.05])
+    assert logits.softmax(1)[0, 0] == 1
+    labels = torch.tensor([1, 0])  # wrong at 1, right at 0.95: together accuracy 0.5, confidence 0.975
+    assert measure.calibration_error(logits, labels) == pytest.approx(0.475, abs=1e-6)
+
+
+def test_probabilities_in_place_of_logits_are_warned_about():
+    logits, labels = answers(20, 4)
+    with pytest.warns(UserWarning, match="look like probabilities"):
+        measure.calibration_error(logits.softmax(1), labels)
+
+
+# --- what a user can get wrong in the answers
+
+
+@pytest.mark.parametrize("function", [measure.accuracy, measure.calibration_error, measure.confusion])
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), "logits are empty"),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.long), r"shape \(3,\), but N x C"),
+        (torch.zeros(3, 1), torch.zeros(3, dtype=torch.long), "at least 2 classes"),
+        (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long), r"labels have shape \(3,\).*need \(2,\)"),
+        (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long), "not one-hot"),
+        (torch.zeros(2, 3), torch.tensor([0, 3]), "from 0 to 3, .* allow 0 to 2"),
+        (torch.zeros(2, 3), torch.tensor([-1, 2]), "from -1 to 2"),
+        (torch.tensor([[1, math.nan], [0, 1]]), torch.tensor([0, 1]), "NaN or infinite in 1 of 2 rows"),
+        (torch.tensor([[1, math.inf], [0, 1]]), torch.tensor([0, 1]), "diverged"),
+    ],
+)
+def test_answers_that_do_not_fit(function, logits, labels, message):
+    with pytest.raises(ValueError, match=message):
+        function(logits, labels)
+
+
+def test_answers_of_the_wrong_type():
+    logits, labels = answers(4, 3)
+    with pytest.raises(TypeError, match="logits must be a floating-point tensor N x C, not list"):
+        measure.accuracy(logits.tolist(), labels)
+    with pytest.raises(TypeError, match=r"not torch\.int64"):
+        measure.accuracy(labels, labels)
+    with pytest.raises(TypeError, match=r"labels must be .* integers .*, not torch\.float32"):
+        measure.accuracy(logits, labels.float())
+    with pytest.raises(TypeError, match="not list"):
+        measure.confusion(logits, labels.tolist())
+
+
+def test_settings_out_of_range():
+    logits, labels = answers(4, 3)
+    for top_k in (0, 4, 1.5, True):
+        with pytest.raises(ValueError, match="top_k of 3 classes is .* whole number from 1 to 3"):
+            measure.accuracy(logits, labels, top_k)
+    for bins in (0, -3, 2.0):
+        with pytest.raises(ValueError, match="bins is .* at least 1"):
+            measure.calibration_error(logits, labels, bins)
+
+
+def test_agreement_names_the_logits_at_fault():
+    logits = torch.zeros(4, 3)
+    with pytest.raises(ValueError, match=r"student_logits have shape \(4, 3\) and teacher_logits \(4, 5\)"):
+        measure.agreement(logits, torch.zeros(4, 5))
+    with pytest.raises(ValueError, match="the same examples"):
+        measure.agreement(logits, torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="teacher_logits are NaN"):
+        measure.agreement(logits, torch.full((4, 3), math.nan))
+    with pytest.raises(ValueError, match="student_logits are empty"):
+        measure.agreement(torch.zeros(0, 3), torch.zeros(0, 3))
+
+
+# --- parameters, bytes, MACs
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "gmacs"),
+    [("resnet18", 11_689_512, 1.81), ("resnet50", 25_557_032, 4.09), ("resnet152", 60_192_808, 11.51)],
+)
+def test_published_counts_on_the_meta_device(name, parameters, gmacs):
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)()
+    assert measure.parameters(model) == parameters
+    assert measure.macs(model, (3, 224, 224)) / 1e9 == pytest.approx(gmacs, abs=0.006)
+
+
+def test_counts_by_hand():
+    model = tiny()
+    assert measure.parameters(model) == TINY_PARAMETERS
+    assert measure.macs(model, SHAPE) == TINY_MACS
+    # 4 + 4 + 8: batch norm's mean, variance and its count of batches
+    assert measure.bytes_in_memory(model) == 4 * (TINY_PARAMETERS + 4 + 4) + 8
+    assert measure.macs(nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=4), (8, 10, 10)) == 5 * 5 * 16 * 2 * 9
+    assert measure.macs(nn.ReLU(), SHAPE) == 0
+
+
+def test_macs_counts_attention():
+    with torch.device("meta"):
+        model = torchvision.models.vit_b_16()
+    assert measure.macs(model, (3, 224, 224)) / 1e9 == pytest.approx(17.56, abs=0.01)
+
+
+def test_frozen_parameters_count_and_shared_ones_count_once():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4)).requires_grad_(False)
+    assert measure.parameters(model) == 40
+    model[2].weight = model[1].weight
+    assert measure.parameters(model) == 24
+    assert measure.bytes_in_memory(model) == 24 * 4
+    state = model.state_dict()
+    del state["1.weight"]
+    assert measure.bytes_saved(model) == len(save(state))
+    assert measure.macs(model, (1, 2, 2)) == 2 * 16  # shared weights still work twice
+
+
+def test_bytes_saved_is_the_size_of_the_file(tmp_path):
+    model = tiny().to(memory_format=torch.channels_last)
+    model.register_buffer("cache", torch.zeros(1000), persistent=False)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, tmp_path / "full.safetensors")
+    halved = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+    save_file(halved, tmp_path / "half.safetensors")
+    assert measure.bytes_saved(model) == (tmp_path / "full.safetensors").stat().st_size
+    assert measure.bytes_saved(model, half=True) == (tmp_path / "half.safetensors").stat().st_size
+    assert measure.bytes_saved(model.to("meta"), half=True) == (tmp_path / "half.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_of_other_precisions(dtype):
+    model = tiny().to(dtype)
+    assert measure.macs(model, SHAPE) == TINY_MACS
+    assert measure.bytes_in_memory(model) == dtype.itemsize * (TINY_PARAMETERS + 8) + 8
+    assert measure.latency(model, SHAPE, min_run_time=0.001).median > 0
+
+
+class Awkward(nn.Module):
+    """Cannot run on meta: holds a plain tensor and looks at values."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.scale = torch.ones(4)
+
+    def forward(self, images):
+        features = images.flatten(1) * self.scale
+        return self.layer(features) if features.sum().item() >= 0 else features
+
+
+def test_macs_falls_back_to_the_models_own_device():
+    model = Awkward()
+    assert measure.macs(model, (1, 2, 2)) == 8
+    assert model.training
+    with pytest.raises(ValueError, match=r"\(1, 3, 2\).*size of tensor a \(6\)"):
+        measure.macs(model, (1, 3, 2))
+    with pytest.raises(ValueError, match="failed on an input"):
+        measure.macs(Awkward().to("meta"), (1, 2, 2))
+
+
+def test_macs_leaves_the_models_forward_hooks_in_peace():
+    model, seen = tiny(), []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    measure.macs(model, SHAPE)
+    assert seen == []
+    model(torch.zeros(2, *SHAPE))
+    assert len(seen) == 1
+
+
+def test_macs_of_a_model_that_holds_activations():
+    """Tensors with a graph cannot be deep-copied, so what a tap's hook has kept must not be reached."""
+
+    class Tap:
+        def hook(self, module, inputs, output):
+            self.kept = output
+
+    model, tap = tiny(), Tap()
+    model[0].register_forward_hook(tap.hook)
+    model(torch.zeros(2, *SHAPE))
+    assert tap.kept.grad_fn is not None
+    assert measure.macs(model, SHAPE) == TINY_MACS
+    assert tap.kept.shape == (2, 4, 8, 8)
+
+
+# --- latency
+
+
+def test_latency_reports_what_was_timed():
+    result = measure.latency(tiny(), SHAPE, batch_size=3, threads=1, min_run_time=0.02)
+    assert (result.batch_size, result.threads) == (3, 1)
+    assert min(result.runs) <= result.median <= max(result.runs)
+    assert 0 <= result.iqr <= max(result.runs) - min(result.runs)
+    with pytest.raises(AttributeError):
+        result.median = 0
+
+
+def test_latency_is_the_time_of_one_pass():
+    """A layer that sleeps 5 ms: the unit is seconds, a pass is not a block, and the batch is as asked."""
+
+    class Slow(nn.Module):
+        def forward(self, images):
+            assert images.shape == (2, *SHAPE)
+            assert torch.is_inference_mode_enabled()
+            assert not self.training
+            assert torch.get_num_threads() == 1
+            time.sleep(0.005)
+            return images
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        result = measure.latency(Slow(), SHAPE, batch_size=2, threads=1, min_run_time=0.05)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert 0.005 <= result.median < 0.05
+    assert len(result.runs) >= 2
+
+
+def test_a_slow_model_is_timed_more_than_once():
+    class Slow(nn.Module):
+        def forward(self, images):
+            time.sleep(0.02)
+            return images
+
+    result = measure.latency(Slow(), SHAPE, threads=1, min_run_time=0.001)
+    assert len(result.runs) >= 3
+
+
+def test_a_run_of_a_very_fast_model_is_one_pass_of_a_block():
+    result = measure.latency(nn.Identity(), SHAPE, threads=1, min_run_time=0.01)
+    assert min(result.runs) <= result.median <= max(result.runs)
+    assert sum(result.runs) < 0.005  # so each of them stands for several passes
+
+
+def test_latency_reads_well():
+    text = str(measure.Latency(0.01234, 0.0005, (0.012, 0.013), batch_size=8, threads=2))
+    assert text == "12.340 ms (IQR 0.500 ms over 2 runs, batch of 8, 2 threads)"
+    text = str(measure.Latency(1.25, 0, (1.25,), batch_size=1, threads=1))
+    assert text == "1250.000 ms (IQR 0.000 ms over 1 run, batch of 1, 1 thread)"
+
+
+def test_latency_on_the_device_asked_for():
+    model = tiny()
+    assert measure.latency(model, SHAPE, min_run_time=0.001, device="cpu").median > 0
+    with pytest.raises(ValueError, match="meta device has shapes but no weights"):
+        measure.latency(model, SHAPE, device="meta")
+    with pytest.raises(ValueError, match="meta device has shapes but no weights"):
+        measure.latency(tiny().to("meta"), SHAPE)
+    with pytest.raises(ValueError, match=r"could not be copied to device 'gpu'.* on 'cpu'"):
+        measure.latency(model, SHAPE, device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="could not be copied to device 'cuda'"):
+            measure.latency(model, SHAPE, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"threads": 0}, "threads is 0"),
+        ({"threads": 1.5}, "threads is 1.5"),
+        ({"min_run_time": 0}, "min_run_time is 0"),
+        ({"min_run_time": math.nan}, "min_run_time is nan"),
+        ({"min_run_time": math.inf}, "min_run_time is inf"),
+    ],
+)
+def test_latency_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        measure.latency(tiny(), SHAPE, **settings)
+
+
+# --- what a user can get wrong in the model
+
+
+@pytest.mark.parametrize("function", [measure.macs, measure.latency])
+@pytest.mark.parametrize(
+    "shape", [(8, 8), (1, 3, 8, 8), (3, 0, 8), (3, -8, 8), (3, 8.0, 8), (3, 8, True), 8, "3x8", None]
+)
+def test_input_shape_must_be_channels_height_width(function, shape):
+    with pytest.raises(ValueError, match=r"input_shape is .*\(channels, height, width\)"):
+        function(tiny(), shape)
+
+
+@pytest.mark.parametrize("function", [measure.macs, measure.latency])
+def test_a_shape_that_the_model_refuses(function):
+    with pytest.raises(ValueError, match=r"(?s)expected input.* 3 channels.*takes 1 channel") as caught:
+        function(tiny(), (1, 8, 8))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    with pytest.raises(ValueError, match=r"(?s)cannot be multiplied.*16 x 16 pixels"):
+        function(tiny(), (3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        measure.parameters,
+        measure.bytes_in_memory,
+        measure.bytes_saved,
+        lambda model: measure.macs(model, SHAPE),
+        lambda model: measure.latency(model, SHAPE),
+    ],
+)
+def test_not_a_model_or_not_one_yet(function):
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module is expected, not dict"):
+        function({})
+    with pytest.raises(ValueError, match="lazy layers"):
+        function(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)))
+
+
+# --- models stay as they were
+
+
+def snapshot(model: nn.Module) -> tuple:
+    """State, gradients, devices, modes and requires_grad of a model, for comparison to the bit."""
+    tensors = {name: (t.device, t.stride(), t.tolist()) for name, t in model.state_dict().items()}
+    grads = [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
+    flags = [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    return tensors, grads, flags, hooks, [id(t) for t in model.parameters()]
+
+
+def half_trained() -> nn.Module:
+    """A model in training with gradients, a frozen parameter, and a shared batch norm in eval mode."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(5)
+    model = nn.Sequential(tiny(), norm, nn.Sequential(norm))
+    model(torch.randn(4, *SHAPE)).square().sum().backward()
+    model[0][6].bias.requires_grad_(False)
+    norm.eval()
+    return model
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        measure.parameters,
+        measure.bytes_in_memory,
+        measure.bytes_saved,
+        lambda model: measure.macs(model, SHAPE),
+        lambda model: measure.latency(model, SHAPE, batch_size=2, min_run_time=0.001),
+        lambda model: measure.latency(model, SHAPE, min_run_time=0.001, device="cpu:0"),
+        lambda model: measure.summary({"it": model}, SHAPE),
+    ],
+)
+def test_a_model_is_unchanged_by_a_measure(function):
+    model = half_trained()
+    before = copy.deepcopy(snapshot(model))
+    seed = torch.get_rng_state()
+    function(model)
+    assert snapshot(model) == before
+    assert torch.equal(torch.get_rng_state(), seed)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("function", [measure.macs, measure.latency])
+def test_a_model_is_unchanged_by_a_measure_that_fails(function):
+    model = half_trained()
+    before = copy.deepcopy(snapshot(model))
+    with pytest.raises(ValueError, match="failed on an input"):
+        function(model, (1, 8, 8))
+    assert snapshot(model) == before
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_the_fallback_of_macs_leaves_the_model_alone():
+    model = nn.Sequential(Awkward(), nn.BatchNorm1d(2))
+    before = copy.deepcopy(snapshot(model))
+    assert measure.macs(model, (1, 2, 2)) == 8
+    assert snapshot(model) == before
+
+
+# --- summary
+
+
+def test_summary():
+    table = measure.summary({"student": tiny(), "teacher": nn.Sequential(tiny(), nn.Linear(5, 5))}, SHAPE)
+    assert list(table.index) == ["student", "teacher"]
+    assert list(table.columns) == ["parameters", "MACs", "MB"]
+    assert table.loc["student", "parameters"] == TINY_PARAMETERS
+    assert table.loc["teacher", "MACs"] == TINY_MACS + 25
+    assert table.loc["student", "MB"] == measure.bytes_in_memory(tiny()) / 1e6
+    assert [str(table[column].dtype) for column in table] == ["int64", "int64", "float64"]
+
+
+def test_summary_with_latency(monkeypatch):
+    fixed = measure.Latency(0.002, 0, (0.002,), 1, 1)
+    monkeypatch.setattr(measure, "latency", lambda model, shape: fixed)
+    assert measure.summary({"it": tiny()}, SHAPE, timed=True).loc["it", "latency ms"] == 2
+
+
+@pytest.mark.parametrize("models", [{}, [], tiny()])
+def test_summary_needs_a_dict(models):
+    with pytest.raises(ValueError, match="non-empty dict"):
+        measure.summary(models, SHAPE)
+
+
+def test_importing_measure_is_cheap():
+    root = Path(measure.__file__).parents[1]
+    code = "import sys, kdlib.measure; print([m for m in ('torchmetrics', 'pandas') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
