@@ -1,0 +1,16 @@
+"""Knowledge distillation in PyTorch: losses, methods, teachers and one training loop."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["data", "losses", "measure", "methods", "models", "taps", "teachers", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # Parts load when they are used, so that `import kdlib` costs nothing.
+    if name in __all__:
+        return importlib.import_module(f"kdlib.{name}")
+    raise AttributeError(f"module 'kdlib' has no attribute {name!r}")

@@ -1,0 +1,90 @@
+"""Randomness as a function: what happens to a sample depends on (seed, view, sample index) and on nothing else.
+
+No generator is advanced, so neither batch order nor worker nor process nor a resumed run can change a view, and
+a teacher's stored answer can always be given for the picture that the student sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # splitmix64's increment, as a signed 64-bit number
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may be done to a training image.
+
+    crop: pixels of black border added on each side before a random crop back to the original size.
+    flip: mirror left and right with probability one half.
+    smallest: the smallest share of the area that a random resized crop keeps; 1 means no such crop. Only for
+        images that are decoded one by one (image folders).
+    """
+
+    crop: int = 0
+    flip: bool = False
+    smallest: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.crop, int) or self.crop < 0:
+            raise ValueError(f"crop is a number of pixels, 0 or more; got {self.crop!r}.")
+        if not 0 < self.smallest <= 1:
+            raise ValueError(f"smallest is a share of the area in (0, 1]; got {self.smallest!r}.")
+
+
+NONE = Augmentation()
+
+
+def random_bits(indices: Tensor, *key: object) -> Tensor:
+    """63 pseudo-random bits for each sample index, a pure function of the index and the key.
+
+    indices: int64, any shape. key: strings and whole numbers. Returns int64 of the same shape, in [0, 2^63). The
+    mixing is splitmix64's.
+    """
+    # NumPy's 3 and torch's 3 are spelt differently from Python's, and must name the same view.
+    key = tuple(part if isinstance(part, str) else int(operator.index(part)) for part in key)
+    offset = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big", signed=True)
+    return _mix(_mix(indices * GOLDEN + offset)) & 0x7FFFFFFFFFFFFFFF
+
+
+def _mix(x: Tensor) -> Tensor:
+    # torch has no unsigned 64-bit arithmetic: products wrap as wanted, right shifts must lose the sign by a mask.
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def shuffled(indices: Tensor, *key: object) -> Tensor:
+    """The positions 0..N-1 in an order that depends on the sample indices and the key alone."""
+    return torch.argsort(random_bits(indices, "order", *key))
+
+
+def augment(images: Tensor, indices: Tensor, augmentation: Augmentation, seed: int, view: int) -> Tensor:
+    """Crop and flip a whole batch at once.
+
+    images: uint8, B x C x H x W. indices: int64, B. Returns uint8 of the same shape.
+    Raises ValueError for an augmentation that only works on images decoded one by one.
+    """
+    if augmentation.smallest < 1:
+        raise ValueError("Images in memory can be cropped and flipped, not resized: use Augmentation(crop=, flip=).")
+    if not augmentation.crop and not augmentation.flip:
+        return images
+    batch, channels, height, width = images.shape
+    bits = random_bits(indices, "augment", seed, view)
+    reach = 2 * augmentation.crop + 1
+    down, right, mirror = bits % reach, (bits >> 20) % reach, (bits >> 40) & 1
+    columns = torch.arange(width, device=images.device).expand(batch, width)
+    if augmentation.flip:
+        columns = torch.where(mirror[:, None] == 1, width - 1 - columns, columns)
+    columns = columns + right[:, None]
+    rows = torch.arange(height, device=images.device) + down[:, None]
+    padded = F.pad(images, [augmentation.crop] * 4)
+    places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
+    places = places.reshape(batch, 1, height * width).expand(-1, channels, -1)
+    return padded.flatten(2).gather(2, places).view(images.shape)

@@ -1,0 +1,204 @@
+"""Where data sets come from: the files shipped in data/, torchvision's downloads, folders of images."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import zlib
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdlib.data.augment import Augmentation, shuffled
+from kdlib.data.splits import LazySplit, MemorySplit
+from kdlib.files import digest
+
+FASHION_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+FASHION_FILES = {  # sha256 of the files in Debian's package dataset-fashion-mnist
+    "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+    "train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+    "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+def folder() -> Path:
+    """The folder of the shipped data and weights: $KDLIB_DATA, else data/ beside the package, else ./data."""
+    if os.environ.get("KDLIB_DATA"):
+        return Path(os.environ["KDLIB_DATA"])
+    beside = Path(__file__).resolve().parents[2] / "data"
+    return beside if beside.is_dir() else Path.cwd() / "data"
+
+
+def checked(name: str) -> bytes:
+    """The contents of one shipped gzip file, after its sha256 was compared.
+
+    Raises FileNotFoundError when it is missing and ValueError when it is truncated or altered.
+    """
+    path = folder() / name
+    mend = f"Restore it with 'git checkout -- data/{name}', or copy it from Debian's package dataset-fashion-mnist."
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The data file {path} is missing. {mend} If the data lies elsewhere, set KDLIB_DATA to that folder."
+        )
+    packed = path.read_bytes()
+    found = hashlib.sha256(packed).hexdigest()
+    if found != FASHION_FILES[name]:
+        raise ValueError(
+            f"The data file {path} is truncated or altered: {len(packed):,} bytes with sha256 {found[:16]}..., "
+            f"expected sha256 {FASHION_FILES[name][:16]}.... {mend}"
+        )
+    return zlib.decompress(packed, wbits=zlib.MAX_WBITS | 16)
+
+
+def parse_idx(content: bytes) -> Tensor:
+    """The uint8 tensor in an idx file (two zero bytes, type 8, number of dimensions, big-endian sizes, bytes)."""
+    dimensions = content[3] if len(content) > 3 else 0
+    shape = [int.from_bytes(content[4 + 4 * d : 8 + 4 * d], "big") for d in range(dimensions)]
+    start = 4 + 4 * dimensions
+    if content[:3] != b"\x00\x00\x08" or not 0 < len(content) - start == math.prod(shape):
+        raise ValueError("This is not an idx file of unsigned bytes: its header and its length disagree.")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)
+
+
+def hold_out(count: int, size: int) -> tuple[Tensor, Tensor]:
+    """Positions (kept, held out): the same `size` of `count` samples are held out on every machine."""
+    order = shuffled(torch.arange(count), "hold out")
+    return order[size:].sort().values, order[:size].sort().values
+
+
+def memory_splits(
+    images: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor], validation: int, mean: tuple, std: tuple
+) -> dict[str, MemorySplit]:
+    """Train, validation and test splits of images in memory; (train, test) pairs in, validation held out."""
+    whole = MemorySplit(images[0], labels[0].long(), torch.arange(len(labels[0])), mean, std)
+    kept, held_out = hold_out(len(whole), validation)
+    test = MemorySplit(images[1], labels[1].long(), torch.arange(len(labels[1])), mean, std)
+    return {"train": whole.select(kept), "validation": whole.select(held_out), "test": test}
+
+
+@lru_cache(maxsize=2)  # reading and checking 31 MB takes a second; what is returned is never changed in place
+def fashion_mnist(where: Path) -> dict[str, Any]:
+    """Fashion-MNIST (Xiao et al. 2017): 55,000 / 5,000 / 10,000 grey images of 28 x 28 pixels."""
+    train, train_labels, test, test_labels = (parse_idx(checked(name)) for name in FASHION_FILES)
+    pairs = ((train[:, None], test[:, None]), (train_labels, test_labels))
+    return {
+        "classes": FASHION_CLASSES,
+        "augmentation": Augmentation(crop=2, flip=True),
+        "size": 28,
+        **memory_splits(*pairs, validation=5_000, mean=(0.2860,), std=(0.3530,)),
+    }
+
+
+def cifar(name: str, root: str | Path | None, download: bool) -> dict[str, Any]:
+    """CIFAR-10 or CIFAR-100 through torchvision: 45,000 / 5,000 / 10,000 colour images of 32 x 32 pixels."""
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    root = Path(root).expanduser() if root else Path.home() / ".cache" / "kdlib"
+    try:
+        parts = [kind(root, train=train, download=download) for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"Could not get {name} into {root} ({error}). It is downloaded once from {kind.url}: check the network, "
+            f"or fetch {kind.filename} on another machine and put it there."
+        ) from error
+    images = tuple(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts)
+    labels = tuple(torch.tensor(part.targets) for part in parts)
+    mean, std = CIFAR_STATISTICS[name]
+    return {
+        "classes": tuple(parts[0].classes),
+        "augmentation": Augmentation(crop=4, flip=True),
+        "size": 32,
+        **memory_splits(images, labels, validation=len(labels[0]) // 10, mean=mean, std=std),
+    }
+
+
+def image_transform(size: int) -> Callable[[Augmentation], Callable[[Any], Tensor]]:
+    """From an Augmentation to torchvision's transforms that give uint8 tensors of 3 x size x size."""
+    return partial(_image_steps, size)  # no closure: workers that do not fork get it as a pickle
+
+
+def _image_steps(size: int, augmentation: Augmentation) -> Callable[[Any], Tensor]:
+    from torchvision.transforms import v2
+
+    if augmentation.smallest < 1:
+        steps = [v2.RandomResizedCrop(size, scale=(augmentation.smallest, 1.0), antialias=True)]
+    else:
+        # ImageNet's evaluation protocol: the shorter side at 256/224 of the size, then the centre.
+        steps = [v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)]
+    if augmentation.crop:
+        steps.append(v2.RandomCrop(size, padding=augmentation.crop))
+    if augmentation.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    return v2.Compose([v2.PILToTensor(), v2.RGB(), *steps])
+
+
+def image_folder(path: str | Path, size: int, workers: int | None) -> dict[str, Any]:
+    """Images in ImageNet's layout: PATH/train/CLASS/*, PATH/val/CLASS/* and, if there is one, PATH/test/CLASS/*.
+
+    Without a test folder, val is the test set and a tenth of train (at most 10,000 images) is held out for
+    validation, so that choices are never made on the test set.
+    """
+    path = Path(path).expanduser()  # the shell does not see the ~ in imagefolder:~/pictures
+    train = _open_folder(path, "train")
+    last = "test" if (path / "test").is_dir() else "val"
+    test = _open_folder(path, last)
+    workers = min(8, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers
+    splits = {"train": _lazy(train, size, workers), "test": _lazy(test, size, workers)}
+    if last == "test" and (path / "val").is_dir():
+        splits["validation"] = _lazy(_open_folder(path, "val"), size, workers)
+    elif len(train) < 2:
+        raise ValueError(f"{train.root} holds 1 image: too few to hold out a tenth for validation.")
+    else:
+        kept, held_out = hold_out(len(splits["train"]), min(10_000, max(1, len(splits["train"]) // 10)))
+        splits["validation"] = splits["train"].select(held_out)
+        splits["train"] = splits["train"].select(kept)
+    for part in (test, splits["validation"].source):
+        if part.classes != train.classes:
+            raise ValueError(
+                f"The class folders of {part.root} and {train.root} differ: "
+                f"{sorted(set(part.classes) ^ set(train.classes))[:5]}. Each class needs a folder in both."
+            )
+    augmentation = Augmentation(flip=True, smallest=0.35)
+    return {"classes": tuple(train.classes), "augmentation": augmentation, "size": size, **splits}
+
+
+def _open_folder(path: Path, part: str) -> Any:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        return ImageFolder(path / part)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            f"{path / part} does not hold images in class folders ({error}). Expected {path}/train/CLASS/IMAGE and "
+            f"{path}/val/CLASS/IMAGE, as ImageNet is laid out."
+        ) from error
+
+
+def _lazy(source: Any, size: int, workers: int) -> LazySplit:
+    everything = torch.arange(len(source))
+    lengths = [(Path(name).name, os.path.getsize(name)) for name, _ in source.samples]
+    return LazySplit(
+        source,
+        within=everything,
+        labels=torch.tensor(source.targets),
+        indices=everything,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        transform=image_transform(size),
+        identity=digest([], size, lengths),  # a teacher's answers for 224 pixels are not those for 160
+        workers=workers,
+    )

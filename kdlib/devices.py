@@ -1,0 +1,70 @@
+"""Where to compute and with how many bits."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdlib._messages import unknown
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device and whether the networks run in bfloat16 there; losses are computed in float32 in any case."""
+
+    device: torch.device
+    bfloat16: bool
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        if not self.bfloat16:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def put(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device, in the memory order that convolutions run fastest in."""
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def put_images(self, images: Tensor) -> Tensor:
+        return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+
+    def __str__(self) -> str:
+        return f"{self.device}, {'bfloat16' if self.bfloat16 else 'float32'}"
+
+
+def choose(device: str = "auto", precision: str = "auto") -> Place:
+    """The place for these wishes: "auto" takes CUDA, then MPS, then the CPU, and bfloat16 where the chip has it.
+
+    Raises ValueError for an unknown precision and for a device that this machine does not have.
+    """
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = [*["cuda"][:cards], *["mps"][: torch.backends.mps.is_available()], "cpu"]
+    chosen = _named(available[0] if device == "auto" else str(device))
+    if chosen is None or chosen.type not in available or (chosen.type == "cuda" and (chosen.index or 0) >= cards):
+        shown = ", ".join([f"cuda:{card}" for card in range(cards)] + [kind for kind in available if kind != "cuda"])
+        raise ValueError(f"This machine has no device {str(device)!r} that torch can use. It has: {shown}.")
+    return Place(chosen, has_bfloat16(chosen) if precision == "auto" else precision == "bf16")
+
+
+def _named(device: str) -> torch.device | None:
+    try:
+        return torch.device(device)
+    except RuntimeError:  # torch knows no such kind of device
+        return None
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there: in the chip itself, not emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # Private names of torch: absent on some builds, and there is no public question for these instructions.
+        asks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        return any(ask() for ask in asks if ask is not None)
+    return False

@@ -1,0 +1,306 @@
+"""Models by name, for images of any size, and their weights in files that run no code.
+
+student = models.build("resnet18", num_classes=10, in_channels=1)
+teacher = models.load("resnet50-fashion")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdlib._messages import unknown
+from kdlib.data.sources import folder
+from kdlib.files import load_tensors, save_tensors
+
+STEMS = {
+    "stride1": (3, 1, False),
+    "stride2": (3, 2, False),
+    "imagenet": (7, 2, True),
+}  # kernel, stride, max pooling after it
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions around a shortcut (He et al. 2016)."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != width:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """The thin ResNet of He et al. 2016, section 4.2: three stages of 16, 32 and 64 channels, 6n + 2 layers.
+
+    Shortcuts that change the width are 1 x 1 convolutions, as in most distillation benchmarks.
+    """
+
+    def __init__(self, depth: int, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16, 1, blocks)
+        self.layer2 = self._stage(16, 32, 2, blocks)
+        self.layer3 = self._stage(32, 64, 2, blocks)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(64, num_classes)
+
+    @staticmethod
+    def _stage(inputs: int, width: int, stride: int, blocks: int) -> nn.Sequential:
+        first = BasicBlock(inputs, width, stride)
+        return nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def article_cnn(widths: tuple[int, ...], num_classes: int, in_channels: int, image_size: int) -> nn.Sequential:
+    """The article's plain network: 3 x 3 convolutions, each followed by 2 x 2 max pooling, and one linear layer.
+
+    The outputs are logits: a softmax inside the model would be applied twice by every loss.
+    """
+    if image_size < 2 ** len(widths):
+        raise ValueError(f"{len(widths)} poolings need at least {2 ** len(widths)} pixels of a side; got {image_size}.")
+    layers: list[tuple[str, nn.Module]] = []
+    for number, width in enumerate(widths, start=1):
+        layers += [
+            (f"conv{number}", nn.Conv2d(in_channels, width, 3, padding=1)),
+            (f"relu{number}", nn.ReLU()),
+            (f"pool{number}", nn.MaxPool2d(2)),
+        ]
+        in_channels = width
+    pixels = (image_size // 2 ** len(widths)) ** 2
+    model = nn.Sequential()
+    for name, layer in [*layers, ("flatten", nn.Flatten()), ("fc", nn.Linear(in_channels * pixels, num_classes))]:
+        model.add_module(name, layer)
+    return model
+
+
+def _torchvision_resnet(name: str, num_classes: int, in_channels: int, stem: str) -> nn.Module:
+    from torchvision import models as zoo
+
+    model = getattr(zoo, name)(num_classes=num_classes)
+    kernel, stride, pooled = STEMS[stem]
+    model.conv1 = nn.Conv2d(in_channels, 64, kernel, stride, kernel // 2, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+    if not pooled:
+        model.maxpool = nn.Identity()
+    return model
+
+
+def _mobilenet(num_classes: int, in_channels: int, stem: str) -> nn.Module:
+    from torchvision import models as zoo
+
+    model = zoo.mobilenet_v3_small(num_classes=num_classes)
+    stride = 1 if stem == "stride1" else 2
+    model.features[0][0] = nn.Conv2d(in_channels, 16, 3, stride, 1, bias=False)
+    nn.init.kaiming_normal_(model.features[0][0].weight, mode="fan_out")
+    return model
+
+
+def _architectures() -> dict[str, Callable[[dict[str, Any]], nn.Module]]:
+    def shape(given: dict[str, Any]) -> tuple[int, int]:
+        return given["num_classes"], given["in_channels"]
+
+    known: dict[str, Callable[[dict[str, Any]], nn.Module]] = {}
+    for depth in (18, 34, 50):
+        known[f"resnet{depth}"] = lambda g, d=depth: _torchvision_resnet(f"resnet{d}", *shape(g), g["stem"])
+    for depth in (8, 20, 32, 56):
+        known[f"resnet{depth}"] = lambda g, d=depth: CifarResNet(d, *shape(g))
+    known["article-teacher"] = lambda g: article_cnn((32, 64, 128), *shape(g), g["image_size"])
+    known["article-student"] = lambda g: article_cnn((16, 32), *shape(g), g["image_size"])
+    known["mobilenet-v3-small"] = lambda g: _mobilenet(*shape(g), g["stem"])
+    return known
+
+
+def names() -> list[str]:
+    """The architectures that `build` knows."""
+    return list(_architectures())
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    stem: str = "stride2",
+    image_size: int = 28,
+    seed: int | None = None,
+) -> nn.Module:
+    """A new model with fresh weights.
+
+    name: one of `names()`. num_classes: number of logits. in_channels: 1 for grey, 3 for colour.
+    stem: how torchvision's networks begin. "imagenet" is their own (7 x 7, stride 2, max pooling: 28 pixels become
+        7 before the first block, and on images of 28 to 32 pixels that costs more accuracy than any distillation
+        gives back); "stride2" (3 x 3, 28 become 14) and "stride1" (3 x 3, 28 stay 28, about three times the work of
+        stride2) fit small images. The thin ResNets and the article's networks have stems of their own.
+    image_size: pixels of a side; only the article's networks, which end in one linear layer, depend on it.
+    seed: of the initial weights; None draws from the global generator.
+    Raises ValueError for an unknown name or stem, or numbers below one.
+    """
+    if name not in names():
+        raise unknown("model", name, names())
+    if stem not in STEMS:
+        raise unknown("stem", stem, STEMS)
+    for what, value in {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{what} is a whole number of at least 1; got {value!r}.")
+    described = {
+        "architecture": name,
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "stem": stem,
+        "image_size": image_size,
+    }
+    if seed is None:
+        model = _architectures()[name](described)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would set back the GPU's generator too
+            model = _architectures()[name](described)
+    model.described = described
+    return model
+
+
+def save(model: nn.Module, path: str | Path, *, half: bool = False, **facts: Any) -> None:
+    """Write a built model's weights and description to a safetensors file, completely or not at all.
+
+    half: store floating-point weights in 16 bits (they come back as float32). facts: more to note in the file's
+    header, such as the accuracy. Raises ValueError for a model that `build` did not make and for weights beyond
+    the range of 16 bits, OSError if the file cannot be written.
+    """
+    described = getattr(model, "described", None)
+    if described is None:
+        raise ValueError(
+            "This model was not made by models.build, so its architecture has no name to store. Save its weights "
+            "with safetensors.torch.save_model(model, path)."
+        )
+    tensors = model.state_dict()
+    if half:
+        tensors = {name: _in_half(name, t) if t.is_floating_point() else t for name, t in tensors.items()}
+    save_tensors(path, tensors, {**described, **facts})
+
+
+def _in_half(name: str, tensor: Tensor) -> Tensor:
+    if (tensor.abs() > torch.finfo(torch.float16).max).any():
+        raise ValueError(f"{name} holds values that are too large for 16 bits. Save it without half.")
+    return tensor.half()
+
+
+def load(name: str | Path) -> nn.Module:
+    """A trained model: from the shipped ones by name, from a file written by `save`, or torchvision's.
+
+    name: for instance "resnet50-fashion", "path/to/student.safetensors", or "resnet50-imagenet" for torchvision's
+    ImageNet weights (downloaded once; for 3 x 224 x 224 images). The model is in eval mode.
+    Raises FileNotFoundError, OSError if a download fails, or ValueError for an unknown name, a truncated file, a
+    pickle or weights that do not fit.
+    """
+    text = str(name)
+    if text.endswith("-imagenet"):
+        return _pretrained(text.removesuffix("-imagenet"))
+    # A file with another ending is opened too, so that a pickle is called a pickle and not an unknown name.
+    is_path = text.endswith(".safetensors") or (Path(text).suffix != "" and Path(text).is_file())
+    path = Path(text) if is_path else folder() / f"{text}.safetensors"
+    if not is_path and not path.is_file():
+        options = [*shipped(), "resnet50-imagenet", "PATH.safetensors"]
+        raise ValueError(f"{unknown('trained model', text, options)} Shipped ones are looked for in {folder()}.")
+    tensors, described = load_tensors(path)
+    if "architecture" not in described:
+        raise ValueError(f"{path} does not say which architecture it holds. Build that model and call models.restore.")
+    shape = {key: described.get(key) for key in ("num_classes", "in_channels", "stem", "image_size")}
+    unsaid = [key for key, value in shape.items() if value is None]
+    if unsaid:
+        raise ValueError(f"{path} names its architecture but does not say its {', '.join(unsaid)}. Save it again.")
+    model = build(described["architecture"], **shape, seed=0)  # a seed, to leave the global generator alone
+    restore(model, tensors, path)
+    return model.eval()
+
+
+def restore(model: nn.Module, tensors: dict[str, Tensor], path: str | Path = "the checkpoint") -> None:
+    """Put weights into a model; ValueError, the model unchanged, unless every name and shape fits."""
+    wanted = model.state_dict()
+    missing = sorted(wanted.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - wanted.keys())
+    differ = sorted(k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape)
+    if missing or extra or differ:
+        example = (
+            f"; {differ[0]} is {tuple(tensors[differ[0]].shape)}, expected {tuple(wanted[differ[0]].shape)}"
+            if differ
+            else ""
+        )
+        raise ValueError(
+            f"The weights in {path} belong to another architecture: {len(missing)} are missing {missing[:3]}, "
+            f"{len(extra)} are unknown {extra[:3]}, {len(differ)} have another shape{example}. Build the model that "
+            "was saved, with the same number of classes and channels."
+        )
+    model.load_state_dict(tensors)
+
+
+def shipped() -> list[str]:
+    """The trained models in the data folder."""
+    return sorted(path.stem for path in folder().glob("*.safetensors"))
+
+
+def _pretrained(name: str) -> nn.Module:
+    from torchvision import models as zoo
+
+    if name not in zoo.list_models(module=zoo):
+        raise unknown("torchvision model", name, zoo.list_models(module=zoo))
+    weights = zoo.get_model_weights(name).DEFAULT
+    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    try:
+        # torchvision unpickles without a guard, and checks the hash of a download only: look at the file first.
+        weights.get_state_dict(check_hash=True, weights_only=True)
+        model = zoo.get_model(name, weights=weights)
+    except OSError as error:
+        raise OSError(
+            f"Could not download torchvision's weights for {name} ({error}). Check the network, or fetch {weights.url} "
+            f"on another machine and copy it to {place} on this one."
+        ) from error
+    except Exception as error:  # torch's unpickler trips over a broken file in many ways
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{place} is not a readable file of weights for {name} ({reason}). Delete it: it is downloaded anew."
+        ) from error
+    return model.eval()
+
+
+def stages(model: nn.Module) -> list[str]:
+    """The layers after which a known model's maps are usually compared, from the input to the output.
+
+    Raises ValueError for a model whose stages are not known: name the layers from `named_modules()` yourself.
+    """
+    found = [name for name, _ in model.named_children() if name.startswith(("layer", "pool"))]
+    if found:
+        return found
+    if type(model).__name__ == "MobileNetV3" and len(model.features) == 13:  # the small one
+        return [f"features.{i}" for i in (1, 3, 8, 12)]  # the last block of each resolution
+    raise ValueError(
+        f"The stages of a {type(model).__name__} are not known. Name two layers from named_modules(), "
+        "for instance Feature({'student.layer': 'teacher.layer'})."
+    )
+
+
+def embedding(model: nn.Module) -> str:
+    """The layer whose output is one vector a sample, just before the classifier."""
+    for name in ("avgpool", "flatten"):
+        if name in dict(model.named_children()):
+            return name
+    raise ValueError(f"The embedding of a {type(model).__name__} is not known. Name a layer from named_modules().")

@@ -1,0 +1,77 @@
+"""How a network is trained: optimiser, learning rate over time, batch size, clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from kdlib._messages import unknown
+
+OPTIMIZERS = ("sgd", "adamw", "rmsprop")
+SCHEDULES = ("cosine", "one-cycle", "constant")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of one training run, the same for every method that is compared.
+
+    optimizer: "sgd" (Nesterov momentum), "adamw" or "rmsprop". learning_rate: its peak. momentum: for sgd.
+    weight_decay: applied to matrices and filters, not to biases and batch-norm scales. batch_size: at least 2.
+    schedule: "cosine" (after a linear warm-up over the share `warmup` of all steps, half a cosine to zero),
+    "one-cycle" (linear up for 30 % of the steps, linear down to zero) or "constant". clip: largest norm of the
+    gradient over the student's and the method's parameters together; None does not clip.
+    Raises ValueError for values that make no sense.
+    """
+
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate is a positive number; got {self.learning_rate}.")
+        if not isinstance(self.batch_size, int) or self.batch_size < 2:
+            text = "batch_size is a whole number of at least 2 (batch statistics need company)"
+            raise ValueError(f"{text}; got {self.batch_size}.")
+        if not (0 <= self.warmup < 1 and 0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
+            raise ValueError("warmup and momentum lie in [0, 1), weight_decay is 0 or more.")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is a positive norm, or None; got {self.clip}.")
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step 0, 1, ... of `steps`: a function, so that a resumed run needs no state."""
+        done = (step + 0.5) / steps
+        if self.schedule == "constant":
+            return self.learning_rate
+        if self.schedule == "one-cycle":
+            return self.learning_rate * (done / 0.3 if done < 0.3 else (1 - done) / 0.7)
+        if done < self.warmup:
+            return self.learning_rate * done / self.warmup
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser over these parameters, biases and norms without weight decay."""
+        trained = [p for p in parameters if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(groups, self.learning_rate)
+        if self.optimizer == "rmsprop":
+            return torch.optim.RMSprop(groups, self.learning_rate, alpha=0.9)  # Keras' rho, which the article uses
+        nesterov = self.momentum > 0
+        return torch.optim.SGD(groups, self.learning_rate, momentum=self.momentum, nesterov=nesterov)

@@ -1,0 +1,307 @@
+"""What happens to a sample is a function of (seed, view, sample index) alone, the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kdlib.data import NONE, Augmentation, MemorySplit, augment, random_bits
+from kdlib.data.augment import shuffled
+from kdlib.files import digest
+
+MASK = 2**64 - 1
+INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+def mix(x: int) -> int:
+    """splitmix64's output function (Steele, Lea and Flood 2014), in Python's unbounded integers."""
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
+
+
+def bits(index: int, *key: object) -> int:
+    offset = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big")
+    return mix(mix((index * 0x9E3779B97F4A7C15 + offset) & MASK)) % 2**63
+
+
+def augmented_slowly(image: list, index: int, crop: int, flip: bool, seed: int, view: int) -> list:
+    """One image, C x H x W as nested lists: shift within a black border, then mirror."""
+    height, width = len(image[0]), len(image[0][0])
+    drawn = bits(index, "augment", seed, view)
+    down, right = drawn % (2 * crop + 1) - crop, (drawn >> 20) % (2 * crop + 1) - crop
+    mirrored = flip and (drawn >> 40) & 1
+
+    def pixel(channel: list, row: int, column: int) -> int:
+        row, column = row + down, (width - 1 - column if mirrored else column) + right
+        return channel[row][column] if 0 <= row < height and 0 <= column < width else 0
+
+    return [[[pixel(c, row, column) for column in range(width)] for row in range(height)] for c in image]
+
+
+def pictures(count: int, channels: int = 3, height: int = 6, width: int = 7, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    # No black pixel, so that black is the border
+    return torch.randint(1, 256, (count, channels, height, width), generator=generator, dtype=torch.uint8)
+
+
+# --- random_bits
+
+
+def test_the_reference_is_splitmix64():
+    # The widely published first outputs for the state 1234567.
+    wanted = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert [mix((1234567 + n * 0x9E3779B97F4A7C15) & MASK) for n in range(1, 5)] == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(index=INT64, word=st.text(max_size=5), seed=INT64, view=st.integers(0, 100))
+@example(index=2**63 - 1, word="augment", seed=0, view=0)
+@example(index=-(2**63), word="augment", seed=-1, view=0)
+def test_random_bits_against_unbounded_integers(index: int, word: str, seed: int, view: int):
+    found = random_bits(torch.tensor([index]), word, seed, view)
+    assert found.dtype == torch.int64
+    assert found.item() == bits(index, word, seed, view)
+
+
+def test_random_bits_are_pinned():
+    found = random_bits(torch.tensor([[0, 1], [59_999, -1]]), "augment", 0, 0)
+    assert found.tolist() == [[544512307051101367, 601719486976729245], [8320659646517921497, 1008964999770034778]]
+    assert random_bits(torch.tensor(0), "order", 3, 7).item() == bits(0, "order", 3, 7)
+
+
+def test_any_whole_number_names_the_same_key():
+    wanted = random_bits(torch.arange(5), "augment", 3, 1).tolist()
+    for seed, view in ((np.int64(3), np.int32(1)), (torch.tensor(3), torch.tensor(1)), (3, True)):
+        assert random_bits(torch.arange(5), "augment", seed, view).tolist() == wanted
+    with pytest.raises(TypeError):
+        random_bits(torch.arange(5), "augment", 3.5)
+
+
+def test_every_bit_of_the_sixty_three_is_fair():
+    drawn = random_bits(torch.arange(20_000), "augment", 0, 0)
+    assert int(drawn.min()) >= 0
+    ones = (drawn[:, None] >> torch.arange(63)) & 1
+    assert (ones.double().mean(0) - 0.5).abs().max() < 4.5 * 0.5 / 20_000**0.5
+    assert drawn.unique().numel() == 20_000
+
+
+def test_shuffled_is_a_permutation_that_depends_on_the_indices_alone():
+    indices = torch.arange(100, 1_100)
+    order = shuffled(indices, 0, 1)
+    assert order.sort().values.tolist() == list(range(1_000))
+    assert order.tolist() == sorted(range(1_000), key=lambda i: bits(100 + i, "order", 0, 1))
+    some = torch.arange(0, 1_000, 3)
+    assert indices[some][shuffled(indices[some], 0, 1)].tolist() == [
+        i for i in indices[order].tolist() if (i - 100) % 3 == 0
+    ]
+    assert not torch.equal(order, shuffled(indices, 0, 2))
+    assert not torch.equal(order, shuffled(indices, 1, 1))
+
+
+# --- the slow reference
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    crop=st.integers(0, 9),
+    flip=st.booleans(),
+    size=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)),
+    seed=st.integers(0, 1_000),
+    view=st.integers(0, 3),
+    first=st.integers(0, 60_000),
+)
+def test_augment_agrees_with_one_image_at_a_time(crop, flip, size, seed, view, first):
+    images = pictures(*size, seed=seed)
+    indices = first + torch.randperm(size[0] + 5)[: size[0]]
+    found = augment(images, indices, Augmentation(crop, flip), seed, view)
+    wanted = [
+        augmented_slowly(image, index, crop, flip, seed, view)
+        for image, index in zip(images.tolist(), indices.tolist(), strict=True)
+    ]
+    assert found.tolist() == wanted
+    assert found.dtype == torch.uint8
+
+
+def test_augmented_images_are_pinned():
+    found = augment(pictures(64), torch.arange(64), Augmentation(crop=2, flip=True), seed=1, view=2)
+    ramp = torch.arange(4 * 28 * 28).view(4, 1, 28, 28).to(torch.uint8)
+    plain = augment(ramp, torch.tensor([0, 7, 59_999, 12]), Augmentation(crop=2, flip=True), seed=1, view=2)
+    assert found.shape == (64, 3, 6, 7)
+    assert digest([plain])[:16] == "84b1b2d7c8a814c1"
+
+
+def test_another_process_gives_the_same_pictures():
+    code = (
+        "import torch; from kdlib.data import augment, Augmentation; torch.manual_seed(5);"
+        "x = torch.arange(8 * 3 * 36).view(8, 3, 6, 6).to(torch.uint8);"
+        "y = augment(x, torch.arange(7, 15), Augmentation(crop=2, flip=True), 3, 1);"
+        "print(y.flatten().tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    images = torch.arange(8 * 3 * 36).view(8, 3, 6, 6).to(torch.uint8)
+    wanted = augment(images, torch.arange(7, 15), Augmentation(crop=2, flip=True), 3, 1)
+    assert done.stdout.strip() == str(wanted.flatten().tolist())
+
+
+# --- invariances
+
+
+@pytest.fixture(scope="module")
+def split() -> MemorySplit:
+    return MemorySplit(pictures(90), torch.arange(90) % 3, torch.arange(500, 590), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+def by_index(batches) -> dict[int, list]:
+    return {int(i): image.tolist() for b in batches for i, image in zip(b.indices, b.images, strict=True)}
+
+
+def test_views_do_not_depend_on_order_batch_size_or_subset(split: MemorySplit):
+    asked = {"augmentation": Augmentation(crop=2, flip=True), "seed": 4, "view": 2}
+    wanted = by_index(split.batches(90, **asked))
+    shuffled_places = torch.randperm(90)
+    assert by_index(split.batches(7, places=shuffled_places, **asked)) == wanted
+    some = torch.tensor([80, 3, 41, 3])
+    assert by_index(split.select(some).batches(3, **asked)) == {500 + i: wanted[500 + i] for i in (80, 3, 41)}
+    torch.manual_seed(99)
+    torch.rand(10)
+    assert by_index(split.batches(1, **asked)) == wanted
+
+
+def test_seeds_views_and_indices_differ(split: MemorySplit):
+    images = pictures(1, 1, 8, 8).expand(300, 1, 8, 8)
+    chosen, first = Augmentation(crop=4, flip=True), torch.arange(300)
+    base = augment(images, first, chosen, 0, 0)
+
+    def share_equal(other: torch.Tensor) -> float:
+        return (base == other).flatten(1).all(1).double().mean().item()
+
+    assert share_equal(augment(images, first, chosen, 0, 0)) == 1
+    for other in (
+        augment(images, first, chosen, 1, 0),
+        augment(images, first, chosen, 0, 1),
+        augment(images, first + 1, chosen, 0, 0),
+        augment(images, first + 300, chosen, 0, 0),
+    ):
+        assert share_equal(other) < 0.04  # by chance 1 / (81 * 2)
+
+
+def test_seed_and_view_do_not_trade_places():
+    indices = torch.arange(100)
+    assert not torch.equal(random_bits(indices, "augment", 1, 2), random_bits(indices, "augment", 2, 1))
+    assert not torch.equal(random_bits(indices, "augment", 1, 12), random_bits(indices, "augment", 11, 2))
+
+
+# --- the distribution, read from the pictures
+
+
+def places_and_mirrors(indices: torch.Tensor, seed: int, view: int) -> torch.Tensor:
+    """Where a crop of 2 put the image, and whether it was mirrored: a number from 0 to 49, seen in the pixels."""
+    image = torch.zeros(1, 1, 9, 9, dtype=torch.uint8)
+    image[0, 0, 4, 4], image[0, 0, 4, 5] = 255, 128
+    found = augment(image.expand(len(indices), 1, 9, 9), indices, Augmentation(crop=2, flip=True), seed, view)
+    place = found.flatten(1).argmax(1)
+    row, column = place // 9, place % 9
+    after = found.flatten(1).gather(1, (place + 1)[:, None])[:, 0]
+    mirrored = (after != 128).long()
+    assert set(row.tolist()) == set(column.tolist()) == {2, 3, 4, 5, 6}
+    return ((row - 2) * 5 + column - 2) * 2 + mirrored
+
+
+def test_offsets_are_uniform_and_independent_of_the_flip():
+    cells = places_and_mirrors(torch.arange(20_000), seed=0, view=0)
+    counts = torch.bincount(cells, minlength=50)
+    assert scipy.stats.chisquare(counts.numpy()).pvalue > 1e-3  # all 25 x 2 together
+    for axis in range(3):
+        table = counts.view(5, 5, 2).sum(axis)
+        assert scipy.stats.chi2_contingency(table.numpy()).pvalue > 1e-3
+    flips = int(counts.view(25, 2)[:, 1].sum())
+    assert abs(flips - 10_000) < 4 * 0.5 * 20_000**0.5
+
+
+@pytest.mark.parametrize(("later", "seed", "view"), [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_neighbours_are_independent(later: int, seed: int, view: int):
+    first = places_and_mirrors(torch.arange(20_000), 0, 0)
+    second = places_and_mirrors(later + torch.arange(20_000), seed, view)
+    agree = int((first == second).sum())
+    assert abs(agree - 400) < 4 * (20_000 * 0.02 * 0.98) ** 0.5
+    table = torch.bincount((first % 2) * 2 + second % 2, minlength=4).view(2, 2)
+    assert scipy.stats.chi2_contingency(table.numpy()).pvalue > 1e-3
+
+
+# --- corners
+
+
+def test_nothing_to_do_returns_the_very_images():
+    images = pictures(3)
+    assert augment(images, torch.arange(3), NONE, 0, 0) is images
+    assert augment(images, torch.arange(3), Augmentation(crop=0, flip=False), 1, 1) is images
+
+
+def test_the_images_are_not_changed_in_place():
+    images = pictures(5)
+    before = images.clone()
+    augment(images, torch.arange(5), Augmentation(crop=3, flip=True), 0, 0)
+    assert torch.equal(images, before)
+
+
+def test_only_a_flip_gives_each_image_or_its_mirror():
+    images = pictures(200)
+    found = augment(images, torch.arange(200), Augmentation(flip=True), 0, 0)
+    same = (found == images).flatten(1).all(1)
+    mirrored = (found == images.flip(3)).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 70 < int(same.sum()) < 130
+
+
+def test_only_a_crop_does_not_mirror_and_borders_are_black():
+    images = pictures(200, height=5, width=8)
+    found = augment(images, torch.arange(200), Augmentation(crop=1), 0, 0)
+    padded = torch.nn.functional.pad(images, [1] * 4)
+    windows = torch.stack([padded[:, :, r : r + 5, c : c + 8] for r in range(3) for c in range(3)])
+    fits = (windows == found).flatten(2).all(2)
+    assert (fits.sum(0) == 1).all()
+    assert (fits.sum(1) > 5).all()
+
+
+def test_channels_move_together():
+    grey = pictures(50, channels=1)
+    colour = torch.cat([grey, 255 - grey, grey], 1)
+    found = augment(colour, torch.arange(50), Augmentation(crop=2, flip=True), 0, 0)
+    assert torch.equal(found[:, 0], found[:, 2])
+    inside = found[:, 0] > 0  # the border is black in every channel
+    assert (found[:, 0].int() + found[:, 1].int())[inside].unique().tolist() == [255]
+    assert not found[:, 1][~inside].any()
+
+
+def test_channels_last_and_expanded_images_and_an_empty_batch():
+    images, chosen = pictures(4), Augmentation(crop=2, flip=True)
+    wanted = augment(images, torch.arange(4), chosen, 0, 0)
+    assert torch.equal(augment(images.to(memory_format=torch.channels_last), torch.arange(4), chosen, 0, 0), wanted)
+    assert augment(images[:0], torch.arange(0), chosen, 0, 0).shape == (0, 3, 6, 7)
+
+
+@pytest.mark.parametrize("crop", [-1, 1.5, "2", None])
+def test_crop_is_a_number_of_pixels(crop: object):
+    with pytest.raises(ValueError, match="crop is a number of pixels, 0 or more; got"):
+        Augmentation(crop=crop)
+
+
+@pytest.mark.parametrize("smallest", [0, -0.1, 1.1, float("nan")])
+def test_smallest_is_a_share(smallest: float):
+    with pytest.raises(ValueError, match="smallest is a share of the area"):
+        Augmentation(smallest=smallest)
+
+
+def test_images_in_memory_are_not_resized():
+    with pytest.raises(ValueError, match="cropped and flipped, not resized"):
+        augment(pictures(2), torch.arange(2), Augmentation(smallest=0.5), 0, 0)
+    assert Augmentation() == NONE

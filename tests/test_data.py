@@ -1,0 +1,726 @@
+"""The splits are the same on every machine, a view belongs to (seed, view, index), and bad files are named."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import pickle
+import urllib.error
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets as torchvision_sets
+
+from kdlib import data
+from kdlib.data import NONE, Augmentation, DataSet, LazySplit, MemorySplit, sources
+from kdlib.data.sources import IMAGENET_MEAN, IMAGENET_STD
+from kdlib.files import digest
+
+SHIPPED = Path(data.__file__).parents[2] / "data"
+
+
+def bytes_of(images: torch.Tensor, mean: tuple, std: tuple) -> torch.Tensor:
+    """The pixels 0..255 behind normalised images."""
+    shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    return ((images * scale + shift) * 255).round().to(torch.uint8)
+
+
+def by_index(batches) -> dict[int, list]:
+    return {int(i): image.tolist() for b in batches for i, image in zip(b.indices, b.images, strict=True)}
+
+
+# --- Fashion-MNIST
+
+
+@pytest.fixture(scope="module")
+def raw() -> dict[str, np.ndarray]:
+    """The four files, read without kdlib."""
+
+    def read(name: str, offset: int) -> np.ndarray:
+        return np.frombuffer(gzip.decompress((SHIPPED / name).read_bytes()), np.uint8, offset=offset)
+
+    return {
+        "images": read("train-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28),
+        "labels": read("train-labels-idx1-ubyte.gz", 8),
+        "test images": read("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28),
+        "test labels": read("t10k-labels-idx1-ubyte.gz", 8),
+    }
+
+
+def test_the_splits_are_55000_5000_and_10000(fashion: DataSet):
+    assert [len(s) for s in (fashion.train, fashion.validation, fashion.test)] == [55_000, 5_000, 10_000]
+    assert (fashion.num_classes, fashion.in_channels, fashion.size) == (10, 1, 28)
+    assert fashion.classes[0] == "T-shirt/top"
+    assert fashion.classes[9] == "Ankle boot"
+    assert fashion.augmentation == Augmentation(crop=2, flip=True)
+    for split in (fashion.train, fashion.validation, fashion.test):
+        assert split.images.dtype == torch.uint8
+        assert split.labels.dtype == split.indices.dtype == torch.int64
+
+
+def test_train_and_validation_are_disjoint_and_the_same_on_every_machine(fashion: DataSet):
+    both = torch.cat([fashion.train.indices, fashion.validation.indices])
+    assert both.sort().values.tolist() == list(range(60_000))
+    held_out = fashion.validation.indices.numpy().astype("<i8").tobytes()
+    assert hashlib.sha256(held_out).hexdigest() == "9cd19b9d9f2acebd81ac24fb4b7615fd5d2985a2ffa7aad72d5ec08f9bad7101"
+    assert fashion.validation.indices[:5].tolist() == [5, 9, 17, 72, 97]
+
+
+def test_every_image_is_the_files_own(fashion: DataSet, raw: dict[str, np.ndarray]):
+    for split in (fashion.train, fashion.validation):
+        assert np.array_equal(split.images.numpy(), raw["images"][split.indices.numpy()])
+        assert np.array_equal(split.labels.numpy(), raw["labels"][split.indices.numpy()])
+    assert np.array_equal(fashion.test.images.numpy(), raw["test images"])
+    assert np.array_equal(fashion.test.labels.numpy(), raw["test labels"])
+    assert fashion.test.indices.tolist() == list(range(10_000))
+
+
+def test_class_counts(fashion: DataSet):
+    held_out = torch.bincount(fashion.validation.labels)
+    assert held_out.tolist() == [502, 501, 530, 501, 488, 518, 489, 525, 440, 506]
+    assert (torch.bincount(fashion.train.labels) + held_out).tolist() == [6_000] * 10
+    assert torch.bincount(fashion.test.labels).tolist() == [1_000] * 10
+
+
+def test_mean_and_std_are_those_of_the_training_images(fashion: DataSet, raw: dict[str, np.ndarray]):
+    total = squares = 0.0
+    for chunk in np.split(raw["images"].reshape(-1), 60):  # a little at a time: all at once as floats takes 0.4 GB
+        pixels = chunk.astype(np.float32)
+        total += float(pixels.sum(dtype=np.float64))
+        squares += float(np.dot(pixels, pixels))
+    mean = total / raw["images"].size / 255
+    std = (squares / raw["images"].size / 255**2 - mean**2) ** 0.5
+    assert fashion.train.mean == (pytest.approx(mean, abs=1e-4),)
+    assert fashion.train.std == (pytest.approx(std, abs=1e-4),)
+    assert fashion.test.mean == fashion.train.mean  # the test set is not looked at, not even for its mean
+    assert fashion.test.std == fashion.train.std
+
+
+def test_loading_again_gives_the_same_images_without_reading_again(fashion: DataSet, monkeypatch):
+    monkeypatch.setattr(sources, "checked", lambda name: pytest.fail("read again"))
+    assert data.load("fashion-mnist").train.images is fashion.train.images
+
+
+# --- take and without
+
+
+def imbalanced() -> DataSet:
+    """50 images: 2 of class 0, 8 of class 1, 40 of class 2."""
+    labels = torch.tensor([0] * 2 + [1] * 8 + [2] * 40)
+    split = MemorySplit(torch.zeros(50, 1, 2, 2, dtype=torch.uint8), labels, 7 * torch.arange(50), (0.5,), (0.5,))
+    return DataSet("imbalanced", ("a", "b", "c"), split, split, split, NONE, 2)
+
+
+def test_take_is_balanced_and_nested(fashion: DataSet):
+    larger = fashion.take(1_003)
+    counts = torch.bincount(larger.train.labels)
+    assert counts.sum() == 1_003
+    assert set(counts.tolist()) == {100, 101}
+    smaller = fashion.take(250)
+    assert torch.bincount(smaller.train.labels).tolist() == [25] * 10
+    assert set(smaller.train.indices.tolist()) < set(larger.train.indices.tolist())
+    assert larger.take(250).train.indices.tolist() == smaller.train.indices.tolist()
+    assert smaller.train.indices.tolist() == sorted(smaller.train.indices.tolist())
+
+
+def test_take_is_deterministic_and_keeps_the_rest(fashion: DataSet):
+    small = fashion.take(1_000)
+    assert digest([small.train.indices]) == "cb642120ee8b11c96516fa01e518b35cae704e0ce61f4ff19bca1c60756d39af"
+    assert small.train.indices.tolist() != fashion.take(1_000, seed=1).train.indices.tolist()
+    assert small.validation is fashion.validation
+    assert small.test is fashion.test
+    places = torch.searchsorted(fashion.train.indices, small.train.indices)
+    assert torch.equal(small.train.images, fashion.train.images[places])
+    assert torch.equal(small.train.labels, fashion.train.labels[places])
+
+
+def test_take_goes_as_far_as_the_rare_classes_go():
+    counts = {n: torch.bincount(imbalanced().take(n).train.labels, minlength=3).tolist() for n in (1, 3, 6, 12, 30, 50)}
+    assert sum(counts[1]) == 1
+    del counts[1]
+    assert counts == {3: [1, 1, 1], 6: [2, 2, 2], 12: [2, 5, 5], 30: [2, 8, 20], 50: [2, 8, 40]}
+
+
+def test_take_all_and_take_too_many(fashion: DataSet):
+    assert fashion.take(None) is fashion
+    assert fashion.take(55_000).train.fingerprint == fashion.train.fingerprint
+    for count in (0, -1, 55_001):
+        with pytest.raises(ValueError, match=f"has 55,000 training images; cannot take {count:,} of them"):
+            fashion.take(count)
+
+
+def test_without_a_class(fashion: DataSet):
+    lacking = fashion.without(3)
+    for part in ("train", "validation"):
+        before, after = getattr(fashion, part), getattr(lacking, part)
+        assert len(after) == len(before) - int((before.labels == 3).sum())
+        assert 3 not in after.labels.tolist()
+        assert torch.equal(after.indices, before.indices[before.labels != 3])
+    assert lacking.test is fashion.test  # the missing class is what the test is about
+    assert lacking.num_classes == 10
+    for label in (-1, 10):
+        with pytest.raises(ValueError, match=f"classes 0 to 9; there is no class {label}"):
+            fashion.without(label)
+
+
+# --- broken files
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch) -> Path:
+    """A data folder of links to the shipped files, to be broken one at a time."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in sources.FASHION_FILES:
+        (folder / name).symlink_to(SHIPPED / name)
+    monkeypatch.setenv("KDLIB_DATA", str(folder))
+    return folder
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    path.unlink()  # the link, not the shipped file
+    path.write_bytes(content)
+
+
+def test_the_folder_is_told_by_the_environment(copied: Path, monkeypatch, tmp_path: Path):
+    assert data.folder() == copied
+    monkeypatch.delenv("KDLIB_DATA")
+    assert data.folder() == SHIPPED
+    monkeypatch.setenv("KDLIB_DATA", "")
+    assert data.folder() == SHIPPED
+    monkeypatch.setattr(sources, "__file__", str(tmp_path / "site" / "kdlib" / "data" / "sources.py"))
+    monkeypatch.chdir(tmp_path)
+    assert data.folder() == tmp_path / "data"  # an installed package has no data beside it
+
+
+def test_a_missing_file(copied: Path):
+    name = "train-images-idx3-ubyte.gz"
+    (copied / name).unlink()
+    with pytest.raises(FileNotFoundError, match="is missing") as caught:
+        data.load("fashion-mnist")
+    for part in (str(copied / name), f"git checkout -- data/{name}", "KDLIB_DATA"):
+        assert part in str(caught.value)
+
+
+def test_a_truncated_file_and_an_altered_one(copied: Path):
+    name = "t10k-labels-idx1-ubyte.gz"
+    content = (SHIPPED / name).read_bytes()
+    flipped = bytearray(content)
+    flipped[2_000] ^= 1
+    for bad in (content[:-1], bytes(flipped), b""):
+        rewrite(copied / name, bad)
+        with pytest.raises(ValueError, match="is truncated or altered") as caught:
+            sources.checked(name)
+        for part in (str(copied / name), f"{len(bad):,} bytes", f"git checkout -- data/{name}"):
+            assert part in str(caught.value)
+    rewrite(copied / name, content)
+    assert len(sources.checked(name)) == 10_008
+
+
+def test_load_looks_before_it_unpacks(copied: Path):
+    name = "train-images-idx3-ubyte.gz"
+    rewrite(copied / name, (SHIPPED / name).read_bytes()[:1_000])
+    with pytest.raises(ValueError, match="is truncated or altered: 1,000 bytes"):
+        data.load("fashion-mnist")
+
+
+def test_the_shipped_sums_are_those_of_the_shipped_files():
+    for name, wanted in sources.FASHION_FILES.items():
+        assert hashlib.sha256((SHIPPED / name).read_bytes()).hexdigest() == wanted
+
+
+def test_parse_idx_by_hand():
+    found = sources.parse_idx(b"\x00\x00\x08\x02\x00\x00\x00\x02\x00\x00\x00\x03" + bytes([1, 2, 3, 4, 5, 255]))
+    assert found.tolist() == [[1, 2, 3], [4, 5, 255]]
+    assert found.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00\x00\x08",
+        b"\x00\x00\x08\x00",
+        b"\x00\x00\x08\x01",
+        b"\x00\x00\x08\x01\x00\x00\x00\x00",  # no elements at all
+        b"\x00\x00\x08\x01\x00\x00\x00\x02\x01",  # one byte too few
+        b"\x00\x00\x08\x01\x00\x00\x00\x02\x01\x02\x03",  # one too many
+        b"\x00\x00\x0d\x01\x00\x00\x00\x01\x01",  # floats
+        b"\x01\x00\x08\x01\x00\x00\x00\x01\x01",
+        b"\x00\x00\x08\x02" + b"\x80\x00\x00\x00" + b"\x00\x00\x00\x02" + b"",  # a size of 2^32 that is not there
+        b"\x00\x00\x08\x04" + b"\x00\x01\x00\x00" * 4,  # a product of 2^64, which is 0 in 64 bits
+        b"PK\x03\x04 a zip file",
+    ],
+)
+def test_parse_idx_on_bad_input(content: bytes):
+    with pytest.raises(ValueError, match="not an idx file of unsigned bytes"):
+        sources.parse_idx(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("fashion-minst", "fashion-mnist"),
+        ("cifar-10", "cifar10"),
+        ("imagefolder", "imagefolder:PATH"),
+        ("imagefolder:", "imagefolder:PATH"),
+        ("imagenet", "imagenet:PATH"),
+    ],
+)
+def test_an_unknown_name_lists_near_matches(name: str, near: str):
+    with pytest.raises(ValueError, match=f"no data set named '{name}'. Did you mean .*'{near}'.* Known: "):
+        data.load(name)
+
+
+def test_an_unknown_name_without_a_near_match():
+    with pytest.raises(ValueError, match="no data set named 'xyz'. Known: fashion-mnist, cifar10") as caught:
+        data.load("xyz")
+    assert "Did you mean" not in str(caught.value)
+
+
+# --- batches from memory
+
+
+@pytest.fixture(scope="module")
+def colour() -> MemorySplit:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (30, 3, 6, 8), generator=generator, dtype=torch.uint8)
+    return MemorySplit(images, torch.arange(30) % 4, torch.arange(100, 130), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+def test_batches_are_normalised_floats_in_channels_last(colour: MemorySplit):
+    batches = list(colour.batches(8, seed=3, view=2))
+    assert [len(b) for b in batches] == [8, 8, 8, 6]
+    images = torch.cat([b.images for b in batches])
+    shift, scale = torch.tensor(colour.mean).view(3, 1, 1), torch.tensor(colour.std).view(3, 1, 1)
+    wanted = (colour.images.double() / 255 - shift) / scale
+    assert (images - wanted).abs().max() < 1e-5
+    for batch in batches:
+        assert batch.images.dtype == torch.float32
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.view == 2
+    assert torch.cat([b.labels for b in batches]).tolist() == colour.labels.tolist()
+    assert torch.cat([b.indices for b in batches]).tolist() == colour.indices.tolist()
+
+
+def test_fashion_training_batches_have_mean_zero_and_std_one(fashion: DataSet):
+    images = data.normalised(fashion.take(5_000).train)
+    assert images.shape == (5_000, 1, 28, 28)
+    assert abs(images.mean().item()) < 0.02
+    assert abs(images.std().item() - 1) < 0.02
+
+
+def test_places_choose_samples_in_their_order(colour: MemorySplit):
+    (batch,) = colour.batches(10, places=torch.tensor([5, 0, 29]))
+    assert batch.indices.tolist() == [105, 100, 129]
+    assert batch.labels.tolist() == [1, 0, 1]
+    assert torch.equal(bytes_of(batch.images, colour.mean, colour.std), colour.images[[5, 0, 29]])
+
+
+def test_an_empty_split_has_no_batches(colour: MemorySplit):
+    assert list(colour.select(torch.arange(0)).batches(4)) == []
+    assert list(colour.batches(4, places=torch.arange(0))) == []
+
+
+def test_batches_neither_change_the_images_nor_draw_from_the_global_generator(colour: MemorySplit):
+    before, state = digest([colour.images]), torch.get_rng_state()
+    for batch in colour.batches(7, augmentation=Augmentation(crop=2, flip=True), seed=1, view=1):
+        batch.images.zero_()
+        batch.labels.zero_()
+    list(colour.batches(30))
+    data.epoch_order(colour, 0, 0)
+    assert digest([colour.images]) == before
+    assert colour.labels.tolist() == [i % 4 for i in range(30)]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_origin_names_everything_else_that_the_pictures_depend_on(colour: MemorySplit):
+    crop, flip = Augmentation(crop=2), Augmentation(flip=True)
+    origins = {
+        data.origin(colour, NONE, 0),
+        data.origin(colour, crop, 0),
+        data.origin(colour, crop, 1),
+        data.origin(colour, flip, 0),
+        data.origin(colour.select(torch.arange(29)), NONE, 0),
+        data.origin(replace(colour, mean=(0.5, 0.4, 0.2)), NONE, 0),
+    }
+    assert len(origins) == 6
+    assert data.origin(colour, NONE, 1) == data.origin(colour, NONE, 0)  # nothing is drawn
+    assert data.origin(colour, crop, np.int64(1)) == data.origin(colour, crop, 1)
+    (batch,) = colour.batches(30, augmentation=crop, seed=1, view=5)
+    assert batch.origin == data.origin(colour, crop, 1)
+    (batch,) = colour.batches(30, places=torch.arange(3), augmentation=crop, seed=1, view=0)
+    assert batch.origin == data.origin(colour, crop, 1)
+
+
+def test_fingerprints_see_images_labels_indices_and_scale(colour: MemorySplit):
+    images = colour.images.clone()
+    images[3, 0, 0, 0] += 1
+    labels = colour.labels.clone()
+    labels[0] = 3
+    variants = [
+        colour,
+        replace(colour, images=images),
+        replace(colour, labels=labels),
+        replace(colour, indices=colour.indices + 1),
+        replace(colour, std=(0.2, 0.3, 0.5)),
+        colour.select(torch.arange(29)),
+    ]
+    assert len({split.fingerprint for split in variants}) == len(variants)
+    assert colour.select(torch.arange(30)).fingerprint == colour.fingerprint
+
+
+def test_epoch_order_depends_on_seed_epoch_and_indices_alone(colour: MemorySplit):
+    order = data.epoch_order(colour, 0, 0)
+    assert order.sort().values.tolist() == list(range(30))
+    assert not torch.equal(order, data.epoch_order(colour, 0, 1))
+    assert not torch.equal(order, data.epoch_order(colour, 1, 0))
+    even = colour.select(torch.arange(0, 30, 2))
+    wanted = [i for i in colour.indices[order].tolist() if i % 2 == 0]
+    assert even.indices[data.epoch_order(even, 0, 0)].tolist() == wanted
+
+
+# --- CIFAR in its true format, a few images
+
+
+def write_cifar(root: Path, monkeypatch, name: str) -> dict[str, tuple[np.ndarray, list[int]]]:
+    """Pickled batches as the University of Toronto ships them; torchvision's checksums are set to theirs."""
+    kind = {"cifar10": torchvision_sets.CIFAR10, "cifar100": torchvision_sets.CIFAR100}[name]
+    folder = root / kind.base_folder
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+
+    def dump(file: str, content: dict) -> str:
+        (folder / file).write_bytes(pickle.dumps(content, protocol=2))
+        return hashlib.md5((folder / file).read_bytes()).hexdigest()
+
+    truth, sums = {}, {}
+    for file, _ in kind.train_list + kind.test_list:
+        count = 20 if file == "train" else 4  # 20 training images in all: CIFAR-10 has five files, CIFAR-100 one
+        pixels = random.integers(0, 256, (count, 3072), dtype=np.uint8)
+        labels = random.integers(0, 10, count).tolist()
+        entry = {
+            "data": pixels,
+            "labels" if name == "cifar10" else "fine_labels": labels,
+            "coarse_labels": [11] * count,
+        }
+        sums[file], truth[file] = dump(file, entry), (pixels, labels)
+    for part in ("train_list", "test_list"):
+        monkeypatch.setattr(kind, part, [[file, sums[file]] for file, _ in getattr(kind, part)])
+    classes = {kind.meta["key"]: [f"class {i}" for i in range(10)]}
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": dump(kind.meta["filename"], classes)})
+    return truth
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_in_its_true_format(tmp_path: Path, monkeypatch, name: str):
+    truth = write_cifar(tmp_path, monkeypatch, name)
+    found = data.load(name, root=tmp_path, download=False)
+    files = [file for file in truth if not file.startswith("test")]
+    pixels = np.concatenate([truth[file][0] for file in files])
+    labels = [label for file in files for label in truth[file][1]]
+    assert [len(found.train), len(found.validation), len(found.test)] == [18, 2, 4]
+    assert sorted(found.train.indices.tolist() + found.validation.indices.tolist()) == list(range(20))
+    for split in (found.train, found.validation):
+        for place, index in enumerate(split.indices.tolist()):
+            # A row holds 1,024 red, then green, then blue values, row by row.
+            assert split.images[place].tolist() == pixels[index].reshape(3, 32, 32).tolist()
+            assert split.labels[place] == labels[index]
+    pixels, labels = truth["test_batch" if name == "cifar10" else "test"]
+    assert found.test.images.numpy().reshape(4, 3072).tolist() == pixels.tolist()
+    assert found.test.labels.tolist() == labels
+    assert (found.name, found.size, found.in_channels) == (name, 32, 3)
+    assert found.classes[:2] == ("class 0", "class 1")
+    assert found.augmentation == Augmentation(crop=4, flip=True)
+    assert found.train.images.is_contiguous()
+
+
+def test_cifar_altered(tmp_path: Path, monkeypatch):
+    write_cifar(tmp_path, monkeypatch, "cifar10")
+    with (tmp_path / "cifar-10-batches-py" / "data_batch_3").open("ab") as file:
+        file.write(b"\x00")
+    with pytest.raises(FileNotFoundError, match="Could not get cifar10 into .*not found or corrupted"):
+        data.load("cifar10", root=tmp_path, download=False)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_absent_without_a_network(tmp_path: Path, monkeypatch, name: str):
+    def offline(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torchvision_sets.cifar, "download_and_extract_archive", offline)
+    for download, reason in ((False, "not found"), (True, "no route to host")):
+        with pytest.raises(FileNotFoundError, match=f"Could not get {name} into .*{reason}") as caught:
+            data.load(name, root=tmp_path, download=download)
+        for part in (str(tmp_path), "https://www.cs.toronto.edu/~kriz/cifar", "-python.tar.gz on another machine"):
+            assert part in str(caught.value)
+
+
+# --- folders of images
+
+
+def noise(size: tuple[int, int], seed: int, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def write_folder(root: Path, part: str, count: int, classes: tuple[str, ...] = ("cat", "dog"), first: int = 0) -> None:
+    for number in range(count):
+        place = root / part / classes[number % len(classes)]
+        place.mkdir(parents=True, exist_ok=True)
+        size = [(24, 24), (40, 22), (20, 37)][number % 3]
+        noise(size, first + number).save(place / f"{number:03}.{'png' if number % 2 else 'jpg'}")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    write_folder(root, "train", 20)
+    write_folder(root, "val", 6, first=100)
+    return root
+
+
+@pytest.fixture(scope="module")
+def pictures(tree: Path) -> DataSet:
+    return data.load(f"imagefolder:{tree}", size=16, workers=0)
+
+
+def test_without_a_test_folder_val_is_the_test_set(pictures: DataSet, tree: Path):
+    assert [len(s) for s in (pictures.train, pictures.validation, pictures.test)] == [18, 2, 6]
+    both = pictures.train.indices.tolist() + pictures.validation.indices.tolist()
+    assert sorted(both) == list(range(20))
+    assert pictures.test.source.root == tree / "val"
+    assert pictures.validation.source.root == tree / "train"
+    assert pictures.classes == ("cat", "dog")
+    assert (pictures.num_classes, pictures.in_channels, pictures.size) == (2, 3, 16)
+    assert pictures.train.mean == IMAGENET_MEAN
+    assert pictures.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert pictures.augmentation == Augmentation(flip=True, smallest=0.35)
+
+
+def test_with_a_test_folder_val_is_validation(tmp_path: Path):
+    for first, (part, count) in enumerate((("train", 6), ("val", 4), ("test", 2))):
+        write_folder(tmp_path, part, count, first=first)
+    found = data.load(f"imagenet:{tmp_path}", size=16, workers=0)
+    assert [len(s) for s in (found.train, found.validation, found.test)] == [6, 4, 2]
+    roots = [s.source.root for s in (found.train, found.validation, found.test)]
+    assert roots == [tmp_path / "train", tmp_path / "val", tmp_path / "test"]
+
+
+def test_with_a_test_folder_and_no_val_validation_is_held_out(tmp_path: Path):
+    write_folder(tmp_path, "train", 10)
+    write_folder(tmp_path, "test", 2)
+    found = data.load(f"imagefolder:{tmp_path}", size=16, workers=0)
+    assert [len(s) for s in (found.train, found.validation, found.test)] == [9, 1, 2]
+    assert found.validation.source.root == tmp_path / "train"
+
+
+def test_a_home_folder_is_found(tree: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tree.parent))
+    monkeypatch.setenv("USERPROFILE", str(tree.parent))
+    assert len(data.load(f"imagefolder:~/{tree.name}", size=16, workers=0).test) == 6
+
+
+@pytest.mark.parametrize(("have", "missing"), [(("train",), "val"), (("val",), "train"), ((), "train")])
+def test_a_missing_folder_is_named_with_the_layout(tmp_path: Path, have: tuple[str, ...], missing: str):
+    for part in have:
+        write_folder(tmp_path, part, 4)
+    with pytest.raises(FileNotFoundError, match="does not hold images in class folders") as caught:
+        data.load(f"imagefolder:{tmp_path}")
+    assert str(tmp_path / missing) in str(caught.value)
+    assert f"Expected {tmp_path}/train/CLASS/IMAGE" in str(caught.value)
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path):
+    (tmp_path / "train").write_text("not a folder")
+    with pytest.raises(FileNotFoundError, match="does not hold images in class folders"):
+        data.load(f"imagefolder:{tmp_path}")
+
+
+def test_a_class_folder_without_images(tmp_path: Path):
+    write_folder(tmp_path, "train", 4)
+    (tmp_path / "train" / "horse").mkdir()
+    (tmp_path / "train" / "horse" / "notes.txt").write_text("no picture")
+    with pytest.raises(FileNotFoundError, match="does not hold images in class folders.*horse"):
+        data.load(f"imagefolder:{tmp_path}")
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_differing_class_folders_are_named(tmp_path: Path, part: str):
+    for other in {"train", "val", part}:
+        write_folder(tmp_path, other, 4, ("cat", "wolf") if other == part else ("cat", "dog"))
+    with pytest.raises(ValueError, match=r"class folders of .* differ: \['dog', 'wolf'\]") as caught:
+        data.load(f"imagefolder:{tmp_path}")
+    assert str(tmp_path / part) in str(caught.value)
+
+
+def test_one_training_image_cannot_be_split(tmp_path: Path):
+    write_folder(tmp_path, "train", 1, ("cat",))
+    write_folder(tmp_path, "val", 1, ("cat",))
+    with pytest.raises(ValueError, match="1 image.* hold out"):
+        data.load(f"imagefolder:{tmp_path}")
+
+
+def test_grey_and_palette_and_transparent_images_become_three_channels(tmp_path: Path):
+    place = tmp_path / "train" / "only"
+    place.mkdir(parents=True)
+    flat = {
+        "0": Image.new("L", (30, 20), 100),
+        "1": Image.new("RGB", (20, 30), (10, 20, 30)).convert("P", palette=Image.Palette.ADAPTIVE),
+        "2": Image.new("RGBA", (20, 20), (1, 2, 3, 200)),
+        "3": Image.new("1", (20, 20), 1),
+        "4": Image.new("RGB", (20, 20), (200, 100, 50)),
+    }
+    for name, image in flat.items():
+        image.save(place / f"{name}.png")
+    write_folder(tmp_path, "val", 1, ("only",))
+    found = data.load(f"imagefolder:{tmp_path}", size=16, workers=0)
+    colours = [[100] * 3, [10, 20, 30], [1, 2, 3], [255] * 3, [200, 100, 50]]
+    seen = set()
+    for split in (found.train, found.validation):
+        (batch,) = split.batches(8)
+        assert batch.images.shape[1:] == (3, 16, 16)
+        for index, image in zip(batch.indices.tolist(), bytes_of(batch.images, split.mean, split.std), strict=True):
+            assert image.flatten(1).unique(dim=1).T.tolist() == [colours[index]]
+            seen.add(index)
+    assert seen == {0, 1, 2, 3, 4}
+
+
+def test_evaluation_sees_the_centre_undistorted(tmp_path: Path):
+    thirds = Image.new("RGB", (60, 20), (255, 0, 0))
+    thirds.paste((0, 255, 0), (20, 0, 40, 20))
+    thirds.paste((0, 0, 255), (40, 0, 60, 20))
+    for part, image in (("train", thirds), ("val", thirds), ("test", thirds.rotate(90, expand=True))):
+        (tmp_path / part / "only").mkdir(parents=True)
+        image.save(tmp_path / part / "only" / "a.png")
+    found = data.load(f"imagefolder:{tmp_path}", size=16, workers=0)
+    for split in (found.train, found.test):  # 60 x 20 -> 54 x 18 -> the middle 16, inside the green third
+        (batch,) = split.batches(1)
+        pixels = bytes_of(batch.images, split.mean, split.std)[0]
+        assert pixels[:, 2:-2, 2:-2].flatten(1).unique(dim=1).T.tolist() == [[0, 255, 0]]
+
+
+def test_lazy_batches_are_normalised_floats_in_channels_last(pictures: DataSet):
+    batches = list(pictures.test.batches(4, view=3))
+    assert [len(b) for b in batches] == [4, 2]
+    for batch in batches:
+        assert batch.images.dtype == torch.float32
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.labels.dtype == batch.indices.dtype == torch.int64
+        assert batch.view == 3
+    images = torch.cat([b.images for b in batches])
+    pixels = (images * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)) * 255
+    assert (pixels - pixels.round()).abs().max() < 1e-3  # whole numbers of 0..255 again
+    assert pixels.round().min() >= 0
+    assert pixels.round().max() <= 255
+    assert 100 < pixels.mean() < 155
+    assert torch.cat([b.labels for b in batches]).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+AUGMENTATIONS = [Augmentation(flip=True, smallest=0.35), Augmentation(crop=2, flip=True)]
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_a_lazy_view_does_not_depend_on_workers_order_or_subset(pictures: DataSet, augmentation: Augmentation):
+    train, asked = pictures.train, {"augmentation": augmentation, "seed": 3, "view": 1}
+    wanted = by_index(train.batches(18, **asked))
+    assert len(wanted) == 18
+    order = torch.randperm(18)
+    assert by_index(train.batches(5, places=order, **asked)) == wanted
+    assert by_index(replace(train, workers=2).batches(4, places=order, **asked)) == wanted
+    some = torch.tensor([17, 2, 9])
+    chosen = train.select(some)
+    assert chosen.indices.tolist() == train.indices[some].tolist()
+    assert chosen.labels.tolist() == train.labels[some].tolist()
+    assert by_index(chosen.batches(2, **asked)) == {i: wanted[i] for i in chosen.indices.tolist()}
+    for change in ({"view": 2}, {"seed": 4}):
+        other = by_index(train.batches(18, **{**asked, **change}))
+        assert sum(other[i] == wanted[i] for i in wanted) <= 3
+
+
+def test_lazy_evaluation_is_not_augmented(pictures: DataSet):
+    wanted = by_index(pictures.test.batches(3))
+    assert by_index(pictures.test.batches(6, seed=5, view=7)) == wanted
+    augmented = by_index(pictures.test.batches(6, augmentation=pictures.augmentation))
+    assert all(augmented[i] != wanted[i] for i in wanted)
+
+
+def test_lazy_flips_mirror_about_half(pictures: DataSet):
+    plain = by_index(pictures.train.batches(18))
+    mirrored = 0
+    for view in range(4):
+        for i, image in by_index(pictures.train.batches(18, augmentation=Augmentation(flip=True), view=view)).items():
+            mirror = [[row[::-1] for row in channel] for channel in plain[i]]
+            assert image in (plain[i], mirror)
+            mirrored += image == mirror
+    assert 20 <= mirrored <= 52  # of 72
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_lazy_batches_do_not_touch_the_global_generators(pictures: DataSet, monkeypatch, workers: int):
+    # Seeding torch as a whole would set a GPU's generator back with every image, and with it the student's dropout.
+    if workers == 0:  # workers are processes, whose generators nobody else uses
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPU was seeded"))
+    split, state = replace(pictures.train, workers=workers).select(torch.arange(4)), torch.get_rng_state()
+    assert len(list(split.batches(2, augmentation=pictures.augmentation, seed=1, view=1))) == 2
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_lazy_split_travels_to_workers_that_do_not_fork(pictures: DataSet):
+    # macOS and Windows start workers afresh and send them the split as a pickle.
+    asked = {"augmentation": pictures.augmentation, "seed": 1, "view": 1}
+    copy = pickle.loads(pickle.dumps(pictures.train))
+    assert by_index(copy.batches(18, **asked)) == by_index(pictures.train.batches(18, **asked))
+
+
+def test_lazy_fingerprints_see_files_labels_size_and_choice(pictures: DataSet, tree: Path, tmp_path: Path):
+    train = pictures.train
+    again = data.load(f"imagefolder:{tree}", size=16, workers=2).train
+    assert again.fingerprint == train.fingerprint
+    assert data.load(f"imagefolder:{tree}", size=24, workers=0).train.fingerprint != train.fingerprint
+    assert train.select(torch.arange(17)).fingerprint != train.fingerprint
+    assert replace(train, labels=1 - train.labels).fingerprint != train.fingerprint
+    write_folder(tmp_path, "train", 20)
+    write_folder(tmp_path, "val", 6, first=100)
+    moved = data.load(f"imagefolder:{tmp_path}", size=16, workers=0).train
+    assert moved.fingerprint == train.fingerprint  # the same pictures elsewhere
+    noise((30, 30), 7).save(tmp_path / "train" / "cat" / "002.jpg")
+    assert data.load(f"imagefolder:{tmp_path}", size=16, workers=0).train.fingerprint != train.fingerprint
+
+
+def test_views_of_another_size_have_another_origin(tree: Path):
+    origins = {next(data.load(f"imagefolder:{tree}", size=size, workers=0).test.batches(1)).origin for size in (16, 24)}
+    assert len(origins) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("content", [b"", b"this is no picture", "half"])
+def test_a_broken_image_is_named(tmp_path: Path, content: bytes | str, workers: int):
+    write_folder(tmp_path, "train", 4)
+    write_folder(tmp_path, "val", 2)
+    bad = tmp_path / "val" / "cat" / "000.jpg"
+    bad.write_bytes(bad.read_bytes()[:600] if content == "half" else content)
+    found = data.load(f"imagefolder:{tmp_path}", size=16, workers=workers)
+    with pytest.raises(OSError, match="cannot be read as a picture") as caught:
+        list(found.test.batches(2))
+    assert str(bad) in str(caught.value)
+    assert "Copy it again or remove it" in str(caught.value)
+
+
+def test_take_and_without_on_lazy_splits(pictures: DataSet):
+    small = pictures.take(7)
+    assert sorted(torch.bincount(small.train.labels).tolist()) == [3, 4]
+    assert isinstance(small.train, LazySplit)
+    whole, part = by_index(pictures.train.batches(18)), by_index(small.train.batches(18))
+    assert part == {i: whole[i] for i in small.train.indices.tolist()}
+    assert set(pictures.without(1).train.labels.tolist()) == {0}
+
+
+def test_an_empty_lazy_split_has_no_batches(pictures: DataSet):
+    with contextlib.closing(pictures.test.select(torch.arange(0)).batches(4)) as batches:
+        assert list(batches) == []

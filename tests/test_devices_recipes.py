@@ -1,0 +1,297 @@
+"""Where to compute and with how many bits; learning rates over time, optimisers, and settings that make no sense."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from kdlib import devices
+from kdlib.devices import Place, choose, has_bfloat16
+from kdlib.recipes import OPTIMIZERS, SCHEDULES, Recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with the chips that are asked for, whatever this one has."""
+
+    def make(*, cuda: int = 0, mps: bool = False, cuda_bf16: bool = False, avx512: bool = False, amx: bool = False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: cuda_bf16)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+
+    make()
+    return make
+
+
+# --- devices
+
+
+def test_auto_takes_cuda_then_mps_then_the_cpu(machine):
+    assert choose() == Place(CPU, False)
+    machine(mps=True)
+    assert choose() == Place(torch.device("mps"), False)
+    machine(mps=True, cuda=1, cuda_bf16=True)
+    assert choose() == Place(torch.device("cuda"), True)
+    assert choose("mps") == Place(torch.device("mps"), False)
+    assert choose("cpu", "bf16") == Place(CPU, True)
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(True, False), (False, True), (True, True)])
+def test_bfloat16_on_the_cpu_where_the_chip_has_it(machine, avx512: bool, amx: bool):
+    assert not choose("cpu").bfloat16
+    machine(avx512=avx512, amx=amx)
+    assert choose("cpu").bfloat16
+    assert not choose("cpu", "fp32").bfloat16
+
+
+def test_torch_without_these_questions_has_no_bfloat16(monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert not has_bfloat16(CPU)
+
+
+def test_bfloat16_on_cuda_is_not_the_emulated_one(monkeypatch):
+    asked = []
+
+    def supported(including_emulation: bool = True) -> bool:
+        asked.append(including_emulation)
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert not has_bfloat16(torch.device("cuda"))
+    assert asked == [False]
+    assert not has_bfloat16(torch.device("mps"))
+
+
+def test_precision_is_obeyed_whatever_the_chip(machine):
+    for chip in (True, False):
+        machine(avx512=chip)
+        assert choose("cpu", "bf16").bfloat16
+        assert not choose("cpu", "fp32").bfloat16
+
+
+def test_an_unknown_precision_lists_near_matches():
+    with pytest.raises(ValueError, match="no precision named 'bfp16'. Did you mean 'bf16'.*Known: auto, fp32, bf16"):
+        choose(precision="bfp16")
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps", "gpu", "meta", "", "cpu:first"])
+def test_a_device_that_is_not_there(device: str):
+    with pytest.raises(ValueError, match=f"This machine has no device '{device}' that torch can use. It has: cpu"):
+        choose(device)
+
+
+def test_a_card_that_is_not_there(machine):
+    machine(cuda=2, mps=True)
+    assert choose("cuda:1").device == torch.device("cuda:1")
+    with pytest.raises(ValueError, match="no device 'cuda:2' that torch can use. It has: cuda:0, cuda:1, mps, cpu"):
+        choose("cuda:2")
+
+
+def test_a_torch_device_is_a_device():
+    assert choose(CPU).device == CPU
+    assert choose("cpu:0").device == torch.device("cpu:0")
+
+
+@pytest.mark.parametrize(("bfloat16", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_autocast_decides_the_type_inside_the_network(bfloat16: bool, wanted: torch.dtype):
+    place, seen = Place(CPU, bfloat16), []
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    model[0].register_forward_hook(lambda module, given, made: seen.append(made.dtype))
+    with place.autocast():
+        logits = model(torch.zeros(2, 1, 3, 3))
+    assert seen == [wanted]
+    assert logits.dtype == wanted
+    assert model[0].weight.dtype == torch.float32
+    assert not torch.is_autocast_enabled("cpu")
+    assert isinstance(place.autocast(), contextlib.nullcontext) is not bfloat16
+
+
+def test_models_and_images_are_put_in_channels_last():
+    place = Place(CPU, False)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    assert place.put(model) is model
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    images = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
+    moved = place.put_images(images)
+    assert moved.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(moved, images)
+
+
+def test_a_place_says_where_it_is():
+    assert str(Place(CPU, True)) == "cpu, bfloat16"
+    assert str(Place(torch.device("cuda:1"), False)) == "cuda:1, float32"
+    assert devices.PRECISIONS == ("auto", "fp32", "bf16")
+
+
+# --- learning rates
+
+
+def rates(steps: int, **asked: object) -> list[float]:
+    recipe = Recipe(**asked)
+    return [recipe.rate(step, steps) for step in range(steps)]
+
+
+def test_a_constant_rate():
+    assert rates(7, schedule="constant", learning_rate=0.3) == [0.3] * 7
+
+
+def test_cosine_by_hand():
+    found = rates(100, schedule="cosine", learning_rate=2.0, warmup=0.1)
+    assert found[0] == pytest.approx(2 * 0.005 / 0.1)
+    assert found[4] == pytest.approx(2 * 0.045 / 0.1)
+    assert found[9] == pytest.approx(2 * 0.095 / 0.1)
+    assert found[10] == pytest.approx(1 + math.cos(math.pi * 0.005 / 0.9))
+    assert found[54] == pytest.approx(1 + math.cos(math.pi * 0.445 / 0.9))
+    assert found[99] == pytest.approx(1 + math.cos(math.pi * 0.895 / 0.9))
+    assert found[99] < 2e-4 * 2
+    assert max(found) == found[10]
+
+
+def test_cosine_without_warm_up_starts_at_the_peak():
+    found = rates(50, schedule="cosine", learning_rate=1.0, warmup=0.0)
+    assert found[0] == pytest.approx(1, abs=1e-3)
+    assert found == sorted(found, reverse=True)
+    assert found[12] + found[37] == pytest.approx(1)  # half a cosine is odd about its middle
+
+
+def test_one_cycle_by_hand():
+    found = rates(100, schedule="one-cycle", learning_rate=0.7)
+    assert found[0] == pytest.approx(0.7 * 0.005 / 0.3)
+    assert found[29] == pytest.approx(0.7 * 0.295 / 0.3)
+    assert found[30] == pytest.approx(0.695)
+    assert found[64] == pytest.approx(0.7 * 0.355 / 0.7)
+    assert found[99] == pytest.approx(0.005)
+    assert found[:30] == sorted(found[:30])
+    assert found[30:] == sorted(found[30:], reverse=True)
+    assert rates(100, schedule="one-cycle", learning_rate=0.7, warmup=0.5) == found  # it has a warm-up of its own
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    schedule=st.sampled_from(SCHEDULES),
+    warmup=st.floats(0, 0.9),
+    steps=st.integers(200, 2_000),
+    peak=st.floats(1e-4, 10),
+)
+def test_rates_are_positive_never_above_the_peak_and_have_no_jumps(schedule, warmup, steps, peak):
+    found = rates(steps, schedule=schedule, warmup=warmup, learning_rate=peak)
+    assert min(found) > 0
+    assert max(found) <= peak * (1 + 1e-12)
+    assert max(found) > 0.97 * peak
+    rise = peak / steps / (0.3 if schedule == "one-cycle" else max(warmup, 1 / steps))
+    fall = peak / steps / (0.7 if schedule == "one-cycle" else (1 - warmup) * 2 / math.pi)
+    for before, after in zip(found, found[1:], strict=False):
+        assert -1.001 * fall <= after - before <= 1.001 * rise
+
+
+def test_a_rate_depends_on_the_step_alone():
+    recipe = Recipe()
+    forwards = [recipe.rate(step, 30) for step in range(30)]
+    assert [recipe.rate(step, 30) for step in reversed(range(30))] == forwards[::-1]
+    assert recipe.rate(0, 1) > 0
+
+
+# --- optimisers
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))
+
+
+def test_biases_and_norms_are_not_decayed():
+    model = network()
+    for kind in OPTIMIZERS:
+        optimizer = Recipe(optimizer=kind, weight_decay=0.02).make_optimizer(model.parameters())
+        decayed, free = optimizer.param_groups
+        assert [p is q for p, q in zip(decayed["params"], (model[0].weight, model[3].weight), strict=True)] == [
+            True
+        ] * 2
+        rest = (model[0].bias, model[1].weight, model[1].bias, model[3].bias)
+        assert [p is q for p, q in zip(free["params"], rest, strict=True)] == [True] * 4
+        assert (decayed["weight_decay"], free["weight_decay"]) == (0.02, 0.0)
+
+
+def test_frozen_parameters_are_left_out_and_an_iterator_is_read_once():
+    model = network()
+    model[0].requires_grad_(False)
+    optimizer = Recipe().make_optimizer(p for p in model.parameters())
+    kept = [p for group in optimizer.param_groups for p in group["params"]]
+    assert [id(p) for p in kept] == [id(model[3].weight), id(model[1].weight), id(model[1].bias), id(model[3].bias)]
+
+
+def test_kinds_and_settings():
+    parameters = list(network().parameters())
+    sgd = Recipe(learning_rate=0.2, momentum=0.8).make_optimizer(parameters)
+    assert type(sgd) is torch.optim.SGD
+    assert (sgd.defaults["lr"], sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.2, 0.8, True)
+    plain = Recipe(momentum=0.0).make_optimizer(parameters)
+    assert (plain.defaults["momentum"], plain.defaults["nesterov"]) == (0.0, False)
+    adamw = Recipe(optimizer="adamw", learning_rate=1e-3).make_optimizer(parameters)
+    assert type(adamw) is torch.optim.AdamW
+    assert (adamw.defaults["lr"], adamw.defaults["betas"]) == (1e-3, (0.9, 0.999))
+    rmsprop = Recipe(optimizer="rmsprop", learning_rate=1e-3).make_optimizer(parameters)
+    assert type(rmsprop) is torch.optim.RMSprop
+    assert (rmsprop.defaults["lr"], rmsprop.defaults["alpha"]) == (1e-3, 0.9)
+
+
+def test_one_step_of_nesterov_sgd_by_hand():
+    weight = nn.Parameter(torch.tensor([[2.0]]))
+    optimizer = Recipe(learning_rate=0.5, momentum=0.9, weight_decay=0.1).make_optimizer([weight])
+    weight.grad = torch.tensor([[1.0]])
+    optimizer.step()
+    gradient = 1 + 0.1 * 2
+    assert weight.item() == pytest.approx(2 - 0.5 * (gradient + 0.9 * gradient))
+
+
+# --- settings that make no sense
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"optimizer": "adam"}, "no optimizer named 'adam'. Did you mean 'adamw'"),
+        ({"optimizer": "SGD"}, "no optimizer named 'SGD'"),
+        ({"schedule": "cosinus"}, "no schedule named 'cosinus'. Did you mean 'cosine'"),
+        ({"learning_rate": 0.0}, "learning_rate is a positive number; got 0.0"),
+        ({"learning_rate": -0.1}, "learning_rate is a positive number; got -0.1"),
+        ({"learning_rate": math.nan}, "learning_rate is a positive number; got nan"),
+        ({"learning_rate": math.inf}, "learning_rate is a positive number; got inf"),
+        ({"batch_size": 1}, "batch_size is a whole number of at least 2 .*; got 1"),
+        ({"batch_size": 0}, "batch_size is a whole number of at least 2 .*; got 0"),
+        ({"batch_size": 64.0}, "batch_size is a whole number of at least 2 .*; got 64.0"),
+        ({"warmup": 1.0}, r"warmup and momentum lie in \[0, 1\)"),
+        ({"warmup": -0.1}, r"warmup and momentum lie in \[0, 1\)"),
+        ({"warmup": math.nan}, r"warmup and momentum lie in \[0, 1\)"),
+        ({"momentum": 1.0}, r"warmup and momentum lie in \[0, 1\)"),
+        ({"momentum": -0.9}, r"warmup and momentum lie in \[0, 1\)"),
+        ({"momentum": math.nan}, r"warmup and momentum lie in \[0, 1\)"),
+        ({"weight_decay": -1e-4}, "weight_decay is 0 or more"),
+        ({"weight_decay": math.nan}, "weight_decay is 0 or more"),
+        ({"weight_decay": math.inf}, "weight_decay is 0 or more"),
+        ({"clip": 0.0}, "clip is a positive norm, or None; got 0.0"),
+        ({"clip": -1.0}, "clip is a positive norm, or None; got -1.0"),
+        ({"clip": math.nan}, "clip is a positive norm, or None; got nan"),
+    ],
+)
+def test_settings_that_make_no_sense(asked: dict, text: str):
+    with pytest.raises(ValueError, match=text):
+        Recipe(**asked)
+
+
+def test_the_corners_of_what_makes_sense():
+    Recipe(warmup=0, momentum=0, weight_decay=0, batch_size=2, clip=1e-9, learning_rate=1e-12)
+    with pytest.raises(AttributeError):
+        Recipe().learning_rate = 1.0

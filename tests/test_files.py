@@ -1,0 +1,361 @@
+"""Files are complete or absent, say why they could not be written, and run no code when they are opened."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from kdlib import files
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def no_large_files() -> Iterator[None]:
+    """The kernel refuses files over 4,096 bytes: a real failure in the middle of writing, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class Trap:
+    """Unpickling this writes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.mark),)
+
+
+# --- replacing
+
+
+def test_replacing_makes_folders_and_leaves_only_the_file(tmp_path: Path):
+    path = tmp_path / "a" / "b" / "c.txt"
+    files.write_text(path, "grüße\n")
+    assert path.read_bytes() == "grüße\n".encode()
+    assert entries(path.parent) == ["c.txt"]
+    files.write_text(str(path), "new")
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_the_target_keeps_its_old_content_until_the_body_has_ended(tmp_path: Path):
+    path = tmp_path / "result.txt"
+    path.write_text("old")
+    with files.replacing(path) as temporary:
+        assert temporary.parent == path.parent  # a rename is only atomic within one file system
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt(), OSError(errno.EIO, "boom")])
+def test_a_failure_leaves_the_old_content_and_no_temporary_file(tmp_path: Path, error: BaseException):
+    path = tmp_path / "result.txt"
+    path.write_text("old")
+
+    def fail_half_way() -> None:
+        with files.replacing(path) as temporary:
+            temporary.write_text("half of the n")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail_half_way()
+    assert path.read_text() == "old"
+    assert entries(tmp_path) == ["result.txt"]
+
+
+def test_what_is_renamed_has_reached_the_disk_through_a_writable_handle(tmp_path: Path, monkeypatch):
+    # Windows refuses to flush a handle that was opened for reading.
+    fcntl = pytest.importorskip("fcntl")
+    modes, steps = [], []
+
+    def fsync(handle: int) -> None:
+        steps.append("fsync")
+        modes.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+
+    def rename(old: Path, new: Path, real=os.replace) -> None:
+        steps.append("rename")
+        real(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    files.write_text(tmp_path / "a.txt", "text")
+    assert steps == ["fsync", "rename"]
+    assert modes[0] in (os.O_RDWR, os.O_WRONLY)
+    assert (tmp_path / "a.txt").read_text() == "text"
+
+
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path):
+    (tmp_path / "taken").write_text("I am a file")
+    for path in (tmp_path / "taken" / "a.txt", tmp_path / "taken" / "deeper" / "a.txt"):
+        with pytest.raises(OSError, match="choose a folder you may write to") as caught:
+            files.write_text(path, "text")
+        assert str(path) in str(caught.value)
+        assert "not a folder" in str(caught.value) or "Not a directory" in str(caught.value)
+        assert "File exists" not in str(caught.value)
+    assert (tmp_path / "taken").read_text() == "I am a file"
+
+
+def test_a_folder_in_the_place_of_the_file_stays(tmp_path: Path):
+    (tmp_path / "taken" / "inside").mkdir(parents=True)
+    with pytest.raises(OSError, match="Could not write .*taken: Is a directory"):
+        files.write_text(tmp_path / "taken", "text")
+    assert entries(tmp_path) == ["taken"]
+    assert entries(tmp_path / "taken") == ["inside"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_an_operating_system_error_names_path_reason_and_remedy(tmp_path: Path, monkeypatch, code: int):
+    path = tmp_path / "result.txt"
+    path.write_text("old")
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="Free some space, or choose a folder") as caught:
+        files.write_text(path, "new")
+    assert caught.value.errno == code
+    assert str(path) in str(caught.value)
+    assert os.strerror(code) in str(caught.value)
+    assert "unchanged" in str(caught.value)
+    assert path.read_text() == "old"
+    assert entries(tmp_path) == ["result.txt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_a_full_disk(tmp_path: Path):
+    path = tmp_path / "result.txt"
+    path.write_text("old")
+    with pytest.raises(OSError, match="No space left on device") as caught, files.replacing(path):
+        Path("/dev/full").write_text("text")
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_text() == "old"
+    assert entries(tmp_path) == ["result.txt"]
+
+
+@pytest.mark.usefixtures("no_large_files")
+def test_text_that_does_not_fit(tmp_path: Path):
+    path = tmp_path / "history.csv"
+    path.write_text("old")
+    with pytest.raises(OSError, match="Could not write .*history.csv: File too large") as caught:
+        files.write_text(path, "x" * 10_000)
+    assert caught.value.errno == errno.EFBIG
+    assert path.read_text() == "old"
+    assert entries(tmp_path) == ["history.csv"]
+
+
+@pytest.mark.usefixtures("no_large_files")
+def test_tensors_that_do_not_fit(tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    files.save_tensors(path, {"a": torch.ones(3)}, {"step": 1})
+    with pytest.raises(OSError, match="Could not write .*model.safetensors.*Free some space") as caught:
+        files.save_tensors(path, {"a": torch.ones(3_000)}, {"step": 2})
+    assert caught.value.errno == errno.EFBIG  # safetensors hides the number in its text
+    assert "None" not in str(caught.value)
+    tensors, described = files.load_tensors(path)
+    assert (described, tensors["a"].tolist()) == ({"step": 1}, [1, 1, 1])
+    assert entries(tmp_path) == ["model.safetensors"]
+
+
+# --- tensors
+
+
+def hard_tensors() -> dict[str, torch.Tensor]:
+    whole = torch.arange(24.0).view(2, 3, 4)
+    return {
+        "counter": torch.tensor(7),
+        "nothing": torch.empty(0, 3),
+        "truth": torch.tensor([True, False]),
+        "bytes": torch.arange(256, dtype=torch.uint8),
+        "brain": torch.tensor([1.5, -3.0e38, float("inf"), float("nan")], dtype=torch.bfloat16),
+        "half": torch.tensor([1.5, 6.1e-5], dtype=torch.float16),
+        "double": torch.tensor([1 / 3], dtype=torch.float64),
+        "whole": whole,
+        "part": whole[:, 1],
+        "same": whole,
+        "turned": whole.transpose(0, 2),
+        "last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "trained": torch.nn.Parameter(torch.randn(3)),
+    }
+
+
+def test_tensors_come_back_exactly(tmp_path: Path):
+    wanted = hard_tensors()
+    assert not wanted["last"].is_contiguous()
+    described = {"architecture": "resnet18", "accuracy": 0.931, "list": [1, None, "ü"]}
+    files.save_tensors(tmp_path / "t.safetensors", wanted, described)
+    found, text = files.load_tensors(tmp_path / "t.safetensors")
+    assert text == described
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert found[name].shape == tensor.shape, name
+        assert torch.equal(found[name].nan_to_num(), tensor.detach().nan_to_num()), name
+    assert torch.isnan(found["brain"]).tolist() == [False, False, False, True]
+    assert entries(tmp_path) == ["t.safetensors"]
+
+
+def test_tensors_that_shared_memory_do_not_share_it_afterwards(tmp_path: Path):
+    files.save_tensors(tmp_path / "t.safetensors", hard_tensors(), {})
+    found, _ = files.load_tensors(tmp_path / "t.safetensors")
+    found["whole"].zero_()
+    assert torch.equal(found["same"], torch.arange(24.0).view(2, 3, 4))
+
+
+def test_changing_what_was_read_does_not_change_the_file(tmp_path: Path):
+    files.save_tensors(tmp_path / "t.safetensors", {"a": torch.arange(4.0)}, {})
+    files.load_tensors(tmp_path / "t.safetensors")[0]["a"].zero_()
+    assert files.load_tensors(tmp_path / "t.safetensors")[0]["a"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_description_that_is_not_json_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "t.safetensors"
+    files.save_tensors(path, {"a": torch.ones(1)}, {"fine": 1})
+    with pytest.raises(TypeError):
+        files.save_tensors(path, {"a": torch.zeros(1)}, {"bad": object()})
+    assert files.load_tensors(path)[1] == {"fine": 1}
+    assert entries(tmp_path) == ["t.safetensors"]
+
+
+def test_a_foreign_safetensors_file_has_an_empty_description(tmp_path: Path):
+    save_file({"a": torch.ones(2)}, tmp_path / "plain.safetensors")
+    save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors", metadata={"format": "pt"})
+    for name in ("plain", "other"):
+        tensors, described = files.load_tensors(tmp_path / f"{name}.safetensors")
+        assert described == {}
+        assert tensors["a"].tolist() == [1, 1]
+
+
+def test_the_header_is_plain_json_that_other_tools_can_read(tmp_path: Path):
+    files.save_tensors(tmp_path / "t.safetensors", {"a": torch.ones(2)}, {"step": 3})
+    content = (tmp_path / "t.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert header["a"]["shape"] == [2]
+    assert json.loads(header["__metadata__"]["kdlib"]) == {"step": 3}
+
+
+def assert_refused(path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a readable safetensors file") as caught:
+        files.load_tensors(path)
+    text = str(caught.value)
+    assert str(path) in text
+    assert "truncated" in text
+    assert "weights_only=True" in text
+
+
+def test_every_truncation_is_refused(tmp_path: Path):
+    path = tmp_path / "t.safetensors"
+    files.save_tensors(path, {"a": torch.arange(8.0), "b": torch.ones(2)}, {"step": 1})
+    content = path.read_bytes()
+    for length in (0, 1, 7, 8, 9, 60, len(content) - 32, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert_refused(path)
+    path.write_bytes(content + b"\x00")
+    assert_refused(path)
+
+
+@pytest.mark.parametrize("text", ["", "epoch,loss\n1,0.5\n", "{}", "\x00" * 100])
+def test_other_files_are_refused(tmp_path: Path, text: str):
+    path = tmp_path / "t.safetensors"
+    path.write_text(text)
+    assert_refused(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_is_refused_and_its_code_does_not_run(tmp_path: Path, legacy: bool):
+    path, mark = tmp_path / "t.safetensors", tmp_path / "ran"
+    torch.save({"a": Trap(mark)}, path, _use_new_zipfile_serialization=not legacy)
+    assert_refused(path)
+    assert not mark.exists()
+    torch.load(path.rename(tmp_path / "t.pt"), weights_only=False)  # the trap works: it is the reading that was safe
+    assert mark.exists()
+
+
+def test_a_bare_pickle_is_refused_and_its_code_does_not_run(tmp_path: Path):
+    path, mark = tmp_path / "t.safetensors", tmp_path / "ran"
+    path.write_bytes(pickle.dumps(Trap(mark)))
+    assert_refused(path)
+    assert not mark.exists()
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path):
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(FileNotFoundError, match="There is no file .* Check the path"):
+            files.load_tensors(path)
+
+
+# --- digest
+
+
+def test_digest_by_hand():
+    import hashlib
+
+    tensor = torch.tensor([1, 258], dtype=torch.int16)
+    content = b"a torch.int16 (2,)" + bytes([1, 0, 2, 1]) + b"('more', 3)"
+    assert files.digest({"a": tensor}, "more", 3) == hashlib.sha256(content).hexdigest()
+
+
+def test_digest_differs_when_anything_that_matters_differs():
+    base = torch.arange(6.0).view(2, 3)
+    changed = base.clone()
+    changed[1, 2] = 5.0000005
+    variants = [
+        files.digest({"a": base}),
+        files.digest({"b": base}),
+        files.digest({"a": changed}),
+        files.digest({"a": base.view(3, 2)}),
+        files.digest({"a": base.view(6)}),
+        files.digest({"a": base.double()}),
+        files.digest({"a": base.view(torch.int32)}),
+        files.digest({"a": base}, "more"),
+        files.digest({"a": base}, None),
+        files.digest({"a": base, "b": changed}),
+        files.digest({"b": changed, "a": base}),
+        files.digest({"a": changed, "b": base}),
+        files.digest([base, changed]),
+        files.digest([changed, base]),
+        files.digest([base]),
+        files.digest([]),
+        files.digest([torch.tensor(0.0)]),
+        files.digest([torch.tensor(-0.0)]),
+        files.digest([torch.zeros(1)]),
+        files.digest([torch.zeros(0)]),
+    ]
+    assert len(set(variants)) == len(variants)
+
+
+def test_digest_ignores_strides_and_gradients():
+    images = torch.randn(2, 3, 4, 5)
+    assert files.digest([images]) == files.digest([images.to(memory_format=torch.channels_last)])
+    assert files.digest([images]) == files.digest([images.clone().requires_grad_()])
+    assert files.digest([images[::2]]) == files.digest([images[::2].contiguous()])
+    assert files.digest([images.mT]) == files.digest([images.mT.contiguous()])
+
+
+@settings(max_examples=30, deadline=None)
+@given(values=st.lists(st.integers(0, 255), min_size=1, max_size=20), place=st.integers(0, 19), by=st.integers(1, 255))
+def test_digest_sees_any_single_byte(values: list[int], place: int, by: int):
+    tensor = torch.tensor(values, dtype=torch.uint8)
+    other = tensor.clone()
+    other[place % len(values)] += by
+    assert files.digest([tensor]) == files.digest([tensor.clone()])
+    assert files.digest([tensor]) != files.digest([other])
