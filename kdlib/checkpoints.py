@@ -1,0 +1,65 @@
+"""The state of a training run in one safetensors file: weights, optimiser, position, history, random state.
+
+One file, replaced as a whole, so that a kill between two files cannot mix two moments; and no pickle.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdlib import files, models
+
+
+def save(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
+    """Write modules, optimiser and JSON facts; the previous checkpoint stays until this one is complete."""
+    tensors = {f"{part}/{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+    tensors["random/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    state = optimizer.state_dict()
+    numbers: dict[str, Any] = {}  # what an optimiser keeps beside tensors, such as None for an unused buffer
+    for parameter, values in state["state"].items():
+        for name, value in values.items():
+            place = f"optimizer/{parameter}/{name}"
+            (tensors if isinstance(value, Tensor) else numbers)[place] = value
+    described = {"facts": facts, "numbers": numbers, "groups": state["param_groups"]}
+    files.save_tensors(path, tensors, described)
+
+
+def load(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, run: dict[str, Any]) -> dict:
+    """Put a saved state back and return its facts.
+
+    run: what the saved run must have been (facts["run"]). Raises ValueError, everything unchanged, for a file that
+    is truncated, not a checkpoint, or of another run.
+    """
+    tensors, described = files.load_tensors(path)
+    if "facts" not in described:
+        raise ValueError(f"{path} holds weights, not the state of a training run. Give the checkpoint that fit wrote.")
+    facts = described["facts"]
+    differ = [name for name in run if facts["run"].get(name) != run[name]]
+    if differ:
+        was = {name: facts["run"].get(name) for name in differ}
+        now = {name: run[name] for name in differ}
+        raise ValueError(
+            f"{path} belongs to another run: it was {was}, now it is {now}. Resume with the same settings, or choose "
+            "another checkpoint to start anew."
+        )
+    for part, module in parts.items():
+        models.restore(module, _under(tensors, f"{part}/"), path)
+    state: dict[int, dict[str, Any]] = {}
+    for place, value in {**_under(tensors, "optimizer/"), **_under(described["numbers"], "optimizer/")}.items():
+        parameter, name = place.split("/", 1)
+        state.setdefault(int(parameter), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": described["groups"]})
+    torch.set_rng_state(tensors["random/cpu"])
+    if "random/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random/cuda"])
+    return facts
+
+
+def _under(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}

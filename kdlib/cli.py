@@ -1,0 +1,251 @@
+"""The command line: `kdlib distill`, `train`, `evaluate`, `check`; each `--help` shows its options."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Knowledge distillation: teach small networks by large ones, measure what it is worth.",
+)
+
+Data = Annotated[str, typer.Option("--data", help="fashion-mnist, cifar10, cifar100, imagefolder:PATH, imagenet:PATH")]
+Images = Annotated[int | None, typer.Option(help="Training images to use, balanced over classes; default: all.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
+Seed = Annotated[
+    int, typer.Option(help="Of the initial weights, the order, the augmentation and the choice of images.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Out = Annotated[Path, typer.Option(help="Folder for what the run writes.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in --out.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+Optimizer = Annotated[str, typer.Option(help="sgd, adamw or rmsprop.")]
+Rate = Annotated[float, typer.Option("--learning-rate", help="The peak of the learning rate.")]
+Decay = Annotated[float, typer.Option(help="Weight decay of matrices and filters.")]
+BatchSize = Annotated[int, typer.Option(help="Images in a batch.")]
+Schedule = Annotated[str, typer.Option(help="cosine, one-cycle or constant.")]
+Clip = Annotated[float | None, typer.Option(help="Largest norm of the gradient; default: no clipping.")]
+Stem = Annotated[str, typer.Option(help="stride2, stride1 or imagenet: how torchvision's networks begin.")]
+
+
+@app.command()
+def train(
+    data: Data = "fashion-mnist",
+    model: Annotated[str, typer.Option(help="Architecture, for instance resnet20.")] = "resnet20",
+    stem: Stem = "stride2",
+    start: Annotated[
+        str | None, typer.Option(help="Trained weights to go on from: a shipped name or a file; default: fresh ones.")
+    ] = None,
+    images: Images = None,
+    epochs: Epochs = 10,
+    optimizer: Optimizer = "sgd",
+    learning_rate: Rate = 0.1,
+    weight_decay: Decay = 5e-4,
+    batch_size: BatchSize = 128,
+    schedule: Schedule = "cosine",
+    clip: Clip = None,
+    smoothing: Annotated[float, typer.Option(help="Label smoothing.")] = 0.0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    half: Annotated[bool, typer.Option("--half", help="Write the weights in 16 bits.")] = False,
+    every: Annotated[int | None, typer.Option(help="Steps between checkpoints; default: one an epoch.")] = None,
+    out: Out = Path("runs/train"),
+    resume: Resume = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train one network on hard labels, a teacher for instance, and write model.safetensors."""
+    from kdlib import data as data_sets
+    from kdlib import files, methods, models
+    from kdlib import train as loop
+    from kdlib.recipes import Recipe
+
+    loaded = data_sets.load(data).take(images, seed=seed)
+    shape = {"num_classes": loaded.num_classes, "in_channels": loaded.in_channels, "image_size": loaded.size}
+    network = models.load(start) if start else models.build(model, **shape, stem=stem, seed=seed)
+    recipe = Recipe(
+        optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
+    )
+    files.require_folder(out)
+    with _resumable():
+        run = loop.fit(
+            network,
+            loaded,
+            method=methods.HardLabels(smoothing),
+            epochs=epochs,
+            recipe=recipe,
+            seed=seed,
+            device=device,
+            precision=precision,
+            checkpoint=out / "checkpoint",
+            every=every,
+            resume=resume,
+            progress=not quiet,
+        )
+    facts = {"data": data, "validation_accuracy": run.validation_accuracy, "test_accuracy": run.test_accuracy}
+    models.save(run.student, out / "model.safetensors", half=half, **facts)
+    files.write_text(out / "history.csv", run.history.to_csv())
+    facts |= {"seconds": run.seconds, "model": str(out / "model.safetensors")}
+    _result(facts, json_)
+
+
+@app.command()
+def distill(
+    data: Data = "fashion-mnist",
+    teacher: Annotated[str, typer.Option(help="A trained model: resnet50-fashion, a file, resnet50-imagenet.")] = (
+        "resnet50-fashion"
+    ),
+    student: Annotated[str, typer.Option(help="Architecture of the student, for instance resnet18.")] = "resnet18",
+    method: Annotated[
+        str, typer.Option(help="hard, logit, feature, relation, or a sum such as logit+relation or logit+50*feature.")
+    ] = "logit",
+    images: Images = None,
+    epochs: Epochs = 10,
+    views: Annotated[
+        int, typer.Option(min=0, help="Views of each image that the teacher answers in advance; 0 asks it live.")
+    ] = 1,
+    cache: Annotated[
+        str | None, typer.Option(help="Folder that keeps the teacher's answers for the next run; default: memory only.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Softens both networks' probabilities.")] = 4.0,
+    alpha: Annotated[float, typer.Option(help="Weight of the hard-label loss, in [0, 1].")] = 0.1,
+    layers: Annotated[
+        list[str] | None, typer.Option(help="STUDENT:TEACHER pair for feature and relation; repeat it for more.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=8, help="Pixels of a side, for image folders.")] = 224,
+    stem: Stem = "stride2",
+    optimizer: Optimizer = "sgd",
+    learning_rate: Rate = 0.1,
+    weight_decay: Decay = 5e-4,
+    batch_size: BatchSize = 128,
+    schedule: Schedule = "cosine",
+    clip: Clip = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave out the student on hard labels.")] = False,
+    out: Out = Path("runs/distill"),
+    resume: Resume = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Distil a teacher into a student, compare it with its twin on hard labels, and write a report."""
+    from kdlib import distill as jobs
+    from kdlib.recipes import Recipe
+
+    job = jobs.Job(
+        data=data,
+        teacher=teacher,
+        student=student,
+        method=method,
+        images=images,
+        epochs=epochs,
+        views=views,
+        cache=cache,
+        temperature=temperature,
+        alpha=alpha,
+        layers=tuple(layers or ()),
+        size=size,
+        stem=stem,
+        seed=seed,
+        device=device,
+        precision=precision,
+        baseline=not no_baseline,
+        recipe=Recipe(
+            optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
+        ),
+    )
+    with _resumable():
+        report = jobs.distill(job, out, resume=resume, progress=not quiet)
+    print(f"\n{jobs.table(report)}\nWritten to {out}: student.safetensors, history.csv, curves.png, report.json")
+    if json_:
+        print(json.dumps(report.to_json()))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A shipped model's name, or a .safetensors file.")],
+    data: Data = "fashion-mnist",
+    size: Annotated[int, typer.Option(min=8, help="Pixels of a side, for image folders.")] = 224,
+    teacher: Annotated[str | None, typer.Option(help="Another model; the agreement with it is measured too.")] = None,
+    validation: Annotated[bool, typer.Option("--validation", help="On the validation split, for choices.")] = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json_: Json = False,
+) -> None:
+    """Measure a trained model on the test set."""
+    from kdlib import data as data_sets
+    from kdlib import measure, models
+    from kdlib import train as loop
+
+    loaded = data_sets.load(data, size=size)
+    split = loaded.validation if validation else loaded.test
+    network = models.load(model)
+    scores = loop.evaluate(network, split, device=device, precision=precision)
+    values = {
+        "accuracy": scores.accuracy,
+        "loss": scores.loss,
+        "calibration_error": measure.calibration_error(scores.logits, split.labels),
+        "parameters": measure.parameters(network),
+    }
+    if teacher:
+        theirs = loop.evaluate(models.load(teacher), split, device=device, precision=precision)
+        values |= {"teacher_accuracy": theirs.accuracy, "agreement": measure.agreement(scores.logits, theirs.logits)}
+    _result(values, json_)
+
+
+@app.command()
+def check(json_: Json = False) -> None:
+    """Say whether this machine can run the course, and what to do if it cannot."""
+    from kdlib import checkup
+
+    result = checkup.check()
+    if json_:
+        print(json.dumps({"ready": result.ready, "findings": [vars(finding) for finding in result.findings]}))
+    else:
+        print(result)
+    raise typer.Exit(0 if result.ready else 1)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Say, when a run is interrupted, that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nkdlib: stopped. The same command with --resume goes on from the last checkpoint.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _result(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(values))
+        return
+    width = max(map(len, values))
+    for name, value in values.items():
+        print(f"{name.replace('_', ' '):{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
+
+
+def main() -> None:
+    """Run a command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"kdlib: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

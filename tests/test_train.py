@@ -1,0 +1,598 @@
+"""The loop: the rules it keeps, what it refuses, and that every family of methods trains a real student."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kdlib import losses, methods, models, train
+from kdlib.data import Augmentation, DataSet
+from kdlib.files import load_tensors
+from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
+from kdlib.recipes import Recipe
+from kdlib.teachers import Cached, Frozen
+
+QUICK = Recipe(learning_rate=0.05, batch_size=32)
+
+
+def small(seed: int = 0, classes: int = 3, width: int = 4) -> nn.Module:
+    """A network with everything that has state or randomness: batch norm, dropout, two stages."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential()
+        for name, layer in {
+            "conv1": nn.Conv2d(1, width, 3, padding=1),
+            "bn1": nn.BatchNorm2d(width),
+            "layer1": nn.ReLU(),
+            "conv2": nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            "layer2": nn.ReLU(),
+            "pool": nn.AdaptiveAvgPool2d(2),
+            "flatten": nn.Flatten(),
+            "dropout": nn.Dropout(0.2),
+            "fc": nn.Linear(8 * width, classes),
+        }.items():
+            model.add_module(name, layer)
+    return model
+
+
+def fit(student: nn.Module, data: DataSet, **options: Any) -> train.Run:
+    settings = {"epochs": 2, "recipe": QUICK, "precision": "fp32", "device": "cpu", "progress": False}
+    return train.fit(student, data, **{**settings, **options})
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
+    return all(name == other and torch.equal(x, y) for (name, x), (other, y) in pairs)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A split that notes in a shared log when it is read."""
+
+    split: Any
+    name: str
+    log: list[str] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.split, name)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batches(self, *args: Any, **options: Any) -> Any:
+        self.log.append(self.name)
+        return self.split.batches(*args, **options)
+
+
+# --- the rules ---------------------------------------------------------------------------------------------------
+
+
+def test_rule_1_the_teacher_is_in_eval_mode_without_gradient_and_unchanged(blobs: DataSet) -> None:
+    teacher = small(seed=1, width=6).train()
+    before = copy.deepcopy(teacher.state_dict())
+    seen = []
+    teacher.register_forward_hook(lambda m, i, out: seen.append((m[1].training, m[7].training, out.requires_grad)))
+
+    class Meddles(Logit):
+        def forward(self, *args: Any) -> methods.Terms:
+            teacher.train()  # as a method that holds its teacher as a submodule would
+            return super().forward(*args)
+
+    fit(small(), blobs, teacher=teacher, method=Meddles() + Feature({"layer2": "layer2"}))
+    assert len(seen) == 1 + 2 * 3  # the rehearsal, two epochs of three batches
+    assert set(seen) == {(False, False, False)}
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+def test_rule_2_t_squared_reaches_the_student_through_the_loop(blobs: DataSet) -> None:
+    teacher = small(seed=1)
+
+    def undropped() -> nn.Module:
+        student = small()
+        student.dropout.p = 0.0
+        return student
+
+    whole = replace(QUICK, batch_size=96)
+    batch = next(blobs.train.batches(96, augmentation=blobs.augmentation))
+    for alpha in (0.0, 0.5, 1.0):
+        run = fit(undropped(), blobs, teacher=teacher, method=Logit(8.0, alpha), epochs=1, recipe=whole)
+        # One step: the history holds the loss of the untouched student on the very first batch.
+        with torch.no_grad():
+            ours, theirs = undropped().train()(batch.images), teacher.eval()(batch.images)
+        logs = [F.log_softmax(logits / 8, 1) for logits in (ours, theirs)]
+        kl = F.kl_div(*logs, reduction="batchmean", log_target=True).item()
+        assert run.rows[0]["soft"] == pytest.approx((1 - alpha) * 64 * kl, rel=1e-4)
+
+
+def test_rule_3_the_teacher_sees_the_students_pictures(blobs: DataSet) -> None:
+    pictures: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
+    student, teacher = small(), small(seed=1)
+    for name, model in {"student": student, "teacher": teacher}.items():
+        model.register_forward_pre_hook(
+            lambda m, i, name=name: pictures[name].append(i[0].clone()) if name == "teacher" or m.training else None
+        )
+    fit(student, blobs, teacher=teacher)
+    steps = list(zip(pictures["student"], pictures["teacher"][1:], strict=True))
+    assert len(steps) == 6
+    assert all(torch.equal(a, b) for a, b in steps)
+    first, second = (torch.cat([a for a, _ in steps[i : i + 3]]).flatten(1).sum(1).sort()[0] for i in (0, 3))
+    assert not torch.equal(first, second)  # the second epoch is another view
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_rule_3_cached_answers_train_the_same_student_as_live_ones(blobs: DataSet, views: int) -> None:
+    teacher = small(seed=1, width=6)
+    method = Logit() + Feature({"layer2": "layer2"})
+    stored = Cached.build(
+        teacher, blobs.train, augmentation=blobs.augmentation, seed=5, views=views, layers=["layer2"], device="cpu",
+        precision="fp32", progress=False,
+    )  # fmt: skip
+    cached, live = small(), small()
+    fit(cached, blobs, teacher=stored, method=copy.deepcopy(method), seed=5, epochs=3)
+    fit(live, blobs, teacher=teacher, method=method, seed=5, epochs=3, views=views)
+    for name, value in live.state_dict().items():
+        torch.testing.assert_close(cached.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_rule_3_a_cache_of_other_pictures_is_refused_before_training(blobs: DataSet) -> None:
+    teacher = small(seed=1)
+    stored = Cached.build(teacher, blobs.train, augmentation=blobs.augmentation, seed=0, progress=False)
+    student = small()
+    before = copy.deepcopy(student)
+    with pytest.raises(ValueError, match="another seed"):
+        fit(student, blobs, teacher=stored, seed=1)
+    with pytest.raises(ValueError, match="another augmentation"):
+        fit(student, blobs, teacher=stored, augmentation=Augmentation(crop=2))
+    with pytest.raises(ValueError, match="another data"):
+        fit(student, blobs.take(60), teacher=stored)
+    assert same_weights(student, before)
+
+
+def test_rule_4_the_test_set_is_read_once_after_all_else(blobs: DataSet) -> None:
+    log: list[str] = []
+    parts = {name: Watched(getattr(blobs, name), name, log) for name in ("train", "validation", "test")}
+    watched = replace(blobs, **parts)
+    run = fit(small(), watched, epochs=3)
+    assert log.count("test") == 1
+    assert log[-1] == "test"
+    assert log.count("validation") == 3
+    assert run.test_accuracy is not None
+    log.clear()
+    assert fit(small(), watched, test=False).test_accuracy is None
+    assert "test" not in log
+
+
+def test_rule_5_same_seed_same_bits_and_another_seed_other_ones(blobs: DataSet) -> None:
+    runs = [fit(small(), blobs, seed=seed).student for seed in (3, 3, 4)]
+    assert same_weights(runs[0], runs[1])
+    assert not same_weights(runs[0], runs[2])
+
+
+def test_rule_5_training_leaves_the_global_random_state_alone(blobs: DataSet) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    fit(small(), blobs, teacher=small(seed=1), method=HardLabels() + Feature({"layer2": "layer2"}))
+    assert torch.equal(torch.rand(3), expected)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", range(1, 9))
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop"])
+def test_rule_5_stopped_anywhere_and_resumed_is_never_stopped(
+    blobs: DataSet, tmp_path: Any, stop: int, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = small(seed=1, width=6)
+    recipe = Recipe(optimizer, 0.01, batch_size=32, clip=1.0)
+    path = tmp_path / "checkpoint"
+
+    def go(student: nn.Module, resume: bool) -> train.Run:
+        method = Logit() + Feature({"layer2": "layer2"}) + Relation({"layer1": "layer1", "layer2": "layer2"})
+        options = {"teacher": teacher, "method": method, "recipe": recipe, "epochs": 3}
+        return fit(student, blobs, **options, checkpoint=path, every=2, resume=resume)
+
+    whole = go(small(), resume=False)
+    path.unlink()
+    step = train._Loop._step
+
+    def stopping(self: Any, batch: Any) -> Any:
+        if self.step == stop:
+            raise Stop
+        return step(self, batch)
+
+    monkeypatch.setattr(train._Loop, "_step", stopping)
+    with pytest.raises(Stop):
+        go(small(), resume=True)
+    monkeypatch.undo()
+    resumed = go(small(seed=99), resume=True)  # other initial weights: everything must come from the checkpoint
+    if stop < 2:
+        assert not path.exists() or resumed  # stopped before the first checkpoint: it starts anew
+        return
+    assert same_weights(resumed.student, whole.student)
+    assert same_weights(resumed.method, whole.method)
+    keep = [k for k in whole.rows[0] if k != "seconds"]
+    assert [[row[k] for k in keep] for row in resumed.rows] == [[row[k] for k in keep] for row in whole.rows]
+    assert resumed.test_accuracy == whole.test_accuracy
+
+
+def test_rule_6_a_non_finite_loss_names_step_terms_and_checkpoint(blobs: DataSet, tmp_path: Any) -> None:
+    class Breaks(HardLabels):
+        calls = 0
+
+        def forward(self, *args: Any) -> methods.Terms:
+            self.calls += 1
+            terms = super().forward(*args)
+            return terms if self.calls < 5 else {**terms, "odd": terms["hard"] * float("nan")}
+
+    path = tmp_path / "checkpoint"
+    student = small()
+    with pytest.raises(
+        FloatingPointError, match=r"step 4 of 6: hard = [\d.]+, odd = nan.*checkpoint is .*checkpoint\."
+    ):
+        fit(student, blobs, method=Breaks(), checkpoint=path)
+    tensors, _ = load_tensors(path)
+    assert all(torch.isfinite(value).all() for name, value in tensors.items() if value.is_floating_point())
+    assert all(torch.isfinite(p).all() for p in student.parameters())
+    with pytest.raises(FloatingPointError, match="No checkpoint was written"):
+        fit(small(), blobs, method=Breaks())
+
+
+@pytest.fixture
+def seldom_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values of four steps are read at once, as on an accelerator (there it is fifty)."""
+    rehearse = train._Loop.rehearse
+
+    def rehearsed(self: Any) -> None:
+        rehearse(self)
+        self.look = 4
+
+    monkeypatch.setattr(train._Loop, "rehearse", rehearsed)
+
+
+def test_values_read_seldom_add_up_to_the_same_history(blobs: DataSet, request: pytest.FixtureRequest) -> None:
+    often = fit(small(), blobs, epochs=3, recipe=replace(QUICK, batch_size=16))
+    request.getfixturevalue("seldom_read")
+    seldom = fit(small(), blobs, epochs=3, recipe=replace(QUICK, batch_size=16))
+    assert same_weights(often.student, seldom.student)
+    for a, b in zip(often.rows, seldom.rows, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+@pytest.mark.usefixtures("seldom_read")
+def test_a_non_finite_loss_that_is_seen_late_is_named_by_its_own_step_and_never_saved(
+    blobs: DataSet, tmp_path: Any
+) -> None:
+    class Breaks(HardLabels):
+        calls = 0
+
+        def forward(self, *args: Any) -> methods.Terms:
+            self.calls += 1
+            return {
+                name: term * (float("inf") if self.calls == 8 else 1) for name, term in super().forward(*args).items()
+            }
+
+    path = tmp_path / "checkpoint"
+    options = {"method": Breaks(), "checkpoint": path, "every": 2, "recipe": replace(QUICK, batch_size=16)}
+    with pytest.raises(FloatingPointError, match="step 7 of 12: hard = inf"):
+        fit(small(), blobs, **options)
+    tensors, described = load_tensors(path)
+    assert described["facts"]["step"] == 6
+    assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())
+
+
+def test_rule_7_a_checkpoint_is_safetensors_and_an_interrupted_write_keeps_the_last(
+    blobs: DataSet, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint"
+    fit(small(), blobs, checkpoint=path)
+    first = path.read_bytes()
+    load_tensors(path)  # would refuse a pickle
+
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kdlib.files.save_file", full)
+    with pytest.raises(OSError, match=r"Could not write .*checkpoint: No space left.*unchanged.*Free some space"):
+        fit(small(), blobs, checkpoint=path)
+    assert path.read_bytes() == first
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- resuming from the wrong thing -------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(blobs: DataSet, tmp_path: Any) -> None:
+    path = tmp_path / "checkpoint"
+    fit(small(), blobs, checkpoint=path)
+    content = path.read_bytes()
+    for change, word in (
+        ({"seed": 1}, "seed"),
+        ({"epochs": 3}, "epochs"),
+        ({"recipe": replace(QUICK, learning_rate=0.2)}, "recipe"),
+        ({"method": HardLabels(0.1)}, "method"),
+        ({"augmentation": Augmentation()}, "augmentation"),
+        ({"views": 1}, "views"),
+    ):
+        with pytest.raises(ValueError, match=f"belongs to another run: it was {{'{word}'"):
+            fit(small(), blobs, checkpoint=path, resume=True, **change)
+    with pytest.raises(ValueError, match="belong to another architecture"):
+        fit(small(width=5), blobs, checkpoint=path, resume=True)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "weights"])
+def test_a_damaged_checkpoint_is_refused_and_kept(blobs: DataSet, tmp_path: Any, damage: str) -> None:
+    path = tmp_path / "checkpoint"
+    fit(small(), blobs, checkpoint=path)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "pickle":
+        torch.save({"student": 1}, path)
+    else:
+        models.save(models.build("resnet8", num_classes=3, in_channels=1), path)
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match="not the state of a training run|not a readable safetensors file"):
+        fit(small(), blobs, checkpoint=path, resume=True)
+    assert path.read_bytes() == content
+
+
+# --- what does not fit together ----------------------------------------------------------------------------------
+
+
+def test_pieces_that_do_not_fit_are_refused_with_advice(blobs: DataSet) -> None:
+    teacher = small(seed=1)
+    with pytest.raises(ValueError, match="Logit needs a teacher"):
+        fit(small(), blobs, method=Logit())
+    with pytest.raises(ValueError, match="share weights.*second model"):
+        fit(teacher, blobs, teacher=teacher)
+    half_shared = small()
+    half_shared.fc = teacher.fc
+    with pytest.raises(ValueError, match="share weights"):
+        fit(half_shared, blobs, teacher=Frozen(teacher))
+    with pytest.raises(ValueError, match="student gives 4 logits, but blobs has 3 classes.*num_classes=3"):
+        fit(small(classes=4), blobs)
+    with pytest.raises(ValueError, match="teacher gives 5 logits"):
+        fit(small(), blobs, teacher=small(classes=5))
+    colour = nn.Sequential(nn.Conv2d(3, 3, 8), nn.Flatten())
+    with pytest.raises(ValueError, match=r"student cannot take images of 1 x 8 x 8.*in_channels=1"):
+        fit(colour, blobs)
+    with pytest.raises(ValueError, match=r"teacher cannot take images of 1 x 8 x 8.*in_channels=1"):
+        fit(small(), blobs, teacher=copy.deepcopy(colour))
+    with pytest.raises(ValueError, match="no layer in Sequential named 'layer9'. Did you mean 'layer"):
+        fit(small(), blobs, teacher=teacher, method=HardLabels() + Feature({"layer9": "layer1"}))
+    with pytest.raises(ValueError, match="no layer in Sequential named 'stage1'"):
+        fit(small(), blobs, teacher=teacher, method=HardLabels() + Feature({"layer1": "stage1"}))
+    with pytest.raises(ValueError, match="epochs and every are at least 1"):
+        fit(small(), blobs, epochs=0)
+    with pytest.raises(ValueError, match="1 training images; at least 2"):
+        fit(small(), blobs.take(1))
+
+
+def test_refused_pieces_are_given_back_as_they_were(blobs: DataSet) -> None:
+    teacher = small(seed=1).train()
+    with pytest.raises(ValueError, match="layer9"):
+        fit(small(), blobs, teacher=teacher, method=HardLabels() + Feature({"layer1": "layer9"}))
+    assert teacher.training
+    assert not any(module._forward_hooks for module in teacher.modules())
+
+
+def test_probabilities_instead_of_logits_are_warned_about(blobs: DataSet) -> None:
+    soft = small(seed=1)
+    soft.add_module("softmax", nn.Softmax(1))
+    with pytest.warns(UserWarning, match="probabilit"):
+        fit(small(), blobs, teacher=soft, epochs=1)
+
+
+def test_a_method_that_leaves_the_classifier_alone_is_warned_about(blobs: DataSet) -> None:
+    student = small()
+    before = student.fc.weight.clone()
+    with pytest.warns(UserWarning, match="classifier keeps its initial weights"):
+        fit(student, blobs, teacher=small(seed=1), method=Feature({"layer2": "layer2"}), epochs=1)
+    assert torch.equal(student.fc.weight, before)
+
+
+def test_a_data_set_smaller_than_a_batch_is_one_batch(blobs: DataSet) -> None:
+    run = fit(small(), blobs.take(5), epochs=3)
+    assert len(run.rows) == 3
+
+
+# --- what the loop does ------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_hard_labels_without_and_logits_with_a_teacher(blobs: DataSet) -> None:
+    assert isinstance(fit(small(), blobs).method, HardLabels)
+    method = fit(small(), blobs, teacher=small(seed=1)).method
+    assert isinstance(method, Logit)
+    assert (method.temperature, method.alpha) == (4.0, 0.1)
+
+
+def test_history_is_a_table_with_every_term(blobs: DataSet) -> None:
+    run = fit(small(), blobs, teacher=small(seed=1), method=Logit() + Feature({"layer2": "layer2"}), epochs=3)
+    table = run.history
+    assert list(table.index) == [1, 2, 3]
+    assert {"seconds", "loss", "hard", "soft", "hint layer2", "train_accuracy", "validation_accuracy"} <= set(table)
+    torch.testing.assert_close(
+        torch.tensor((table["hard"] + table["soft"] + table["hint layer2"]).values), torch.tensor(table["loss"].values)
+    )
+    assert table["seconds"].is_monotonic_increasing
+    assert run.validation_accuracy == table["validation_accuracy"].iloc[-1]
+    assert run.seconds == table["seconds"].iloc[-1]
+
+
+def test_it_learns_and_the_student_comes_back_ready_to_use(blobs: DataSet) -> None:
+    run = fit(small(), blobs, epochs=15)
+    assert run.test_accuracy > 0.9
+    assert not run.student.training
+    scores = train.evaluate(run.student, blobs.test, device="cpu", precision="fp32")
+    assert scores.accuracy == run.test_accuracy
+
+
+def test_the_methods_parameters_are_trained_and_clipped_with_the_students(
+    blobs: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clipped = []
+    clip = nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        nn.utils, "clip_grad_norm_", lambda p, norm: clipped.append((len(list(p)), norm)) or clip(p, norm)
+    )
+    student, method = small(), Feature({"layer2": "layer2"}) + HardLabels()
+    run = fit(student, blobs, teacher=small(seed=1, width=6), method=method, recipe=replace(QUICK, clip=0.5), epochs=1)
+    count = len(list(student.parameters())) + 1
+    assert clipped == [(count, 0.5)] * 3
+    torch.manual_seed(0)
+    fresh = nn.Conv2d(8, 12, 1, bias=False).weight
+    assert not torch.equal(run.method.parts[0].connectors[0].project.weight, fresh)
+
+
+def test_the_learning_rate_follows_the_recipe(blobs: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda o, *a: rates.append(o.param_groups[1]["lr"]) or step(o, *a))
+    fit(small(), blobs, recipe=replace(QUICK, schedule="one-cycle"))
+    assert rates == [replace(QUICK, schedule="one-cycle").rate(i, 6) for i in range(6)]
+
+
+def test_rehearsing_changes_nothing_in_the_student(blobs: DataSet) -> None:
+    class Rehearsed(Exception):
+        pass
+
+    class Stops(HardLabels):
+        def forward(self, *args: Any) -> methods.Terms:
+            raise Rehearsed
+
+    student = small()
+    before = copy.deepcopy(student)
+    student.conv1.register_forward_hook(lambda m, i, o: None)
+    method = Stops()
+    with pytest.raises(Rehearsed):
+        fit(student, blobs, method=method, recipe=replace(QUICK, batch_size=96))
+    # one training forward pass has run by then: batch statistics moved once, not twice, and no weight at all
+    assert student.bn1.num_batches_tracked == before.bn1.num_batches_tracked + 1
+    assert torch.equal(student.conv1.weight, before.conv1.weight)
+
+
+def test_losses_are_computed_in_float32_when_the_networks_run_in_bfloat16(blobs: DataSet) -> None:
+    types = set()
+
+    class Looks(Logit):
+        layers = {"layer2": "layer2"}
+
+        def forward(self, student: Any, teacher: Any, labels: torch.Tensor) -> methods.Terms:
+            types.update({student.logits.dtype, teacher.logits.dtype, student.layers["layer2"].dtype})
+            return super().forward(student, teacher, labels)
+
+    inner = []
+    student = small()
+    student.conv2.register_forward_hook(lambda m, i, out: inner.append(out.dtype))
+    run = fit(student, blobs, teacher=small(seed=1), method=Looks(), precision="bf16")
+    assert types == {torch.float32}
+    assert set(inner) == {torch.bfloat16}
+    assert run.place == "cpu, bfloat16"
+    assert all(p.dtype == torch.float32 for p in student.parameters())
+
+
+def test_the_progress_bar_can_be_silenced(blobs: DataSet, capsys: pytest.CaptureFixture) -> None:
+    fit(small(), blobs)
+    assert capsys.readouterr().err == ""
+    fit(small(), blobs, progress=True)
+    assert "192/192" in capsys.readouterr().err  # two epochs of three batches of 32 images
+
+
+def test_evaluate_agrees_with_a_plain_loop_and_leaves_the_model_alone(blobs: DataSet) -> None:
+    model = small().train()
+    model.bn1.eval()
+    modes = [module.training for module in model.modules()]
+    scores = train.evaluate(model, blobs.test, device="cpu", precision="fp32", batch_size=7)
+    assert [module.training for module in model.modules()] == modes
+    images = blobs.test.images.float().div(255).sub(0.3).div(0.15)
+    with torch.no_grad():
+        logits = model.eval()(images)
+    torch.testing.assert_close(scores.logits, logits, rtol=1e-4, atol=1e-5)
+    assert scores.accuracy == (logits.argmax(1) == blobs.test.labels).double().mean().item()
+    assert scores.loss == pytest.approx(F.cross_entropy(logits, blobs.test.labels).item(), rel=1e-4)
+    with pytest.raises(ValueError, match="empty"):
+        train.evaluate(model, blobs.test.select(torch.arange(0)))
+
+
+# --- every family, on real images --------------------------------------------------------------------------------
+
+
+def margin(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """A loss of the test's own: match the gap between the two largest values of each row."""
+    gaps = [values.topk(2).values.diff(dim=1) for values in (student, teacher)]
+    return F.mse_loss(*gaps)
+
+
+class Custom(Method):
+    """A ten-line method of the test's own."""
+
+    layers = {"avgpool": "avgpool"}
+
+    def forward(self, student: Any, teacher: Any, labels: torch.Tensor) -> methods.Terms:
+        return {"custom": F.smooth_l1_loss(student.layers["avgpool"].mean(1), teacher.layers["avgpool"].mean(1))}
+
+
+LAYERS = {"layer1": "layer1", "layer2": "layer2", "layer3": "layer3"}
+FAMILIES = {
+    "logit": Logit(4, 0.1),
+    "dkd": Logit(4, 0.1, loss="dkd"),
+    "dist": Logit(1, 0.1, loss="dist"),
+    "standardized": Logit(2, 0.1, loss="standardized_kd"),
+    "own function": Logit(4, 0.1, loss=margin),
+    "hint": HardLabels() + 5 * Feature({"layer3": "layer3"}),
+    "attention": HardLabels() + 100 * Feature(LAYERS, loss="attention"),
+    "vid": HardLabels() + Feature({"layer3": "layer3"}, loss="vid"),
+    "fsp": HardLabels() + 10 * Relation(LAYERS),
+    "layer correlation": HardLabels() + 10 * Relation(LAYERS, loss="layer_correlation"),
+    "layer information": HardLabels() + Relation(LAYERS, loss="layer_information"),
+    "rkd": HardLabels() + 10 * Relation({"avgpool": "avgpool"}, loss="rkd"),
+    "similarity": HardLabels() + 1000 * Relation({"avgpool": "avgpool"}, loss="similarity"),
+    "correlation congruence": HardLabels() + 10 * Relation({"avgpool": "avgpool"}, loss="correlation_congruence"),
+    "own method": HardLabels() + 10 * Custom(),
+    "logit + feature": Logit() + 5 * Feature({"layer3": "layer3"}),
+    "logit + relation": Logit() + 10 * Relation({"avgpool": "avgpool"}, loss="rkd"),
+    "all three": Logit() + 5 * Feature({"layer3": "layer3"}) + 10 * Relation({"avgpool": "avgpool"}, loss="rkd"),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_trains_a_real_student_and_lowers_its_own_term(fashion: DataSet, name: str) -> None:
+    data = replace(fashion.take(256), validation=fashion.validation.select(torch.arange(200)))
+    teacher = models.load("resnet20-fashion")
+    student = models.build("resnet8", num_classes=10, in_channels=1, seed=0)
+    method = copy.deepcopy(FAMILIES[name])
+    recipe = Recipe(learning_rate=0.02, batch_size=64, clip=5.0)
+    # No augmentation: the same pictures in each epoch, so that a term can be compared with itself.
+    run = fit(
+        student, data, teacher=teacher, method=method, epochs=4, recipe=recipe, augmentation=Augmentation(), test=False
+    )
+    first, last = run.rows[0], run.rows[-1]
+    known = {"epoch", "seconds", "loss", "train_accuracy", "validation_loss", "validation_accuracy"}
+    own = [term for term in first if term not in known]
+    assert own
+    for term in own:
+        assert last[term] < first[term], term
+    assert last["train_accuracy"] > first["train_accuracy"]
+
+
+def test_the_published_value_comes_out_of_the_methods(fashion: DataSet) -> None:
+    """The loop hands student and teacher over in the right order: swapped, KL has another value."""
+    teacher, student = small(seed=1), small()
+    batch = next(fashion.test.batches(8))
+    images = batch.images[:, :, ::3, ::3]
+    ours, theirs = student(images).detach(), teacher(images).detach()
+    from kdlib.taps import Answer
+
+    terms = Logit(4, 0.0)(Answer(ours), Answer(theirs), batch.labels % 3)
+    assert terms["soft"].item() == pytest.approx(losses.kd(ours, theirs, 4.0).item())
+    assert terms["soft"].item() != pytest.approx(losses.kd(theirs, ours, 4.0).item(), rel=1e-4)
