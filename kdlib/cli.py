@@ -36,6 +36,7 @@ Decay = Annotated[float, typer.Option(help="Weight decay of matrices and filters
 BatchSize = Annotated[int, typer.Option(help="Images in a batch.")]
 Schedule = Annotated[str, typer.Option(help="cosine, one-cycle or constant.")]
 Clip = Annotated[float | None, typer.Option(help="Largest norm of the gradient; default: no clipping.")]
+Half = Annotated[bool, typer.Option("--half", help="Write the weights in 16 bits.")]
 Stem = Annotated[str, typer.Option(help="stride2, stride1 or imagenet: how torchvision's networks begin.")]
 
 
@@ -59,7 +60,7 @@ def train(
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
-    half: Annotated[bool, typer.Option("--half", help="Write the weights in 16 bits.")] = False,
+    half: Half = False,
     every: Annotated[int | None, typer.Option(help="Steps between checkpoints; default: one an epoch.")] = None,
     out: Out = Path("runs/train"),
     resume: Resume = False,
@@ -107,7 +108,9 @@ def distill(
     teacher: Annotated[str, typer.Option(help="A trained model: resnet50-fashion, a file, resnet50-imagenet.")] = (
         "resnet50-fashion"
     ),
-    student: Annotated[str, typer.Option(help="Architecture of the student, for instance resnet18.")] = "resnet18",
+    student: Annotated[
+        str, typer.Option(help="Architecture of the student, or a .safetensors file whose weights it goes on from.")
+    ] = "resnet18",
     method: Annotated[
         str, typer.Option(help="hard, logit, feature, relation, or a sum such as logit+relation or logit+50*feature.")
     ] = "logit",
@@ -136,6 +139,7 @@ def distill(
     device: Device = "auto",
     precision: Precision = "auto",
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave out the student on hard labels.")] = False,
+    half: Half = False,
     out: Out = Path("runs/distill"),
     resume: Resume = False,
     json_: Json = False,
@@ -163,6 +167,7 @@ def distill(
         device=device,
         precision=precision,
         baseline=not no_baseline,
+        half=half,
         recipe=Recipe(
             optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
         ),

@@ -32,7 +32,8 @@ class Job:
     about in advance and the epochs go through in turn; 0 asks the teacher live, with a new view every epoch.
     layers: "student:teacher" pairs for feature and relation; none: stage by stage. cache: a folder that keeps the
     teacher's answers for the next run, in 16 bits; None: they stay in memory. size: pixels of a side, for image
-    folders. stem: of the student, where torchvision made it.
+    folders. stem: of the student, where torchvision made it. student: an architecture, or a .safetensors file whose
+    weights it goes on from. half: write the student's weights in 16 bits.
     """
 
     data: str = "fashion-mnist"
@@ -52,6 +53,7 @@ class Job:
     device: str = "auto"
     precision: str = "auto"
     baseline: bool = True
+    half: bool = False
     recipe: Recipe = field(default_factory=Recipe)
 
 
@@ -142,7 +144,7 @@ def distill(
     data = data_sets.load(job.data, size=job.size).take(job.images, seed=job.seed)
     shape = {"num_classes": data.num_classes, "in_channels": data.in_channels, "image_size": data.size}
     teacher = models.load(job.teacher)
-    student, twin = (models.build(job.student, **shape, stem=job.stem, seed=job.seed) for _ in range(2))
+    student, twin = (_student(job, shape) for _ in range(2))
     method = build_method(job.method, student, teacher, job)
     if out is not None:
         files.require_folder(out)  # fails now rather than after the training
@@ -180,6 +182,12 @@ def distill(
     if out is not None:
         _write(out, report, run, baseline)
     return report
+
+
+def _student(job: Job, shape: dict[str, int]) -> nn.Module:
+    if job.student.endswith(".safetensors"):
+        return models.load(job.student)
+    return models.build(job.student, **shape, stem=job.stem, seed=job.seed)
 
 
 def _answers(teacher: nn.Module, data: DataSet, method: methods.Method, job: Job, progress: bool) -> Cached:
@@ -224,7 +232,7 @@ def _report(
 
 
 def _write(out: Path, report: Report, run: train.Run, baseline: train.Run | None) -> None:
-    models.save(run.student, out / "student.safetensors", test_accuracy=report.student_accuracy)
+    models.save(run.student, out / "student.safetensors", half=report.job.half, test_accuracy=report.student_accuracy)
     history = run.history.add_prefix("student ")
     if baseline:
         history = history.join(baseline.history.add_prefix("baseline "))

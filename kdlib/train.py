@@ -6,6 +6,7 @@ run.test_accuracy
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
@@ -32,7 +33,8 @@ from kdlib.teachers import Cached, Frozen
 class Run:
     """What a finished training gives back.
 
-    student: the trained model, in eval mode. method: with its learned projections. rows: one dictionary an epoch.
+    student: the trained model, in eval mode. method: a copy of the method that was given, with what it learned.
+    rows: one dictionary an epoch.
     validation_accuracy: after the last epoch. test_accuracy: of the last weights, read once; None if not asked for.
     seconds: of training, over all resumptions. place: device and precision.
     """
@@ -90,7 +92,8 @@ def fit(
     checkpoint: a file, written after every epoch, or every `every` steps; resume: go on from it if it exists.
     Raises ValueError when the pieces do not fit together, FloatingPointError when a loss is not finite.
     """
-    method = method or (Logit() if teacher is not None else HardLabels())
+    # A copy: the caller's method keeps no projection of this run, so the same call twice gives the same student.
+    method = copy.deepcopy(method) if method else (Logit() if teacher is not None else HardLabels())
     loop = _Loop(
         student=student,
         data=data,
@@ -177,6 +180,10 @@ class _Loop:
             )
         if self.teacher is not None:
             self.teacher.accept(self.data.train, self.augmentation, self.seed)
+            if self.teacher.views and self.views > self.teacher.views:
+                raise ValueError(
+                    f"{self.views} views are asked for; the cache holds {self.teacher.views} of each image."
+                )
         # A last batch that is not full is left out: its statistics would be noisier than the others', and each epoch
         # leaves out other images. A data set smaller than one batch is one batch.
         self.steps_per_epoch = max(1, count // size)

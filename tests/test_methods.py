@@ -416,6 +416,13 @@ def test_hint_compares_projected_and_pooled_maps(layer: str, size: tuple[int, in
     assert (connector.size, connector.channels) == (size, (a.shape[1], b.shape[1]))
 
 
+def test_maps_of_the_same_size_are_passed_on_uncopied():
+    connector = ready(Feature(pairs("mid"), "attention")).connectors[0]
+    ours, theirs = connector(STUDENT.layers["mid"], TEACHER.layers["mid"])
+    assert ours is STUDENT.layers["mid"]
+    assert theirs is TEACHER.layers["mid"]
+
+
 def test_a_larger_student_is_pooled_too():
     torch.manual_seed(0)
     method = Feature({"big": "small"})

@@ -141,6 +141,25 @@ def test_rule_3_cached_answers_train_the_same_student_as_live_ones(blobs: DataSe
         torch.testing.assert_close(cached.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_more_views_than_the_cache_holds_are_refused_before_training(blobs: DataSet) -> None:
+    stored = Cached.build(small(seed=1), blobs.train, augmentation=blobs.augmentation, views=2, progress=False)
+    with pytest.raises(ValueError, match="3 views are asked for; the cache holds 2"):
+        fit(small(), blobs, teacher=stored, views=3)
+
+
+def test_equal_augmentations_are_the_same_to_a_cache(blobs: DataSet) -> None:
+    stored = Cached.build(small(seed=1), blobs.train, augmentation=Augmentation(1, False, 1.0), progress=False)
+    fit(small(), blobs, teacher=stored, augmentation=Augmentation(1, 0, 1), epochs=1)
+
+
+def test_one_method_object_trains_two_students_alike(blobs: DataSet) -> None:
+    method = HardLabels() + Feature({"layer2": "layer2"})
+    runs = [fit(small(), blobs, teacher=small(seed=1, width=6), method=method) for _ in range(2)]
+    assert same_weights(runs[0].student, runs[1].student)
+    assert not list(method.parameters())
+    fit(small(width=5), blobs, teacher=small(seed=1, width=6), method=method)  # and one of another width
+
+
 def test_rule_3_a_cache_of_other_pictures_is_refused_before_training(blobs: DataSet) -> None:
     teacher = small(seed=1)
     stored = Cached.build(teacher, blobs.train, augmentation=blobs.augmentation, seed=0, progress=False)

@@ -36,6 +36,8 @@ class Augmentation:
             raise ValueError(f"crop is a number of pixels, 0 or more; got {self.crop!r}.")
         if not 0 < self.smallest <= 1:
             raise ValueError(f"smallest is a share of the area in (0, 1]; got {self.smallest!r}.")
+        object.__setattr__(self, "flip", bool(self.flip))  # equal settings must have equal digests
+        object.__setattr__(self, "smallest", float(self.smallest))
 
 
 NONE = Augmentation()
