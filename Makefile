@@ -1,0 +1,57 @@
+# Each target sets up .venv by itself, once; a second call installs nothing. Linux and macOS.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= runs/distill
+
+.DEFAULT_GOAL := help
+.PHONY: help distill lab test lint check mutants clean
+
+help: ## This list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+distill: .venv/.base ## A ResNet-50 teaches a ResNet-18 on Fashion-MNIST: progress, a table and a picture in runs/distill
+	$(BIN)/python -m kdlib distill --images 10000 --epochs 3 --views 3 --out $(OUT)
+
+lab: .venv/.course ## JupyterLab, on this machine only
+	$(BIN)/jupyter lab --ip=127.0.0.1 --LabApp.default_url=/lab/tree/README.md
+
+check: .venv/.base ## Can this machine run the course? A verdict, and what to do
+	$(BIN)/python -m kdlib check
+
+test: .venv/.dev ## Every test
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev ## Style and format of the code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+mutants: .venv/.dev ## Mutation testing of losses, methods and teachers (half an hour and more)
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
+
+clean: ## Remove the environment and what runs wrote
+	rm -rf .venv runs mutants .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+# The stamps are younger than pyproject.toml when what it asks for is installed.
+.venv/.base: pyproject.toml
+	$(call install,.)
+
+.venv/.course: pyproject.toml
+	$(call install,.[course])
+	@touch .venv/.base
+
+.venv/.dev: pyproject.toml
+	$(call install,.[course$(comma)dev])
+	@touch .venv/.base .venv/.course
+
+comma := ,
+
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+		{ echo "Could not make .venv. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+	@echo "Setting up .venv (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '$(1)'
+	@touch $@
+endef
