@@ -105,12 +105,12 @@ def train(
 @app.command()
 def distill(
     data: Data = "fashion-mnist",
-    teacher: Annotated[str, typer.Option(help="A trained model: resnet50-fashion, a file, resnet50-imagenet.")] = (
-        "resnet50-fashion"
+    teacher: Annotated[str, typer.Option(help="A trained model: resnet20-fashion, a file, resnet50-imagenet.")] = (
+        "resnet20-fashion"
     ),
     student: Annotated[
         str, typer.Option(help="Architecture of the student, or a .safetensors file whose weights it goes on from.")
-    ] = "resnet18",
+    ] = "resnet8",
     method: Annotated[
         str, typer.Option(help="hard, logit, feature, relation, or a sum such as logit+relation or logit+50*feature.")
     ] = "logit",

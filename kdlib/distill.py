@@ -37,8 +37,8 @@ class Job:
     """
 
     data: str = "fashion-mnist"
-    teacher: str = "resnet50-fashion"
-    student: str = "resnet18"
+    teacher: str = "resnet20-fashion"
+    student: str = "resnet8"
     method: str = "logit"
     images: int | None = None
     epochs: int = 10

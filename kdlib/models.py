@@ -1,7 +1,7 @@
 """Models by name, for images of any size, and their weights in files that run no code.
 
 student = models.build("resnet18", num_classes=10, in_channels=1)
-teacher = models.load("resnet50-fashion")
+teacher = models.load("resnet20-fashion")
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def _in_half(name: str, tensor: Tensor) -> Tensor:
 def load(name: str | Path) -> nn.Module:
     """A trained model: from the shipped ones by name, from a file written by `save`, or torchvision's.
 
-    name: for instance "resnet50-fashion", "path/to/student.safetensors", or "resnet50-imagenet" for torchvision's
+    name: for instance "resnet20-fashion", "path/to/student.safetensors", or "resnet50-imagenet" for torchvision's
     ImageNet weights (downloaded once; for 3 x 224 x 224 images). The model is in eval mode.
     Raises FileNotFoundError, OSError if a download fails, or ValueError for an unknown name, a truncated file, a
     pickle or weights that do not fit.
