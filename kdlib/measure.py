@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ROWS = 4096  # at a time: torchmetrics' top-k builds several N x C integer tensors
 PATIENCE = 10  # seconds: a slow model is not timed longer for the sake of five runs
+FEWEST_RUNS = 5
+QUARTILES = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
 BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
 
 
@@ -200,7 +202,12 @@ def latency(
         except Exception as error:
             raise _refused(shape, error) from error
         measured = timer.blocked_autorange(min_run_time=max(min_run_time, min(5 * warm, PATIENCE)))
-    return Latency(measured.median, measured.iqr, tuple(measured.times), batch_size, threads)
+        runs, block = list(measured.times), measured.number_per_run
+        # One long block may fill the whole time, and a single run has no spread.
+        while len(runs) < FEWEST_RUNS and sum(runs) * block < PATIENCE:
+            runs.append(timer.timeit(block).mean)
+    low, median, high = torch.tensor(runs, dtype=torch.float64).quantile(QUARTILES).tolist()
+    return Latency(median, high - low, tuple(runs), batch_size, threads)
 
 
 def summary(

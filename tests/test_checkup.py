@@ -163,6 +163,7 @@ def test_blank_lines_in_the_sums_say_nothing(folder: Path):
 @pytest.mark.parametrize("version", ["1.13.1", "2.8.0+cpu"])
 def test_a_version_that_is_too_old(monkeypatch, version: str):
     real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["torch>=2.9", "numpy>=2.0"])
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version if name == "torch" else real(name))
     found = checkup.check()
     (finding,) = bad(found)
@@ -175,6 +176,7 @@ def test_a_version_that_is_too_old(monkeypatch, version: str):
 @pytest.mark.parametrize("version", ["2.9.0", "2.10.0+cu130", "3.0.0.dev20260101"])
 def test_versions_that_are_new_enough(monkeypatch, version: str):
     real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["torch>=2.9", "numpy>=2.0"])
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version if name == "torch" else real(name))
     assert checkup.check().ready
 

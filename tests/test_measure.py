@@ -377,7 +377,7 @@ def test_latency_is_the_time_of_one_pass():
     finally:
         torch.set_num_threads(threads)
     assert 0.005 <= result.median < 0.05
-    assert len(result.runs) >= 2
+    assert len(result.runs) >= 5
 
 
 def test_a_slow_model_is_timed_more_than_once():
