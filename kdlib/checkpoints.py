@@ -11,15 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlib import files, models
+from kdlib import distributed, files, models
 
 
 def save(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
-    """Write modules, optimiser and JSON facts; the previous checkpoint stays until this one is complete."""
+    """Write modules, optimiser and JSON facts; the previous checkpoint stays until this one is complete.
+
+    Under torchrun every process calls it, to give its random state; the first one writes.
+    """
+    random = _random_states()
+    if distributed.rank() > 0:
+        return
     tensors = {f"{part}/{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
-    tensors["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    tensors |= random
     state = optimizer.state_dict()
     numbers: dict[str, Any] = {}  # what an optimiser keeps beside tensors, such as None for an unused buffer
     for parameter, values in state["state"].items():
@@ -55,10 +59,21 @@ def load(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimiz
         parameter, name = place.split("/", 1)
         state.setdefault(int(parameter), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": described["groups"]})
-    torch.set_rng_state(tensors["random/cpu"])
-    if "random/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random/cuda"])
+    # A process that was not there when the checkpoint was written keeps the state of its seed.
+    cpu, cuda = (f"random/{kind}/{distributed.rank()}" for kind in ("cpu", "cuda"))
+    if cpu in tensors:
+        torch.set_rng_state(tensors[cpu])
+    if cuda in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors[cuda])
     return facts
+
+
+def _random_states() -> dict[str, Tensor]:
+    """Every process's state, by kind and rank."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {f"random/{kind}/{r}": one for kind, s in states.items() for r, one in enumerate(distributed.gather(s))}
 
 
 def _under(values: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ Decay = Annotated[float, typer.Option(help="Weight decay of matrices and filters
 BatchSize = Annotated[int, typer.Option(help="Images in a batch.")]
 Schedule = Annotated[str, typer.Option(help="cosine, one-cycle or constant.")]
 Clip = Annotated[float | None, typer.Option(help="Largest norm of the gradient; default: no clipping.")]
+Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the networks first; pays on GPUs.")]
 Half = Annotated[bool, typer.Option("--half", help="Write the weights in 16 bits.")]
 Stem = Annotated[str, typer.Option(help="stride2, stride1 or imagenet: how torchvision's networks begin.")]
 
@@ -60,6 +62,7 @@ def train(
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile_: Compile = False,
     half: Half = False,
     every: Annotated[int | None, typer.Option(help="Steps between checkpoints; default: one an epoch.")] = None,
     out: Out = Path("runs/train"),
@@ -69,18 +72,19 @@ def train(
 ) -> None:
     """Train one network on hard labels, a teacher for instance, and write model.safetensors."""
     from kdlib import data as data_sets
-    from kdlib import files, methods, models
+    from kdlib import distributed, files, methods, models
     from kdlib import train as loop
     from kdlib.recipes import Recipe
 
-    loaded = data_sets.load(data).take(images, seed=seed)
-    shape = {"num_classes": loaded.num_classes, "in_channels": loaded.in_channels, "image_size": loaded.size}
-    network = models.load(start) if start else models.build(model, **shape, stem=stem, seed=seed)
     recipe = Recipe(
         optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
     )
-    files.require_folder(out)
     with _resumable():
+        with distributed.first_then_others():
+            loaded = data_sets.load(data).take(images, seed=seed)
+        shape = {"num_classes": loaded.num_classes, "in_channels": loaded.in_channels, "image_size": loaded.size}
+        network = models.load(start) if start else models.build(model, **shape, stem=stem, seed=seed)
+        files.require_folder(out)
         run = loop.fit(
             network,
             loaded,
@@ -90,16 +94,17 @@ def train(
             seed=seed,
             device=device,
             precision=precision,
+            compile=compile_,
             checkpoint=out / "checkpoint",
             every=every,
             resume=resume,
             progress=not quiet,
         )
-    facts = {"data": data, "validation_accuracy": run.validation_accuracy, "test_accuracy": run.test_accuracy}
-    models.save(run.student, out / "model.safetensors", half=half, **facts)
-    files.write_text(out / "history.csv", run.history.to_csv())
-    facts |= {"seconds": run.seconds, "model": str(out / "model.safetensors")}
-    _result(facts, json_)
+        if distributed.rank() == 0:
+            facts = {"data": data, "validation_accuracy": run.validation_accuracy, "test_accuracy": run.test_accuracy}
+            models.save(run.student, out / "model.safetensors", half=half, **facts)
+            files.write_text(out / "history.csv", run.history.to_csv())
+            _result(facts | {"seconds": run.seconds, "model": str(out / "model.safetensors")}, json_)
 
 
 @app.command()
@@ -138,6 +143,7 @@ def distill(
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile_: Compile = False,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave out the student on hard labels.")] = False,
     half: Half = False,
     out: Out = Path("runs/distill"),
@@ -147,6 +153,7 @@ def distill(
 ) -> None:
     """Distil a teacher into a student, compare it with its twin on hard labels, and write a report."""
     from kdlib import distill as jobs
+    from kdlib import distributed
     from kdlib.recipes import Recipe
 
     job = jobs.Job(
@@ -166,6 +173,7 @@ def distill(
         seed=seed,
         device=device,
         precision=precision,
+        compile=compile_,
         baseline=not no_baseline,
         half=half,
         recipe=Recipe(
@@ -174,6 +182,8 @@ def distill(
     )
     with _resumable():
         report = jobs.distill(job, out, resume=resume, progress=not quiet)
+        if distributed.rank() > 0:
+            return
     print(f"\n{jobs.table(report)}\nWritten to {out}: student.safetensors, history.csv, curves.png, report.json")
     if json_:
         print(json.dumps(report.to_json()))
@@ -226,9 +236,12 @@ def check(json_: Json = False) -> None:
 
 @contextmanager
 def _resumable() -> Iterator[None]:
-    """Say, when a run is interrupted, that nothing is lost."""
+    """Under torchrun, work as one of its processes; when interrupted, say that nothing is lost."""
+    from kdlib import distributed
+
     try:
-        yield
+        with distributed.together():
+            yield
     except KeyboardInterrupt:
         print("\nkdlib: stopped. The same command with --resume goes on from the last checkpoint.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -248,7 +261,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"kdlib: {error}", file=sys.stderr)
+        process = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""
+        print(f"kdlib{process}: {error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -11,19 +11,39 @@ from torch import Tensor, nn
 from kdlib._messages import unknown
 
 PRECISIONS = ("auto", "fp32", "bf16")
+CONVERTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # what autocast runs in bfloat16, of the usual layers
 
 
 @dataclass(frozen=True)
 class Place:
-    """A device and whether the networks run in bfloat16 there; losses are computed in float32 in any case."""
+    """A device, whether the networks run in bfloat16 there, and whether torch.compile translates them first.
+
+    Losses are computed in float32 in any case.
+    """
 
     device: torch.device
     bfloat16: bool
+    compiled: bool = False
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if not self.bfloat16:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """What autocast would make of a model's convolutions and linear layers at every call, made once.
+
+        For a model that does not change, `torch.func.functional_call(model, weights, ...)` then gives the same
+        answers, to the bit, without converting the weights each time (a sixth of a ResNet-18's time on a CPU).
+        """
+        if not self.bfloat16:
+            return {}
+        found = {}
+        for name, module in model.named_modules():
+            if type(module) in CONVERTED:  # a subclass may do more with its weights than multiply by them
+                for own, parameter in module.named_parameters(recurse=False):
+                    found[f"{name}.{own}".lstrip(".")] = parameter.detach().to(torch.bfloat16)
+        return found
 
     def put(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, in the memory order that convolutions run fastest in."""
@@ -33,10 +53,10 @@ class Place:
         return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
 
     def __str__(self) -> str:
-        return f"{self.device}, {'bfloat16' if self.bfloat16 else 'float32'}"
+        return f"{self.device}, {'bfloat16' if self.bfloat16 else 'float32'}{', compiled' * self.compiled}"
 
 
-def choose(device: str = "auto", precision: str = "auto") -> Place:
+def choose(device: str = "auto", precision: str = "auto", compiled: bool = False) -> Place:
     """The place for these wishes: "auto" takes CUDA, then MPS, then the CPU, and bfloat16 where the chip has it.
 
     Raises ValueError for an unknown precision and for a device that this machine does not have.
@@ -49,7 +69,7 @@ def choose(device: str = "auto", precision: str = "auto") -> Place:
     if chosen is None or chosen.type not in available or (chosen.type == "cuda" and (chosen.index or 0) >= cards):
         shown = ", ".join([f"cuda:{card}" for card in range(cards)] + [kind for kind in available if kind != "cuda"])
         raise ValueError(f"This machine has no device {str(device)!r} that torch can use. It has: {shown}.")
-    return Place(chosen, has_bfloat16(chosen) if precision == "auto" else precision == "bf16")
+    return Place(chosen, has_bfloat16(chosen) if precision == "auto" else precision == "bf16", compiled)
 
 
 def _named(device: str) -> torch.device | None:

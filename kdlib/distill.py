@@ -7,13 +7,14 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from kdlib import data as data_sets
-from kdlib import files, measure, methods, models, train
+from kdlib import distributed, files, measure, methods, models, train
 from kdlib._messages import unknown
 from kdlib.data import DataSet
 from kdlib.recipes import Recipe
@@ -33,7 +34,8 @@ class Job:
     layers: "student:teacher" pairs for feature and relation; none: stage by stage. cache: a folder that keeps the
     teacher's answers for the next run, in 16 bits; None: they stay in memory. size: pixels of a side, for image
     folders. stem: of the student, where torchvision made it. student: an architecture, or a .safetensors file whose
-    weights it goes on from. half: write the student's weights in 16 bits.
+    weights it goes on from. compile: let torch.compile translate the networks first. half: write the student's
+    weights in 16 bits.
     """
 
     data: str = "fashion-mnist"
@@ -52,6 +54,7 @@ class Job:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    compile: bool = False
     baseline: bool = True
     half: bool = False
     recipe: Recipe = field(default_factory=Recipe)
@@ -138,12 +141,16 @@ def distill(
     """Do the job and write student.safetensors, history.csv, curves.png and report.json to `out`.
 
     resume: go on from the checkpoints that a stopped run left in `out`. say: receives a line before each stage.
+    Under torchrun every process calls it, and the first one speaks and writes.
     Raises what `data.load`, `models.load` and `train.fit` raise, before anything is trained where that is possible.
     """
     started = time.perf_counter()
-    data = data_sets.load(job.data, size=job.size).take(job.images, seed=job.seed)
+    if distributed.rank() > 0:
+        say = _silent
+    with distributed.first_then_others():
+        data = data_sets.load(job.data, size=job.size).take(job.images, seed=job.seed)
+        teacher = models.load(job.teacher)
     shape = {"num_classes": data.num_classes, "in_channels": data.in_channels, "image_size": data.size}
-    teacher = models.load(job.teacher)
     student, twin = (_student(job, shape) for _ in range(2))
     method = build_method(job.method, student, teacher, job)
     if out is not None:
@@ -153,24 +160,7 @@ def distill(
         say(f"The teacher, {job.teacher}, answers for {len(data.train):,} images in {job.views} views.")
         answers = _answers(teacher, data, method, job, progress)
 
-    def fitted(model: nn.Module, how: methods.Method, name: str) -> train.Run:
-        return train.fit(
-            model,
-            data,
-            teacher=answers if how.needs_teacher else None,
-            method=how,
-            views=job.views or None,
-            epochs=job.epochs,
-            recipe=job.recipe,
-            seed=job.seed,
-            device=job.device,
-            precision=job.precision,
-            checkpoint=out / f"{name}.checkpoint" if out else None,
-            resume=resume,
-            test=False,
-            progress=progress,
-        )
-
+    fitted = partial(_fitted, job, data, answers, out, resume=resume, progress=progress)
     baseline = None
     if job.baseline:
         say(f"{job.student} learns from hard labels alone: the baseline, same budget, seed and initial weights.")
@@ -179,9 +169,41 @@ def distill(
     run = fitted(student, method, "student")
     say(f"The test set, {len(data.test):,} images, is read once for each network.")
     report = _report(job, data, teacher, run, baseline, started)
-    if out is not None:
+    if out is not None and distributed.rank() == 0:
         _write(out, report, run, baseline)
     return report
+
+
+def _fitted(
+    job: Job,
+    data: DataSet,
+    answers: nn.Module | Cached,
+    out: Path | None,
+    model: nn.Module,
+    method: methods.Method,
+    name: str,
+    **options: bool,
+) -> train.Run:
+    return train.fit(
+        model,
+        data,
+        teacher=answers if method.needs_teacher else None,
+        method=method,
+        views=job.views or None,
+        epochs=job.epochs,
+        recipe=job.recipe,
+        seed=job.seed,
+        device=job.device,
+        precision=job.precision,
+        compile=job.compile,
+        checkpoint=out / f"{name}.checkpoint" if out else None,
+        test=False,
+        **options,
+    )
+
+
+def _silent(text: str) -> None:
+    """What all processes but the first say."""
 
 
 def _student(job: Job, shape: dict[str, int]) -> nn.Module:

@@ -60,7 +60,7 @@ def require_folder(path: str | Path) -> None:
     """Make a folder and prove that it can be written to; OSError, with the reason, if it cannot."""
     with replacing(Path(path) / ".writable"):
         pass
-    (Path(path) / ".writable").unlink()
+    (Path(path) / ".writable").unlink(missing_ok=True)  # another process may have removed it
 
 
 def write_text(path: str | Path, text: str) -> None:

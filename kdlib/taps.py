@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from kdlib._messages import unknown
 
@@ -26,12 +28,24 @@ class Taps:
         with Taps(model, ["layer1", "layer3"]) as taps:
             answer = taps(images)
 
-    A layer that runs several times in one forward pass gives its last output.
+    A layer that runs several times in one forward pass gives its last output. compiled: torch.compile translates
+    the model at the first call, which takes a minute or so, and then only this object runs it that way. weights: used
+    by this object in place of the model's own of these names.
     Raises ValueError for an unknown layer, with near matches.
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Iterable[str] = (),
+        *,
+        compiled: bool = False,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.model = model
+        self.weights = dict(weights or {})
+        # One size of batch is all that training sees, so a program for that size is the fastest.
+        self._run = torch.compile(model, dynamic=False) if compiled else model
         self.names = tuple(dict.fromkeys(layers))
         known = dict(model.named_modules())
         for name in self.names:
@@ -74,7 +88,7 @@ class Taps:
         if self.names and not self._handles:
             raise RuntimeError("Taps read layers only inside their block: with Taps(model, layers) as taps: ...")
         self._seen.clear()
-        logits = self.model(images)
+        logits = functional_call(self._run, self.weights, (images,)) if self.weights else self._run(images)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(

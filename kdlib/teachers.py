@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from kdlib import devices
+from kdlib import devices, distributed
 from kdlib.data import NONE, Augmentation, Batch, Split, origin
 from kdlib.files import digest, write_text
 from kdlib.taps import Answer, Taps
@@ -56,7 +56,8 @@ class Frozen:
         try:
             place.put(self.model)
             self._place = place
-            with Taps(self.model, layers) as self._taps:
+            weights = place.weights(self.model)
+            with Taps(self.model, layers, compiled=place.compiled, weights=weights) as self._taps:
                 yield self
         finally:
             self._taps = None
@@ -114,7 +115,8 @@ class Cached:
 
         layers: names whose outputs are stored too. directory: keep the answers there as memory-mapped arrays; a
         finished cache in it is opened again instead of asking, and refused when data, teacher, augmentation, seed,
-        views, layers or precision differ. half: store in 16 bits (default: only in a directory).
+        views, layers or precision differ. Under torchrun each process asks about its part, and the directory is one
+        that all of them see. half: store in 16 bits (default: only in a directory).
         Raises ValueError for fewer than one view, an empty split or a cache of something else.
         """
         if views < 1 or len(split) == 0:
@@ -125,14 +127,17 @@ class Cached:
         if directory is not None and (Path(directory) / "cache.json").exists():
             return cls.open(directory, key, split.indices)
         stored: dict[str, Tensor] = {}
-        asked = {"augmentation": augmentation, "seed": seed, "device": place.device}
+        mine = distributed.part(len(split))  # under torchrun each process asks about its part
+        places = torch.arange(len(split))[mine]
+        asked = {"augmentation": augmentation, "seed": seed, "device": place.device, "places": places}
         teacher = Frozen(model)
+        silent = not progress or distributed.rank() > 0
         with (
             teacher.opened(layers, place),
-            tqdm(total=views * len(split), desc="asking the teacher", unit="img", disable=not progress) as bar,
+            tqdm(total=views * len(places), desc="asking the teacher", unit="img", disable=silent) as bar,
         ):
             for view in range(views):
-                start = 0
+                start = mine.start
                 for batch in split.batches(batch_size, view=view, **asked):
                     answer = teacher(batch)
                     for name, values in {"": answer.logits, **answer.layers}.items():
@@ -142,8 +147,7 @@ class Cached:
                         _store(stored[name][view, start : start + len(batch)], values, name)
                     start += len(batch)
                     bar.update(len(batch))
-        if directory is not None:
-            write_text(Path(directory) / "cache.json", json.dumps(key, indent=1))  # last: it says "complete"
+        _complete(directory, stored, key)
         return cls(key, split.indices, stored)
 
     @classmethod
@@ -236,11 +240,32 @@ def _file(directory: str | Path, name: str) -> Path:
     return Path(directory) / (f"layer-{name}.npy" if name else "logits.npy")  # a layer may be called "logits"
 
 
+def _complete(directory: str | Path | None, stored: dict[str, Tensor], key: dict[str, Any]) -> None:
+    """Put together what the processes have asked."""
+    if directory is None:
+        for values in stored.values():
+            distributed.add(values)
+        return
+    distributed.wait()
+    if distributed.rank() == 0:
+        write_text(Path(directory) / "cache.json", json.dumps(key, indent=1))  # last: it says "complete"
+    distributed.wait()
+
+
 def _allocate(directory: str | Path | None, name: str, shape: tuple[int, ...], half: bool) -> Tensor:
     if directory is None:
-        return torch.empty(shape, dtype=torch.float16 if half else torch.float32)
+        empty = torch.empty if distributed.size() == 1 else torch.zeros  # the parts of several are added up
+        return empty(shape, dtype=torch.float16 if half else torch.float32)
     path = _file(directory, name)
-    dtype = np.dtype(np.float16 if half else np.float32)
+    if distributed.rank() > 0:
+        distributed.wait()
+        return torch.from_numpy(np.lib.format.open_memmap(path, "r+"))
+    array = _create(path, shape, np.dtype(np.float16 if half else np.float32))
+    distributed.wait()
+    return torch.from_numpy(array)
+
+
+def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         array = np.lib.format.open_memmap(path, "w+", dtype, shape)
@@ -253,7 +278,7 @@ def _allocate(directory: str | Path | None, name: str, shape: tuple[int, ...], h
             error.errno,
             f"Could not write {path} ({size:,.0f} MB): {error.strerror}. Free some space or choose another folder",
         ) from error
-    return torch.from_numpy(array)
+    return array
 
 
 def _reserve(path: Path) -> None:

@@ -303,6 +303,7 @@ def test_pictures_are_put_where_the_teacher_is(net: Net, split: MemorySplit, mon
     asked, batches = [], MemorySplit.batches
 
     def watch(self: MemorySplit, size: int, **options: Any) -> Iterator[Batch]:
+        assert torch.equal(options.pop("places"), torch.arange(len(split)))
         asked.append((size, options))
         return batches(self, size, **options)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdlib import losses, methods, models, train
+from kdlib import loop, losses, methods, models, train
 from kdlib.data import Augmentation, DataSet
 from kdlib.files import load_tensors
 from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
@@ -222,14 +222,14 @@ def test_rule_5_stopped_anywhere_and_resumed_is_never_stopped(
 
     whole = go(small(), resume=False)
     path.unlink()
-    step = train._Loop._step
+    step = loop.Loop._step
 
     def stopping(self: Any, batch: Any) -> Any:
         if self.step == stop:
             raise Stop
         return step(self, batch)
 
-    monkeypatch.setattr(train._Loop, "_step", stopping)
+    monkeypatch.setattr(loop.Loop, "_step", stopping)
     with pytest.raises(Stop):
         go(small(), resume=True)
     monkeypatch.undo()
@@ -269,13 +269,13 @@ def test_rule_6_a_non_finite_loss_names_step_terms_and_checkpoint(blobs: DataSet
 @pytest.fixture
 def seldom_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """The values of four steps are read at once, as on an accelerator (there it is fifty)."""
-    rehearse = train._Loop.rehearse
+    rehearse = loop.Loop.rehearse
 
     def rehearsed(self: Any) -> None:
         rehearse(self)
-        self.look = 4
+        self.look, self.careful = 4, False
 
-    monkeypatch.setattr(train._Loop, "rehearse", rehearsed)
+    monkeypatch.setattr(loop.Loop, "rehearse", rehearsed)
 
 
 def test_values_read_seldom_add_up_to_the_same_history(blobs: DataSet, request: pytest.FixtureRequest) -> None:

@@ -14,6 +14,8 @@ from torch.utils.data import Dataset as TorchDataset
 from kdlib.data.augment import NONE, Augmentation, augment, random_bits, shuffled
 from kdlib.files import digest
 
+PREPARED = 1024  # images of a memory split that are augmented and normalised at once
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -84,6 +86,11 @@ def _normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], 
     return images.sub_(shift).div_(scale)
 
 
+def _pinned(tensor: Tensor, device: torch.device | str) -> Tensor:
+    # Only from page-locked memory does a copy to a GPU run beside the computation.
+    return tensor.pin_memory() if torch.device(device).type == "cuda" else tensor
+
+
 @dataclass(frozen=True)
 class MemorySplit:
     """A split whose images lie in memory as uint8; augmentation and normalisation run on whole batches.
@@ -122,16 +129,18 @@ class MemorySplit:
     ) -> Iterator[Batch]:
         places = torch.arange(len(self)) if places is None else places
         source = origin(self, augmentation, seed)
-        for chosen in places.split(batch_size) if len(places) else ():  # torch splits nothing into one empty part
+        # Several small batches are prepared at once: the dozen operations cost little more for 2,000 images than
+        # for 100, and each image's view is its own affair.
+        together = batch_size * max(1, PREPARED // batch_size)
+        for chosen in places.split(together) if len(places) else ():  # torch splits nothing into one empty part
             indices = self.indices[chosen]
-            images = augment(self.images[chosen], indices, augmentation, seed, view)
-            yield Batch(
-                _normalise(images, self.mean, self.std, device),
-                self.labels[chosen].to(device, non_blocking=True),
-                indices,
-                view,
-                source,
-            )
+            images = augment(_pinned(self.images[chosen], device), indices, augmentation, seed, view)
+            images = _normalise(images, self.mean, self.std, device)
+            labels = _pinned(self.labels[chosen], device).to(device, non_blocking=True)
+            for parts in zip(
+                images.split(batch_size), labels.split(batch_size), indices.split(batch_size), strict=True
+            ):
+                yield Batch(*parts, view, source)
 
 
 class _Views(TorchDataset):

@@ -1,0 +1,94 @@
+"""Two processes under torchrun train what one trains; one that dies ends the job, and the run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from two_processes import METHODS, fit_all
+
+from kdlib import distributed
+from kdlib.files import load_tensors
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun on Windows has no gloo by default")
+
+
+def torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    full = [sys.executable, *launcher, *command]
+    return subprocess.run(full, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The students of one process and those of two, from the same call."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("one", "two")}
+    done = torchrun(str(HERE / "two_processes.py"), "methods", str(folders["two"]))
+    assert done.returncode == 0, done.stderr
+    fit_all(folders["one"])
+    return folders
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_train_the_student_of_one(trained: dict[str, Path], name: str) -> None:
+    (ours, facts), (theirs, theirs_facts) = (
+        load_tensors(trained[who] / f"{name}.safetensors") for who in ("one", "two")
+    )
+    for key, value in ours.items():
+        torch.testing.assert_close(theirs[key], value, rtol=0, atol=1e-5)
+    for a, b in zip(facts["rows"], theirs_facts["rows"], strict=True):
+        assert {**a, "seconds": 0} == pytest.approx({**b, "seconds": 0}, abs=1e-4)
+
+
+def test_a_process_that_dies_ends_the_job_and_the_run_goes_on_to_the_bit(tmp_path: Path) -> None:
+    script = str(HERE / "two_processes.py")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    assert torchrun(script, "whole", str(whole)).returncode == 0
+    dead = torchrun(script, "dies", str(killed))
+    assert dead.returncode != 0
+    assert "SIGKILL" in dead.stderr or "exitcode  : -9" in dead.stderr
+    assert not (killed / "student.safetensors").exists()
+    _, described = load_tensors(killed / "checkpoint")
+    assert described["facts"]["step"] in (5, 6)  # written at every second step and at the end of each epoch of five
+    # "dies" counts the steps of its own process: eight are left before it would die again, but nine to go.
+    assert torchrun(script, "whole", str(killed)).returncode == 0
+    ours, _ = load_tensors(whole / "student.safetensors")
+    theirs, _ = load_tensors(killed / "student.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_command_line_speaks_and_writes_once(tmp_path: Path) -> None:
+    options = ["--student", "resnet8", "--images", "128", "--epochs", "1", "--views", "1", "--batch-size", "64"]
+    command = ["-m", "kdlib", "distill", *options, "--out", str(tmp_path), "--quiet", "--json"]
+    done = torchrun(*command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Written to") == 1
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert 0 <= report["student_accuracy"] <= 1
+    assert {path.name for path in tmp_path.iterdir()} >= {"student.safetensors", "history.csv", "report.json"}
+
+
+def test_batches_that_cannot_be_shared_are_refused_with_advice(tmp_path: Path) -> None:
+    command = ["-m", "kdlib", "train", "--model", "resnet8", "--images", "100", "--batch-size", "33"]
+    done = torchrun(*command, "--out", str(tmp_path), "--quiet")
+    assert done.returncode != 0
+    assert "2 processes cannot share batches of 33 images equally" in done.stderr
+    assert "Traceback" not in done.stderr.partition("kdlib (process")[0]
+
+
+def test_a_process_of_its_own_needs_nothing() -> None:
+    with distributed.together():
+        assert (distributed.size(), distributed.rank()) == (1, 0)
+        assert distributed.part(7) == slice(0, 7)
+        places = torch.arange(8)
+        assert torch.equal(distributed.share(places, 4), places)
+        assert distributed.total({"a": 1.5}) == {"a": 1.5}

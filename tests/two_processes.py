@@ -1,0 +1,113 @@
+"""What test_distributed.py starts under torchrun: `python two_processes.py TASK FOLDER`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdlib import data, distributed, files, models, train
+from kdlib.methods import Feature, HardLabels, Logit, Terms
+from kdlib.recipes import Recipe
+from kdlib.teachers import Cached
+
+IMAGES, BATCH = 320, 64
+METHODS = {
+    "hard": HardLabels(),
+    "logit": Logit(4, 0.1),
+    "logit+feature": Logit(4, 0.1) + 0.1 * Feature({"pool1": "layer2"}),
+    "cached": Logit(4, 0.1),
+    "stored": Logit(4, 0.1),
+}
+
+
+def fit_all(folder: Path) -> None:
+    """Train a student without batch statistics by each method; called by one process and by two."""
+    fashion = data.load("fashion-mnist").take(IMAGES, seed=0)
+    teacher = models.load("resnet20-fashion")
+    for name, method in METHODS.items():
+        answers: Any = teacher
+        if name in ("cached", "stored"):
+            answers = Cached.build(
+                teacher,
+                fashion.train,
+                augmentation=fashion.augmentation,
+                seed=0,
+                views=2,
+                directory=folder / "answers" if name == "stored" else None,
+                half=False,
+                precision="fp32",
+                progress=False,
+            )
+        student = models.build("article-student", num_classes=10, in_channels=1, seed=0)
+        run = train.fit(
+            student,
+            fashion,
+            teacher=answers if method.needs_teacher else None,
+            method=method,
+            epochs=2,
+            recipe=Recipe(learning_rate=0.05, batch_size=BATCH),
+            precision="fp32",
+            progress=False,
+        )
+        if distributed.rank() == 0:
+            facts = {"rows": run.rows, "test_accuracy": run.test_accuracy}
+            files.save_tensors(folder / f"{name}.safetensors", run.student.state_dict(), facts)
+
+
+class Dies(HardLabels):
+    """Hard labels, until the second process is killed."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.left = step
+
+    def forward(self, *given: Any) -> Terms:
+        self.left -= 1
+        if self.left == 0 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(*given)
+
+    def __repr__(self) -> str:
+        return "Dies()"  # the same run, whenever it dies
+
+
+def fit_resumably(folder: Path, step: int) -> None:
+    """Train a network with dropout, so that each process's random state matters; die at a step, if not 0."""
+    torch.manual_seed(0)
+    student = nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 10)
+    )
+    run = train.fit(
+        student,
+        data.load("fashion-mnist").take(IMAGES, seed=0),
+        method=Dies(step),
+        epochs=3,
+        recipe=Recipe(learning_rate=0.05, batch_size=BATCH),
+        checkpoint=folder / "checkpoint",
+        every=2,
+        resume=True,
+        progress=False,
+    )
+    if distributed.rank() == 0:
+        files.save_tensors(folder / "student.safetensors", run.student.state_dict(), {"rows": run.rows})
+
+
+def main(task: str, folder: Path) -> None:
+    with distributed.together():
+        if task == "methods":
+            fit_all(folder)
+        if task == "whole":
+            fit_resumably(folder, step=0)
+        if task == "dies":
+            fit_resumably(folder, step=8)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1], Path(sys.argv[2]))
