@@ -263,6 +263,8 @@ class Relation(Method):
             _check_attached(self.connectors)
             ours = [self.connectors[i](_as_map(ours[i], name)) for i, name in enumerate(names)]
             theirs = [_as_map(output, "the teacher") for output in theirs]
+        if callable(self.loss):  # a function of one's own gets B x D; ours flatten, without a copy where they can
+            ours, theirs = ([output.flatten(1) for output in outputs] for outputs in (ours, theirs))
         terms: Terms = {}
         for loss, (weight, compare) in self._compare.items():
             if self.loss == "fsp":
@@ -272,7 +274,7 @@ class Relation(Method):
                 terms[loss] = compare(ours, theirs)
             else:
                 for i, name in enumerate(names):
-                    terms[f"{loss} {name}"] = weight * compare(ours[i].flatten(1), theirs[i].flatten(1))
+                    terms[f"{loss} {name}"] = weight * compare(ours[i], theirs[i])
         return terms
 
     def extra_repr(self) -> str:

@@ -45,7 +45,17 @@ def rows_of(minimum: int, **tensors: Tensor) -> list[Tensor]:
     """The tensors as B x D in one float dtype, if they hold one batch of at least `minimum` samples."""
     floats = as_floats(**tensors)
     _check_batches(minimum, tensors)
-    return [tensor.flatten(1) for tensor in floats]
+    return [in_a_row(tensor) for tensor in floats]
+
+
+def in_a_row(tensor: Tensor) -> Tensor:
+    """B x D: the numbers of each sample, in the order of memory, so that nothing is copied.
+
+    For relations between samples, which do not mind an order that all samples share.
+    """
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.flatten(1)
 
 
 def layers_of(name: str, layers: Sequence[Tensor]) -> list[Tensor]:
