@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["data", "losses", "measure", "methods", "models", "taps", "teachers", "train"]
+__all__ = ["data", "losses", "measure", "methods", "models", "study", "taps", "teachers", "train", "verdict"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `kdlib distill`, `train`, `evaluate`, `check`; each `--help` shows its options."""
+"""The command line: `kdlib distill`, `train`, `evaluate`, `study`, `check`; each `--help` shows its options."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from kdlib.study.command import study
 
 app = typer.Typer(
     add_completion=False,
@@ -254,6 +256,9 @@ def _result(values: dict[str, Any], as_json: bool) -> None:
     width = max(map(len, values))
     for name, value in values.items():
         print(f"{name.replace('_', ' '):{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
+
+
+app.command()(study)
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ from kdlib.data.sources import FASHION_FILES
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "kdlib").rglob("*.py"))
 CONDA_NAMES = {"torch": "pytorch"}
-ROOMS = ("classroom", "cli", "distill", "study", "train", "methods", "losses")  # arrows run from left to right only
+# Arrows run from left to right only.
+ROOMS = ("classroom", "cli", "distill", "study", "verdict", "train", "methods", "losses")
 
 
 def names(paths: list[Path]) -> list[str]:

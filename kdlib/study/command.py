@@ -1,0 +1,113 @@
+"""The command `kdlib study`, which is also `python -m kdlib.study`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def study(
+    which: Annotated[str, typer.Argument(help="full, short, controls, grid or missing-class.")] = "full",
+    data: Annotated[str, typer.Option(help="fashion-mnist, cifar10, cifar100, imagefolder:PATH.")] = "fashion-mnist",
+    student: Annotated[
+        list[str] | None, typer.Option(help="Architecture; repeat it for more; default: resnet8.")
+    ] = None,
+    teacher: Annotated[str, typer.Option(help="A trained model: a shipped name or a file.")] = "resnet20-fashion",
+    images: Annotated[
+        list[int] | None, typer.Option(help="Training images, others for each seed; repeat it; default: 10000.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images, for every method.")] = 15,
+    views: Annotated[int, typer.Option(min=1, help="Augmented views of each image.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Give more to add some.")] = 5,
+    tuning_seeds: Annotated[int, typer.Option(min=1, help="How many seeds each trial is made with.")] = 1,
+    choices: Annotated[
+        Path | None, typer.Option(help="Take the settings from this file of trials, made for another budget.")
+    ] = None,
+    retune: Annotated[
+        bool, typer.Option("--retune", help="Take only the best of each family from --choices; choose settings anew.")
+    ] = False,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="No trials: the starting values of each method.")
+    ] = False,
+    left_out: Annotated[list[int] | None, typer.Option(help="missing-class: the class; repeat it for more.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
+    cache: Annotated[Path, typer.Option(help="Scratch folder for the teachers' answers.")] = Path("runs/study"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    again: Annotated[
+        Path | None, typer.Option(help="Repeat one run of this file of results and compare; see --row.")
+    ] = None,
+    row: Annotated[int, typer.Option(min=1, help="The row that --again repeats.")] = 1,
+    dry: Annotated[
+        bool, typer.Option("--dry", help="Only say how many runs there are and how long they take.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Measure what each method is worth: paired seeds, settings chosen on validation, a row a run.
+
+    Stopped at any moment, the same command goes on with what is missing.
+    """
+    from kdlib.study import choose, grid
+    from kdlib.study import run as runs
+
+    if again is not None:
+        raise typer.Exit(_repeat(again, row, cache, device, precision))
+    first = choose.TUNING_SEEDS[0]
+    requests = [
+        runs.Request(
+            which=which,
+            budget=grid.Budget(data, one, teacher, count, epochs, views, device, precision),
+            seeds=range(seeds),
+            out=out,
+            cache=cache,
+            choices=choices,
+            retune=retune,
+            defaults=defaults,
+            left_out=tuple(left_out or (3,)),
+            tuning_seeds=range(first, first + tuning_seeds),
+        )
+        for one in student or ["resnet8"]
+        for count in images or [10_000]
+    ]
+    try:
+        for request in requests:
+            if dry:
+                print(runs.plan(request))
+            else:
+                path = runs.run(request, progress=not quiet, command=shlex.join(["kdlib", "study", *_arguments()]))
+                print(f"All runs are in {path}")
+    except KeyboardInterrupt:
+        print("\nkdlib: stopped. The same command goes on with what is missing.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _repeat(file: Path, row: int, cache: Path, device: str, precision: str) -> int:
+    """Repeat one run and print in what it differs; the exit code."""
+    from kdlib.study import run as runs
+
+    differ = runs.again(file, row, cache=cache, device=device, precision=precision)
+    for name, (old, new) in differ.items():
+        print(f"{name}: {old} in the file, {new} now")
+    print(f"Row {row} of {file}: {'repeated with differences.' if differ else 'the same to the bit.'}")
+    return 1 if differ else 0
+
+
+def _arguments() -> list[str]:
+    """What followed the command's name on the command line."""
+    arguments = sys.argv[1:]
+    return arguments[1:] if arguments[:1] == ["study"] else arguments
+
+
+def main() -> None:
+    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(study)
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"kdlib: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,244 @@
+"""Finished runs as the rows of a CSV file, and the JSON file beside it that says how they came about.
+
+A row is appended by one write and brought to the disk before the next run begins. A kill can leave at most the
+beginning of a last line: it is cut off when the file is opened again, and its run is repeated.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+
+from kdlib import files
+from kdlib.study.entries import HYPER
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TIMES = ("seconds", "seconds_per_epoch")  # what may differ when a run is repeated
+SHARED = ("data", "student", "teacher", "images", "epochs", "views")
+_GIVEN = ("study", *SHARED, "method", "entry", "seed", "left_out", *HYPER, "chosen_on")
+_RUN = ("extra_parameters", *TIMES, "place", "threads", "note", "digest")
+COLUMNS = (
+    *_GIVEN,
+    "validation_accuracy",
+    "test_accuracy",
+    "left_out_accuracy",
+    "teacher_accuracy",
+    "agreement",
+    "calibration_error",
+    *_RUN,
+)
+TRIAL_COLUMNS = (*_GIVEN, "validation_accuracy", *_RUN)  # no column has room for what the test set says
+
+
+class Table:
+    """A CSV file of finished runs, open for one process at a time; `rows` are those in it, as texts."""
+
+    def __init__(self, path: Path, columns: Sequence[str], say: Callable[[str], None] = print) -> None:
+        self.path = path
+        self.columns = tuple(columns)
+        self.rows: list[dict[str, str]] = []
+        self._say = say
+        self._file: BinaryIO | None = None
+
+    @contextmanager
+    def opened(self) -> Iterator[Table]:
+        """Make or mend the file, read it, and keep other processes from writing to it inside the block.
+
+        Raises ValueError if another study holds it, or it was written with other columns; OSError if its folder
+        cannot be written.
+        """
+        files.require_folder(self.path.parent)
+        with self.path.open("a+b", buffering=0) as self._file:
+            _lock(self._file, self.path)
+            self._mend()
+            self._file.seek(0)
+            self.rows = parse(self._file.read(), self.columns, self.path)
+            if self._file.tell() == 0:
+                self._write(self.columns)
+            yield self
+        self._file = None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a finished run; when this returns, it is on the disk. Raises OSError, the file unchanged, if full."""
+        values = {name: as_text(row.get(name)) for name in self.columns}
+        self._write(list(values.values()))
+        self.rows.append(values)
+
+    def _write(self, values: Sequence[str]) -> None:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(values)
+        data = line.getvalue().encode()
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError("only a part of the line could be written; the disk may be full")
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(end)
+            raise OSError(
+                error.errno,
+                f"Could not append to {self.path}: {error.strerror or error}. Its {len(self.rows)} finished runs are "
+                "kept. Free some space and start the same command again",
+            ) from error
+
+    def _mend(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            self._file.truncate(whole)
+            self._say(f"The last line of {self.path} was not complete: it is removed, and its run is repeated.")
+
+
+def parse(content: bytes, columns: Sequence[str] | None, path: Path) -> list[dict[str, str]]:
+    """The rows in the whole lines of a file; ValueError for other columns than expected, or a damaged line."""
+    lines = csv.reader(io.StringIO(content[: content.rfind(b"\n") + 1].decode("utf-8", "replace")))
+    header = next(lines, None)
+    if header is None:
+        return []
+    if columns is not None and header != list(columns):
+        differ = sorted(set(header) ^ set(columns)) or ["their order"]
+        raise ValueError(
+            f"{path} was written with other columns ({', '.join(differ[:5])}), perhaps by another version of kdlib. "
+            "Move it away, or choose another folder with --out."
+        )
+    rows = []
+    for number, values in enumerate(lines, start=2):
+        if len(values) != len(header):
+            raise ValueError(
+                f"Line {number} of {path} has {len(values)} values, expected {len(header)}. Remove that line: its run "
+                "is then repeated."
+            )
+        rows.append(dict(zip(header, values, strict=True)))
+    return rows
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """The finished runs in a file, or in all files of one folder whose names match, as a table of numbers.
+
+    path: a CSV file, or a pattern such as data/results/methods-*.csv. A line that is still being written is left out.
+    Raises FileNotFoundError when there is none.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    found = sorted(path.parent.glob(path.name))
+    if not found:
+        raise FileNotFoundError(f"There is no file {path}. Run the study first: python -m kdlib.study --help")
+    finished = [row for one in found for row in parse(one.read_bytes(), None, one)]
+    names = dict.fromkeys(name for row in finished for name in row) if finished else COLUMNS
+    return pd.DataFrame({name: _typed(name, [row.get(name, "") for row in finished]) for name in names})
+
+
+def _typed(name: str, texts: list[str]) -> list[Any]:
+    """A column as numbers where all of it is; pandas reads floats to the last bit in some versions only."""
+    for kind in () if name == "digest" else (int, float):  # hexadecimal digits may look like a number
+        with suppress(ValueError):
+            return [kind(text) if text else math.nan for text in texts]
+    return [text or None for text in texts]
+
+
+class Diary:
+    """The JSON file beside a CSV file: for each time a command worked on it, what, where, when and how long."""
+
+    def __init__(self, path: Path, command: str) -> None:
+        self.path = path.with_suffix(".json")
+        self._started = time.perf_counter()
+        before = self._before()
+        self.sessions: list[dict[str, Any]] = before.pop("sessions", [])
+        self.facts = {name: value for name, value in before.items() if name not in ("runs", "hours")}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.sessions.append({"command": command, "started": now, "machine": machine(), "versions": versions()})
+
+    def _before(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.path.read_text("utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("it holds no object")
+            return found
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise ValueError(f"{self.path} cannot be read ({error}). Restore it, or move it away.") from error
+
+    def write(self, runs: int) -> None:
+        """Bring the file up to date: `runs` finished so far, the hours of this session, and `facts`."""
+        self.sessions[-1] |= {
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "hours": round((time.perf_counter() - self._started) / 3600, 4),
+        }
+        hours = round(sum(session.get("hours", 0.0) for session in self.sessions), 4)
+        text = json.dumps({"runs": runs, "hours": hours, **self.facts, "sessions": self.sessions}, indent=1)
+        files.write_text(self.path, text + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, threads of torch, GPU and system of this machine."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that the numbers depend on."""
+    names = ("kdlib", "torch", "numpy", "torchmetrics")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # kdlib itself, from a clone that is only on the path
+            found[name] = "unknown"
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def as_text(value: Any) -> str:
+    """A value as it stands in a file: None as nothing, floats to the last bit."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return repr(float(value))
+    return " ".join(str(value).split())  # a line is a row
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it, also after kill -9
+    except BlockingIOError as error:
+        raise ValueError(
+            f"Another study is writing to {path}. Wait until it ends, or choose another folder with --out."
+        ) from error
+    except OSError:  # some network folders know no locks
+        return

@@ -1,0 +1,241 @@
+"""Did it help? Several seeds, paired: a gain, its interval, and one of three verdicts.
+
+    verdict.compare({0: 0.903, 1: 0.899, 2: 0.901}, {0: 0.890, 1: 0.888, 2: 0.891})
+    verdict.table(rows)  # of a study: every method against hard labels
+
+Runs of the same seed share images, order, augmentation and initial weights, so their difference is a matter of the
+method. The interval is Student's t interval of the mean difference; the verdict is read off it and off nothing
+else: BEATS if all of it lies above zero, LOSES if all of it lies below, INCONCLUSIVE otherwise.
+
+Several comparisons are corrected by Bonferroni: of m methods each gets an interval at the level 1 - 0.05 / m, so that
+with a probability of at least 95 % all m intervals hold their true gains at once, however the methods depend on each
+other (they share a baseline). Holm's procedure rejects a little more often, but no simple intervals go with it: a
+method could beat the baseline by Holm while the interval drawn beside it contains zero. Here the picture and the
+word cannot contradict each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WITHIN = ("data", "student", "teacher", "images", "epochs")
+
+
+class Verdict(StrEnum):
+    """What several paired seeds say."""
+
+    BEATS = "BEATS"
+    LOSES = "LOSES"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against a baseline over paired seeds.
+
+    n: pairs. mean, std: of the differences, method minus baseline (std with n - 1). low, high: the interval of the
+    mean. confidence: with which all intervals of the `comparisons` made together hold at once. verdict: read off
+    the interval.
+    """
+
+    n: int
+    mean: float
+    std: float
+    low: float
+    high: float
+    confidence: float
+    comparisons: int
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        family = f", one of {self.comparisons}" if self.comparisons > 1 else ""
+        interval = f"{self.confidence:.0%} interval {self.low:+.4f} to {self.high:+.4f}{family}"
+        return f"{self.verdict}: {self.mean:+.4f} ({interval}; {self.n} pairs)"
+
+
+def compare(
+    method: Mapping[Hashable, float] | pd.Series | Sequence[float],
+    baseline: Mapping[Hashable, float] | pd.Series | Sequence[float],
+    *,
+    confidence: float = 0.95,
+    comparisons: int = 1,
+    better: str = "higher",
+) -> Comparison:
+    """Compare two sets of results by their paired differences.
+
+    method, baseline: results by seed, as mappings or pandas Series, paired by their keys; or two sequences of one
+    length, paired by position. comparisons: how many such comparisons are made together (the Bonferroni
+    correction). better: "higher", or "lower" for errors; it turns the verdict, not the numbers.
+    Where all differences are the same there is no spread to judge the mean by: the interval is the whole line and
+    the verdict INCONCLUSIVE, whatever the mean. (Two seeds agree to the last of 10,000 test images now and then.)
+    Raises ValueError for seeds that only one side has, fewer than two pairs, values that are not finite, or options
+    out of range; TypeError for a mapping beside a sequence.
+    """
+    _check_options(confidence, comparisons, better)
+    ours, theirs = _paired(method, baseline)
+    differences = ours - theirs
+    n, mean, std = len(differences), float(differences.mean()), float(differences.std(ddof=1))
+    # Equal differences of rounded numbers still differ by a few units in the last place.
+    if std <= 4 * np.finfo(float).eps * max(np.abs(ours).max(), np.abs(theirs).max()):
+        std, reach = 0.0, math.inf
+    else:
+        reach = _quantile(confidence, comparisons, n - 1) * std / math.sqrt(n)
+    low, high = mean - reach, mean + reach
+    return Comparison(n, mean, std, low, high, confidence, comparisons, _verdict(low, high, better))
+
+
+def table(
+    rows: pd.DataFrame,
+    *,
+    baseline: str = "hard",
+    value: str = "test_accuracy",
+    by: str = "method",
+    pair: str = "seed",
+    within: Sequence[str] | None = None,
+    comparisons: int | None = None,
+    confidence: float = 0.95,
+    better: str = "higher",
+) -> pd.DataFrame:
+    """Every method of a study against its baseline: one row a method, in the order of the rows.
+
+    rows: finished runs, with columns `by` (the method), `pair` (the seed) and `value`. within: columns whose values
+    must be the same for two runs to be compared; default, those of data, student, teacher, images and epochs that
+    there are. comparisons: the size of the family that shares one level; default, the methods beside the baseline
+    in the same group. A table made of a few chosen methods of a larger study must give the number of all.
+    Columns: `within`, `by`, n, score, baseline_score (means of `value`), gain (the mean difference), std (of the
+    differences), low, high, comparisons, verdict.
+    Raises ValueError for missing columns, a run that is there twice, or a baseline or seeds that are not there.
+    """
+    import pandas as pd
+
+    groups = [name for name in WITHIN if name in rows.columns] if within is None else list(within)
+    missing = [name for name in (by, pair, value, *groups) if name not in rows.columns]
+    if missing:
+        raise ValueError(f"The rows have no column {', '.join(missing)}; they have {', '.join(rows.columns)}.")
+    if len(rows) == 0:
+        raise ValueError("There are no rows to compare: run the study first.")
+    made = []
+    for key, group in rows.groupby(groups, sort=False, dropna=False) if groups else [((), rows)]:
+        shared = dict(zip(groups, key, strict=True))
+        results = _by_method(group, by, pair, value, shared)
+        if baseline not in results:
+            raise ValueError(f"The baseline {baseline!r} is not among the methods {list(results)}{_said(shared)}.")
+        others = [name for name in results if name != baseline]
+        family = len(others) if comparisons is None else comparisons
+        for name in others:
+            try:
+                found = compare(
+                    results[name], results[baseline], confidence=confidence, comparisons=family, better=better
+                )
+            except ValueError as error:
+                raise ValueError(f"{name} cannot be compared with {baseline}{_said(shared)}: {error}") from error
+            made.append({**shared, by: name, **_scores(results[name], results[baseline]), **_columns(found)})
+    names = [*groups, by, "n", "score", "baseline_score", "gain", "std", "low", "high", "comparisons", "verdict"]
+    return pd.DataFrame(made, columns=names)
+
+
+def _check_options(confidence: float, comparisons: int, better: str) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence lies between 0 and 1, as 0.95; got {confidence}.")
+    if not isinstance(comparisons, int) or comparisons < 1:
+        raise ValueError(f"comparisons is a whole number of at least 1; got {comparisons!r}.")
+    if better not in ("higher", "lower"):
+        raise ValueError(f"better is 'higher' or 'lower'; got {better!r}.")
+
+
+def _paired(method: Any, baseline: Any) -> tuple[np.ndarray, np.ndarray]:
+    keyed = [hasattr(side, "keys") for side in (method, baseline)]  # mappings and pandas Series
+    if keyed[0] != keyed[1]:
+        raise TypeError(
+            "One side has seeds and the other has none, so they cannot be paired. Give two mappings seed -> result, "
+            "or two sequences in the same order."
+        )
+    if not keyed[0]:
+        sides = [dict(enumerate(side)) for side in (method, baseline)]
+        if len(sides[0]) != len(sides[1]):
+            raise ValueError(
+                f"{len(sides[0])} results of the method and {len(sides[1])} of the baseline cannot be paired by "
+                "position. Give mappings seed -> result to see which are missing."
+            )
+    else:
+        sides = [_unique(side) for side in (method, baseline)]
+    ours, theirs = sides
+    _refuse_unpaired(ours, theirs)
+    if len(ours) < 2:
+        raise ValueError(f"{len(ours)} pairs say nothing about spread; at least two seeds are needed, five are usual.")
+    for who, side in {"method": ours, "baseline": theirs}.items():
+        bad = [key for key, value in side.items() if not math.isfinite(value)]
+        if bad:
+            raise ValueError(f"The {who}'s result is not a finite number for {_shown(bad)}. Did those runs diverge?")
+    return tuple(np.array([float(side[key]) for key in ours]) for side in (ours, theirs))
+
+
+def _unique(side: Any) -> dict[Hashable, float]:
+    keys = list(side.keys())
+    twice = sorted({key for key in keys if keys.count(key) > 1}, key=str)
+    if twice:
+        raise ValueError(f"There are several results for seed {_shown(twice)}. Give one run a seed.")
+    return dict(side.items())
+
+
+def _refuse_unpaired(ours: Mapping[Hashable, float], theirs: Mapping[Hashable, float]) -> None:
+    lacking = {
+        "method": [key for key in theirs if key not in ours],
+        "baseline": [key for key in ours if key not in theirs],
+    }
+    parts = [f"the {who} lacks {_shown(keys)}" for who, keys in lacking.items() if keys]
+    if parts:
+        raise ValueError(f"The seeds are not paired: {' and '.join(parts)}. Run what is missing, or leave it out.")
+
+
+def _shown(keys: Iterable[Hashable]) -> str:
+    return ", ".join(map(str, keys))
+
+
+def _said(shared: Mapping[str, Any]) -> str:
+    return f" ({', '.join(f'{name} {value}' for name, value in shared.items())})" if shared else ""
+
+
+@lru_cache
+def _quantile(confidence: float, comparisons: int, freedom: int) -> float:
+    from scipy import stats  # loading it takes a second, which importing kdlib.verdict should not
+
+    return float(stats.t.isf((1 - confidence) / (2 * comparisons), freedom))
+
+
+def _verdict(low: float, high: float, better: str) -> Verdict:
+    if low <= 0 <= high:
+        return Verdict.INCONCLUSIVE
+    return Verdict.BEATS if (low > 0) == (better == "higher") else Verdict.LOSES
+
+
+def _by_method(
+    group: pd.DataFrame, by: str, pair: str, value: str, shared: Mapping[str, Any]
+) -> dict[str, dict[Hashable, float]]:
+    twice = group[group.duplicated([by, pair])]
+    if len(twice):
+        one = twice.iloc[0]
+        raise ValueError(
+            f"There are several rows of {one[by]}, {pair} {one[pair]}{_said(shared)}. Choose one study, or name the "
+            "column that tells them apart in `within`."
+        )
+    return {name: dict(zip(part[pair], part[value], strict=True)) for name, part in group.groupby(by, sort=False)}
+
+
+def _scores(ours: Mapping[Hashable, float], theirs: Mapping[Hashable, float]) -> dict[str, float]:
+    return {"score": float(np.mean(list(ours.values()))), "baseline_score": float(np.mean(list(theirs.values())))}
+
+
+def _columns(found: Comparison) -> dict[str, Any]:
+    numbers = {name: getattr(found, name) for name in ("n", "std", "low", "high", "comparisons")}
+    return {**numbers, "gain": found.mean, "verdict": str(found.verdict)}

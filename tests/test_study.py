@@ -1,0 +1,737 @@
+"""The study: its methods and lists, rows that survive a kill, runs that repeat to the bit, honest choices."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from kdlib import data, models, verdict
+from kdlib.data import DataSet
+from kdlib.study import choose, clock, command, entries, grid, rows
+from kdlib.study import run as runs
+from kdlib.study.bench import Bench, derangement
+from kdlib.study.entries import ENTRIES, RATES, TRIALS, Settings
+from kdlib.study.grid import Budget, Cell, Choice
+from kdlib.study.rows import COLUMNS, TIMES, TRIAL_COLUMNS, Diary, Table
+from kdlib.study.run import Request
+
+COMMAND = """
+import sys, torch
+torch.set_num_threads(1)
+from kdlib import data
+from kdlib.data import Augmentation, DataSet, MemorySplit
+parts = torch.load(sys.argv.pop(1), weights_only=True)
+splits = {name: MemorySplit(*tensors, (0.3,), (0.15,)) for name, tensors in parts.items()}
+data.load = lambda name: DataSet("blobs", ("a", "b", "c"), **splits, augmentation=Augmentation(crop=1), size=8)
+from kdlib.study import command
+command.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("teacher") / "small.safetensors"
+    models.save(models.build("resnet8", num_classes=3, in_channels=1, seed=5), path)
+    return str(path)
+
+
+@pytest.fixture
+def budget(teacher: str, blobs: DataSet, monkeypatch: pytest.MonkeyPatch) -> Budget:
+    monkeypatch.setattr(data, "load", lambda name: blobs)
+    return Budget("blobs", "article-student", teacher, images=48, epochs=2, views=2, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def finished(teacher: str, blobs: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole study: trials of all methods, then the full list with two seeds."""
+    folder = tmp_path_factory.mktemp("finished")
+    budget = Budget("blobs", "article-student", teacher, images=48, epochs=1, views=2, device="cpu", precision="fp32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda name: blobs)
+        request = Request("full", budget, (0, 1), folder, folder / "cache", tuning_seeds=(1000,))
+        runs.run(request, progress=False)
+    return folder
+
+
+def content(path: Path, columns: tuple[str, ...] = COLUMNS) -> list[dict[str, str]]:
+    return rows.parse(path.read_bytes(), columns, path)
+
+
+def timeless(some: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in some]
+
+
+def request(budget: Budget, folder: Path, which: str = "controls", **options: Any) -> Request:
+    settings = {"seeds": (0, 1), "out": folder, "cache": folder / "cache", "defaults": True}
+    return Request(which, budget, **{**settings, **options})
+
+
+def cell(name: str = "kd", seed: int = 0, left_out: int | None = None, **settings: Any) -> Cell:
+    start = replace(ENTRIES[name].start, **settings)
+    return Cell("methods" if left_out is None else "missing-class", name, name, start, seed, left_out)
+
+
+# --- methods and lists -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_method_has_the_same_number_of_different_trials(name: str) -> None:
+    entry = ENTRIES[name]
+    trials = [replace(entry.start, learning_rate=rate) for rate in RATES]
+    trials += [replace(entry.start, **change) for change in entry.others]
+    assert len(trials) == TRIALS
+    assert len({*trials, entry.start}) == TRIALS  # the start is among them, with the rate 0.1
+    assert entry.family in entries.FAMILIES
+    assert all(set(change) <= set(entries.HYPER) - {"learning_rate"} for change in entry.others)
+
+
+def test_the_lists_are_those_that_the_study_needs() -> None:
+    assert set(grid.FULL) == {
+        *("hard", "label-smoothing", "kd", "dkd", "dist", "standardized", "hint", "attention", "vid", "fsp"),
+        *("layer-correlation", "layer-information", "rkd", "similarity", "kd+hint", "kd+fsp", "kd+rkd"),
+    }
+    assert set(grid.CONTROLS) == {"shuffled", "untrained", "own-size"}
+    cells = grid.cells("grid", grid.named("grid").lines({}), range(5), {})
+    assert len({(c.settings.alpha, c.settings.temperature, c.seed) for c in cells}) == 5 * 5 * 5
+    assert {c.method for c in cells} >= {"kd alpha=0 T=1", "kd alpha=0.1 T=16", "kd alpha=1 T=4"}
+
+
+def test_the_short_list_takes_the_best_of_each_family_by_validation_score() -> None:
+    scores = dict.fromkeys(grid.FULL, 0.8) | {"dist": 0.9, "vid": 0.9, "rkd": 0.9, "kd+fsp": 0.9}
+    choices = {name: Choice(ENTRIES[name].start, "somewhere", score) for name, score in scores.items()}
+    names = [line.name for line in grid.named("short").lines(choices)]
+    assert names == ["hard", "label-smoothing", "kd", "dist", "vid", "rkd", "kd+fsp", "shuffled"]
+    choices["kd"] = replace(choices["kd"], score=0.95)
+    assert len(grid.named("short").lines(choices)) == 7  # kd is the best of its family itself
+
+
+def test_the_missing_class_is_learned_from_soft_labels_alone_or_not_at_all() -> None:
+    lines = grid.named("missing-class").lines({})
+    cells = grid.cells("missing-class", lines, (0, 1), {}, (3, 9))
+    assert {(c.method, c.seed, c.left_out) for c in cells} == {
+        (name, seed, label)
+        for name in ("hard", "kd alpha=0 T=4", "kd alpha=0 T=16", "kd alpha=0.1 T=4")
+        for seed in (0, 1)
+        for label in (3, 9)
+    }
+
+
+def test_a_list_takes_what_was_chosen_and_sets_its_own_beside_it() -> None:
+    chosen = {"kd": Choice(Settings(learning_rate=0.3, alpha=0.5, temperature=8), "elsewhere")}
+    made = grid.cells("grid", grid.named("grid").lines(chosen), [7], chosen)
+    assert {c.settings.learning_rate for c in made} == {0.3}
+    assert made[0].settings.alpha == 0
+    assert made[0].origin == "elsewhere"
+
+
+def test_unknown_names_are_answered_with_near_ones() -> None:
+    for ask, message in (
+        (lambda: entries.entry("attentoin"), "Did you mean 'attention'"),
+        (lambda: grid.named("ful"), "Did you mean 'full'"),
+        (lambda: Request("kontrols"), "Did you mean 'controls'"),
+        (lambda: entries.pairs(*[models.build("resnet8", num_classes=3)] * 2, "lst"), "Did you mean 'last'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask()
+
+
+def test_layers_are_paired_from_the_end() -> None:
+    student, teacher = models.build("article-student", num_classes=3), models.build("resnet8", num_classes=3)
+    pairs = {where: entries.pairs(student, teacher, where) for where in ("last", "late", "all", "embedding")}
+    assert pairs["last"] == {"pool2": "layer3"}
+    assert pairs["late"] == pairs["all"] == {"pool1": "layer2", "pool2": "layer3"}
+    assert pairs["embedding"] == {"flatten": "avgpool"}
+    assert entries.pairs(teacher, teacher, "late") == {"layer2": "layer2", "layer3": "layer3"}
+
+
+def test_settings_survive_a_file_and_are_said_in_words() -> None:
+    settings = Settings(weight=10, layers="last", learning_rate=0.1)
+    assert Settings.read({name: rows.as_text(getattr(settings, name)) for name in entries.HYPER}) == settings
+    assert repr(Settings(weight=10)) == repr(Settings(weight=10.0))  # and so have one digest
+    assert str(settings) == "learning_rate 0.1, weight_decay 0.0005, weight 10, layers last"
+
+
+@pytest.mark.parametrize("options", [{"images": 0}, {"epochs": 0}, {"views": 0}, {"images": 2.5}])
+def test_a_budget_below_one_is_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match="whole number of at least 1"):
+        Budget(**options)
+
+
+def test_contradicting_requests_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="settings chosen on a seed must not be judged on it"):
+        Request(seeds=(0, 1), tuning_seeds=(1,))
+    with pytest.raises(ValueError, match="must be there"):
+        Request(seeds=())
+    with pytest.raises(ValueError, match="name that file"):
+        Request(retune=True)
+    with pytest.raises(ValueError, match="contradict each other"):
+        Request(defaults=True, choices=tmp_path / "choose.csv")
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_come_back_to_the_last_bit(tmp_path: Path) -> None:
+    values = {"a": 0.1 + 0.2, "b": "two\nlines, and a comma", "c": None, "d": 7}
+    with Table(tmp_path / "x.csv", ("a", "b", "c", "d")).opened() as table:
+        table.append(values)
+    (row,) = content(tmp_path / "x.csv", ("a", "b", "c", "d"))
+    assert float(row["a"]) == 0.1 + 0.2
+    assert (row["b"], row["c"], row["d"]) == ("two lines, and a comma", "", "7")
+    frame = rows.read(tmp_path / "x.csv")
+    assert frame["a"][0] == 0.1 + 0.2
+    assert list(frame.columns) == ["a", "b", "c", "d"]
+
+
+def test_a_file_cut_anywhere_loses_no_whole_row(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    with Table(path, ("a", "b")).opened() as table:
+        for number in range(3):
+            table.append({"a": number, "b": f"text {number}"})
+    whole = path.read_bytes()
+    for end in range(len(whole) + 1):
+        path.write_bytes(whole[:end])
+        kept = max(0, whole[:end].count(b"\n") - 1)
+        said: list[str] = []
+        with Table(path, ("a", "b"), said.append).opened() as table:
+            assert len(table.rows) == kept
+            for number in range(kept, 3):
+                table.append({"a": number, "b": f"text {number}"})
+        assert path.read_bytes() == whole
+        assert bool(said) == (end not in (0, *[i + 1 for i, byte in enumerate(whole) if byte == 10]))
+
+
+def test_reading_leaves_out_a_line_that_is_being_written(tmp_path: Path) -> None:
+    (tmp_path / "x-1.csv").write_text("a,b\n1,0.5\n2,0.2")
+    (tmp_path / "x-2.csv").write_text("a,b\n3,\n")
+    frame = rows.read(tmp_path / "x-*.csv")
+    assert list(frame["a"]) == [1, 3]
+    assert frame["b"].isna().tolist() == [False, True]
+    with pytest.raises(FileNotFoundError, match="Run the study first"):
+        rows.read(tmp_path / "y.csv")
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("a,b\n1,2\n3\n4,5\n")
+    with (
+        pytest.raises(ValueError, match=r"Line 3 of .* has 1 values, expected 2\. Remove that line"),
+        Table(path, ("a", "b")).opened(),
+    ):
+        pass
+    with pytest.raises(ValueError, match=r"other columns \(b, c\)"), Table(path, ("a", "c")).opened():
+        pass
+    assert path.read_text() == "a,b\n1,2\n3\n4,5\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_two_studies_never_write_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    refused = pytest.raises(ValueError, match="Another study is writing")
+    with Table(path, ("a",)).opened(), refused, Table(path, ("a",)).opened():
+        pass
+    with Table(path, ("a",)).opened():
+        pass
+
+
+def test_a_full_disk_leaves_the_rows_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.csv"
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Table(path, ("a",)).opened() as table:
+        table.append({"a": 1})
+        before = path.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(OSError, match="1 finished runs are kept. Free some space"):
+                table.append({"a": 2})
+        assert path.read_bytes() == before
+        table.append({"a": 2})
+    assert path.read_text() == "a\n1\n2\n"
+
+
+def test_the_diary_adds_up_sessions_and_names_the_machine(tmp_path: Path) -> None:
+    for said, count in (("first", 3), ("second", 5)):
+        diary = Diary(tmp_path / "x.csv", said)
+        diary.facts["chosen"] = {"kd": 0.5}
+        diary._started -= 3600  # an hour ago
+        diary.write(count)
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["runs"] == 5
+    assert found["hours"] == pytest.approx(2.0, abs=0.01)
+    assert [session["command"] for session in found["sessions"]] == ["first", "second"]
+    assert found["chosen"] == {"kd": 0.5}
+    session = found["sessions"][0]
+    assert session["machine"]["cores"] == os.cpu_count()
+    assert session["machine"]["processor"]
+    assert session["versions"]["torch"] == torch.__version__
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(ValueError, match="Restore it, or move it away"):
+        Diary(tmp_path / "x.csv", "third")
+
+
+# --- one run -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_gives_every_column_and_repeats_to_the_bit(budget: Budget, tmp_path: Path) -> None:
+    found = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        bench = Bench(budget, folder)
+        with bench.seat([cell("kd+hint")], tmp_path / "x.csv") as seat:
+            found.append(seat.run(cell("kd+hint"), test=True))
+    empty = {"left_out", "left_out_accuracy", "note", "smoothing", "beta"}
+    assert {name for name in COLUMNS if found[0].get(name) is None} == empty
+    one, two = ({name: value for name, value in row.items() if name not in TIMES} for row in found)
+    assert one == two
+    assert one["extra_parameters"] == 32 * 64  # the projection of pool2 to the teacher's layer3
+    assert not list((tmp_path / "a").iterdir())  # the teacher's answers are gone
+
+
+def test_seeds_differ_in_images_and_weights_and_methods_of_a_seed_do_not(budget: Budget, tmp_path: Path) -> None:
+    bench = Bench(budget, tmp_path)
+    images = []
+    for seed in (0, 1):
+        with bench.seat([cell(seed=seed)], tmp_path / "x.csv") as seat:
+            images.append(seat.data.train.indices)
+    assert not torch.equal(*images)
+    weights = [bench.student(seed).state_dict()["conv1.weight"] for seed in (0, 0, 1)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_loop_gets_the_seed_and_settings_of_the_cell_and_no_test_set_for_a_trial(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def fit(student: torch.nn.Module, data: DataSet, **options: Any) -> None:
+        calls.append({"weight": student.state_dict()["conv1.weight"].clone(), "data": data, **options})
+        raise FloatingPointError("stopped here")
+
+    monkeypatch.setattr("kdlib.study.bench.train.fit", fit)
+    bench = Bench(budget, tmp_path)
+    for seed, test in ((4, False), (5, True)):
+        one = cell("kd", seed, learning_rate=0.3, weight_decay=1e-3)
+        with bench.seat([one], tmp_path / "x.csv") as seat:
+            assert seat.run(one, test=test)["note"] == "stopped here"
+            assert calls[-1]["teacher"] is seat.teacher("reference")
+        assert torch.equal(calls[-1]["weight"], bench.student(seed).state_dict()["conv1.weight"])
+        assert (calls[-1]["seed"], calls[-1]["views"], calls[-1]["epochs"], calls[-1]["test"]) == (seed, 2, 2, False)
+        assert (calls[-1]["recipe"].learning_rate, calls[-1]["recipe"].weight_decay) == (0.3, 1e-3)
+    with pytest.raises(RuntimeError, match="asked for its labels while settings are being chosen"):
+        _ = calls[0]["data"].test.labels
+    with pytest.raises(RuntimeError, match="asked for its length"):
+        len(calls[0]["data"].test)
+    assert len(calls[1]["data"].test) == 30
+
+
+@given(st.sets(st.integers(0, 10_000), min_size=2, max_size=30), st.integers(0, 5))
+def test_a_shuffle_leaves_nothing_in_its_place(some: set[int], seed: int) -> None:
+    indices = torch.tensor(sorted(some))
+    mixed = derangement(indices, seed)
+    assert not (mixed == indices).any()
+    assert torch.equal(mixed.sort().values, indices)
+    assert torch.equal(mixed, derangement(indices, seed))
+
+
+def test_one_image_cannot_be_shuffled() -> None:
+    with pytest.raises(ValueError, match="no other"):
+        derangement(torch.tensor([4]), 0)
+
+
+def test_the_shuffled_teacher_answers_for_another_image(budget: Budget, tmp_path: Path) -> None:
+    bench = Bench(budget, tmp_path)
+    with bench.seat([cell("shuffled")], tmp_path / "x.csv") as seat:
+        honest, shuffled = seat.teacher("reference"), seat.teacher("shuffled")
+        split = seat.data.train
+        partners = dict(zip(derangement(split.indices, 0).tolist(), split.indices.tolist(), strict=True))
+        for view in (0, 1):
+            batch = next(split.batches(48, augmentation=seat.data.augmentation, seed=0, view=view))
+            other = replace(batch, indices=torch.tensor([partners[index] for index in batch.indices.tolist()]))
+            assert torch.equal(shuffled(batch).logits, honest(other).logits)
+            assert not torch.equal(shuffled(batch).logits, honest(batch).logits)
+
+
+def test_stand_in_teachers_are_made_once_and_made_again_the_same(budget: Budget, tmp_path: Path) -> None:
+    made = [Bench(budget, tmp_path / folder).own_size() for folder in ("a", "a", "b")]
+    assert all(torch.equal(m.fc.weight, made[0].fc.weight) for m in made)
+    assert type(made[0]).__name__ == "Sequential"  # the student's architecture
+    assert len(list((tmp_path / "a").iterdir())) == 1
+    bench = Bench(budget, tmp_path / "a")
+    untrained = bench.untrained()
+    assert type(untrained) is type(bench.reference)
+    assert not torch.equal(untrained.fc.weight, bench.reference.fc.weight)
+    assert torch.equal(untrained.fc.weight, bench.untrained().fc.weight)
+
+
+def test_the_missing_class_is_in_no_training_image_and_is_tested_by_itself(budget: Budget, tmp_path: Path) -> None:
+    one = cell("hard", left_out=1)
+    with Bench(budget, tmp_path).seat([one], tmp_path / "x.csv") as seat:
+        assert set(seat.data.train.labels.tolist()) == {0, 2}
+        row = seat.run(one, test=True)
+    assert row["left_out"] == 1
+    assert row["left_out_accuracy"] == 0  # hard labels never name it
+    assert 0 < row["test_accuracy"] < 0.7
+
+
+def test_a_run_that_diverges_is_a_row_with_a_note(budget: Budget, tmp_path: Path) -> None:
+    wild = cell("hint", learning_rate=1e30)
+    with (
+        Bench(budget, tmp_path).seat([wild], tmp_path / "x.csv") as seat,
+        Table(tmp_path / "x.csv", COLUMNS).opened() as t,
+    ):
+        t.append(seat.run(wild, test=True))
+    (row,) = content(tmp_path / "x.csv")
+    assert "not finite" in row["note"]
+    assert row["test_accuracy"] == row["validation_accuracy"] == ""
+    assert row["digest"]
+
+
+# --- choosing ----------------------------------------------------------------------------------------------------
+
+
+class Sealed:
+    """A test set that must not be opened."""
+
+    def __getattr__(self, name: str) -> None:
+        raise RuntimeError(f"the test set was asked for {name}")
+
+    def __len__(self) -> int:
+        raise RuntimeError("the test set was asked for its length")
+
+
+def test_choosing_never_touches_the_test_set(
+    budget: Budget, blobs: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "load", lambda name: replace(blobs, test=Sealed()))
+    options = {"defaults": False, "tuning_seeds": (1000,), "seeds": (0,)}
+    with pytest.raises(RuntimeError, match="the test set was asked for"):
+        runs.run(request(budget, tmp_path, **options), progress=False)
+    trials = content(budget.file("choose", tmp_path), TRIAL_COLUMNS)
+    assert len(trials) == 3 * TRIALS  # all of them were made; only then, for the first run, was it asked for
+    assert content(budget.file("methods", tmp_path)) == []
+    assert not [name for name in TRIAL_COLUMNS if "test" in name or name == "agreement"]
+
+
+def test_every_method_gets_equally_many_trials_and_its_best_is_used(finished: Path) -> None:
+    (path,) = finished.glob("choose-*.csv")
+    trials = content(path, TRIAL_COLUMNS)
+    assert Counter(row["method"] for row in trials) == dict.fromkeys(grid.FULL, TRIALS)
+    assert {row["seed"] for row in trials} == {"1000"}
+    (results,) = finished.glob("methods-*.csv")
+    for row in content(results):
+        own = [trial for trial in trials if trial["method"] == row["method"]]
+        best = max(own, key=lambda trial: float(trial["validation_accuracy"]))
+        assert Settings.read(row) == Settings.read(best)
+        assert row["chosen_on"] == "article-student, 48 images, 1 epochs"
+    said = json.loads(path.with_suffix(".json").read_text())
+    assert set(said["chosen"]) == set(grid.FULL)
+    assert said["runs"] == len(trials)
+
+
+def trial(name: str, settings: Settings, score: float | None, seed: int = 1000) -> dict[str, str]:
+    budget = Budget(student="resnet8", images=500, epochs=3)
+    values = Cell("choose", name, name, settings, seed).row(budget) | {"validation_accuracy": score}
+    return {column: rows.as_text(values.get(column)) for column in TRIAL_COLUMNS}
+
+
+def trials(name: str, scores: dict[float, list[float | None]], others: float) -> list[dict[str, str]]:
+    """All trials of a method with two seeds: the scores of each learning rate, and one for all others."""
+    seeds = (1000, 1001)
+    first = choose.first_trials([name], seeds)
+    made = [trial(name, c.settings, scores[c.settings.learning_rate][seeds.index(c.seed)], c.seed) for c in first]
+    further = choose.further_trials([name], seeds, made)
+    return made + [trial(name, c.settings, others, c.seed) for c in further]
+
+
+def test_the_choice_is_the_best_mean_over_its_seeds() -> None:
+    scores = {0.03: [0.5, 0.9], 0.1: [0.75, 0.75], 0.3: [0.95, 0.1]}
+    found = choose.choices(trials("kd", scores, others=0.6))["kd"]
+    assert (found.settings.learning_rate, found.settings.alpha) == (0.1, 0.1)
+    assert found.score == pytest.approx(0.75)
+    assert found.origin == "resnet8, 500 images, 3 epochs"
+    better = choose.choices(trials("kd", scores, others=0.8))["kd"]
+    assert better.settings == replace(ENTRIES["kd"].start, learning_rate=0.1, **ENTRIES["kd"].others[0])
+
+
+def test_further_trials_go_on_from_the_best_rate() -> None:
+    made = trials("hint", {0.03: [0.9, 0.9], 0.1: [0.5, 0.5], 0.3: [0.5, 0.5]}, others=0.1)
+    assert {row["learning_rate"] for row in made[6:]} == {"0.03"}
+    assert len(made) == 2 * TRIALS
+
+
+def test_a_trial_that_diverged_counts_and_is_never_chosen() -> None:
+    made = trials("kd", {0.03: [0.4, 0.4], 0.1: [0.5, 0.5], 0.3: [0.99, None]}, others=0.3)
+    assert choose.choices(made)["kd"].settings.learning_rate == 0.1
+    first = [row | {"validation_accuracy": ""} for row in made[:6]]
+    assert {c.settings.learning_rate for c in choose.further_trials(["kd"], (1000, 1001), first)} == {RATES[0]}
+    nothing = [row | {"validation_accuracy": ""} for row in made]
+    with pytest.raises(ValueError, match="Every trial of 'kd' diverged"):
+        choose.choices(nothing)
+
+
+def test_incomplete_trials_are_refused() -> None:
+    made = trials("kd", {rate: [0.5, 0.5] for rate in RATES}, others=0.3)
+    with pytest.raises(ValueError, match="trials of 'kd' are not complete: 17 runs of 9 settings with 2 seeds"):
+        choose.choices(made[:-1])
+    with pytest.raises(ValueError, match="trials of 'dkd' are not complete: 0 runs"):
+        choose.choices(made, ["dkd"])
+
+
+def test_choices_of_another_budget_are_taken_or_made_anew(finished: Path, budget: Budget, tmp_path: Path) -> None:
+    (file,) = finished.glob("choose-*.csv")
+    options = {"choices": file, "defaults": False, "seeds": (0,), "tuning_seeds": (1000,)}
+    with pytest.raises(ValueError, match="holds no trials of shuffled, which this list needs"):
+        runs.run(request(budget, tmp_path, "short", **options), progress=False)
+    path = runs.run(request(budget, tmp_path, "grid", **options), progress=False)
+    assert len(content(path)) == 25
+    assert {row["chosen_on"] for row in content(path)} == {"article-student, 48 images, 1 epochs"}
+    other = replace(budget, images=30)
+    path = runs.run(request(other, tmp_path, "missing-class", retune=True, left_out=(1,), **options), progress=False)
+    assert Counter(row["method"] for row in content(other.file("choose", tmp_path), TRIAL_COLUMNS)) == {
+        "hard": TRIALS,
+        "kd": TRIALS,
+    }
+    assert {row["chosen_on"] for row in content(path)} == {"article-student, 30 images, 2 epochs"}
+
+
+# --- whole studies -----------------------------------------------------------------------------------------------
+
+
+def test_a_study_gives_rows_that_a_verdict_can_be_made_of(finished: Path) -> None:
+    found = verdict.table(rows.read(finished / "methods-*.csv"))
+    assert set(found["method"]) == set(grid.FULL) - {"hard"}
+    assert set(found["n"]) == {2}
+    assert set(found["comparisons"]) == {16}
+
+
+def test_killed_and_started_again_it_comes_to_the_same_rows(
+    budget: Budget, blobs: DataSet, tmp_path: Path, teacher: str
+) -> None:
+    parts = {name: getattr(blobs, name) for name in ("train", "validation", "test")}
+    torch.save({name: [s.images, s.labels, s.indices] for name, s in parts.items()}, tmp_path / "blobs.pt")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    options = f"full --data blobs --student article-student --teacher {teacher} --images 48 --epochs 2 --views 2"
+    options += f" --seeds 1 --defaults --quiet --device cpu --precision fp32 --out {killed} --cache {tmp_path / 'c'}"
+    path = budget.file("methods", killed)
+    arguments = [sys.executable, "-c", COMMAND, str(tmp_path / "blobs.pt"), *options.split()]
+    with subprocess.Popen(arguments) as process:
+        while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= 4):
+            time.sleep(0.002)
+        process.kill()  # SIGKILL: nothing is tidied up
+    assert process.returncode != 0
+    before = content(path)
+    assert 3 <= len(before) < len(grid.FULL)
+    with path.open("ab") as file:
+        file.write(b"methods,blobs,article-stu")  # as if it had hit in the middle of a line
+    again = request(budget, killed, "full", seeds=(0,), cache=tmp_path / "c")
+    runs.run(again, progress=False, say=lambda text: None)
+    assert content(path)[: len(before)] == before
+    runs.run(request(budget, whole, "full", seeds=(0,)), progress=False)
+    assert timeless(content(path)) == timeless(content(budget.file("methods", whole)))
+    assert not list((tmp_path / "c").iterdir())  # also the answers that the kill had left
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A split that counts how often it is read."""
+
+    split: Any
+    reads: list[int] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.split, name)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batches(self, *args: Any, **options: Any) -> Any:
+        self.reads.append(1)
+        return self.split.batches(*args, **options)
+
+
+def test_the_test_set_is_read_once_a_run_and_once_for_the_teacher(
+    budget: Budget, blobs: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = Watched(blobs.test)
+    monkeypatch.setattr(data, "load", lambda name: replace(blobs, test=test))
+    runs.run(request(budget, tmp_path), progress=False)
+    assert len(test.reads) == 3 * 2 + 1
+    runs.run(request(budget, tmp_path), progress=False)  # nothing is missing
+    assert len(test.reads) == 7
+
+
+def test_more_seeds_and_lists_are_added_to_the_file_and_the_rest_is_kept(budget: Budget, tmp_path: Path) -> None:
+    path = runs.run(request(budget, tmp_path, seeds=(0,)), progress=False)
+    before = path.read_bytes()
+    runs.run(request(budget, tmp_path, seeds=(0, 1)), progress=False)
+    assert path.read_bytes().startswith(before)
+    assert [(row["method"], row["seed"]) for row in content(path)[3:]] == [(name, "1") for name in grid.CONTROLS]
+    assert len(json.loads(path.with_suffix(".json").read_text())["sessions"]) == 2
+
+
+def test_runs_of_another_budget_or_other_settings_do_not_get_into_a_file(budget: Budget, tmp_path: Path) -> None:
+    path = runs.run(request(budget, tmp_path, seeds=(0,)), progress=False)
+    with pytest.raises(ValueError, match=r"were made with epochs 2 \(now 3\); runs in one file share one budget"):
+        runs.run(request(replace(budget, epochs=3), tmp_path), progress=False)
+    with pytest.raises(ValueError, match=r"place cpu, float32 \(now cpu, bfloat16\)"):
+        runs.run(request(replace(budget, precision="bf16"), tmp_path), progress=False)
+    made = content(path)
+    assert made[0]["learning_rate"] == "0.1"
+    with Table(tmp_path / "changed" / path.name, COLUMNS).opened() as table:
+        table.append(made[0] | {"learning_rate": "0.3", "digest": "of other settings"})
+    with pytest.raises(
+        ValueError, match=r"run of shuffled, seed 0, made with learning_rate 0.3.*; now learning_rate 0.1"
+    ):
+        runs.run(request(budget, tmp_path / "changed"), progress=False)
+
+
+def test_one_row_is_repeated_to_the_bit_and_an_altered_one_is_found(
+    finished: Path, blobs: DataSet, tmp_path: Path
+) -> None:
+    (path,) = finished.glob("methods-*.csv")
+    made = content(path)
+    number = next(i for i, row in enumerate(made, start=1) if row["method"] == "kd+hint" and row["seed"] == "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda name: blobs)
+        assert runs.again(path, number, cache=tmp_path, precision="fp32") == {}
+        with Table(tmp_path / "x.csv", COLUMNS).opened() as table:
+            table.append(made[number - 1] | {"test_accuracy": "0.125"})
+        differ = runs.again(tmp_path / "x.csv", 1, cache=tmp_path, precision="fp32")
+        assert differ == {"test_accuracy": ("0.125", made[number - 1]["test_accuracy"])}
+        with pytest.raises(ValueError, match="rows 1 to 1; there is no row 2"):
+            runs.again(tmp_path / "x.csv", 2)
+        with pytest.raises(FileNotFoundError, match="Check the path"):
+            runs.again(tmp_path / "y.csv", 1)
+
+
+# --- time and the command ----------------------------------------------------------------------------------------
+
+
+def test_the_time_left_comes_from_finished_runs_of_the_same_kind(budget: Budget, tmp_path: Path) -> None:
+    bench = Bench(budget, tmp_path)
+    place = str(bench.place)
+    measured = [
+        {"entry": "kd", "seconds": "10", "seconds_per_epoch": "1", "place": place},
+        {"entry": "kd", "seconds": "14", "seconds_per_epoch": "1", "place": place},
+        {"entry": "hard", "seconds": "6", "seconds_per_epoch": "1", "place": place},
+        {"entry": "hard", "seconds": "500", "seconds_per_epoch": "1", "place": "another machine"},
+        {"entry": "hard", "seconds": "0.1", "seconds_per_epoch": "", "place": place},  # it diverged
+    ]
+    found = clock.Clock(bench, measured)
+    assert (found.expected("kd"), found.expected("hard"), found.expected("fsp")) == (12, 6, 10)
+    ahead = Counter({"kd": 2, "hard": 1, "fsp": 0})
+    assert found.total(ahead) == 30
+    assert found.basis(ahead) == "from finished runs of the same methods"
+    assert "partly of other methods" in found.basis(Counter(fsp=1))
+    fresh = clock.Clock(bench)
+    assert 0 < fresh.expected("kd") < 60
+    assert "probe" in fresh.basis(ahead)
+
+
+def test_times_are_said_as_people_say_them() -> None:
+    assert [clock.spoken(s) for s in (8.2, 89, 754, 3_600, 11_123)] == [
+        "8 s",
+        "89 s",
+        "13 min",
+        "1 h 00 min",
+        "3 h 05 min",
+    ]
+
+
+def test_the_plan_counts_what_is_left_and_writes_nothing(budget: Budget, tmp_path: Path) -> None:
+    ask = request(budget, tmp_path / "new", "full", defaults=False)
+    text = runs.plan(ask)
+    assert f"{17 * 9} trials on the validation split, 0 of them finished, 153 left" in text
+    assert "34 runs of the study, 0 of them finished, 34 left" in text
+    assert "from a probe" in text
+    assert not (tmp_path / "new").exists()
+    runs.run(request(budget, tmp_path, seeds=(0,)), progress=False)
+    text = runs.plan(request(budget, tmp_path))
+    assert "6 runs of the study, 3 of them finished, 3 left" in text
+    assert "trials" not in text
+    assert "from finished runs of the same methods" in text
+
+
+def options(budget: Budget, folder: Path) -> list[str]:
+    named = {"data": "blobs", "student": budget.student, "teacher": budget.teacher, "images": 48, "epochs": 2}
+    named |= {"views": 2, "seeds": 1, "out": folder, "cache": folder / "cache", "device": "cpu", "precision": "fp32"}
+    return ["--defaults", *(str(part) for name, value in named.items() for part in (f"--{name}", value))]
+
+
+def test_the_command_runs_plans_and_repeats(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kdlib", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            command.main()
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    assert "3 runs of the study, 0 of them finished" in call("controls", *options(budget, tmp_path), "--dry")[1]
+    code, out, err = call("controls", *options(budget, tmp_path))
+    path = budget.file("methods", tmp_path)
+    assert (code, out) == (0, f"All runs are in {path}\n")
+    assert "3/3 runs" in err  # the bar
+    assert "3 of them finished" in call("controls", *options(budget, tmp_path), "--dry")[1]
+    said = json.loads(path.with_suffix(".json").read_text())["sessions"][0]["command"]
+    assert said.startswith("kdlib study controls --defaults --data blobs")
+    repeat = ("--again", str(path), "--row", "2", "--precision", "fp32", "--cache", str(tmp_path / "cache"))
+    code, out, _ = call(*repeat)
+    assert (code, out) == (0, f"Row 2 of {path}: the same to the bit.\n")
+    both = call("controls", *options(budget, tmp_path), "--images", "30", "--dry")[1]
+    assert both.count("runs of the study") == 2
+    code, _, err = call("kontrols")
+    assert code == 2
+    assert err.startswith("kdlib: There is no list of runs named 'kontrols'. Did you mean 'controls'?")
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import typer
+
+    def interrupted(*args: Any, **options: Any) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "run", interrupted)
+    app = typer.Typer()
+    app.command()(command.study)
+    result = CliRunner().invoke(app, ["controls", *options(budget, tmp_path)])
+    assert result.exit_code == 130
+    assert "The same command goes on" in result.output
+
+
+def test_the_commands_help_costs_no_torch() -> None:
+    code = "import sys, kdlib.study.command; print('torch' in sys.modules, 'pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_scores_lie_where_they_must(finished: Path) -> None:
+    frame = rows.read(finished / "methods-*.csv")
+    assert len(frame) == 2 * len(grid.FULL)
+    for name in ("validation_accuracy", "test_accuracy", "agreement", "calibration_error", "teacher_accuracy"):
+        assert frame[name].between(0, 1).all(), name
+    assert frame["teacher_accuracy"].nunique() == 1
+    assert (frame.set_index("method").loc["hard", "extra_parameters"] == 0).all()
+    assert frame.set_index("method").loc["vid", "extra_parameters"].min() > 0
+    assert math.isfinite(frame["seconds"].sum())
+    assert frame["note"].isna().all()

@@ -1,0 +1,242 @@
+"""Verdicts: what the intervals are, how often they are right, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy import stats
+
+from kdlib import verdict
+from kdlib.verdict import Verdict, compare
+
+numbers = st.floats(-2, 2).map(lambda x: round(x, 6))
+pairs = st.lists(st.tuples(numbers, numbers), min_size=2, max_size=12)
+
+
+def spread(sample: list[tuple[float, float]]) -> bool:
+    differences = np.array([a - b for a, b in sample])
+    return differences.std() > 1e-6
+
+
+# --- the interval ------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_by_hand() -> None:
+    found = compare([0.90, 0.92, 0.94], [0.89, 0.90, 0.91])
+    assert found.n == 3
+    assert found.mean == pytest.approx(0.02)
+    assert found.std == pytest.approx(0.01)
+    reach = 4.302652729911275 * 0.01 / math.sqrt(3)  # the t quantile of a printed table, 2 degrees of freedom
+    assert (found.low, found.high) == pytest.approx((0.02 - reach, 0.02 + reach))
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert str(found) == "INCONCLUSIVE: +0.0200 (95% interval -0.0048 to +0.0448; 3 pairs)"
+
+
+@given(pairs, st.sampled_from([0.8, 0.95, 0.99]))
+def test_the_interval_is_that_of_scipys_paired_t_test(sample: list[tuple[float, float]], confidence: float) -> None:
+    assume(spread(sample))
+    ours, theirs = zip(*sample, strict=True)
+    theirs_low, theirs_high = stats.ttest_rel(ours, theirs).confidence_interval(confidence)
+    found = compare(ours, theirs, confidence=confidence)
+    assert (found.low, found.high) == pytest.approx((theirs_low, theirs_high), rel=1e-9, abs=1e-12)
+
+
+@given(pairs, st.integers(1, 40))
+def test_the_verdict_is_scipys_p_value_corrected_by_bonferroni(sample: list[tuple[float, float]], m: int) -> None:
+    assume(spread(sample))
+    p = stats.ttest_rel(*zip(*sample, strict=True)).pvalue * m
+    assume(abs(p - 0.05) > 1e-9)
+    found = compare(*zip(*sample, strict=True), comparisons=m)
+    assert (found.verdict is not Verdict.INCONCLUSIVE) == (p < 0.05)
+
+
+@given(pairs, st.integers(1, 40))
+def test_verdict_and_interval_never_contradict_each_other(sample: list[tuple[float, float]], m: int) -> None:
+    found = compare(*zip(*sample, strict=True), comparisons=m)
+    expected = "BEATS" if found.low > 0 else "LOSES" if found.high < 0 else "INCONCLUSIVE"
+    assert found.verdict == expected
+    assert found.low <= found.mean <= found.high
+
+
+@given(pairs)
+def test_exchanging_the_sides_turns_everything_round(sample: list[tuple[float, float]]) -> None:
+    ours, theirs = zip(*sample, strict=True)
+    there, back = compare(ours, theirs), compare(theirs, ours)
+    assert (back.mean, back.low, back.high, back.std) == (-there.mean, -there.high, -there.low, there.std)
+    turned = {"BEATS": "LOSES", "LOSES": "BEATS", "INCONCLUSIVE": "INCONCLUSIVE"}
+    assert back.verdict == turned[there.verdict]
+    assert compare(ours, theirs, better="lower").verdict == back.verdict
+
+
+@given(pairs, st.floats(-5, 5))
+def test_adding_the_same_to_both_sides_changes_nothing(sample: list[tuple[float, float]], shift: float) -> None:
+    assume(spread(sample))
+    ours, theirs = (np.array(side) for side in zip(*sample, strict=True))
+    one, other = compare(ours, theirs), compare(ours + shift, theirs + shift)
+    assert (one.mean, one.low, one.high) == pytest.approx((other.mean, other.low, other.high), abs=1e-9)
+
+
+@given(pairs, st.randoms())
+def test_seeds_are_paired_by_key_whatever_their_order(sample: list[tuple[float, float]], random: object) -> None:
+    ours, theirs = ({seed: pair[side] for seed, pair in enumerate(sample)} for side in (0, 1))
+    mixed = list(theirs.items())
+    random.shuffle(mixed)
+    expected = compare(*zip(*sample, strict=True))
+    assert compare(ours, dict(mixed)) == expected
+    assert compare(pd.Series(ours), pd.Series(dict(mixed))) == expected
+
+
+@given(pairs)
+def test_more_comparisons_never_make_a_verdict(sample: list[tuple[float, float]]) -> None:
+    found = [compare(*zip(*sample, strict=True), comparisons=m) for m in (1, 2, 5, 17, 100)]
+    for few, many in pairwise(found):
+        assert many.low <= few.low
+        assert many.high >= few.high
+
+
+# --- how often it is right ---------------------------------------------------------------------------------------
+
+
+def simulated(gain: float, n: int, studies: int, methods: int = 1) -> list[list[verdict.Comparison]]:
+    """Studies of `methods` methods against one shared baseline; each difference has a standard deviation of one."""
+    random = np.random.default_rng(20)
+    made = []
+    for _ in range(studies):
+        seeds = random.normal(0, 3, n)  # what the seed does to all runs alike: the pairing takes it away
+        baseline = seeds + random.normal(0, math.sqrt(0.5), n)
+        runs = [seeds + gain + random.normal(0, math.sqrt(0.5), n) for _ in range(methods)]
+        made.append([compare(run, baseline, comparisons=methods) for run in runs])
+    return made
+
+
+def test_a_gain_of_one_standard_deviation_is_found_with_ten_seeds_as_often_as_theory_says() -> None:
+    found = [one for (one,) in simulated(gain=1.0, n=10, studies=1500)]
+    power = stats.nct.sf(stats.t.isf(0.025, 9), 9, math.sqrt(10))
+    assert power == pytest.approx(0.803, abs=0.001)
+    assert np.mean([one.verdict == "BEATS" for one in found]) == pytest.approx(power, abs=0.03)
+    assert not any(one.verdict == "LOSES" for one in found)
+
+
+def test_the_interval_holds_the_true_gain_as_often_as_it_says() -> None:
+    for n in (2, 5):
+        found = [one for (one,) in simulated(gain=0.4, n=n, studies=1500)]
+        assert np.mean([one.low <= 0.4 <= one.high for one in found]) == pytest.approx(0.95, abs=0.017)
+
+
+def test_pure_noise_is_inconclusive_in_all_of_many_comparisons_at_the_stated_rate() -> None:
+    single = [one for (one,) in simulated(gain=0.0, n=5, studies=1500)]
+    assert np.mean([one.verdict == "INCONCLUSIVE" for one in single]) == pytest.approx(0.95, abs=0.017)
+    families = simulated(gain=0.0, n=5, studies=500, methods=10)
+    clean = np.mean([all(one.verdict == "INCONCLUSIVE" for one in family) for family in families])
+    assert clean >= 0.94  # at least 95 %, with the room of three standard errors below it that 500 studies need
+
+
+# --- what is refused, what is defined ----------------------------------------------------------------------------
+
+
+def test_unpaired_seeds_are_refused_with_those_that_are_missing() -> None:
+    with pytest.raises(ValueError, match=r"the method lacks 3, 4 and the baseline lacks 7"):
+        compare({1: 0.5, 2: 0.6, 7: 0.7}, {1: 0.5, 2: 0.6, 3: 0.5, 4: 0.5})
+    with pytest.raises(ValueError, match=r"the baseline lacks 2\. Run what is missing"):
+        compare({1: 0.5, 2: 0.6}, {1: 0.5})
+    with pytest.raises(ValueError, match=r"3 results of the method and 2 of the baseline cannot be paired"):
+        compare([1, 2, 3], [1, 2])
+
+
+def test_a_side_with_seeds_beside_one_without_is_refused() -> None:
+    with pytest.raises(TypeError, match="seed -> result"):
+        compare({0: 0.5, 1: 0.6}, [0.5, 0.6])
+
+
+def test_fewer_than_two_pairs_and_values_that_are_no_numbers_are_refused() -> None:
+    for too_few in ([], [0.5]):
+        with pytest.raises(ValueError, match="at least two seeds are needed"):
+            compare(too_few, too_few)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="baseline's result is not a finite number for 4, 5"):
+            compare({3: 0.5, 4: 0.6, 5: 0.5}, {3: 0.5, 4: bad, 5: -bad})
+    with pytest.raises(ValueError, match="several results for seed 1"):
+        compare(pd.Series([0.5, 0.6], index=[1, 1]), pd.Series([0.5, 0.6], index=[1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"confidence": 95}, "between 0 and 1"),
+        ({"comparisons": 0}, "at least 1"),
+        ({"comparisons": 1.5}, "whole number"),
+        ({"better": "more"}, "'higher' or 'lower'"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare([1, 2], [1, 3], **options)
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.1, -0.1])
+def test_without_any_spread_nothing_is_concluded(gain: float) -> None:
+    baseline = [0.9013, 0.8712, 0.8899]
+    found = compare([value + gain for value in baseline], baseline)  # 0.1 is not exact: the last places differ
+    assert found.mean == pytest.approx(gain)
+    assert (found.std, found.low, found.high, found.verdict) == (0, -math.inf, math.inf, "INCONCLUSIVE")
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def study() -> pd.DataFrame:
+    """Two students; `good` gains about ten points, `same` nothing, each seed in a row of its own."""
+    made = []
+    for student, level in {"a": 0.5, "b": 0.7}.items():
+        for seed in range(4):
+            base = level + 0.01 * seed
+            for method, gain in {"hard": 0.0, "good": 0.1 + 0.001 * seed, "same": 0.01 * (-1) ** seed}.items():
+                made.append({"student": student, "method": method, "seed": seed, "test_accuracy": base + gain})
+    return pd.DataFrame(made)
+
+
+def test_a_table_compares_within_groups_and_corrects_for_the_methods_of_a_group() -> None:
+    found = verdict.table(study().sample(frac=1, random_state=0).sort_values("student", kind="stable"))
+    assert set(zip(found["student"], found["method"], strict=True)) == {
+        (student, method) for student in "ab" for method in ("good", "same")
+    }
+    assert set(found["comparisons"]) == {2}
+    assert dict(zip(found["method"], found["verdict"], strict=True)) == {"good": "BEATS", "same": "INCONCLUSIVE"}
+    good = found[(found["student"] == "b") & (found["method"] == "good")].iloc[0]
+    alone = compare([0.1, 0.101, 0.102, 0.103], [0.0] * 4, comparisons=2)
+    assert (good["gain"], good["low"], good["high"]) == pytest.approx((alone.mean, alone.low, alone.high))
+    assert (good["baseline_score"], good["score"], good["n"]) == (pytest.approx(0.715), pytest.approx(0.8165), 4)
+
+
+def test_a_table_takes_other_columns_baselines_and_directions() -> None:
+    rows = study().rename(columns={"method": "how", "seed": "run", "test_accuracy": "error"})
+    options = {"by": "how", "pair": "run", "value": "error", "baseline": "same", "better": "lower"}
+    found = verdict.table(rows, **options, comparisons=1).set_index(["student", "how"])
+    assert found.loc[("a", "good"), "verdict"] == "LOSES"
+    assert set(found["comparisons"]) == {1}
+    pooled = verdict.table(rows[rows["student"] == "a"], **options, within=())
+    assert "student" not in pooled.columns
+
+
+def test_a_table_refuses_what_is_missing_or_double() -> None:
+    rows = study()
+    with pytest.raises(ValueError, match="no column seed; they have student, method, test_accuracy"):
+        verdict.table(rows.drop(columns="seed"))
+    with pytest.raises(ValueError, match="run the study first"):
+        verdict.table(rows[:0])
+    with pytest.raises(ValueError, match=r"baseline 'kd' is not among the methods \['hard', 'good', 'same'\]"):
+        verdict.table(rows, baseline="kd")
+    with pytest.raises(ValueError, match=r"several rows of hard, seed 0 \(student a\)"):
+        verdict.table(pd.concat([rows, rows[:1]]))
+    gone = rows.drop(rows[(rows["method"] == "good") & (rows["seed"] == 2) & (rows["student"] == "b")].index)
+    with pytest.raises(ValueError, match=r"good cannot be compared with hard \(student b\): .* the method lacks 2\."):
+        verdict.table(gone)
+    rows.loc[0, "test_accuracy"] = math.nan
+    with pytest.raises(ValueError, match=r"baseline's result is not a finite number for 0\."):
+        verdict.table(rows)
