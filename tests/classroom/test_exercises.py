@@ -1,0 +1,380 @@
+"""check, hint and solution at the point of use: four outcomes, and nothing given away by accident."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdlib.classroom import exercises
+from kdlib.classroom.lessons import lesson01, lesson03, lesson04
+from kdlib.classroom.questions import Code, Outcome, Verdict
+
+soften, soft_loss = lesson04.soften, lesson04.soft_loss
+
+
+def review(answer: Any, name: str = "soft_loss", lesson: str = "04") -> Verdict:
+    return getattr(exercises.load(lesson), name).review(answer)
+
+
+def said(verdict: Verdict) -> str:
+    return " ".join(str(verdict).split())
+
+
+# Not attempted.
+
+
+def not_implemented(*_: object) -> None:
+    raise NotImplementedError
+
+
+def dots(*_: object) -> object:
+    loss = ...
+    return loss  # noqa: RET504
+
+
+@pytest.mark.parametrize("stub", [None, ..., not_implemented, dots, lambda *a: None])
+def test_not_attempted(stub: Any) -> None:
+    assert review(stub).outcome is Outcome.NOT_ATTEMPTED
+
+
+def test_a_notebook_that_nobody_filled_in(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> str:
+        exercises._loaded.cache_clear()
+        for number in exercises.numbers():
+            q = exercises.load(number)
+            print(q)
+            for exercise in q:
+                print(exercise)
+                if exercise.kind == "prediction":
+                    exercise.predict(...)
+                    exercise.check(0.5)
+                elif exercise.kind == "code":
+                    namespace: dict[str, Any] = {}
+                    exec(exercise.stub, namespace)
+                    exercise.check(namespace[exercise.name])
+                else:
+                    exercise.check(...)
+        exercises.progress()
+        return capsys.readouterr().out
+
+    text = run()
+    assert text == run()
+    assert text.count("Not attempted yet. ") == sum(
+        1 + (exercise.kind == "prediction") for number in exercises.numbers() for exercise in exercises.load(number)
+    )
+    assert text.isascii()
+    assert "0x" not in text
+
+
+# Correct.
+
+
+def kl_div_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    log_student = torch.log_softmax(student_logits / temperature, dim=1)
+    teacher = torch.softmax(teacher_logits / temperature, dim=1)
+    return torch.nn.functional.kl_div(log_student, teacher, reduction="batchmean") * temperature**2
+
+
+def test_another_way_is_as_good() -> None:
+    assert review(kl_div_loss).outcome is Outcome.CORRECT
+    assert review(lambda z, t: torch.softmax(z / t, dim=-1), "soften").outcome is Outcome.CORRECT
+    numbers = {
+        "a 0-d tensor": lambda *a: torch.tensor(lesson01.conv_macs(*a)),
+        "a float": lambda *a: float(lesson01.conv_macs(*a)),
+        "NumPy": lambda *a: np.int64(lesson01.conv_macs(*a)),
+    }
+    for name, answer in numbers.items():
+        assert review(answer, "conv_macs", "01").outcome is Outcome.CORRECT, name
+
+
+def test_a_function_that_changes_its_input_is_right_with_a_remark() -> None:
+    def careless(probabilities: Tensor, labels: Tensor) -> Tensor:
+        probabilities[torch.arange(len(labels)), labels] = -1.0
+        return probabilities.argmax(dim=1)
+
+    for _ in range(2):  # the first check has spoilt nothing for the second
+        verdict = review(careless, "nearest_wrong", "03")
+        assert verdict.outcome is Outcome.CORRECT
+        assert "changes probabilities in place" in said(verdict)
+    assert "in place" not in said(review(lesson03.nearest_wrong, "nearest_wrong", "03"))
+
+
+def test_a_function_that_changes_its_input_and_is_wrong() -> None:
+    def careless(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        student /= temperature
+        teacher /= temperature
+        return soft_loss(student, teacher, 1.0)
+
+    for _ in range(2):
+        assert review(careless).mistake == "T^2 forgotten"
+    assert review(soft_loss).outcome is Outcome.CORRECT
+
+
+# Wrong, beyond the known mistakes (those are in test_lessons).
+
+
+def test_a_loss_without_a_gradient() -> None:
+    for verdict in (
+        review(lambda *a: soft_loss(*a).detach()),
+        review(lambda *a: torch.tensor(soft_loss(*a).item())),
+        review(torch.no_grad()(soft_loss)),
+    ):
+        assert (verdict.outcome, verdict.mistake) == (Outcome.WRONG, "gradient")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda loss: loss.item(), "Leave out .item()"),
+        (lambda loss: loss.numpy(), "NumPy"),
+        (lambda loss: [loss], "list"),
+        (lambda loss: "0.3", "gives a str"),
+        (lambda loss: {"loss": loss}, "gives a dict"),
+        (lambda loss: loss.reshape(1, 1), "the shape is (1, 1), but () is asked for"),
+        (lambda loss: 3 * loss, "always 3 times the right answer"),
+        (lambda loss: loss + 1, "For soft_loss("),
+        (lambda loss: loss * torch.nan, "inf or NaN"),
+        (lambda loss: loss * 1j, "yours is"),
+    ],
+)
+def test_a_wrong_kind_or_value_is_described(change: Callable[[Tensor], Any], text: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about the complex one
+        verdict = review(lambda *a: change(soft_loss(*a)))
+    assert verdict.outcome is Outcome.WRONG
+    assert text in said(verdict)
+
+
+def test_an_epsilon_in_the_logarithm_is_not_stable_enough() -> None:
+    def patched(student: Tensor, teacher: Tensor, t: float) -> Tensor:
+        q, p = torch.softmax(student / t, dim=1), torch.softmax(teacher / t, dim=1)
+        return t**2 * (p * ((p + 1e-8).log() - (q + 1e-8).log())).sum(dim=1).mean()
+
+    verdict = review(patched)
+    assert verdict.outcome is Outcome.WRONG
+    assert "not for a student that is sure and wrong" in said(verdict)
+
+
+def test_a_mistake_and_an_unstable_form_are_both_told() -> None:
+    verdict = review(lambda z, t: torch.exp(z * t) / torch.exp(z * t).sum(dim=1, keepdim=True), "soften")
+    assert verdict.mistake == "temperature multiplied"
+    assert "Besides, it gives inf or NaN for large logits" in said(verdict)
+    assert "Besides" not in said(review(lambda z, t: torch.softmax(z * t, dim=1), "soften"))
+
+
+def test_a_missing_return_is_not_taken_for_a_stub() -> None:
+    def forgetful(logits: Tensor, temperature: float) -> None:
+        soften(logits, temperature)
+
+    verdict = review(forgetful, "soften")
+    assert verdict.outcome is Outcome.WRONG
+    assert "return" in said(verdict)
+
+
+# Errors.
+
+
+def test_an_exception_is_told_with_its_line_and_a_next_step() -> None:
+    def broken(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        return student_logits @ teacher_logits
+
+    verdict = review(broken)
+    assert verdict.outcome is Outcome.ERROR
+    assert "RuntimeError at line" in said(verdict)
+    assert "return student_logits @ teacher_logits" in said(verdict)
+    assert "mat1 and mat2" in said(verdict)
+    assert "Print the shapes" in said(verdict)
+    assert "Traceback" not in said(verdict)
+    assert "File" not in said(verdict)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (lambda z, t: undefined_name, "name is misspelt"),  # noqa: F821
+        (lambda z: z, "It should take these arguments: logits, temperature."),
+        (lambda z, t: z.sum(dim=7), "dim=1 are the classes"),
+        (lambda z, t: z / ... / t, "One ... is still waiting"),
+        (lambda z, t: 1 / 0, "divide by is 0"),
+        (lambda z, t: input("?"), "Call it yourself with the example"),
+        (lambda z, t: exit(), "called exit()"),
+        (lambda z, t: (_ for _ in ()).throw(KeyboardInterrupt), "KeyboardInterrupt"),
+    ],
+)
+def test_next_steps(answer: Any, text: str) -> None:
+    verdict = review(answer, "soften")
+    assert verdict.outcome is Outcome.ERROR
+    assert text in said(verdict)
+
+
+def test_an_exception_that_cannot_be_printed() -> None:
+    class Strange(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def broken(*_: object) -> None:
+        raise Strange
+
+    assert "Strange" in said(review(broken))
+
+
+def test_an_endless_loop(hurry: None) -> None:
+    def endless(z: Tensor, t: float) -> Tensor:
+        while t > 0:
+            z = z / t
+        return z
+
+    verdict = review(endless, "soften")
+    assert verdict.outcome is Outcome.ERROR
+    assert "stopped after 0.3 seconds" in said(verdict)
+    assert "It was at line" in said(verdict)
+
+
+def test_printing_is_shown_in_moderation(capsys: pytest.CaptureFixture[str]) -> None:
+    def chatty(z: Tensor, t: float) -> Tensor:
+        for row in range(50):
+            print("row", row)
+        return soften(z, t)
+
+    exercises.load("04").soften.check(chatty)
+    out = capsys.readouterr().out
+    assert out.startswith("Correct")
+    assert "    row 0\n" in out
+    assert out.count("row ") < 15
+
+
+@pytest.mark.parametrize("value", [3, "text", [1], torch.ones(2), np.ones(3)])
+def test_something_that_is_no_function(value: Any) -> None:
+    verdict = review(value)
+    assert verdict.outcome is Outcome.ERROR
+    assert "without brackets" in said(verdict)
+
+
+class Hostile:
+    """Raises whatever is asked of it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def test_a_hostile_object_does_not_break_the_lesson() -> None:
+    assert review(lambda *a: Hostile()).outcome in (Outcome.WRONG, Outcome.ERROR)
+    assert review(Hostile(), "law").outcome is Outcome.ERROR
+
+
+# Questions and predictions.
+
+
+def test_a_question_at_the_point_of_use(capsys: pytest.CaptureFixture[str]) -> None:
+    q = exercises.load("04")
+    for answer, opening in ((..., "Not attempted"), ("", "Not attempted"), ("a", "Not right"), (" B) ", "Correct")):
+        q.law.check(answer)
+        assert capsys.readouterr().out.startswith(opening)
+    for answer in ("e", "ab", 2, ["b"], b"b", 10**5000):
+        q.law.check(answer)
+        assert 'one letter in quotes, "a", "b", "c" or "d"' in capsys.readouterr().out
+
+
+def test_a_prediction_at_the_point_of_use(capsys: pytest.CaptureFixture[str]) -> None:
+    q = exercises.load(0)
+    q.twin.check(0.01)
+    assert capsys.readouterr().out.startswith("Not attempted yet")
+    q.twin.predict("sure")
+    assert "not a prediction yet" in capsys.readouterr().out
+    q.twin.predict("a")
+    assert capsys.readouterr().out.startswith("Noted: a")
+    for measured, opening in (
+        (..., "Nothing was measured"),
+        ("x", "Nothing to compare"),
+        (float("nan"), "Nothing to c"),
+    ):
+        q.twin.check(measured)
+        assert capsys.readouterr().out.startswith(opening)
+    for measured, opening in ((0.01, "Correct"), (-0.01, "Not as predicted"), (torch.tensor(0.0), "Not as predicted")):
+        exercises.load("00").twin.check(measured)  # the same lesson when it is loaded again
+        out = capsys.readouterr().out
+        assert out.startswith(opening)
+        assert "a hint, not evidence" in " ".join(out.split())
+
+
+def test_a_number_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    q = exercises.load("01")
+    q.resnets.predict(50 / 18)
+    q.resnets.check()
+    out = " ".join(capsys.readouterr().out.split())
+    assert "You went by the number of layers" in out
+    q.resnets.predict(2)
+    q.resnets.check(25_557_032 / 11_689_512)
+    assert "Correct. You predicted 2; it is 2.19." in capsys.readouterr().out
+    q.resnets.check(11_689_512 / 25_557_032)
+    assert "which way round" in capsys.readouterr().out
+    for nonsense in ("2", True, float("inf"), torch.ones(2), 10**400):
+        q.resnets.predict(nonsense)
+        assert "Answer with a number" in capsys.readouterr().out
+
+
+# Hints, solutions and what must not be given away.
+
+
+def test_hints_come_one_by_one_and_the_last_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    q = exercises.load("04")
+    seen = []
+    for _ in range(5):
+        q.soft_loss.hint()
+        seen.append(capsys.readouterr().out)
+    assert [text[:11] for text in seen] == ["Hint 1 of 3", "Hint 2 of 3", *["Hint 3 of 3"] * 3]
+
+
+def secrets(spec: Any) -> list[str]:
+    if isinstance(spec, Code):
+        lines = [" ".join(line.split()) for line in inspect.getsource(spec.reference).splitlines()[2:]]
+        return [line for line in lines if len(line) > 12]
+    return [option.why for option in getattr(spec.key, "options", ()) if option.why]
+
+
+def test_only_solution_gives_the_solution_away(capsys: pytest.CaptureFixture[str]) -> None:
+    for number in exercises.numbers():
+        q = exercises.load(number)
+        for exercise in q:
+            hidden = secrets(exercise._spec)
+            shown = [repr(q), repr(exercise), exercise.__doc__, str(vars(exercise)), str(dir(exercise))]
+            shown += [repr(getattr(exercise, name)) for name in dir(exercise) if not name.startswith("_")]
+            for answer in (..., 5, "z", lambda *a: 1 / 0, lambda *a: 7, lambda: None):
+                shown.append(str(exercise.review(answer)))
+            text = " ".join(" ".join(shown).split())
+            assert not [secret for secret in hidden if secret in text], exercise.name
+            exercise.solution()
+            solution = " ".join(capsys.readouterr().out.split())
+            assert all(" ".join(secret.split()) in solution for secret in hidden), exercise.name
+            assert len(solution) > 40
+
+
+def test_public_names_are_few() -> None:
+    names = [name for name in dir(exercises.load("04").soft_loss) if not name.startswith("_")]
+    assert names == ["check", "difficulty", "hint", "kind", "minutes", "name", "review", "solution", "stub", "title"]
+    assert dir(exercises.load("04")) == sorted(["soften", "soft_loss", "gradient", "law", "limit", "progress"])
+
+
+def test_unknown_names_list_near_ones() -> None:
+    with pytest.raises(ValueError, match="Known: 00, 01"):
+        exercises.load("77")
+    with pytest.raises(AttributeError, match="Did you mean 'soft_loss'"):
+        _ = exercises.load("04").softloss
+    assert not hasattr(exercises.load("04"), "_repr_html_")
+
+
+def test_a_check_does_not_depend_on_what_ran_before(hurry: None) -> None:
+    first = str(review(soft_loss))
+    review(lambda *a: a[0].zero_())
+    review(lambda *a: [0 for _ in iter(int, 1)])
+    assert str(review(soft_loss)) == first
