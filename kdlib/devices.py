@@ -56,6 +56,11 @@ class Place:
         return f"{self.device}, {'bfloat16' if self.bfloat16 else 'float32'}{', compiled' * self.compiled}"
 
 
+def pinned(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor in page-locked memory if it is on its way to a GPU: only then does a copy run beside the computing."""
+    return tensor.pin_memory() if torch.device(device).type == "cuda" else tensor
+
+
 def choose(device: str = "auto", precision: str = "auto", compiled: bool = False) -> Place:
     """The place for these wishes: "auto" takes CUDA, then MPS, then the CPU, and bfloat16 where the chip has it.
 

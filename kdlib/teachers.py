@@ -205,7 +205,9 @@ class Cached:
                 "data set under one augmentation and seed). Train with what it was built for."
             )
         answers = {
-            name: values[batch.view, rows].to(self._device, torch.float32)
+            name: devices.pinned(values[batch.view, rows], self._device)
+            .to(self._device, non_blocking=True)
+            .to(torch.float32)
             for name, values in self._stored.items()
             if not name or name in self._layers
         }

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision import datasets as torchvision_sets
 
 from kdlib import data
-from kdlib.data import NONE, Augmentation, DataSet, LazySplit, MemorySplit, sources
+from kdlib.data import NONE, Augmentation, DataSet, LazySplit, MemorySplit, sources, splits
 from kdlib.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from kdlib.files import digest
 
@@ -306,6 +306,17 @@ def test_batches_are_normalised_floats_in_channels_last(colour: MemorySplit):
         assert batch.view == 2
     assert torch.cat([b.labels for b in batches]).tolist() == colour.labels.tolist()
     assert torch.cat([b.indices for b in batches]).tolist() == colour.indices.tolist()
+
+
+@pytest.mark.parametrize("together", [1, 7, 16, 1000])
+def test_preparing_several_batches_at_once_changes_none(colour: MemorySplit, monkeypatch, together: int):
+    asked = {"augmentation": Augmentation(crop=1, flip=True), "seed": 1, "view": 2, "places": torch.arange(29, -1, -1)}
+    wanted = [next(colour.batches(8, **{**asked, "places": part})) for part in asked["places"].split(8)]
+    monkeypatch.setattr(splits, "PREPARED", together)
+    for ours, one in zip(colour.batches(8, **asked), wanted, strict=True):
+        assert torch.equal(ours.images, one.images)
+        assert torch.equal(ours.labels, one.labels)
+        assert torch.equal(ours.indices, one.indices)
 
 
 def test_fashion_training_batches_have_mean_zero_and_std_one(fashion: DataSet):

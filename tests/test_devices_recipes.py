@@ -130,8 +130,31 @@ def test_models_and_images_are_put_in_channels_last():
     assert torch.equal(moved, images)
 
 
+class Doubled(nn.Linear):
+    """A layer that does more with its weights than multiply by them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, 2 * self.weight, self.bias)
+
+
+def test_converted_weights_give_the_answers_of_autocast_to_the_bit():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), Doubled(8, 3)
+    ).eval()
+    images, place = torch.randn(5, 1, 6, 6), Place(CPU, True)
+    weights = place.weights(model)
+    assert set(weights) == {"0.weight", "0.bias", "4.weight", "4.bias"}
+    with torch.no_grad(), place.autocast():
+        assert torch.equal(torch.func.functional_call(model, weights, (images,)), model(images))
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert Place(CPU, False).weights(model) == {}
+    assert set(place.weights(nn.Linear(2, 2))) == {"weight", "bias"}
+
+
 def test_a_place_says_where_it_is():
     assert str(Place(CPU, True)) == "cpu, bfloat16"
+    assert str(Place(CPU, True, compiled=True)) == "cpu, bfloat16, compiled"
     assert str(Place(torch.device("cuda:1"), False)) == "cuda:1, float32"
     assert devices.PRECISIONS == ("auto", "fp32", "bf16")
 

@@ -65,6 +65,31 @@ def test_values_are_those_of_a_forward_pass_by_hand(net: Net, images: torch.Tens
     assert torch.equal(answer.logits, net(images))
 
 
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_compiled_model_gives_the_same_answer_and_gradient(net: Net, images: torch.Tensor, gradient: bool):
+    with torch.set_grad_enabled(gradient), Taps(net, ["stem", "block"]) as plain:
+        wanted = plain(images)
+    with torch.set_grad_enabled(gradient), Taps(net, ["stem", "block"], compiled=True) as taps:
+        answer = taps(images)
+    torch.testing.assert_close(answer.logits, wanted.logits)
+    for name in ("stem", "block"):
+        torch.testing.assert_close(answer.layers[name], wanted.layers[name])
+    if gradient:
+        ours, theirs = (
+            torch.autograd.grad(a.layers["block"].square().sum(), net.stem.weight) for a in (answer, wanted)
+        )
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_weights_of_its_own_take_the_place_of_the_models(net: Net, images: torch.Tensor):
+    other = {"fc.weight": torch.zeros_like(net.fc.weight)}
+    with Taps(net, ["fc"], weights=other) as taps:
+        answer = taps(images)
+    assert torch.equal(answer.logits, net.fc.bias.expand(5, 4))
+    assert torch.equal(answer.layers["fc"], answer.logits)
+    assert net.fc.weight.any()
+
+
 def test_a_layer_that_runs_twice_gives_its_last_output(net: Net, images: torch.Tensor):
     with Taps(net, ["block.conv", "block"]) as taps:
         answer = taps(images)

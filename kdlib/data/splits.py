@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from kdlib.data.augment import NONE, Augmentation, augment, random_bits, shuffled
+from kdlib.devices import pinned
 from kdlib.files import digest
 
 PREPARED = 1024  # images of a memory split that are augmented and normalised at once
@@ -86,11 +87,6 @@ def _normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], 
     return images.sub_(shift).div_(scale)
 
 
-def _pinned(tensor: Tensor, device: torch.device | str) -> Tensor:
-    # Only from page-locked memory does a copy to a GPU run beside the computation.
-    return tensor.pin_memory() if torch.device(device).type == "cuda" else tensor
-
-
 @dataclass(frozen=True)
 class MemorySplit:
     """A split whose images lie in memory as uint8; augmentation and normalisation run on whole batches.
@@ -134,9 +130,9 @@ class MemorySplit:
         together = batch_size * max(1, PREPARED // batch_size)
         for chosen in places.split(together) if len(places) else ():  # torch splits nothing into one empty part
             indices = self.indices[chosen]
-            images = augment(_pinned(self.images[chosen], device), indices, augmentation, seed, view)
+            images = augment(pinned(self.images[chosen], device), indices, augmentation, seed, view)
             images = _normalise(images, self.mean, self.std, device)
-            labels = _pinned(self.labels[chosen], device).to(device, non_blocking=True)
+            labels = pinned(self.labels[chosen], device).to(device, non_blocking=True)
             for parts in zip(
                 images.split(batch_size), labels.split(batch_size), indices.split(batch_size), strict=True
             ):
