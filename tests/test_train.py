@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -479,6 +480,22 @@ def test_the_learning_rate_follows_the_recipe(blobs: DataSet, monkeypatch: pytes
     monkeypatch.setattr(torch.optim.SGD, "step", lambda o, *a: rates.append(o.param_groups[1]["lr"]) or step(o, *a))
     fit(small(), blobs, recipe=replace(QUICK, schedule="one-cycle"))
     assert rates == [replace(QUICK, schedule="one-cycle").rate(i, 6) for i in range(6)]
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_student_and_teacher_train_as_others_do(blobs: DataSet) -> None:
+    method = Logit(4, 0.1) + Feature({"layer2": "layer2"})
+    students = small(), small()
+    for student in students:
+        student.dropout.p = 0.0  # a compiled network draws other random numbers
+    runs = [
+        fit(student, blobs, teacher=small(7, width=6), method=method, compile=compiled)
+        for student, compiled in zip(students, (False, True), strict=True)
+    ]
+    plain, compiled = runs
+    assert compiled.place == "cpu, float32, compiled"
+    for name, value in plain.student.state_dict().items():
+        torch.testing.assert_close(compiled.student.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_rehearsing_changes_nothing_in_the_student(blobs: DataSet) -> None:
