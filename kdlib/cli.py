@@ -116,7 +116,8 @@ def distill(
         "resnet20-fashion"
     ),
     student: Annotated[
-        str, typer.Option(help="Architecture of the student, or a .safetensors file whose weights it goes on from.")
+        str,
+        typer.Option(help="Architecture of the student, or a model or checkpoint file that it goes on from."),
     ] = "resnet8",
     method: Annotated[
         str, typer.Option(help="hard, logit, feature, relation, or a sum such as logit+relation or logit+50*feature.")

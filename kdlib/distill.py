@@ -33,9 +33,9 @@ class Job:
     about in advance and the epochs go through in turn; 0 asks the teacher live, with a new view every epoch.
     layers: "student:teacher" pairs for feature and relation; none: stage by stage. cache: a folder that keeps the
     teacher's answers for the next run, in 16 bits; None: they stay in memory. size: pixels of a side, for image
-    folders. stem: of the student, where torchvision made it. student: an architecture, or a .safetensors file whose
-    weights it goes on from. compile: let torch.compile translate the networks first. half: write the student's
-    weights in 16 bits.
+    folders. stem: of the student, where torchvision made it. student: an architecture, or a file (a model or a
+    checkpoint) whose weights it goes on from. compile: let torch.compile translate the networks first. half: write
+    the student's weights in 16 bits.
     """
 
     data: str = "fashion-mnist"
@@ -207,7 +207,7 @@ def _silent(text: str) -> None:
 
 
 def _student(job: Job, shape: dict[str, int]) -> nn.Module:
-    if job.student.endswith(".safetensors"):
+    if models.is_file(job.student):
         return models.load(job.student)
     return models.build(job.student, **shape, stem=job.stem, seed=job.seed)
 

@@ -249,6 +249,7 @@ class Loop:
     def _save(self) -> None:
         facts = {
             "run": self._facts(),
+            "described": getattr(self.student, "described", None),  # so that models.load can open it
             "step": self.step,
             "seconds": self.seconds,
             "rows": self.rows,

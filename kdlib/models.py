@@ -207,21 +207,23 @@ def _in_half(name: str, tensor: Tensor) -> Tensor:
 def load(name: str | Path) -> nn.Module:
     """A trained model: from the shipped ones by name, from a file written by `save`, or torchvision's.
 
-    name: for instance "resnet20-fashion", "path/to/student.safetensors", or "resnet50-imagenet" for torchvision's
-    ImageNet weights (downloaded once; for 3 x 224 x 224 images). The model is in eval mode.
+    name: for instance "resnet20-fashion", "path/to/student.safetensors", the checkpoint of a run (its student as it
+    was then), or "resnet50-imagenet" for torchvision's ImageNet weights (downloaded once; for 3 x 224 x 224 images).
+    The model is in eval mode.
     Raises FileNotFoundError, OSError if a download fails, or ValueError for an unknown name, a truncated file, a
     pickle or weights that do not fit.
     """
     text = str(name)
     if text.endswith("-imagenet"):
         return _pretrained(text.removesuffix("-imagenet"))
-    # A file with another ending is opened too, so that a pickle is called a pickle and not an unknown name.
-    is_path = text.endswith(".safetensors") or (Path(text).suffix != "" and Path(text).is_file())
-    path = Path(text) if is_path else folder() / f"{text}.safetensors"
-    if not is_path and not path.is_file():
+    path = Path(text) if is_file(text) else folder() / f"{text}.safetensors"
+    if not is_file(text) and not path.is_file():
         options = [*shipped(), "resnet50-imagenet", "PATH.safetensors"]
         raise ValueError(f"{unknown('trained model', text, options)} Shipped ones are looked for in {folder()}.")
     tensors, described = load_tensors(path)
+    if "facts" in described:  # a checkpoint, which holds more than the student
+        tensors = {n.removeprefix("student/"): t for n, t in tensors.items() if n.startswith("student/")}
+        described = described["facts"].get("described") or {}
     if "architecture" not in described:
         raise ValueError(f"{path} does not say which architecture it holds. Build that model and call models.restore.")
     shape = {key: described.get(key) for key in ("num_classes", "in_channels", "stem", "image_size")}
@@ -231,6 +233,14 @@ def load(name: str | Path) -> nn.Module:
     model = build(described["architecture"], **shape, seed=0)  # a seed, to leave the global generator alone
     restore(model, tensors, path)
     return model.eval()
+
+
+def is_file(name: str | Path) -> bool:
+    """Whether `load` takes this for a file and not for a shipped model's name.
+
+    Any file that is there is one, so that a pickle is called a pickle and not an unknown name.
+    """
+    return str(name).endswith(".safetensors") or Path(name).is_file()
 
 
 def restore(model: nn.Module, tensors: dict[str, Tensor], path: str | Path = "the checkpoint") -> None:

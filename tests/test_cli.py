@@ -116,6 +116,11 @@ def test_training_goes_on_from_given_weights(small_test_set: Any, tmp_path: Path
     assert call("train", "--start", "resnet20-fashion", *options) == 0
     before, after = models.load("resnet20-fashion"), models.load(tmp_path / "model.safetensors")
     torch.testing.assert_close(after.fc.weight, before.fc.weight)
+    # and from the checkpoint of a run, as if that had been stopped
+    options = [*TINY, "--student", tmp_path / "checkpoint", "--no-baseline", "--learning-rate", 1e-9]
+    assert call("distill", *options, "--out", tmp_path / "on") == 0
+    on = models.load(tmp_path / "on" / "student.safetensors")
+    torch.testing.assert_close(on.fc.weight, before.fc.weight)
 
 
 def test_a_cache_is_used_again_and_refused_for_another_teacher(

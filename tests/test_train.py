@@ -328,6 +328,18 @@ def test_rule_7_a_checkpoint_is_safetensors_and_an_interrupted_write_keeps_the_l
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_student_in_a_checkpoint_can_be_loaded(blobs: DataSet, tmp_path: Any) -> None:
+    student = models.build("article-student", num_classes=3, in_channels=1, image_size=8, seed=0)
+    fit(student, blobs, checkpoint=tmp_path / "checkpoint")
+    loaded = models.load(tmp_path / "checkpoint")
+    assert same_weights(loaded, student)
+    assert loaded.described == student.described
+    assert not loaded.training
+    fit(small(), blobs, checkpoint=tmp_path / "unnamed")
+    with pytest.raises(ValueError, match="does not say which architecture"):
+        models.load(tmp_path / "unnamed")
+
+
 # --- resuming from the wrong thing -------------------------------------------------------------------------------
 
 
