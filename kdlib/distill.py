@@ -157,7 +157,8 @@ def distill(
         files.require_folder(out)  # fails now rather than after the training
     answers: nn.Module | Cached = teacher
     if job.views and method.needs_teacher:
-        say(f"The teacher, {job.teacher}, answers for {len(data.train):,} images in {job.views} views.")
+        views = f"{job.views} view{'s' * (job.views > 1)}"
+        say(f"The teacher, {job.teacher}, answers for {len(data.train):,} images in {views}.")
         answers = _answers(teacher, data, method, job, progress)
 
     fitted = partial(_fitted, job, data, answers, out, resume=resume, progress=progress)

@@ -88,7 +88,7 @@ def test_the_table_names_both_students_and_warns_of_one_seed(finished: tuple[Pat
     assert "resnet8, hard labels " in printed
     assert "resnet8, logit+feature+relation " in printed
     assert "One run, one seed: a hint, not evidence" in printed
-    assert "answers for 192 images in 1 views" in printed
+    assert "answers for 192 images in 1 view." in printed
 
 
 def test_baseline_and_student_start_from_the_same_weights(small_test_set: Any, tmp_path: Path) -> None:
