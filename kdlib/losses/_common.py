@@ -97,6 +97,16 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
         return a @ b.mT
 
 
+def symmetric_gram(rows: Tensor) -> Tensor:
+    """rows rows^T, whose gradient takes one matrix product instead of two.
+
+    Only for what treats the matrix and its transpose alike: then its gradient G is symmetric, and what reaches
+    the rows is (G + G^T) rows = 2 G rows.
+    """
+    half = inner(rows, rows.detach())
+    return 2 * half - half.detach()  # the value of half, twice its gradient
+
+
 def divide(x: Tensor, size: Tensor, noise: Tensor | float = 0.0) -> Tensor:
     """x / size, but exactly zero, with zero gradient, wherever size does not rise above noise.
 

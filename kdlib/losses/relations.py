@@ -13,12 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import ROUNDING, as_floats, check_number, divide, in_a_row, inner, layers_of, rows_of, shape, unit
+from ._common import (
+    ROUNDING,
+    as_floats,
+    check_number,
+    divide,
+    in_a_row,
+    inner,
+    layers_of,
+    rows_of,
+    shape,
+    symmetric_gram,
+    unit,
+)
 
 # Sums of squares below this are about to lose their digits in float32, whose smallest normal number is 1e-38.
 UNDERFLOW = 1e-30
-# Rows nearer to each other than this share of their distance from the mean row coincide: half of float64's digits,
-# which is what is left when a distance is computed as the root of a difference of squares.
+# Rows nearer to each other than this share of the largest distance coincide: half of float64's digits, which is what
+# is left when a distance is computed as the root of a difference of squares.
 COINCIDENT = 1e-7
 
 # -------------------- between layers
@@ -201,7 +213,7 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     Huber loss (threshold 1) between the cosines of the angles at sample i between samples j and k.
 
     Shapes: B x D_s and B x D_t, or maps, which are flattened; B >= 3.
-    Memory: B x B x B numbers for each network; for B = 128 that is 17 MB in float64 and 8 MB in float32.
+    Memory: B x B x B numbers for each network; for B = 128 that is 8 MB in float32.
     Scale: cosines; the mean is over all B^3 triplets, also the degenerate ones, which contribute 0.
     Degenerate: between rows that coincide, to 1e-6 of the larger one, there is no direction: cosine 0, no
         gradient. Just above that distance a direction is good to about two digits.
@@ -277,7 +289,7 @@ def _linear_gram(layer: Tensor) -> Tensor:
     # together. To know that saves a quarter of the time.
     mean = rows.detach().mean(dim=0)
     centred = rows - mean
-    gram = inner(centred, centred)
+    gram = symmetric_gram(centred)
     spread = gram.trace()
     size = spread + len(rows) * mean.square().sum()  # sum of squares of the raw rows, by Pythagoras
     return divide(gram, spread, ROUNDING**2 * size + UNDERFLOW)
@@ -333,46 +345,43 @@ def _relative_distances(rows: Tensor) -> Tensor:
     return divide(distances, mean, noise=ROUNDING * torch.linalg.vector_norm(rows, dim=1).mean())
 
 
-def _centred_gram(rows: Tensor) -> Tensor:
-    """B x B inner products of the rows less their mean, in float64.
+def _squared_distances(rows: Tensor) -> Tensor:
+    """B x B squared distances, in float64, by |x|^2 + |y|^2 - 2 x.y on the rows less their mean.
 
-    Distances and angles follow from these by sums and differences, in a tenth of the time that the
-    differences of all rows take. In float32 such sums lose all digits far from the origin.
+    That takes a tenth of the time of all differences; but in float32 it loses all digits far from the origin.
     """
     if rows.device.type == "mps":  # has no float64; this is small
         rows = rows.cpu()
-    centred = rows.double() - rows.double().mean(dim=0)
-    return inner(centred, centred)
+    wide = rows.double()
+    centred = wide - wide.mean(dim=0)
+    gram = inner(centred, centred)
+    power = gram.diagonal()
+    return power[:, None] + power - 2 * gram
 
 
 def _distances(rows: Tensor) -> Tensor:
     """B x B Euclidean distances; where only rounding is left of one, distance and gradient are zero."""
-    gram = _centred_gram(rows)
-    power = gram.diagonal()
-    both = power[:, None] + power
-    squared = both - 2 * gram
-    coincide = squared <= COINCIDENT**2 * both
+    squared = _squared_distances(rows)
+    coincide = squared <= COINCIDENT**2 * squared.detach().amax()
     # The root is taken of 1 where it would be taken of 0, so that its infinite slope is never multiplied by 0.
     return squared.masked_fill(coincide, 1.0).sqrt().masked_fill(coincide, 0.0).to(rows)
 
 
 def _cosines(rows: Tensor) -> Tensor:
     """B x B x B: entry [i, j, k] is the cosine of the angle at sample i between samples j and k."""
-    gram = _centred_gram(rows)
-    from_i = gram - gram.diagonal()[:, None] / 2  # (x_j - x_i).(x_k - x_i) = G_jk - from_i[i, j] - from_i[i, k]
-    squared = (gram.diagonal() - 2 * from_i).to(rows)
+    squared = _squared_distances(rows).to(rows)
     size = rows.square().sum(dim=1)
     noise = ROUNDING**2 * torch.maximum(size[:, None], size) + UNDERFLOW
     # Divided by an infinite length, cosine and gradient are zero. At length 0 the root has an infinite slope.
     inverse = squared.masked_fill(squared <= noise, math.inf).rsqrt()
-    products = (gram - from_i[:, :, None] - from_i[:, None, :]).to(rows)
-    return products * inverse[:, :, None] * inverse[:, None, :]
+    law = (squared[:, :, None] + squared[:, None, :]).sub_(squared)  # of cosines: a^2 + b^2 - c^2 = 2 a b cos
+    return law * (inverse / 2)[:, :, None] * inverse[:, None, :]
 
 
 def _taylor_kernel(rows: Tensor, gamma: float, order: int) -> Tensor:
     """B x B Gaussian kernel between unit vectors, as a power series of their cosines."""
     rows = unit(rows)
-    cosines = inner(rows, rows)
+    cosines = symmetric_gram(rows)
     kernel = torch.zeros_like(cosines)
     for p in range(order, -1, -1):  # Horner's scheme
         kernel = kernel * cosines + (2 * gamma) ** p / math.factorial(p)
