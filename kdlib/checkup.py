@@ -50,12 +50,15 @@ class Checkup:
         return "\n".join(lines)
 
 
-def check() -> Checkup:
-    """Look at versions, cores, precision, data and trained teachers; what is broken is found, not raised."""
-    return Checkup((*_versions(), *_machine(), *_files()))
+def check(course: bool = False) -> Checkup:
+    """Look at versions, cores, precision, data and trained teachers; what is broken is found, not raised.
+
+    course: look also for what the notebooks need beside the library.
+    """
+    return Checkup((*_versions("course" if course else ""), *_machine(), *_files()))
 
 
-def _versions() -> list[Finding]:
+def _versions(extra: str) -> list[Finding]:
     findings = [Finding("python", platform.python_version(), True)]
     try:
         asked = importlib.metadata.requires("kdlib") or []
@@ -63,7 +66,7 @@ def _versions() -> list[Finding]:
         return [*findings, Finding("kdlib", "not installed", False, "pip install -e . in the cloned repository")]
     for text in asked:
         wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
             continue
         remedy = f"pip install '{wanted}'"
         try:

@@ -73,6 +73,13 @@ def test_everything_is_looked_at():
 
 
 @pytest.mark.usefixtures("folder")
+def test_the_course_needs_more_than_the_library():
+    library, course = ({finding.what for finding in checkup.check(course).findings} for course in (False, True))
+    assert course - library == {"jupyterlab", "ipywidgets"}
+    assert library <= course
+
+
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("chip", [True, False])
 def test_slow_machines_are_told_so_and_are_ready(monkeypatch, chip: bool):
     monkeypatch.setattr(checkup.devices, "has_bfloat16", lambda device: chip)
