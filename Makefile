@@ -4,10 +4,10 @@ BIN := .venv/bin
 OUT ?= runs/distill
 
 .DEFAULT_GOAL := help
-.PHONY: help distill lab test lint check mutants clean
+.PHONY: help distill lab test lint check study bench bench-peers mutants clean
 
 help: ## This list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 distill: .venv/.base ## A ResNet-20 teaches a ResNet-8 on Fashion-MNIST: progress, a table and a picture in runs/distill
 	$(BIN)/python -m kdlib distill --teacher resnet20-fashion --student resnet8 --images 10000 --epochs 15 --views 5 --out $(OUT)
@@ -25,33 +25,46 @@ lint: .venv/.dev ## Style and format of the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+study: .venv/.base ## The numbers that the lessons quote: every method, five seeds (hours; goes on where it was stopped)
+	$(BIN)/python -m kdlib study full
+
+bench: .venv/.base ## What distillation costs beside a plain training step (five minutes, on a quiet machine)
+	$(BIN)/python benchmarks/bench.py
+
+bench-peers: .venv-peers/.ready ## The same training in three other libraries, and what their losses give
+	.venv-peers/bin/python benchmarks/peers.py
+
 mutants: .venv/.dev ## Mutation testing of losses, methods and teachers (half an hour and more)
 	$(BIN)/mutmut run
 	$(BIN)/mutmut results
 
 clean: ## Remove the environment and what runs wrote
-	rm -rf .venv runs mutants .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-peers runs mutants .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 # The stamps are younger than pyproject.toml when what it asks for is installed.
 .venv/.base: pyproject.toml
 	$(call install,.)
 
 .venv/.course: pyproject.toml
-	$(call install,.[course])
+	$(call install,'.[course]')
 	@touch .venv/.base
 
 .venv/.dev: pyproject.toml
-	$(call install,.[course$(comma)dev])
+	$(call install,'.[course$(comma)dev]')
 	@touch .venv/.base .venv/.course
+
+.venv-peers/.ready: benchmarks/peers.txt pyproject.toml
+	$(call install,. --requirement benchmarks/peers.txt,.venv-peers)
 
 comma := ,
 
+# install WHAT into an environment, .venv unless another is named
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
-		{ echo "Could not make .venv. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
-	@echo "Setting up .venv (once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '$(1)'
+	@test -x $(or $(2),.venv)/bin/python || $(PYTHON) -m venv $(or $(2),.venv) || \
+		{ echo "Could not make $(or $(2),.venv). On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+	@echo "Setting up $(or $(2),.venv) (once)"
+	@$(or $(2),.venv)/bin/python -m pip install --quiet --disable-pip-version-check --editable $(1)
 	@touch $@
 endef

@@ -16,7 +16,7 @@ from kdlib.data.sources import FASHION_FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "kdlib").rglob("*.py"))
-CONDA_NAMES = {"torch": "pytorch"}
+CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
 # Arrows run from left to right only.
 ROOMS = ("classroom", "cli", "distill", "study", "verdict", "train", "methods", "losses")
 
@@ -43,9 +43,9 @@ def test_requirements_are_lower_bounds_without_pins_or_local_versions() -> None:
 
 def test_every_make_target_that_the_readme_names_exists_and_is_in_the_help() -> None:
     helped = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    targets = set(re.findall(r"make (\w+)", helped))
+    targets = set(re.findall(r"make ([\w-]+)", helped))
     assert {"distill", "lab", "test"} <= targets
-    assert set(re.findall(r"`?make (\w+)", (ROOT / "README.md").read_text())) <= targets
+    assert set(re.findall(r"`?make ([\w-]+)", (ROOT / "README.md").read_text())) <= targets
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
     assert set(phony) - {"help"} <= targets
 
