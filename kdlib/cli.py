@@ -112,13 +112,13 @@ def train(
 @app.command()
 def distill(
     data: Data = "fashion-mnist",
-    teacher: Annotated[str, typer.Option(help="A trained model: resnet20-fashion, a file, resnet50-imagenet.")] = (
-        "resnet20-fashion"
+    teacher: Annotated[str, typer.Option(help="A trained model: resnet50-fashion, a file, resnet50-imagenet.")] = (
+        "resnet50-fashion"
     ),
     student: Annotated[
         str,
         typer.Option(help="Architecture of the student, or a model or checkpoint file that it goes on from."),
-    ] = "resnet8",
+    ] = "resnet18",
     method: Annotated[
         str, typer.Option(help="hard, logit, feature, relation, or a sum such as logit+relation or logit+50*feature.")
     ] = "logit",

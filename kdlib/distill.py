@@ -39,8 +39,8 @@ class Job:
     """
 
     data: str = "fashion-mnist"
-    teacher: str = "resnet20-fashion"
-    student: str = "resnet8"
+    teacher: str = "resnet50-fashion"
+    student: str = "resnet18"
     method: str = "logit"
     images: int | None = None
     epochs: int = 10
