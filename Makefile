@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= runs/distill
 
 .DEFAULT_GOAL := help
-.PHONY: help distill lab test lint check study bench bench-peers mutants clean
+.PHONY: help distill lab test lint check notebooks study bench bench-peers mutants clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ test: .venv/.dev ## Every test
 lint: .venv/.dev ## Style and format of the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+notebooks: .venv/.dev ## Execute the lessons and write them anew; LESSON=04 for one
+	$(BIN)/python -m kdlib.classroom.notebooks $(LESSON)
 
 study: .venv/.base ## The numbers that the lessons quote: every method, five seeds (hours; goes on where it was stopped)
 	$(BIN)/python -m kdlib study full

@@ -1,0 +1,73 @@
+"""Contestants measured in turn, so that whatever else the machine does hits all of them alike."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdlib import files
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what was measured, the ratio that counts, and what it should reach."""
+
+    what: str
+    ratio: float
+    target: str
+    reached: bool | None
+    detail: str
+
+
+def at_least(what: str, ratio: float, target: float, detail: str) -> Row:
+    """A row whose ratio should be large."""
+    return Row(what, ratio, f">= {target:g}", ratio >= target, detail)
+
+
+def at_most(what: str, ratio: float, target: float, detail: str) -> Row:
+    """A row whose ratio should be small."""
+    return Row(what, ratio, f"<= {target:g}", ratio <= target, detail)
+
+
+def medians(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median of what each contestant measures of itself, over `rounds` turns after one to warm up."""
+    seen: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, measure in contestants.items():
+            with contextlib.redirect_stderr(io.StringIO()):  # progress bars run, but nobody has to look at them
+                value = measure()
+            if turn:
+                seen[name].append(value)
+    return {name: statistics.median(values) for name, values in seen.items()}
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as plain text."""
+    width = max(len(row.what) for row in rows)
+    verdicts = {True: "reached", False: "NOT reached", None: ""}
+    lines = [f"{'':{width}}{'ratio':>9}{'target':>11}  {'':12}"]
+    for row in rows:
+        lines.append(f"{row.what:{width}}{row.ratio:>9.2f}{row.target:>11}  {verdicts[row.reached]:12}{row.detail}")
+    return "\n".join(lines)
+
+
+def markdown(rows: list[Row]) -> str:
+    """The rows as a table for README.md."""
+    verdicts = {True: "reached", False: "**not reached**", None: ""}
+    lines = ["| | ratio | target | | |", "|---|---|---|---|---|"]
+    lines += [f"| {r.what} | {r.ratio:.2f} | {r.target} | {verdicts[r.reached]} | {r.detail} |" for r in rows]
+    return "\n".join(lines)
+
+
+def put_in_readme(name: str, text: str) -> None:
+    """Write a measured table into README.md, between the comments that bear its name."""
+    path = Path(__file__).parent / "README.md"
+    before, start, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    if not start or not end:
+        raise ValueError(f"{path} has no place for the table {name!r}: <!-- {name} --> ... <!-- end of {name} -->.")
+    files.write_text(path, f"{before}{start}\n{text}\n\n{end}{after}")

@@ -1,0 +1,121 @@
+"""Explorers and exercises as a learner meets them: in JupyterLab, with a keyboard."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import Lab, Notebook
+
+from kdlib.classroom import explorers
+
+LESSONS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
+IMPORT = "from kdlib.classroom import explorers"
+# Each explorer, the slider that is moved, a key, and a text that comes below the picture.
+EACH = {
+    "Cost": ("Depth", "ArrowRight", "ResNet-32,"),
+    "TeacherSees": ("Picture", "ArrowRight", "number 2 of 5000"),
+    "Temperature": ("Temperature", "ArrowRight", "at T = 4.76"),
+}
+BROKEN = f"""{IMPORT}
+class Broken(explorers.Temperature):
+    @staticmethod
+    def compute(logits, temperature):
+        if temperature > 4:
+            raise RuntimeError("injected")
+        return explorers.Temperature.compute(logits, temperature)
+Broken()"""
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_key_changes_picture_and_numbers_and_back(
+    name: str, opened: Callable[..., Notebook], look: Callable[[str], None]
+) -> None:
+    label, key, expected = EACH[name]
+    live = opened(IMPORT, f"explorers.{name}()").explorer(1)
+    look(f"{name} at the start")
+    before, text = live.pixels(), live.text()
+    assert expected not in text
+    live.press(label, key)
+    live.until(lambda: expected in live.text(), expected)
+    live.until(lambda: live.pixels() != before, "another picture")
+    look(f"{name} after a key")
+    assert live.status() == ""
+    live.press(label, "ArrowLeft")
+    live.until(lambda: live.text() == text, "the first text")
+    live.until(lambda: live.pixels() == before, "the first picture")
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_the_tabulator_reaches_every_control_and_the_picture_has_a_name(
+    name: str, opened: Callable[..., Notebook], page: Any
+) -> None:
+    live = opened(IMPORT, f"explorers.{name}()").explorer(1)
+    start = getattr(explorers, name).alt[:40]
+    assert page.get_by_role("img", name=re.compile(re.escape(start))).count() == 1
+    count = live.where.locator(".widget-hslider, .widget-dropdown, .widget-text").count()
+    control = "document.activeElement.closest('.widget-hslider, .widget-dropdown, .widget-text')"
+    reached = set()
+    live.where.locator(".noUi-handle, select, input").first.focus()
+    for _ in range(3 * count):  # a slider's number can be typed over, so it takes the focus as well
+        reached.add(page.evaluate(f"() => {control}?.innerText.split('\\n')[0] ?? ''"))
+        page.keyboard.press("Tab")
+    assert len(reached - {""}) == count
+
+
+def test_an_injected_error_shows_in_the_status_line_and_leaves(
+    opened: Callable[..., Notebook], look: Callable[[str], None]
+) -> None:
+    live = opened(BROKEN).explorer(0)
+    before = live.pixels()
+    live.press("Temperature", "ArrowRight")
+    live.until(lambda: "RuntimeError: injected" in live.status(), "the error")
+    assert "still shows the settings before" in live.status()
+    assert live.pixels() == before
+    look("an error")
+    live.press("Temperature", "ArrowLeft")
+    live.until(lambda: live.status() == "", "an empty status line")
+
+
+def test_logits_can_be_typed_and_a_slip_is_explained(
+    opened: Callable[..., Notebook], look: Callable[[str], None]
+) -> None:
+    live = opened(IMPORT, "explorers.Temperature()").explorer(1)
+    field = live.where.locator(".widget-text input")
+    field.fill("4, two")
+    field.press("Enter")
+    live.until(lambda: '"two" is not a number' in live.status(), "the explanation")
+    field.fill("4, 2, 0")
+    field.press("Enter")
+    live.until(lambda: live.text().startswith("Typed logits"), "the typed logits")
+    assert live.status() == ""
+    look("typed logits")
+
+
+def test_a_choice_shortens_the_slider(opened: Callable[..., Notebook], look: Callable[[str], None]) -> None:
+    live = opened(IMPORT, "explorers.TeacherSees()").explorer(1)
+    live.where.locator("select").select_option("the teacher is wrong")
+    live.until(lambda: "The teacher is wrong" in live.text(), "a mistake")
+    look("the teacher is wrong")
+    count = int(re.search(r"number 1 of (\d+)", live.text())[1])
+    live.press("Picture", "End")
+    live.until(lambda: f"number {count} of {count}" in live.text(), "the last mistake")
+
+
+def test_an_exercise_goes_from_not_attempted_to_correct(opened: Callable[..., Notebook]) -> None:
+    notebook = opened("from kdlib.classroom import exercises\nq = exercises.load('04')", "q.law.check(...)")
+    assert "Not attempted" in notebook.output(1)
+    notebook.rewrite(1, 'q.law.check("a")')
+    notebook.cell(1).locator(".jp-OutputArea-output", has_text="Not right yet").wait_for()
+    notebook.rewrite(1, 'q.law.check("b")')
+    notebook.cell(1).locator(".jp-OutputArea-output", has_text="Correct").wait_for()
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=[path.stem for path in LESSONS])
+def test_a_lesson_runs_from_top_to_bottom(path: Path, page: Any, lab: Lab, look: Callable[[str], None]) -> None:
+    notebook = Notebook(page, lab, lab.copy(path))
+    notebook.run_all()
+    look(path.stem)

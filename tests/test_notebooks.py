@@ -1,0 +1,520 @@
+"""The lessons keep the rules, and are written and compared as promised; each rule has examples that break it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import nbformat
+import pytest
+from lesson_rules import RULES, Lesson
+from nbformat import NotebookNode
+
+from kdlib.classroom import exercises, notebooks
+from kdlib.classroom.notebooks import IGNORED, WIDGET_VIEW, LessonError
+
+LESSONS = notebooks.every()
+NAMES = [path.stem for path in LESSONS]
+CONFTEST = notebooks.FOLDER / "conftest.py"
+
+# The stored lessons.
+
+
+@pytest.mark.parametrize("rule", RULES, ids=[rule.__name__ for rule in RULES])
+@pytest.mark.parametrize("path", LESSONS, ids=NAMES)
+def test_every_lesson_keeps_every_rule(path: Path, rule: Callable) -> None:
+    assert list(rule(Lesson.read(path))) == []
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=NAMES)
+def test_every_lesson_was_written_by_make_notebooks(path: Path) -> None:
+    assert notebooks.problems(path) == []
+
+
+def test_lessons_have_numbers_of_their_own() -> None:
+    assert all(re.fullmatch(r"\d\d_\w+", name) for name in NAMES)
+    assert len({name[:2] for name in NAMES}) == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in LESSONS if path.stem[:2] in exercises.numbers()], ids=lambda p: p.stem
+)
+def test_a_lesson_has_its_exercises_and_they_are_unfilled(path: Path) -> None:
+    lesson, tasks = Lesson.read(path), exercises.load(path.stem[:2])
+    assert lesson.headings[0][1] == tasks._title
+    for task in tasks:
+        checks = [cell for cell in lesson.code if f".{task.name}.check(" in cell.source]
+        assert len(checks) == 1, task.name
+        assert "Not attempted yet" in checks[0].outputs[0].text, task.name
+        if isinstance(task, exercises.CodeExercise):
+            assert checks[0].source.startswith(f"{task.stub}\n\n\n"), task.name
+        if isinstance(task, exercises.Prediction):
+            predicted = [cell for cell in lesson.code if f".{task.name}.predict(...)" in cell.source]
+            assert len(predicted) == 1
+            assert lesson.code.index(predicted[0]) < lesson.code.index(checks[0])
+
+
+# The rules, on small lessons.
+
+GOOD = """\
+# What is a half?
+
+Two halves make a whole. That sounds easy, and it is: in this lesson nothing is difficult, and still it is complete.
+
+## What you will be able to do
+
+- Halve a number, [as shown below](#Halving-a-number), without looking anything up.
+
+## What you need first
+
+Numbers, and nothing else. **Time:** 5 minutes.
+
+## Halving a number
+
+We divide one by two, and give the result a name, so that it can be used again.
+
+```python
+whole = 1
+half = 1 / 2
+double = 2
+```
+
+Nothing is shown yet. To look at the number we name it in the last line.
+
+```python
+half
+```
+
+As expected, it is five tenths. Is it exact? We add it to itself.
+
+```python
+print("two halves make a whole:", half + half == 1)
+```
+
+It is exact. Where the number lies in memory is another one each time, so it is not compared.
+
+```python tags=["nbval-ignore-output"]
+print(id(half))
+```
+
+Whatever was shown there, this holds:
+
+```python
+print("it lies at a positive address:", id(half) > 0)
+```
+
+A number has its place.
+
+## Exercises
+
+Halve another number.
+
+## Summary
+
+Half of one is five tenths.
+
+## References
+
+Euclid: *Elements*, see <https://example.org>.
+"""
+
+
+def made(text: str = GOOD) -> NotebookNode:
+    """The lesson as if it had been executed: each print("so and so:", ...) has given True."""
+    notebook = notebooks.from_text(text)
+    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
+        cell.execution_count = count
+        claims = [f"{claim} True\n" for claim in re.findall(r'print\("([^"]*:)"', cell.source)]
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="".join(claims))] if claims else []
+    return notebook
+
+
+def stored(folder: Path, notebook: NotebookNode) -> Lesson:
+    path = folder / "01_halves.ipynb"
+    nbformat.write(notebook, path)
+    return Lesson.read(path)
+
+
+def code(notebook: NotebookNode, number: int) -> NotebookNode:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"][number - 1]
+
+
+def prints(number: int, text: str, name: str = "stdout") -> Callable[[NotebookNode], None]:
+    """A change of a notebook: a code cell gave this text."""
+    output = nbformat.v4.new_output("stream", name=name, text=text)
+    return lambda notebook: code(notebook, number).outputs.append(output)
+
+
+def shows(number: int, kind: str, **metadata: dict) -> Callable[[NotebookNode], None]:
+    """A change of a notebook: a code cell gave something of this kind."""
+    output = nbformat.v4.new_output("display_data", {kind: "iVBORw0KGgo=", "text/plain": "a"}, metadata=metadata)
+    return lambda notebook: code(notebook, number).outputs.append(output)
+
+
+def without_claim(notebook: NotebookNode) -> None:
+    code(notebook, 5).outputs = []
+
+
+def out_of_order(notebook: NotebookNode) -> None:
+    code(notebook, 1).execution_count = 9
+
+
+def with_state(notebook: NotebookNode) -> None:
+    notebook.metadata.widgets = {"application/vnd.jupyter.widget-state+json": {}}
+
+
+def failed(notebook: NotebookNode) -> None:
+    code(notebook, 1).outputs = [nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])]
+
+
+def lines(*counts: int) -> Callable[[NotebookNode], None]:
+    """A change of a notebook: its code cells have so many lines."""
+
+    def change(notebook: NotebookNode) -> None:
+        for number, count in enumerate(counts, 1):
+            code(notebook, number).source = "\n".join(["half"] * count)
+
+    return change
+
+
+HALF = "half = 1 / 2"
+LOOK = "```python\nhalf\n```"
+LINK = "[as shown below](#Halving-a-number)"
+LAST = "A number has its place.\n\n"
+# A rule, a way to break it - (old, new) in the text, or a change of the notebook - and what is said about it.
+BROKEN: list[tuple[str, tuple[str, str] | Callable[[NotebookNode], None], str]] = [
+    ("anatomy", ("# What is a half?", "# Halves"), "neither a question nor begins with a verb"),
+    ("anatomy", ("# What is a half?", "## What is a half?"), "there are 0"),
+    ("anatomy", ("## Halving a number", "# Halving a number"), "there are 2"),
+    ("anatomy", ("5 minutes", "not long"), "how many minutes"),
+    ("anatomy", ("## Summary", "## Conclusion"), "the sections are"),
+    ("anatomy", ("## Exercises\n\nHalve another number.\n\n", ""), "the sections are"),
+    ("anatomy", ("## What you need first", "## Requirements"), "the sections are"),
+    ("anatomy", ("## Halving a number\n\n", ""), "there is no lesson"),
+    (
+        "sentences_around_code",
+        ("Nothing is shown yet. To look at the number we name it in the last line.\n", ""),
+        "cell 2",
+    ),
+    ("sentences_around_code", (LAST + GOOD.partition(LAST)[2], ""), "cell 10"),
+    ("execution", out_of_order, "once each, in order"),
+    ("execution", failed, "code cell 1 ended with an error"),
+    ("execution", prints(1, "UserWarning: careful", "stderr"), "code cell 1 wrote to stderr"),
+    ("cell_lengths", lines(6, 6, 6, 1, 1), "the median code cell has 6 lines"),
+    ("cell_lengths", lines(1, 1, 1, 24, 1), "the 90th percentile"),
+    ("cell_lengths", lines(26), "a code cell has 26 lines"),
+    ("prose_per_line", lines(20), "words of prose"),
+    ("prose_per_line", ("Halve another number.", "Halve another number. " * 60), "words of prose"),
+    ("figures", shows(2, "image/png"), "code cell 2 has no alt text"),
+    ("figures", shows(2, "image/png", **{"image/png": {"alt": " "}}), "code cell 2 has no alt text"),
+    ("figures", (LAST, "![](https://example.org/place.png)\n\n"), "in the prose has no alt text"),
+    ("figures", (LAST, '<img src="https://example.org/place.png">\n\n'), "in the prose has no alt text"),
+    ("widgets", with_state, "the state of widgets"),
+    ("widgets", shows(2, WIDGET_VIEW), "the view of a widget"),
+    ("size", prints(4, "x" * 500_000), "bytes"),
+    ("links", (LINK, "[below](#Doubling)"), "#Doubling leads to no heading"),
+    ("links", (LINK, "[next](02_doubles.ipynb)"), "02_doubles.ipynb leads to no file"),
+    ("links", (LINK, "[here](01_halves.ipynb#Doubling)"), "#Doubling leads to no heading"),
+    ("tags", without_claim, "after code cell 4"),
+    ("tags", (f"```python\nwhole = 1\n{HALF}", f"```python\n# NBVAL_IGNORE_OUTPUT\n{HALF}"), "code cell 1 is marked"),
+    ("tags", ('tags=["nbval-ignore-output"]', 'tags=["nbval-skip"]'), "code cell 4 is marked"),
+    ("tags", (LOOK, LOOK.replace("python", f'python tags=["{IGNORED}"]')), "more than a fifth"),
+    ("self_contained", (HALF, "%pip install halves"), "not plain Python"),
+    ("self_contained", (HALF, "!wget https://example.org"), "not plain Python"),
+    ("self_contained", (HALF, "import os"), "uses os"),
+    ("self_contained", (HALF, "from pathlib import Path"), "uses pathlib"),
+    ("self_contained", (HALF, "import warnings"), "uses warnings"),
+    ("self_contained", (HALF, "from torch import hub"), "uses torch.hub"),
+    ("self_contained", (HALF, 'half = data.load("cifar10", download=True)'), "uses download"),
+    ("self_contained", (HALF, 'half = open("halves")'), "uses open"),
+    ("self_contained", (HALF, 'half = models.load("../data/half.safetensors")'), "uses '../data"),
+    ("self_contained", (HALF, 'half = models.load("/tmp/half")'), "uses '/tmp/half'"),
+    ("self_contained", (HALF, "half = torch.utils.load_state_dict_from_url(url)"), "uses load_state_dict_from_url"),
+    ("self_contained", (HALF, "w.simplefilter(1)"), "uses simplefilter"),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=[rule.__name__ for rule in RULES])
+def test_a_good_lesson_keeps_the_rule_and_the_rule_has_examples_that_break_it(tmp_path: Path, rule: Callable) -> None:
+    assert list(rule(stored(tmp_path, made()))) == []
+    assert rule.__name__ in [name for name, _, _ in BROKEN]
+
+
+@pytest.mark.parametrize("number", range(len(BROKEN)), ids=[f"{name}-{said}" for name, _, said in BROKEN])
+def test_the_rule_finds_what_breaks_it(tmp_path: Path, number: int) -> None:
+    name, change, said = BROKEN[number]
+    rule = next(rule for rule in RULES if rule.__name__ == name)
+    if callable(change):
+        notebook = made()
+        change(notebook)
+    else:
+        assert GOOD.count(change[0]) == 1, change[0]
+        notebook = made(GOOD.replace(*change))
+    assert said in "; ".join(rule(stored(tmp_path, notebook)))
+
+
+def test_what_only_looks_forbidden_is_allowed(tmp_path: Path) -> None:
+    lines = ["losses = model.eval()", 'name = "T-shirt/top"', "explorers.Temperature()", 'plots.show(fig, alt="a/b.")']
+    lesson = stored(tmp_path, made(GOOD.replace("half = 1 / 2", "\n".join(lines))))
+    assert [found for rule in RULES if rule.__name__ == "self_contained" for found in rule(lesson)] == []
+
+
+# The command that writes lessons.
+
+TINY = """\
+Some cells that give outputs of several kinds.
+
+```python
+import os
+import time
+
+from IPython.display import display
+
+print(os.environ["KDLIB_PROGRESS"], "inline" in os.environ["MPLBACKEND"])
+print("flushed", flush=True)
+print("and more")
+```
+
+A picture, as `plots.show` makes it, and a widget.
+
+```python
+display({"image/png": "iVBORw0KGgo=", "text/plain": "a dot"}, metadata={"image/png": {"alt": "A dot."}}, raw=True)
+display({"application/vnd.jupyter.widget-view+json": {"model_id": str(time.time())}, "text/plain": "w"}, raw=True)
+```
+
+Something that is never the same.
+
+```python tags=["nbval-ignore-output"]
+import sys
+
+print(time.time(), file=sys.stderr)
+time.time()
+```
+
+Two cells of prose
+
+
+in a row.
+
+```python
+1 + 1
+```
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small notebook, written by the command, with the conftest of the lessons beside it."""
+    path = tmp_path_factory.mktemp("notebooks") / "01_tiny.ipynb"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLBACKEND", "Agg")
+        assert notebooks.write(path, notebooks.from_text(TINY))
+    shutil.copy(CONFTEST, path.parent)
+    return path
+
+
+def test_a_written_notebook_is_canonical(tiny: Path) -> None:
+    assert notebooks.problems(tiny) == []
+    text = tiny.read_text()
+    assert text.endswith("}\n")
+    assert not text.endswith("\n\n")
+    content = json.loads(text)
+    assert text == json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    assert content["metadata"] == notebooks.METADATA
+    assert all(set(cell["metadata"]) <= {"tags"} for cell in content["cells"])
+    first, second, third, _ = (cell for cell in content["cells"] if cell["cell_type"] == "code")
+    assert [output["text"] for output in first["outputs"]] == [["off True\n", "flushed\n", "and more\n"]]
+    assert [sorted(output["data"]) for output in second["outputs"]] == [["image/png", "text/plain"], ["text/plain"]]
+    assert second["outputs"][0]["data"]["image/png"] == "iVBORw0KGgo="
+    assert second["outputs"][0]["metadata"] == {"image/png": {"alt": "A dot."}}
+    assert [output["output_type"] for output in third["outputs"]] == ["execute_result"]
+
+
+def test_writing_again_changes_only_cells_that_are_not_compared(tiny: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(tiny, tmp_path))
+    assert notebooks.write(path)  # the time is another one
+    before, after = notebooks.read(tiny), notebooks.read(path)
+    assert before != after
+    for cell in [*before.cells, *after.cells]:
+        if IGNORED in cell.metadata.get("tags", []):
+            cell.outputs = []
+    assert before == after
+
+
+def test_writing_a_notebook_that_gives_the_same_leaves_the_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "01_sum.ipynb"
+    assert notebooks.write(path, notebooks.from_text("A sum.\n\n```python\n1 + 1\n```\n"))
+    written = path.stat().st_mtime_ns
+    assert not notebooks.write(path)
+    assert path.stat().st_mtime_ns == written
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ('raise KeyError("left out")', "KeyError: 'left out'"),
+        ("import sys\nprint('careful', file=sys.stderr)", "it wrote to stderr: careful"),
+        ("while True: pass", "it takes longer than 5 s"),
+        ("import os\nos._exit(1)", "the kernel died"),
+    ],
+    ids=["error", "stderr", "endless", "dead"],
+)
+def test_a_cell_that_fails_is_named_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: str
+) -> None:
+    if source.startswith("while"):
+        monkeypatch.setattr(notebooks, "SECONDS", 5)
+    path = tmp_path / "07_broken.ipynb"
+    path.write_text("what stood there")
+    text = f"Fine.\n\n```python\n1 + 1\n```\n\nNot fine.\n\n```python\n{source}\n```\n"
+    with pytest.raises(LessonError) as error:
+        notebooks.write(path, notebooks.from_text(text))
+    assert "07_broken, code cell 2 (cell 4 of 4): " in str(error.value)
+    assert said in str(error.value)
+    assert source.splitlines()[0] in str(error.value)
+    assert path.read_text() == "what stood there"
+
+
+def edited(notebook: NotebookNode) -> None:
+    code(notebook, 4).source = "1 + 2"
+
+
+def not_run(notebook: NotebookNode) -> None:
+    code(notebook, 4).execution_count = None
+
+
+def with_time(notebook: NotebookNode) -> None:
+    code(notebook, 4).metadata.execution = {"iopub.status.idle": "2026-11-24T12:00:00Z"}
+
+
+def with_version(notebook: NotebookNode) -> None:
+    notebook.metadata.language_info.version = "3.11.2"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (edited, "was changed after the lesson was executed"),
+        (not_run, "were not executed once each, in order"),
+        (failed, "code cell 1 ended with an error"),
+        (prints(1, "careful", "stderr"), "code cell 1 wrote to stderr"),
+        (shows(2, WIDGET_VIEW), "another form"),
+        (with_state, "another form"),
+        (with_time, "another form"),
+        (with_version, "another form"),
+    ],
+)
+def test_the_check_finds_what_was_not_written_by_the_command(
+    tiny: Path, tmp_path: Path, change: Callable, said: str
+) -> None:
+    notebook, path = notebooks.read(tiny), tmp_path / tiny.name
+    change(notebook)
+    path.write_text(nbformat.writes(notebook) + "\n")
+    assert said in "; ".join(notebooks.problems(path))
+
+
+def test_the_check_finds_another_form_of_the_same(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / tiny.name
+    for text in (tiny.read_text().rstrip(), tiny.read_text() + "\n", json.dumps(json.loads(tiny.read_text()))):
+        path.write_text(text)
+        assert "another form" in notebooks.problems(path)[0]
+    path.write_text("{")
+    assert "01_tiny.ipynb is not a readable notebook" in notebooks.problems(path)[0]
+
+
+def test_as_text_and_back(tiny: Path) -> None:
+    assert notebooks.to_text(notebooks.read(tiny)) == TINY
+    assert notebooks.to_text(made()) == GOOD
+    for path in LESSONS:
+        notebook = notebooks.read(path)
+        back = notebooks.from_text(notebooks.to_text(notebook))
+        assert [cell.id for cell in back.cells] == [cell.id for cell in notebook.cells]
+    fenced = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("Write:\n```python\n1 + 1\n```")])
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        notebooks.to_text(fenced)
+
+
+def test_ids_depend_on_what_the_cells_say() -> None:
+    cells = notebooks.from_text("One.\n\n\nTwo.\n\n\nOne.\n").cells
+    assert len({cell.id for cell in cells}) == 3
+    assert notebooks.from_text("Zero.\n\n\nTwo.\n").cells[1].id == cells[1].id
+
+
+def test_lessons_are_found_by_number_name_and_path(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notebooks, "FOLDER", tiny.parent)
+    assert notebooks.find("01") == notebooks.find("1") == notebooks.find("01_tiny") == notebooks.find(str(tiny)) == tiny
+    with pytest.raises(ValueError, match="no lesson named '02'.*01_tiny"):
+        notebooks.find("02")
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    for name in ("01_a", "01_b"):
+        shutil.copy(tiny, tmp_path / f"{name}.ipynb")
+    with pytest.raises(ValueError, match="Two lessons are numbered 01"):
+        notebooks.find("01")
+
+
+def test_the_command_line(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    shutil.copy(tiny, tmp_path)
+    assert notebooks.main(["--text", "01"]) == 0
+    assert capsys.readouterr().out == TINY
+    assert notebooks.main(["--check"]) == 0
+    (tmp_path / tiny.name).write_text(tiny.read_text() + "\n")
+    assert notebooks.main(["--check"]) == 1
+    assert "Mend with: make notebooks" in capsys.readouterr().out
+    assert notebooks.main(["03"]) == 1
+    assert "There is no lesson named '03'" in capsys.readouterr().err
+    (tmp_path / "02_new.md").write_text("New.\n\n```python\n1 + 1\n```\n")
+    assert notebooks.main(["--from", str(tmp_path / "02_new.md")]) == 0
+    assert "02_new.ipynb: written" in capsys.readouterr().out
+    assert notebooks.problems(tmp_path / "02_new.ipynb") == []
+
+
+# The comparison.
+
+
+def test_a_corrupted_output_makes_the_comparison_fail(tiny: Path) -> None:
+    """Also when the command line asks nbval to be lax; what is not compared may be anything."""
+    for name, number, old, new in (("02_other_sum", 4, "2", "3"), ("03_other_time", 3, "", "other times")):
+        notebook = notebooks.read(tiny)
+        data = code(notebook, number).outputs[0].data
+        assert old in data["text/plain"]
+        data["text/plain"] = new
+        (tiny.parent / f"{name}.ipynb").write_text(notebooks.dumps(notebook))
+    command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "--nbval-lax", "."]
+    run = subprocess.run(command, cwd=tiny.parent, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert re.findall(r"^FAILED (.*?)(?: - .*)?$", run.stdout, re.MULTILINE) == ["02_other_sum.ipynb::Cell 3"]
+    assert len(re.findall("^PASSED", run.stdout, re.MULTILINE)) == 11
+    assert "Cell outputs differ" in run.stdout
+
+
+@pytest.fixture
+def conftest(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("lessons_conftest", CONFTEST)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_outputs_have_more_than_five_seconds_to_arrive(conftest: ModuleType) -> None:
+    cell, test = SimpleNamespace(output_timeout=5), SimpleNamespace()
+    conftest.pytest_collection_modifyitems([cell, test])
+    assert cell.output_timeout >= 30
+    assert vars(test) == {}
+
+
+def test_lessons_are_never_silently_left_out(conftest: ModuleType, pytestconfig: pytest.Config) -> None:
+    assert pytestconfig.pluginmanager.hasplugin("nbval")
+    missing = SimpleNamespace(pluginmanager=SimpleNamespace(hasplugin=lambda name: False))
+    with pytest.raises(pytest.UsageError, match="nbval is missing"):
+        conftest.pytest_configure(missing)
