@@ -24,6 +24,7 @@ test: .venv/.dev ## Every test
 lint: .venv/.dev ## Style and format of the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m kdlib.classroom.notebooks --check
 
 notebooks: .venv/.dev ## Execute the lessons and write them anew; LESSON=04 for one
 	$(BIN)/python -m kdlib.classroom.notebooks $(LESSON)
