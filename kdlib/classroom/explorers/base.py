@@ -182,7 +182,7 @@ class Explorer:
         self.error = error
         stop = "" if error.endswith((".", "!", "?")) else "."
         kept = f"{stop} The picture still shows the settings before."
-        text = f'<div role="alert"><b>Not shown.</b> {html.escape(error)}{kept}</div>'
+        text = f'<div role="alert" style="line-height: 1.4"><b>Not shown.</b> {html.escape(error)}{kept}</div>'
         self._status.value = text if error else ""
 
     def _move(self, values: dict[str, Any]) -> None:

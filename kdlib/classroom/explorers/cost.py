@@ -69,7 +69,7 @@ class Costs:
 class Cost(Explorer):
     """Depth, width, resolution and precision of a thin ResNet; its parameters, MACs, bytes and likely latency.
 
-    The latency is an estimate from ten networks, which are timed when the first such explorer is made (two
+    The latency is an estimate from five to ten networks, timed when the first such explorer is made (about two
     seconds); `points` gives other ones.
     """
 
