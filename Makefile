@@ -32,7 +32,7 @@ notebooks: .venv/.dev ## Execute the lessons and write them anew; LESSON=04 for 
 study: .venv/.base ## The numbers that the lessons quote: every method, five seeds (hours; goes on where it was stopped)
 	$(BIN)/python -m kdlib study full
 
-bench: .venv/.base ## What distillation costs beside a plain training step (five minutes, on a quiet machine)
+bench: .venv/.base ## What distillation costs beside a plain training step (some minutes, on a quiet machine)
 	$(BIN)/python benchmarks/bench.py
 
 bench-peers: .venv-peers/.ready ## The same training in three other libraries, and what their losses give

@@ -42,7 +42,8 @@ class Place:
         for name, module in model.named_modules():
             if type(module) in CONVERTED:  # a subclass may do more with its weights than multiply by them
                 for own, parameter in module.named_parameters(recurse=False):
-                    found[f"{name}.{own}".lstrip(".")] = parameter.detach().to(torch.bfloat16)
+                    if own in ("weight", "bias"):  # not the parts from which weight_norm makes a weight
+                        found[f"{name}.{own}".lstrip(".")] = parameter.detach().to(torch.bfloat16)
         return found
 
     def put(self, model: nn.Module) -> nn.Module:

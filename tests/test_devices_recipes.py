@@ -150,6 +150,10 @@ def test_converted_weights_give_the_answers_of_autocast_to_the_bit():
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert Place(CPU, False).weights(model) == {}
     assert set(place.weights(nn.Linear(2, 2))) == {"weight", "bias"}
+    normed = nn.Linear(2, 2, bias=False)
+    normed.weight_g, normed.weight_v = normed.weight, nn.Parameter(torch.ones(2, 2))  # as weight_norm calls them
+    del normed.weight
+    assert place.weights(normed) == {}
 
 
 def test_a_place_says_where_it_is():

@@ -35,6 +35,11 @@ def test_pyproject_and_environment_ask_for_the_same_things() -> None:
     assert len(lines) == len(set(lines))
 
 
+def test_make_test_runs_the_lessons_too() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert settings["testpaths"] == ["tests", "notebooks"]
+
+
 def test_requirements_are_lower_bounds_without_pins_or_local_versions() -> None:
     for name in ("pyproject.toml", "environment.yml"):
         text = (ROOT / name).read_text()

@@ -125,7 +125,7 @@ class MemorySplit:
     ) -> Iterator[Batch]:
         places = torch.arange(len(self)) if places is None else places
         source = origin(self, augmentation, seed)
-        # Several small batches are prepared at once: the dozen operations cost little more for 2,000 images than
+        # Several small batches are prepared at once: the dozen operations cost little more for 1,000 images than
         # for 100, and each image's view is its own affair.
         together = batch_size * max(1, PREPARED // batch_size)
         for chosen in places.split(together) if len(places) else ():  # torch splits nothing into one empty part

@@ -216,7 +216,7 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     Memory: B x B x B numbers for each network; for B = 128 that is 8 MB in float32.
     Scale: cosines; the mean is over all B^3 triplets, also the degenerate ones, which contribute 0.
     Degenerate: between rows that coincide, to 1e-6 of the larger one, there is no direction: cosine 0, no
-        gradient. Just above that distance a direction is good to about two digits.
+        gradient.
     Raises: ValueError for fewer than three samples, batches that differ, or no feature dimension;
         TypeError for non-floats.
     Paper: Park et al. 2019, arXiv:1904.05068.
@@ -369,7 +369,8 @@ def _distances(rows: Tensor) -> Tensor:
 
 def _cosines(rows: Tensor) -> Tensor:
     """B x B x B: entry [i, j, k] is the cosine of the angle at sample i between samples j and k."""
-    squared = _squared_distances(rows).to(rows)
+    # By differences: an angle between near samples needs more digits of their distance than a Gram matrix has.
+    squared = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
     size = rows.square().sum(dim=1)
     noise = ROUNDING**2 * torch.maximum(size[:, None], size) + UNDERFLOW
     # Divided by an infinite length, cosine and gradient are zero. At length 0 the root has an infinite slope.
