@@ -38,11 +38,30 @@ def medians(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict
     seen: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, measure in contestants.items():
-            with contextlib.redirect_stderr(io.StringIO()):  # progress bars run, but nobody has to look at them
-                value = measure()
+            value = _quietly(measure)
             if turn:
                 seen[name].append(value)
     return {name: statistics.median(values) for name, values in seen.items()}
+
+
+def beside(limit: Callable[[], float], contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median ratio of each contestant to a limit that is measured directly before and after it.
+
+    For ratios near 1: a machine that changes its pace from one minute to the next moves medians by more than that.
+    """
+    seen: dict[str, list[float]] = {name: [] for name in contestants}
+    before = limit()
+    for _ in range(rounds):
+        for name, measure in contestants.items():
+            value, after = _quietly(measure), limit()
+            seen[name].append(2 * value / (before + after))
+            before = after
+    return {name: statistics.median(values) for name, values in seen.items()}
+
+
+def _quietly(measure: Callable[[], float]) -> float:
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars run, but nobody has to look at them
+        return measure()
 
 
 def table(rows: list[Row]) -> str:

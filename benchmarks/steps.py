@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from rounds import Row, at_least, at_most, medians
+from rounds import Row, at_least, at_most, beside, medians
 from torch import Tensor, nn
 
 from kdlib import data, devices, models, train
@@ -99,18 +99,15 @@ def run() -> list[Row]:
     fashion = data.load("fashion-mnist").take(STEPS * BATCH, seed=0)
     network = place.put(teacher())
     cache = Cached.build(network, fashion.train, augmentation=fashion.augmentation, progress=False)
-    seen = medians(
-        {
-            "plain": plain_step(place),
-            "asked": partial(asked, network, place),
-            "hard": partial(fitted, fashion, HardLabels()),
-            "cached": partial(fitted, fashion, Logit(), cache),
-            "live": partial(fitted, fashion, Logit(), network),
-            "built": partial(built, fashion, network),
-        },
-        rounds=5,
+    loops = {"hard": partial(fitted, fashion, HardLabels()), "cached": partial(fitted, fashion, Logit(), cache)}
+    live = {
+        "asked": partial(asked, network, place),
+        "live": partial(fitted, fashion, Logit(), network),
+        "built": partial(built, fashion, network),
+    }
+    rows = _logit_rows(
+        medians({"plain": plain_step(place), **loops, **live}, rounds=5), beside(plain_step(place), loops, rounds=20)
     )
-    rows = _logit_rows(seen)
     contestants = {"plain": plain_step(place), "asked": partial(asked, network, place)}
     contestants |= {name: partial(fitted, fashion, HardLabels() + how, network) for name, how in METHODS.items()}
     seen = medians(contestants, rounds=3)
@@ -120,12 +117,11 @@ def run() -> list[Row]:
     return rows
 
 
-def _logit_rows(seen: dict[str, float]) -> list[Row]:
-    plain = seen["plain"]
-    limit = 1 / (1 / plain + 1 / seen["asked"])
+def _logit_rows(seen: dict[str, float], ratios: dict[str, float]) -> list[Row]:
+    limit = 1 / (1 / seen["plain"] + 1 / seen["asked"])
+    words = {"hard": "hard labels", "cached": "cached logits"}
     return [
-        at_least("hard labels", seen["hard"] / plain, 0.95, f"{seen['hard']:,.0f} of {plain:,.0f} images/s"),
-        at_least("cached logits", seen["cached"] / plain, 0.95, f"{seen['cached']:,.0f} of {plain:,.0f} images/s"),
+        *(at_least(words[name], ratios[name], 0.95, f"{seen[name]:,.0f} images/s, 20 pairs") for name in words),
         at_least("logits, live", seen["live"] / limit, 0.95, f"{seen['live']:,.0f} of {limit:,.0f} images/s"),
         at_most(
             "cache against forward passes",

@@ -261,7 +261,7 @@ class Relation(Method):
         theirs = [teacher.layers[name] for name in self.layers.values()]
         if self.loss == "fsp":
             _check_attached(self.connectors)
-            ours = [self.connectors[i](_as_map(ours[i], name)) for i, name in enumerate(names)]
+            ours = [_as_map(output, name) for output, name in zip(ours, names, strict=True)]
             theirs = [_as_map(output, "the teacher") for output in theirs]
         if callable(self.loss):  # a function of one's own gets B x D; ours flatten, without a copy where they can
             ours, theirs = ([output.flatten(1) for output in outputs] for outputs in (ours, theirs))
@@ -269,7 +269,9 @@ class Relation(Method):
         for loss, (weight, compare) in self._compare.items():
             if self.loss == "fsp":
                 for i in range(len(names) - 1):
-                    terms[f"fsp {names[i]}-{names[i + 1]}"] = compare(ours[i : i + 2], theirs[i : i + 2])
+                    ahead = zip(self.connectors[i : i + 2], _smaller(*ours[i : i + 2]), strict=True)
+                    projected = [project(pooled) for project, pooled in ahead]
+                    terms[f"fsp {names[i]}-{names[i + 1]}"] = compare(projected, theirs[i : i + 2])
             elif self.loss in self.between_layers:
                 terms[loss] = compare(ours, theirs)
             else:
@@ -339,6 +341,15 @@ def _as_map(tensor: Tensor, title: str) -> Tensor:
         f"In {title} a layer gives {tuple(tensor.shape)}; expected maps B x C x H x W or vectors B x D. "
         "Name another layer."
     )
+
+
+def _smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps average-pooled to the smaller height and width, as fsp does it itself.
+
+    A 1 x 1 convolution without bias after pooling gives what it gives before, on a quarter of the positions.
+    """
+    size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
+    return tuple(x if tuple(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size) for x in (a, b))
 
 
 def _mapping(layers: Mapping[str, str]) -> dict[str, str]:
