@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from kdlib.study.entries import ENTRIES, RATES, TRIALS, Settings
 from kdlib.study.grid import Budget, Cell, Choice
 from kdlib.study.rows import COLUMNS, TIMES, TRIAL_COLUMNS, Diary, Table
 from kdlib.study.run import Request
+from kdlib.study.workers import Crew
 
 COMMAND = """
 import sys, torch
@@ -335,11 +337,11 @@ def test_the_loop_gets_the_seed_and_settings_of_the_cell_and_no_test_set_for_a_t
         assert torch.equal(calls[-1]["weight"], bench.student(seed).state_dict()["conv1.weight"])
         assert (calls[-1]["seed"], calls[-1]["views"], calls[-1]["epochs"], calls[-1]["test"]) == (seed, 2, 2, False)
         assert (calls[-1]["recipe"].learning_rate, calls[-1]["recipe"].weight_decay) == (0.3, 1e-3)
-    with pytest.raises(RuntimeError, match="asked for its labels while settings are being chosen"):
-        _ = calls[0]["data"].test.labels
-    with pytest.raises(RuntimeError, match="asked for its length"):
-        len(calls[0]["data"].test)
-    assert len(calls[1]["data"].test) == 30
+    for call in calls:  # a run of the study reads the test set after training, and a trial never
+        with pytest.raises(RuntimeError, match="asked for its labels before training was over"):
+            _ = call["data"].test.labels
+        with pytest.raises(RuntimeError, match="asked for its length"):
+            len(call["data"].test)
 
 
 @given(st.sets(st.integers(0, 10_000), min_size=2, max_size=30), st.integers(0, 5))
@@ -735,3 +737,40 @@ def test_scores_lie_where_they_must(finished: Path) -> None:
     assert frame.set_index("method").loc["vid", "extra_parameters"].min() > 0
     assert math.isfinite(frame["seconds"].sum())
     assert frame["note"].isna().all()
+
+
+# --- several processes -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(teacher: str) -> Budget:
+    """A budget on data that other processes find as well."""
+    return Budget(images=40, student="article-student", epochs=1, views=1, device="cpu", precision="fp32")
+
+
+def test_two_processes_come_to_the_rows_of_one(real: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    for workers, name in ((1, "one"), (2, "two")):
+        runs.run(request(real, tmp_path / name, seeds=(0, 1), workers=workers), progress=False)
+    one, two = (content(real.file("methods", tmp_path / name)) for name in ("one", "two"))
+    assert len(one) == 2 * len(grid.CONTROLS)
+    assert sorted(timeless(one), key=str) == sorted(timeless(two), key=str)
+
+
+def test_a_process_that_is_killed_ends_the_study_with_what_to_do(
+    real: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Crew(Bench(real, tmp_path), 2).at_work() as crew:
+        cells = [cell("hard", 0), cell("label-smoothing", 0)]
+        with crew.bench.seat(cells, tmp_path / "x.csv") as seat:
+            found = crew.rows(seat, cells, test=False)
+            next(found)
+            for process in multiprocessing.active_children():
+                process.kill()
+            with pytest.raises(RuntimeError, match="Finished runs are kept: start the same command again"):
+                list(crew.rows(seat, cells, test=False))
+
+
+def test_less_than_one_process_is_refused(budget: Budget, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        request(budget, tmp_path, workers=0)

@@ -30,6 +30,7 @@ from kdlib.study.entries import entry, pairs
 from kdlib.study.grid import Budget, Cell
 from kdlib.teachers import Cached
 
+GLANCE = 100  # validation images that `fit` looks at after every epoch, where a study needs the last look alone
 STAND_IN_SEED = 2000  # of untrained and own-size teachers: one teacher for all seeds, as there is one reference
 
 
@@ -125,7 +126,7 @@ class Seat:
         self._answers: dict[str, Cached | None] = {"none": None}
 
     def run(self, cell: Cell, *, test: bool) -> dict[str, Any]:
-        """Train one student and return its row; the test set is read once if `test`, and otherwise out of reach.
+        """Train one student and return its row; the test set is read once, afterwards, if `test`, else not at all.
 
         A run whose loss is not finite gives a row too, without accuracies and with the reason as its note: to
         leave out the seeds at which a method fails would be to choose seeds.
@@ -134,7 +135,8 @@ class Seat:
         teacher = self.teacher(entry(cell.entry).teacher)
         row = cell.row(budget) | {"place": str(bench.place), "threads": torch.get_num_threads()}
         row["digest"] = cell.digest(budget, bench.identity)
-        data = self.data if test else replace(self.data, test=Unread())
+        whole = self.data.validation
+        data = replace(self.data, validation=whole.select(torch.arange(min(GLANCE, len(whole)))), test=Unread())
         started = time.perf_counter()
         try:
             run = train.fit(
@@ -150,7 +152,7 @@ class Seat:
                 progress=False,
                 **bench.where,
             )
-            row["validation_accuracy"] = run.validation_accuracy
+            row["validation_accuracy"] = train.evaluate(run.student, whole, **bench.where).accuracy
             row |= self._tested(run) if test else {}
         except FloatingPointError as error:
             return row | {"note": str(error), "seconds": time.perf_counter() - started}
@@ -217,7 +219,7 @@ class Unread:
     """Stands for the test set where it must not be read: whatever is asked of it is an error."""
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise RuntimeError(f"The test set was asked for its {name} while settings are being chosen.")
+        raise RuntimeError(f"The test set was asked for its {name} before training was over.")
 
     def __len__(self) -> NoReturn:
-        raise RuntimeError("The test set was asked for its length while settings are being chosen.")
+        raise RuntimeError("The test set was asked for its length before training was over.")

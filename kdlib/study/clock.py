@@ -68,7 +68,7 @@ def probe(bench: Bench, steps: int = 3) -> float:
         optimizer.zero_grad()
     an_image = (time.perf_counter() - started) / (steps * len(batch))
     budget = bench.budget
-    looked_at = len(bench.whole.validation) * (budget.epochs + 2)  # without the backward pass: about a third
+    looked_at = 3 * len(bench.whole.validation)  # at the end, and the test set; without backward: about a third
     return an_image * (budget.epochs * budget.images + looked_at / 3)
 
 

@@ -36,6 +36,7 @@ def study(
     left_out: Annotated[list[int] | None, typer.Option(help="missing-class: the class; repeat it for more.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
     cache: Annotated[Path, typer.Option(help="Scratch folder for the teachers' answers.")] = Path("runs/study"),
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     again: Annotated[
@@ -69,6 +70,7 @@ def study(
             defaults=defaults,
             left_out=tuple(left_out or (3,)),
             tuning_seeds=range(first, first + tuning_seeds),
+            workers=workers,
         )
         for one in student or ["resnet8"]
         for count in images or [10_000]

@@ -22,6 +22,7 @@ from kdlib.study.clock import Clock, spoken
 from kdlib.study.entries import TRIALS, Settings
 from kdlib.study.grid import Budget, Cell, Choice, Line
 from kdlib.study.rows import COLUMNS, SHARED, TIMES, TRIAL_COLUMNS, Diary, Table, as_text, parse
+from kdlib.study.workers import Crew
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class Request:
     which: a name in `grid.LISTS`. out: folder of the results, default data/results. cache: scratch folder for the
     teachers' answers (some gigabytes for one seed, removed when it is done). choices: a file of trials to take the
     settings from, made for another budget; with `retune` only the best of each family are taken from it and their
-    settings are chosen anew. defaults: no trials, the starting values of each method.
-    Raises ValueError for seeds that serve twice, or options that contradict each other.
+    settings are chosen anew. defaults: no trials, the starting values of each method. workers: how many runs at a
+    time, each in a process of its own that has its share of torch's threads.
+    Raises ValueError for seeds that serve twice, options that contradict each other, or less than one worker.
     """
 
     which: str = "full"
@@ -45,6 +47,7 @@ class Request:
     defaults: bool = False
     left_out: Sequence[int] = (3,)
     tuning_seeds: Sequence[int] = choose.TUNING_SEEDS
+    workers: int = 1
 
     def __post_init__(self) -> None:
         grid.named(self.which)
@@ -56,6 +59,8 @@ class Request:
             )
         if self.retune and self.choices is None:
             raise ValueError("--retune takes the best of each family from --choices FILE: name that file.")
+        if self.workers < 1:
+            raise ValueError(f"--workers is a number of processes, at least 1; got {self.workers}.")
         if self.defaults and self.choices is not None:
             raise ValueError("--defaults and --choices contradict each other: name one.")
 
@@ -81,8 +86,9 @@ def run(
     ours, trials = _files(request, bench)
     with ExitStack() as stack:
         table = stack.enter_context(Table(ours, COLUMNS, say).opened())
-        work = _Work(bench, Clock(bench, table.rows), tqdm(disable=not progress, unit="run", bar_format=_BAR), command)
-        stack.enter_context(work.bar)
+        bar = stack.enter_context(tqdm(disable=not progress, unit="run", bar_format=_BAR))
+        crew = stack.enter_context(Crew(bench, request.workers).at_work())
+        work = _Work(bench, Clock(bench, table.rows), bar, command, crew)
         refuse_mixed(table, bench)
         given = _given(request)
         lines = _lines(request, given)
@@ -118,7 +124,8 @@ def plan(request: Request) -> str:
     ]
     ahead = sum((left for *_, left in counts), Counter())
     if ahead:
-        text.append(f"About {spoken(clock.total(ahead))} to go, {clock.basis(ahead)}; plus the teachers' answers.")
+        time_left = spoken(clock.total(ahead) / request.workers)
+        text.append(f"About {time_left} to go, {clock.basis(ahead)}; plus the teachers' answers.")
     return "\n".join(text)
 
 
@@ -152,8 +159,8 @@ _BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} runs{postfix}"  # tq
 class _Work:
     """Runs cells into tables under one progress bar."""
 
-    def __init__(self, bench: Bench, clock: Clock, bar: Any, command: str) -> None:
-        self.bench, self.clock, self.bar, self.command = bench, clock, bar, command
+    def __init__(self, bench: Bench, clock: Clock, bar: Any, command: str, crew: Crew) -> None:
+        self.bench, self.clock, self.bar, self.command, self.crew = bench, clock, bar, command, crew
         self.ahead: Counter[str] = Counter()
         self.diaries: dict[Path, Diary] = {}
 
@@ -164,7 +171,7 @@ class _Work:
         self._show()
 
     def _show(self) -> None:
-        left = self.clock.total(self.ahead) if not self.bar.disable else 0.0
+        left = self.clock.total(self.ahead) / self.crew.count if not self.bar.disable else 0.0
         self.bar.set_postfix_str(f"about {spoken(left)} left" if left else "")
 
     def do(self, cells: Iterable[Cell], table: Table, *, test: bool) -> None:
@@ -181,9 +188,8 @@ class _Work:
             if not missing:
                 continue
             with self.bench.seat(group, table.path) as seat:
-                for cell in missing:
-                    self.bar.set_description(f"{cell.method}, seed {cell.seed}: ", refresh=True)
-                    row = seat.run(cell, test=test)
+                self.bar.set_description(f"seed {group[0].seed}: ", refresh=True)
+                for cell, row in self.crew.rows(seat, missing, test=test):
                     table.append(row)
                     self.diaries[table.path].write(len(table.rows))
                     self._count(cell, row)
