@@ -455,8 +455,9 @@ def trial(name: str, settings: Settings, score: float | None, seed: int = 1000) 
 
 
 def trials(name: str, scores: dict[float, list[float | None]], others: float) -> list[dict[str, str]]:
-    """All trials of a method with two seeds: the scores of each learning rate, and one for all others."""
+    """All trials of a method with two seeds: the scores of learning rates (others: poor), and of all other values."""
     seeds = (1000, 1001)
+    scores = {rate: [0.2, 0.2] for rate in RATES} | scores
     first = choose.first_trials([name], seeds)
     made = [trial(name, c.settings, scores[c.settings.learning_rate][seeds.index(c.seed)], c.seed) for c in first]
     further = choose.further_trials([name], seeds, made)
@@ -475,14 +476,14 @@ def test_the_choice_is_the_best_mean_over_its_seeds() -> None:
 
 def test_further_trials_go_on_from_the_best_rate() -> None:
     made = trials("hint", {0.03: [0.9, 0.9], 0.1: [0.5, 0.5], 0.3: [0.5, 0.5]}, others=0.1)
-    assert {row["learning_rate"] for row in made[6:]} == {"0.03"}
+    assert {row["learning_rate"] for row in made[2 * len(RATES) :]} == {"0.03"}
     assert len(made) == 2 * TRIALS
 
 
 def test_a_trial_that_diverged_counts_and_is_never_chosen() -> None:
     made = trials("kd", {0.03: [0.4, 0.4], 0.1: [0.5, 0.5], 0.3: [0.99, None]}, others=0.3)
     assert choose.choices(made)["kd"].settings.learning_rate == 0.1
-    first = [row | {"validation_accuracy": ""} for row in made[:6]]
+    first = [row | {"validation_accuracy": ""} for row in made[: 2 * len(RATES)]]
     assert {c.settings.learning_rate for c in choose.further_trials(["kd"], (1000, 1001), first)} == {RATES[0]}
     nothing = [row | {"validation_accuracy": ""} for row in made]
     with pytest.raises(ValueError, match="Every trial of 'kd' diverged"):
@@ -491,7 +492,7 @@ def test_a_trial_that_diverged_counts_and_is_never_chosen() -> None:
 
 def test_incomplete_trials_are_refused() -> None:
     made = trials("kd", {rate: [0.5, 0.5] for rate in RATES}, others=0.3)
-    with pytest.raises(ValueError, match="trials of 'kd' are not complete: 17 runs of 9 settings with 2 seeds"):
+    with pytest.raises(ValueError, match=f"trials of 'kd' are not complete: {2 * TRIALS - 1} runs of {TRIALS} settings with 2 seeds"):
         choose.choices(made[:-1])
     with pytest.raises(ValueError, match="trials of 'dkd' are not complete: 0 runs"):
         choose.choices(made, ["dkd"])
@@ -661,7 +662,7 @@ def test_times_are_said_as_people_say_them() -> None:
 def test_the_plan_counts_what_is_left_and_writes_nothing(budget: Budget, tmp_path: Path) -> None:
     ask = request(budget, tmp_path / "new", "full", defaults=False)
     text = runs.plan(ask)
-    assert f"{17 * 9} trials on the validation split, 0 of them finished, 153 left" in text
+    assert f"{17 * TRIALS} trials on the validation split, 0 of them finished, {17 * TRIALS} left" in text
     assert "34 runs of the study, 0 of them finished, 34 left" in text
     assert "from a probe" in text
     assert not (tmp_path / "new").exists()

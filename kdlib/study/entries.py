@@ -17,8 +17,8 @@ from kdlib import methods, models
 from kdlib._messages import unknown
 from kdlib.recipes import Recipe
 
-RATES = (0.03, 0.1, 0.3)
-TRIALS = 9
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
+TRIALS = 11
 FAMILIES = ("baseline", "control", "logit", "feature", "relation", "combination")
 
 Pairs = Callable[[str], dict[str, str]]
