@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Loop:
     checkpoint: Path | None
     every: int | None
     bar: tqdm
+    on_epoch: Callable[[int, nn.Module], None] | None = None
     step: int = 0
     seconds: float = 0.0
     rows: list[dict[str, float]] = field(default_factory=list)
@@ -87,9 +88,8 @@ class Loop:
     def opened(self) -> Iterator[None]:
         """Everything that must be undone afterwards: hooks, random state, devices, the teacher's mode."""
         home = next((p.device for p in self.student.parameters()), torch.device("cpu"))
-        devices_with_state = [self.place.device] if self.place.device.type == "cuda" else []
         with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=devices_with_state))
+            stack.enter_context(self._own_randomness())
             torch.manual_seed(self.seed + (distributed.rank() << 40))  # each process its own dropout
             self.place.put(self.student)
             stack.callback(self.student.to, home)
@@ -99,6 +99,10 @@ class Loop:
             if self.teacher is not None and self.method.needs_teacher:
                 stack.enter_context(self.teacher.opened(self.method.teacher_layers, self.place))
             yield
+
+    def _own_randomness(self) -> AbstractContextManager[None]:
+        """What happens inside leaves the random state outside as it was."""
+        return torch.random.fork_rng(devices=[self.place.device] if self.place.device.type == "cuda" else [])
 
     @torch.no_grad()
     def rehearse(self) -> None:
@@ -228,6 +232,9 @@ class Loop:
         row = {"epoch": epoch + 1, "seconds": self.seconds, **means}
         row |= {"validation_loss": scores.loss, "validation_accuracy": scores.accuracy}
         self.rows.append(row)
+        if self.on_epoch:
+            with self._own_randomness():  # a look may use up random numbers
+                self.on_epoch(epoch + 1, self.student)
         self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}, validation {scores.accuracy:.1%}")
         if self.checkpoint:
             self._save()

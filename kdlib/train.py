@@ -7,6 +7,7 @@ run.test_accuracy
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def fit(
     resume: bool = False,
     test: bool = True,
     progress: bool = True,
+    on_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> Run:
     """Train a student on `data.train`, look at `data.validation` after each epoch and at `data.test` once.
 
@@ -77,6 +79,8 @@ def fit(
     seed: of order, augmentation and dropout, not of the student's initial weights.
     compile: let torch.compile translate the networks first; it takes a minute or so and pays on GPUs.
     checkpoint: a file, written after every epoch, or every `every` steps; resume: go on from it if it exists.
+    on_epoch: called after each epoch's validation with its number, 1 for the first, and the student, to look at it or
+    copy it.
     Under torchrun, inside `distributed.together()`, the processes share every batch; losses that relate the samples of
     a batch then see the share of one process.
     Raises ValueError when the pieces do not fit together, FloatingPointError when a loss is not finite.
@@ -97,6 +101,7 @@ def fit(
         checkpoint=Path(checkpoint) if checkpoint else None,
         every=every,
         bar=tqdm(disable=not progress or distributed.rank() > 0, unit="img", unit_scale=True),
+        on_epoch=on_epoch,
     )
     with loop.bar, loop.opened():
         loop.rehearse()

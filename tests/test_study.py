@@ -492,7 +492,9 @@ def test_a_trial_that_diverged_counts_and_is_never_chosen() -> None:
 
 def test_incomplete_trials_are_refused() -> None:
     made = trials("kd", {rate: [0.5, 0.5] for rate in RATES}, others=0.3)
-    with pytest.raises(ValueError, match=f"trials of 'kd' are not complete: {2 * TRIALS - 1} runs of {TRIALS} settings with 2 seeds"):
+    with pytest.raises(
+        ValueError, match=f"trials of 'kd' are not complete: {2 * TRIALS - 1} runs of {TRIALS} settings with 2 seeds"
+    ):
         choose.choices(made[:-1])
     with pytest.raises(ValueError, match="trials of 'dkd' are not complete: 0 runs"):
         choose.choices(made, ["dkd"])

@@ -189,6 +189,21 @@ def test_rule_4_the_test_set_is_read_once_after_all_else(blobs: DataSet) -> None
     assert "test" not in log
 
 
+def test_each_epoch_can_be_looked_at_without_changing_the_run(blobs: DataSet) -> None:
+    seen: dict[int, nn.Module] = {}
+
+    def keep(epoch: int, student: nn.Module) -> None:
+        assert torch.rand(()) >= 0  # a look that uses up random numbers
+        seen[epoch] = small()
+        seen[epoch].load_state_dict(student.state_dict())
+
+    run = fit(small(), blobs, epochs=3, on_epoch=keep)
+    assert same_weights(run.student, fit(small(), blobs, epochs=3).student)
+    assert list(seen) == [1, 2, 3]
+    assert same_weights(seen[3], run.student)
+    assert not same_weights(seen[2], seen[3])
+
+
 def test_rule_5_same_seed_same_bits_and_another_seed_other_ones(blobs: DataSet) -> None:
     runs = [fit(small(), blobs, seed=seed).student for seed in (3, 3, 4)]
     assert same_weights(runs[0], runs[1])
