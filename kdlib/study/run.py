@@ -16,7 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from kdlib import data as data_sets
-from kdlib.study import choose, grid
+from kdlib.study import choose, grid, readme
 from kdlib.study.bench import Bench
 from kdlib.study.clock import Clock, spoken
 from kdlib.study.entries import TRIALS, Settings
@@ -104,6 +104,7 @@ def run(
         _refuse_changed(table, cells, bench)
         work.foresee(_left(request, lines, table.rows))
         work.do(cells, table, test=True)
+    readme.write_readme(request.folder)
     return ours
 
 

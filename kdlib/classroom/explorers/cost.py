@@ -37,8 +37,8 @@ DEVICES = {
         600e6,
         None,
         FRAME,
-        'the "mobile setting" of the literature is at most 600 million MACs (DARTS, arXiv:1806.09055); 30 pictures a '
-        "second are our wish",
+        'the "mobile setting" of the literature is fewer than 600 million MACs (DARTS, arXiv:1806.09055); 30 pictures '
+        "a second are our wish",
     ),
     "microcontroller, 250 kB": Budget(
         60e6,

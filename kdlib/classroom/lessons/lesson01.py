@@ -238,7 +238,7 @@ LATENCY = Choice(
     "medium",
     4,
     "In the figure of latency against MACs the points do not lie on a line through the origin: networks with about the "
-    "same number of MACs can differ several times in milliseconds. What explains this best?",
+    "same number of MACs can differ by a factor of two in milliseconds. What explains this best?",
     (
         "A processor does not only calculate. Where do the numbers come from?",
         "A depthwise convolution does few MACs for each number that it reads. What does the processor do meanwhile?",
@@ -259,8 +259,8 @@ LATENCY = Choice(
             ),
             Option(
                 "Latency is mostly chance, so the differences mean nothing",
-                "Single runs do scatter, which is why the median of several is shown, with its spread. Differences of "
-                "several times are far beyond it, and come back in every measurement.",
+                "Single runs do scatter, which is why the median of several is shown, with its spread. Differences by "
+                "a factor of two are far beyond it, and come back in every measurement.",
             ),
             Option(
                 "MACs are counted for one image, but the latency is that of a whole batch",

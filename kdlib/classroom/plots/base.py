@@ -1,9 +1,4 @@
-"""One look for every figure: who is who never changes, and none is shown without a text for those who cannot see it.
-
-    fig, axes = plots.figure()
-    axes.plot(epochs, accuracy, **plots.DISTILLED.line())
-    axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
-    plots.show(fig, alt="The distilled student is ahead of its twin from the third epoch on.")
+"""Figures in one look, roles with fixed colours, texts for those who cannot see, and what lessons draw.
 
 Figures are made without pyplot, so there is no current figure and nothing to close. The colours are those of Okabe and
 Ito, which people with any colour vision can tell apart; line style, marker and hatch say the same once more.
@@ -232,11 +227,17 @@ def class_matrix(
     axes.spines[:].set_visible(False)
     axes.figure.colorbar(picture, ax=axes, label=label, shrink=0.9)
     if len(classes) <= 12:
-        light = picture.cmap(picture.norm(values))[..., :3] @ (0.299, 0.587, 0.114)
+        colours = readable_on(picture, values)
         for (row, column), value in np.ndenumerate(values):
-            colour = "white" if light[row, column] < 0.5 else INK
-            axes.text(column, row, number.format(value), ha="center", va="center", fontsize=8, color=colour)
+            look = {"ha": "center", "va": "center", "fontsize": 8, "color": colours[row, column]}
+            axes.text(column, row, number.format(value), **look)
     return picture
+
+
+def readable_on(picture: AxesImage, values: Any) -> np.ndarray:
+    """The colour, dark or white, in which a text can be read on each cell of a heat map of these values."""
+    light = picture.cmap(picture.norm(values))[..., :3] @ (0.299, 0.587, 0.114)
+    return np.where(light < 0.5, "white", INK)
 
 
 def pictures(images: Any, captions: Sequence[str] = (), columns: int = 5, size: float = 1.3) -> Figure:

@@ -1,0 +1,90 @@
+"""The table of runs in data/results/README.md: what was run, with which command, where, when and for how long."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdlib import files
+from kdlib.study.rows import parse
+
+MARK = "<!-- runs -->"  # two lines like this; what stands between them is replaced
+COLUMNS = ("file", "runs", "command", "machine", "dates", "versions", "hours")
+
+
+def write_readme(folder: str | Path) -> Path | None:
+    """Bring the table of runs in `folder`/README.md up to date, from the CSV files and the JSON file beside each.
+
+    A folder without a README is left as it is (None is returned), and so is a README that says it all already.
+    Raises ValueError for a README without the two marks, or a JSON file that cannot be read; OSError where nothing
+    can be written.
+    """
+    path = Path(folder) / "README.md"
+    if not path.is_file():
+        return None
+    text = path.read_text("utf-8")
+    parts = text.split(MARK)
+    if len(parts) != 3:
+        raise ValueError(
+            f"{path} has {len(parts) - 1} lines {MARK}, expected two. The table of runs is written between them."
+        )
+    new = f"{parts[0]}{MARK}\n\n{runs_table(Path(folder))}\n\n{MARK}{parts[2]}"
+    if new != text:
+        files.write_text(path, new)
+    return path
+
+
+def runs_table(folder: Path) -> str:
+    """The table, in Markdown: a line for each file, command, machine and set of versions."""
+    lines = [line for path in sorted(folder.glob("*.csv")) for line in _lines(path)]
+    if not lines:
+        return "No study has been run yet."
+    rule = ["---"] * (len(COLUMNS) - 1) + ["--:"]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, rule, *lines))
+
+
+def _lines(path: Path) -> list[tuple[str, ...]]:
+    """The lines of one file; sessions that differ in their times alone are one line."""
+    rows = parse(path.read_bytes(), None, path)
+    lost = sum(bool(row.get("note")) for row in rows)
+    runs = f"{len(rows)}, {lost} diverged" if lost else str(len(rows))
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for session in _sessions(path.with_suffix(".json")):
+        said = (f"`{session.get('command', 'unknown')}`", _machine(session), _versions(session))
+        groups.setdefault(said, []).append(session)
+    made = []
+    for (command, machine, versions), sessions in groups.items():
+        hours = f"{sum(session.get('hours', 0.0) for session in sessions):.1f}"
+        made.append((f"`{path.name}`", runs, command, machine, _dates(sessions), versions, hours))
+    made = made or [(f"`{path.name}`", runs, "not known", "", "", "", "")]
+    return [tuple(cell.replace("|", "\\|") for cell in line) for line in made]
+
+
+def _sessions(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        found = json.loads(path.read_text("utf-8"))["sessions"]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read ({error!r}). Restore it, or move it away.") from error
+    return found
+
+
+def _machine(session: Mapping[str, Any]) -> str:
+    machine = session.get("machine", {})
+    parts = [machine.get("processor"), machine.get("gpu"), machine.get("system")]
+    cores, threads = machine.get("cores"), machine.get("threads")
+    parts.insert(1, f"{cores} cores, {threads} thread{'s' * (threads != 1)}" if cores else None)
+    return ", ".join(part for part in parts if part) or "not known"
+
+
+def _versions(session: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in session.get("versions", {}).items()) or "not known"
+
+
+def _dates(sessions: list[Mapping[str, Any]]) -> str:
+    first = min(session.get("started", "")[:10] for session in sessions)
+    last = max(session.get("ended", session.get("started", ""))[:10] for session in sessions)
+    return first if first == last else f"{first} to {last}"

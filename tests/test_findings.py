@@ -1,0 +1,375 @@
+"""What finished rows say: numbers by hand, verdicts of the whole family, and nothing that drops out silently."""
+
+from __future__ import annotations
+
+import math
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic import TEACHER, write
+
+from kdlib import study, verdict
+from kdlib.study import entries, rows, stored
+from kdlib.study.findings import Results
+from kdlib.study.grid import Cell, Choice
+from kdlib.study.rows import COLUMNS, Table
+from kdlib.verdict import Verdict
+
+BY_HAND = {  # three seeds
+    "hard": (0.880, 0.884, 0.882),
+    "kd": (0.890, 0.896, 0.893),
+    "shuffled": (0.870, 0.871, 0.875),
+}
+
+
+def by_hand(cell: Cell, chance: random.Random) -> float:
+    if cell.method in BY_HAND:
+        return BY_HAND[cell.method][cell.seed]
+    return BY_HAND["hard"][cell.seed] + 0.0001 * chance.random()
+
+
+def hard(folder: Path, **options: object) -> Results:
+    return study.results(folder=folder, **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    write(folder, ("full", "controls"))
+    write(folder, "grid")
+    write(folder, "missing-class")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> Results:
+    return hard(folder)
+
+
+def changed(folder: Path, source: Path, change: Mapping[int, Mapping[str, str]], extra: int | None = None) -> Path:
+    """A copy of a file with other values in some rows, and perhaps one row twice."""
+    found = rows.parse(source.read_bytes(), COLUMNS, source)
+    with Table(folder / source.name, COLUMNS).opened() as table:
+        for number, row in enumerate(found):
+            table.append(row | change.get(number, {}))
+        if extra is not None:
+            table.append(found[extra])
+    return folder
+
+
+# --- what is there -----------------------------------------------------------------------------------------------
+
+
+def test_methods_come_by_family_and_not_in_the_order_of_the_file(results: Results) -> None:
+    families = [entries.FAMILIES.index(results.family(name)) for name in results.methods]
+    assert families == sorted(families)
+    assert set(results.methods) == set(entries.ENTRIES) - {"hard"}
+    assert (results.seeds, results.images, results.comparisons) == ((0, 1, 2, 3, 4), 10_000, 19)
+    assert results.title("kd+rkd") == "logits + RKD"
+    assert results.troubles == {}
+    assert repr(results).endswith("100 runs, 20 methods, 5 seeds")
+
+
+def test_the_order_of_the_rows_does_not_matter(folder: Path, results: Results) -> None:
+    shuffled = Results("methods", tuple(reversed(results.rows)), "hard", results.sources)
+    assert shuffled.methods == results.methods
+    assert shuffled.gain("kd") == results.gain("kd")
+
+
+def test_settings_are_those_that_were_run(tmp_path: Path) -> None:
+    chosen = replace(entries.ENTRIES["kd"].start, learning_rate=0.3, alpha=0.5)
+    write(tmp_path, choices={"kd": Choice(chosen, "elsewhere")})
+    assert hard(tmp_path).settings("kd") == chosen
+    line = hard(tmp_path).chosen(["kd"]).set_index("method").loc["logits (KD)"]
+    assert (line["learning_rate"], line["alpha"], line["chosen on"]) == (0.3, 0.5, "elsewhere")
+    assert len(hard(tmp_path).chosen()) == 17
+
+
+# --- gains -------------------------------------------------------------------------------------------------------
+
+
+def test_a_gain_by_hand(tmp_path: Path) -> None:
+    write(tmp_path, ("full", "controls"), seeds=range(3), score=by_hand)
+    found = hard(tmp_path).gain("kd")
+    assert list(found.by_seed.values()) == pytest.approx([0.010, 0.012, 0.011])
+    assert (found.mean, found.std) == (pytest.approx(0.011), pytest.approx(0.001))
+    alone = verdict.compare(BY_HAND["kd"], BY_HAND["hard"], comparisons=19)
+    assert (found.low, found.high, found.verdict) == (
+        pytest.approx(alone.low),
+        pytest.approx(alone.high),
+        alone.verdict,
+    )
+    assert hard(tmp_path).gain("shuffled").mean == pytest.approx(-0.010)
+
+
+def test_gains_are_those_of_the_verdicts_table(folder: Path, results: Results) -> None:
+    table = verdict.table(rows.read(folder / "methods-*.csv")).set_index("method")
+    for name in results.methods:
+        found, line = results.gain(name), table.loc[name]
+        assert (found.mean, found.low, found.high) == pytest.approx((line.gain, line.low, line.high))
+        assert (found.verdict, found.comparisons) == (line.verdict, 19)
+
+
+def test_a_table_of_a_few_methods_keeps_the_family_of_all(results: Results) -> None:
+    few = results.table(["kd", "shuffled"])
+    assert list(few["method"]) == ["hard labels", "logits (KD)", "logits of another image"]
+    assert few["low"][1] == pytest.approx(100 * results.gain("kd").low)
+    assert results.gain("kd").comparisons == 19
+    assert "one of 19 intervals" in str(results.gain("kd"))
+    assert len(results.table()) == 20
+    assert (results.table()["trouble"] == "").all()
+
+
+def test_the_gap_recovered_by_hand(tmp_path: Path) -> None:
+    write(tmp_path, seeds=range(3), score=by_hand)
+    found = hard(tmp_path).recovered("kd")
+    shares = [(k - h) / (TEACHER - h) for k, h in zip(BY_HAND["kd"], BY_HAND["hard"], strict=True)]
+    assert list(found.by_seed.values()) == pytest.approx(shares)
+    assert found.mean == pytest.approx(sum(shares) / 3)
+    assert found.low < found.mean < found.high
+    assert found.comparisons == 16
+
+
+def test_there_is_no_gap_where_the_teacher_is_not_ahead(tmp_path: Path) -> None:
+    write(tmp_path, seeds=range(3), score=lambda cell, chance: by_hand(cell, chance) + (0.07 if cell.seed == 1 else 0))
+    found = hard(tmp_path).recovered("kd")
+    assert found.trouble == "the teacher is not ahead of the baseline at seed 1"
+    assert math.isnan(found.mean)
+    assert found.verdict is None
+    assert hard(tmp_path).gain("kd").verdict is not None
+
+
+def test_less_is_better_for_the_calibration_error(results: Results) -> None:
+    found = results.gain("shuffled", "calibration_error")
+    alike = verdict.compare(
+        results.score("shuffled", "calibration_error").by_seed,
+        results.score("hard", "calibration_error").by_seed,
+        comparisons=19,
+        better="lower",
+    )
+    assert (found.mean, found.verdict) == (pytest.approx(alike.mean), alike.verdict)
+
+
+def test_a_score_has_an_interval_of_its_own_and_no_verdict(results: Results) -> None:
+    found = results.score("kd")
+    alone = verdict.compare(found.by_seed, dict.fromkeys(found.by_seed, 0.0))
+    assert (found.low, found.high, found.verdict) == (alone.low, alone.high, None)
+    assert str(found) == f"logits (KD): {found.said(signed=False)}"
+
+
+def test_equal_seeds_give_no_verdict_in_favour(tmp_path: Path) -> None:
+    write(tmp_path, score=lambda cell, chance: 0.9 if cell.method == "kd" else 0.88 + 0.001 * cell.seed)
+    found = hard(tmp_path).gain("dist")  # every seed equals hard labels
+    assert (found.mean, found.verdict) == (0.0, Verdict.INCONCLUSIVE)
+    assert found.half == math.inf
+    assert found.said() == "+0.00 (all seeds equal)"
+
+
+def test_costs_are_relative_to_hard_labels_seed_by_seed(results: Results) -> None:
+    cost = results.cost("hint")
+    ours, theirs = ([float(row["seconds_per_epoch"]) for row in results.runs(m).values()] for m in ("hint", "hard"))
+    ratios = sorted(our / their for our, their in zip(ours, theirs, strict=True))
+    assert cost.epoch == pytest.approx(ratios[2])
+    assert (cost.extra_parameters, cost.n) == (4096, 5)
+    assert results.cost("hard").epoch == 1
+    assert results.cost("kd").extra_parameters == 0
+
+
+def test_times_of_different_threads_are_not_compared(tmp_path: Path, folder: Path) -> None:
+    path = next(folder.glob("methods-*.csv"))
+    found = rows.parse(path.read_bytes(), COLUMNS, path)
+    mine = [number for number, row in enumerate(found) if row["method"] == "kd"]
+    some = hard(changed(tmp_path / "a", path, {number: {"threads": "2"} for number in mine[:2]}))
+    assert some.cost("kd").n == 3
+    none = hard(changed(tmp_path / "b", path, {number: {"threads": "2"} for number in mine})).cost("kd")
+    assert none.n == 0
+    assert math.isnan(none.epoch)
+
+
+# --- seeds that diverged or are missing --------------------------------------------------------------------------
+
+
+def diverging(cell: Cell, chance: random.Random) -> float | None:
+    return None if (cell.method, cell.seed) == ("fsp", 2) else 0.88 + 0.01 * chance.random()
+
+
+def test_a_diverged_seed_is_seen_and_leaves_no_mean(tmp_path: Path) -> None:
+    write(tmp_path, score=diverging)
+    results = hard(tmp_path)
+    said = "seed 2 diverged (The loss is nan (not a number) at step 7.)"
+    assert results.troubles == {"fsp": said}
+    found = results.gain("fsp")
+    assert (found.trouble, found.verdict) == (said, None)
+    assert math.isnan(found.mean)
+    assert [seed for seed, value in found.by_seed.items() if math.isnan(value)] == [2]
+    assert said in str(found)
+    line = results.table().set_index("method").loc["flow between layers (FSP)"]
+    assert (line["verdict"], line["trouble"]) == ("none", said)
+    assert math.isnan(line["accuracy"])
+    assert results.gain("kd").verdict is not None
+    assert results.comparisons == 16  # it still counts
+
+
+def test_a_missing_seed_is_seen_and_leaves_no_mean(tmp_path: Path) -> None:
+    write(tmp_path, skip=lambda cell: cell.method == "kd" and cell.seed in (1, 4))
+    found = hard(tmp_path).gain("kd")
+    assert found.trouble == "seed 1, 4 not run"
+    assert list(found.by_seed) == [0, 1, 2, 3, 4]
+    assert math.isnan(hard(tmp_path).score("kd").mean)
+
+
+def test_trouble_of_the_baseline_is_everybodys(tmp_path: Path) -> None:
+    write(tmp_path, score=lambda cell, chance: None if cell.method == "hard" and cell.seed == 0 else 0.9)
+    results = hard(tmp_path)
+    assert results.gain("kd").trouble.startswith("hard labels: seed 0 diverged")
+    assert results.recovered("kd").verdict is None
+    assert results.score("kd").trouble == ""
+
+
+def test_a_run_that_diverged_at_its_last_step_has_no_validation_accuracy_either(tmp_path: Path, folder: Path) -> None:
+    path = next(folder.glob("methods-*.csv"))
+    results = hard(changed(tmp_path, path, {0: {"test_accuracy": "", "note": "no finite logits"}}))
+    assert math.isnan(results.score("hard", "validation_accuracy").by_seed[0])
+
+
+def test_one_seed_is_no_evidence(tmp_path: Path) -> None:
+    write(tmp_path, seeds=[0])
+    found = hard(tmp_path).gain("kd")
+    assert found.trouble == "one seed says nothing about spread"
+    assert found.verdict is None
+
+
+# --- the grid and the missing class ------------------------------------------------------------------------------
+
+
+def test_the_grid_is_compared_with_the_tuned_hard_labels(folder: Path, results: Results) -> None:
+    grid = hard(folder, kind="grid")
+    assert (len(grid.cells), grid.comparisons, grid.baseline) == (25, 25, "hard")
+    assert grid.alphas == (0, 0.1, 0.5, 0.9, 1)
+    assert grid.temperatures == (1, 2, 4, 8, 16)
+    assert grid.cells[0.1, 4.0] == "kd alpha=0.1 T=4"
+    assert grid.title("kd alpha=0.1 T=4") == "logits (KD) alpha=0.1 T=4"
+    expected = [
+        grid.score("kd alpha=0.1 T=4").by_seed[seed] - results.score("hard").by_seed[seed] for seed in grid.seeds
+    ]
+    assert list(grid.gain("kd alpha=0.1 T=4").by_seed.values()) == pytest.approx(expected)
+    assert len(grid.sources) == 2
+
+
+def test_the_grid_may_be_compared_with_its_own_alpha_1(folder: Path) -> None:
+    grid = hard(folder, kind="grid", baseline="kd alpha=1 T=1")
+    assert (len(grid.cells), grid.comparisons) == (25, 24)
+    assert "hard" not in grid.methods
+
+
+def test_more_seeds_of_the_methods_do_not_spoil_the_grid(tmp_path: Path) -> None:
+    write(tmp_path, seeds=range(7))
+    write(tmp_path, "grid", seeds=range(5))
+    assert hard(tmp_path, kind="grid").troubles == {}
+
+
+def test_the_grid_needs_the_methods_of_its_own_budget(tmp_path: Path) -> None:
+    write(tmp_path, "grid")
+    with pytest.raises(FileNotFoundError, match=r"methods-resnet8.*kdlib study full --student resnet8"):
+        hard(tmp_path, kind="grid")
+    write(tmp_path, "full", epochs=3)
+    with pytest.raises(ValueError, match="hold runs of epochs 15 and 3, which cannot be compared"):
+        hard(tmp_path, kind="grid")
+    with pytest.raises(ValueError, match="holds no grid of alpha and T"):
+        _ = hard(tmp_path).cells
+
+
+def test_the_class_that_was_left_out(folder: Path, tmp_path: Path) -> None:
+    results = hard(folder, kind="missing-class")
+    found = results.gain("kd alpha=0 T=4", "left_out_accuracy")
+    assert found.verdict is Verdict.BEATS
+    assert results.score("hard", "left_out_accuracy").mean == 0
+    path = next(folder.glob("missing-class-*.csv"))
+    two = changed(tmp_path, path, {number: {"left_out": "9"} for number in range(10)})
+    with pytest.raises(ValueError, match=r"leaves out classes \[3, 9\]: name one of them, as left_out=3"):
+        hard(two, kind="missing-class")
+    assert len(hard(two, kind="missing-class", left_out=9).rows) == 10
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_says_which_command_makes_it(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="kdlib study grid --student resnet8 --teacher t --images 500$"):
+        study.results("grid", images=500, teacher="t", folder=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"Of this kind there are: methods-resnet8-resnet20-fashion-10000\.csv"):
+        hard(folder, images=1_000)
+
+
+def test_the_folder_of_the_data_is_the_default(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KDLIB_DATA", str(tmp_path))
+    (tmp_path / "results").symlink_to(folder)
+    assert study.results().comparisons == 19
+
+
+def test_unknown_names_are_answered_with_near_ones(folder: Path, results: Results) -> None:
+    for ask, message in (
+        (lambda: study.results("method", folder=folder), "Did you mean 'methods'"),
+        (lambda: results.gain("attentoin"), "Did you mean 'attention'"),
+        (lambda: results.gain("kd", "accuracy"), "no quantity named 'accuracy'. Did you mean 'test_accuracy'"),
+        (lambda: results.label("agrement"), "Did you mean 'agreement'"),
+        (lambda: hard(folder, baseline="hart"), "no baseline .* named 'hart'. Did you mean 'hard'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask()
+
+
+def test_a_file_without_the_quantity_is_not_a_zero(results: Results) -> None:
+    with pytest.raises(ValueError, match=r"The runs of 'kd' in methods-.* hold no left_out_accuracy"):
+        results.score("kd", "left_out_accuracy")
+
+
+def test_a_file_without_runs_or_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, skip=lambda cell: True)
+    with pytest.raises(ValueError, match="no finished run yet. This goes on with it: kdlib study full"):
+        hard(tmp_path)
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="has no column data, student.*not a file of finished runs"):
+        hard(tmp_path)
+
+
+def test_a_file_without_hard_labels_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, skip=lambda cell: cell.method == "hard")
+    with pytest.raises(ValueError, match="There is no baseline in .* named 'hard'"):
+        hard(tmp_path)
+
+
+def test_rows_that_do_not_belong_together_are_refused(folder: Path, tmp_path: Path) -> None:
+    path = next(folder.glob("methods-*.csv"))
+    for name, change, message in (
+        ("views", {0: {"views": "1"}}, "hold runs of views 1 and 5"),
+        ("place", {0: {"place": "cpu, float32"}}, "hold runs of place cpu, bfloat16 and cpu, float32"),
+        ("settings", {0: {"weight_decay": "0.1"}}, "hard was run with learning_rate 0.1, weight_decay 0.1 and with"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hard(changed(tmp_path / name, path, change))
+    with pytest.raises(ValueError, match="several runs of hard, seed 0. Keep one of them"):
+        hard(changed(tmp_path / "twice", path, {}, extra=0))
+
+
+def test_a_line_that_is_being_written_is_left_out(folder: Path, tmp_path: Path) -> None:
+    path = next(folder.glob("methods-*.csv"))
+    (tmp_path / path.name).write_bytes(path.read_bytes()[:-20])
+    assert hard(tmp_path).trouble("own-size") == "seed 4 not run"
+
+
+def test_asking_for_results_costs_nothing_before() -> None:
+    code = "import sys; from kdlib import study; study.results; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_commands_are_lists_of_the_study() -> None:
+    from kdlib.study import grid
+
+    assert all(grid.named(which).kind == kind for kind, which in stored.COMMANDS.items())

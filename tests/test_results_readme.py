@@ -1,0 +1,152 @@
+"""The table of runs in data/results/README.md."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from synthetic import write
+
+from kdlib import files
+from kdlib.study import grid, rows
+from kdlib.study.grid import Cell
+from kdlib.study.readme import MARK, write_readme
+from kdlib.study.rows import Diary
+
+SKELETON = f"# Results\n\n{MARK}\n{MARK}\n\nThe end.\n"
+SHIPPED = Path(__file__).resolve().parents[1] / "data" / "results" / "README.md"
+
+
+def some(cell: Cell, chance: random.Random) -> float | None:
+    return None if (cell.method, cell.seed) == ("fsp", 2) else 0.9
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = write(tmp_path, score=some)
+    for command, hours in (("kdlib study full", 1.0), ("kdlib study full", 2.5), ("kdlib study full | tee x", 0.25)):
+        diary = Diary(path, command)
+        diary._started -= 3600 * hours
+        diary.write(85)
+    (tmp_path / "README.md").write_text(SKELETON)
+    return tmp_path
+
+
+def lines(folder: Path) -> list[list[str]]:
+    table = (folder / "README.md").read_text().split(MARK)[1].strip().splitlines()
+    return [[cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")] for line in table]
+
+
+def test_a_line_says_what_was_run_where_and_how_long(folder: Path) -> None:
+    assert write_readme(folder) == folder / "README.md"
+    head, _, first, second = lines(folder)
+    assert head == ["file", "runs", "command", "machine", "dates", "versions", "hours"]
+    assert first[:3] == ["`methods-resnet8-resnet20-fashion-10000.csv`", "85, 1 diverged", "`kdlib study full`"]
+    machine = rows.machine()
+    assert first[3].startswith(f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} thread")
+    assert first[4] == json.loads(next(folder.glob("*.json")).read_text())["sessions"][0]["started"][:10]
+    assert f"torch {rows.versions()['torch']}" in first[5]
+    assert first[6] == "3.5"  # two sessions of the same command
+    assert second[2] == "`kdlib study full / tee x`"
+
+
+def test_the_rest_of_the_text_is_kept_and_twice_is_once(folder: Path) -> None:
+    write_readme(folder)
+    path = folder / "README.md"
+    once, when = path.read_text(), path.stat().st_mtime_ns
+    assert once.startswith(f"# Results\n\n{MARK}\n\n| file |")
+    assert once.endswith(f" |\n\n{MARK}\n\nThe end.\n")
+    write_readme(folder)
+    assert (path.read_text(), path.stat().st_mtime_ns) == (once, when)
+
+
+def test_sessions_of_several_days_give_a_range(folder: Path) -> None:
+    path = next(folder.glob("*.json"))
+    said = json.loads(path.read_text())
+    said["sessions"][1] |= {"started": "2031-02-03T10:00:00", "ended": "2031-02-04T01:00:00"}
+    path.write_text(json.dumps(said))
+    write_readme(folder)
+    assert lines(folder)[2][4].endswith(" to 2031-02-04")
+
+
+def test_files_are_sorted_and_one_without_a_diary_is_there_too(folder: Path) -> None:
+    write(folder, "grid")
+    (folder / "other.json").write_text("{}")  # no diary, as no CSV file stands beside it
+    write_readme(folder)
+    assert [line[0][1:5] for line in lines(folder)[2:]] == ["grid", "meth", "meth"]
+    assert lines(folder)[2][1:4] == [str(25 * 5), "not known", ""]
+
+
+def test_a_diary_with_gaps_is_no_reason_to_fail(folder: Path) -> None:
+    path = next(folder.glob("*.json"))
+    path.write_text(json.dumps({"sessions": [{"command": "x"}]}))
+    write_readme(folder)
+    assert lines(folder)[2][2:] == ["`x`", "not known", "", "not known", "0.0"]
+
+
+def test_nothing_run_is_said(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(SKELETON)
+    write_readme(tmp_path)
+    assert lines(tmp_path) == [["No study has been run yet."]]
+
+
+def test_a_folder_without_a_readme_gets_none(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert write_readme(tmp_path) is None
+    assert write_readme(tmp_path / "nowhere") is None
+    assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.parametrize("text", ["no marks", f"{MARK}", f"{MARK}{MARK}{MARK}"])
+def test_a_readme_without_two_marks_is_refused_and_left_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / "README.md").write_text(text)
+    with pytest.raises(ValueError, match=f"has {text.count(MARK)} lines {MARK}, expected two"):
+        write_readme(tmp_path)
+    assert (tmp_path / "README.md").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "{}"])
+def test_a_damaged_diary_is_named(folder: Path, text: str) -> None:
+    path = next(folder.glob("*.json"))
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"\.json cannot be read .* Restore it, or move it away"):
+        write_readme(folder)
+    assert (folder / "README.md").read_text() == SKELETON
+
+
+def test_a_failed_write_leaves_the_readme_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(OSError, match="Could not write"):
+        write_readme(folder)
+    assert (folder / "README.md").read_text() == SKELETON
+    assert not list(folder.glob(".*.tmp"))
+
+
+# The README that is shipped.
+
+
+def test_the_shipped_table_is_up_to_date(tmp_path: Path) -> None:
+    """If it is not: python -c "from kdlib.study.readme import write_readme; write_readme('data/results')"."""
+    for path in SHIPPED.parent.glob("*.csv"):
+        with path.open("rb") as file:
+            try:
+                rows._lock(file, path)
+            except ValueError:
+                pytest.skip("a study is running, and writes its table at the end")
+    for path in SHIPPED.parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    write_readme(tmp_path)
+    assert (tmp_path / "README.md").read_text() == SHIPPED.read_text()
+
+
+def test_the_shipped_text_names_every_column_and_every_list() -> None:
+    text = SHIPPED.read_text()
+    named = {name.strip() for line in text.splitlines() for name in line.split("|")[1:2] for name in name.split(",")}
+    assert set(rows.COLUMNS) <= named
+    assert all(f"kdlib study {which}" in text for which in grid.LISTS)
+    assert "kdlib study --again" in text
