@@ -12,8 +12,8 @@ help: ## This list
 distill: .venv/.base ## A ResNet-50 teaches a ResNet-18 on Fashion-MNIST: progress, a table and a picture in runs/distill
 	$(BIN)/python -m kdlib distill --teacher resnet50-fashion --student resnet18 --images 10000 --epochs 3 --views 3 --out $(OUT)
 
-lab: .venv/.course ## JupyterLab, on this machine only
-	$(BIN)/jupyter lab --ip=127.0.0.1 --LabApp.default_url=/lab/tree/README.md
+lab: .venv/.course ## JupyterLab on the first lesson, on this machine only
+	@$(BIN)/python -m kdlib.classroom.lab
 
 check: .venv/.base ## Can this machine run the course? A verdict, and what to do
 	$(BIN)/python -m kdlib check

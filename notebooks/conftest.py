@@ -1,22 +1,42 @@
 """With this file `pytest` executes every lesson again, compares what its cells give, and fails where they differ.
 
-It is strict whatever the command line says: every cell is compared but those with the tag nbval-ignore-output.
+It is strict whatever the command line says: every cell is compared but those with the tag nbval-ignore-output. Three
+more tests follow the cells of a lesson: that they ran without a network, in time, and in little memory.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-SECONDS = 120  # for one cell
+MISSING = "nbval is missing, so no lesson would be tested. Run: make test"
+try:
+    from jupyter_client.manager import KernelManager
+    from nbval import kernel
+    from nbval.plugin import IPyNbFile
+except ImportError as error:
+    raise pytest.UsageError(MISSING) from error
+
+SECONDS = 120  # for one cell, and for a lesson
+GIGABYTES = 1.5  # for the kernel of a lesson
 OUTPUT_SECONDS = 60  # nbval gives an output 5 s to arrive, which a busy machine exceeds
+WITH_LOOPBACK = ["sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "sh"]  # as on any machine without a network
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Ask nbval for the strict comparison, in the environment of pytest itself."""
     if not config.pluginmanager.hasplugin("nbval"):
-        raise pytest.UsageError("nbval is missing, so no lesson would be tested. Run: make test")
+        raise pytest.UsageError(MISSING)
     config.option.nbval, config.option.nbval_lax = True, False
     config.option.nbval_current_env = True
     config.option.nbval_cell_timeout = SECONDS
@@ -25,8 +45,116 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("MPLBACKEND", None)  # "Agg" would leave out pyplot's figures
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Iterator[None]:
+    """Take notebooks as lessons."""
+    found = yield
+    return [Lesson.from_parent(parent, path=file_path) if isinstance(one, IPyNbFile) else one for one in found]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the outputs more time."""
     for item in items:
         if hasattr(item, "output_timeout"):
             item.output_timeout = OUTPUT_SECONDS
+
+
+@functools.cache
+def cut_off() -> list[str]:
+    """What to put before a command so that it has no network; nothing where this machine does not permit that."""
+    for how in ("-rn", "-n"):  # for any user where that is allowed; for root
+        command = ["unshare", how, *WITH_LOOPBACK]
+        if shutil.which("unshare") and subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+            return command
+    return []
+
+
+class Offline(KernelManager):
+    """A kernel without a network, spoken to through files because it has none."""
+
+    def __init__(self, **given: Any) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="kernel-")
+        super().__init__(transport="ipc", ip=str(Path(self._folder.name) / "kernel"), **given)
+
+    def format_kernel_cmd(self, *given: Any, **named: Any) -> list[str]:
+        """The command that starts the kernel."""
+        return [*cut_off(), *super().format_kernel_cmd(*given, **named)]
+
+
+class Lesson(IPyNbFile):
+    """A notebook whose cells are executed and compared, and after them the limits of every lesson."""
+
+    start = 0.0
+
+    def setup(self) -> None:
+        """Start the clock and the kernel."""
+        self.start = time.monotonic()
+        with pytest.MonkeyPatch.context() as patch:
+            if cut_off():
+                patch.setattr(kernel, "KernelManager", Offline)
+            super().setup()
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """The cells, and then the limits, while the kernel still runs."""
+        yield from super().collect()
+        for name, test in LIMITS.items():
+            yield Limit.from_parent(self, name=name, test=test)
+
+    def about_kernel(self, what: str) -> str:
+        """A file in which Linux describes the kernel's process."""
+        path = Path(f"/proc/{self.kernel.km.provisioner.pid}/{what}")
+        if not path.is_file():
+            pytest.skip(f"Only Linux tells this, in {path}.")
+        return path.read_text()
+
+
+class Limit(pytest.Item):
+    """What must be true of a lesson after its cells were run."""
+
+    def __init__(self, *, test: Callable[[Lesson], None], **given: Any) -> None:
+        super().__init__(**given)
+        self.test = test
+
+    def runtest(self) -> None:
+        """Look whether it is true."""
+        self.test(self.parent)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """Where it is, and its name."""
+        return self.path, 0, f"{self.path.name}::{self.name}"
+
+
+def without_network(lesson: Lesson) -> None:
+    """Nothing that the lesson did can have reached another machine."""
+    if not cut_off():
+        pytest.skip("This machine does not let us take the network away: unshare -n is missing or not permitted.")
+    routes = lesson.about_kernel("net/route").splitlines()[1:]
+    if routes:
+        pytest.fail(f"The kernel should have had no network, but it has routes: {routes}", pytrace=False)
+
+
+def in_time(lesson: Lesson) -> None:
+    """The lesson ended in time, its kernel's start included; a machine that was busy otherwise cannot tell."""
+    seconds = time.monotonic() - lesson.start
+    if seconds <= SECONDS:
+        return
+    said = f"{lesson.name} took {seconds:.0f} s; at most {SECONDS} s are allowed."
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores + 1:
+        ticks = lesson.about_kernel("stat").rpartition(")")[2].split()[11:13]  # in its own code, and in the system's
+        worked = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+        said += f" Its kernel was at work for {worked:.0f} s, and {load:.1f} processes shared {cores} cores."
+        if worked <= SECONDS:
+            pytest.skip(f"{said} Run it again when the machine is quiet.")
+    pytest.fail(said, pytrace=False)
+
+
+def in_little_memory(lesson: Lesson) -> None:
+    """The kernel never needed more memory than the smallest machine in the room has to spare."""
+    # Not getrusage: there, a new process begins with the peak of the one that started it.
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", lesson.about_kernel("status"))[1]) * 1024 / 1e9
+    if peak > GIGABYTES:
+        pytest.fail(f"{lesson.name} needed {peak:.2f} GB; at most {GIGABYTES} GB are allowed.", pytrace=False)
+
+
+LIMITS = {"without a network": without_network, "in time": in_time, "in little memory": in_little_memory}

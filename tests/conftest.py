@@ -1,12 +1,27 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from kdlib import data
 from kdlib.data import NONE, DataSet, MemorySplit
 
+ROOT = Path(__file__).resolve().parents[1]
+ORDER = (ROOT / "notebooks", ROOT / "tests" / "browser")
+
 torch.set_num_threads(1)  # the tests' networks are too small to gain by threads, and lose by waiting for them
+
+
+def room(item: pytest.Item) -> int:
+    """Where a test lives: 0 for what is fast, 1 for the lessons, 2 for the browser."""
+    return next((number for number, folder in enumerate(ORDER, 1) if item.path.is_relative_to(folder)), 0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is fast comes first."""
+    items.sort(key=room)
 
 
 @pytest.fixture(scope="session")

@@ -244,8 +244,7 @@ def start(out: Path, *options: str) -> subprocess.Popen:
 
 
 def test_killed_in_mid_epoch_and_resumed_is_never_stopped_to_the_bit(tmp_path: Path) -> None:
-    assert start(tmp_path / "whole").wait() == 0
-    process = start(tmp_path / "killed")
+    never_stopped, process = start(tmp_path / "whole"), start(tmp_path / "killed")
     checkpoint = tmp_path / "killed" / "checkpoint"
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline:
@@ -256,6 +255,7 @@ def test_killed_in_mid_epoch_and_resumed_is_never_stopped_to_the_bit(tmp_path: P
     _, described = load_tensors(checkpoint)
     assert 0 < described["facts"]["step"] < 20
     assert start(tmp_path / "killed", "--resume").wait() == 0
+    assert never_stopped.wait() == 0
     whole, resumed = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "killed"))
     assert whole == resumed
 

@@ -16,6 +16,7 @@ from kdlib import distributed
 from kdlib.files import load_tensors
 
 HERE = Path(__file__).parent
+SCRIPT = str(HERE / "two_processes.py")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun on Windows has no gloo by default")
 
 
@@ -30,7 +31,7 @@ def torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The students of one process and those of two, from the same call."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("one", "two")}
-    done = torchrun(str(HERE / "two_processes.py"), "methods", str(folders["two"]))
+    done = torchrun(SCRIPT, "methods", str(folders["two"]))
     assert done.returncode == 0, done.stderr
     fit_all(folders["one"])
     return folders
@@ -47,19 +48,17 @@ def test_two_processes_train_the_student_of_one(trained: dict[str, Path], name: 
         assert {**a, "seconds": 0} == pytest.approx({**b, "seconds": 0}, abs=1e-4)
 
 
-def test_a_process_that_dies_ends_the_job_and_the_run_goes_on_to_the_bit(tmp_path: Path) -> None:
-    script = str(HERE / "two_processes.py")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        folder.mkdir()
-    assert torchrun(script, "whole", str(whole)).returncode == 0
-    dead = torchrun(script, "dies", str(killed))
+def test_a_process_that_dies_ends_the_job_and_the_run_goes_on_to_the_bit(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
+    whole, killed = trained["two"], tmp_path
+    dead = torchrun(SCRIPT, "dies", str(killed))
     assert dead.returncode != 0
     assert "SIGKILL" in dead.stderr or "exitcode  : -9" in dead.stderr
     assert not (killed / "student.safetensors").exists()
     _, described = load_tensors(killed / "checkpoint")
     assert described["facts"]["step"] == 6  # it died in the eighth step; every second one is written
-    assert torchrun(script, "whole", str(killed)).returncode == 0
+    assert torchrun(SCRIPT, "whole", str(killed)).returncode == 0
     ours, _ = load_tensors(whole / "student.safetensors")
     theirs, _ = load_tensors(killed / "student.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -67,8 +66,7 @@ def test_a_process_that_dies_ends_the_job_and_the_run_goes_on_to_the_bit(tmp_pat
 
 def test_the_command_line_speaks_and_writes_once(tmp_path: Path) -> None:
     options = ["--student", "resnet8", "--images", "128", "--epochs", "1", "--views", "1", "--batch-size", "64"]
-    command = ["-m", "kdlib", "distill", *options, "--out", str(tmp_path), "--quiet", "--json"]
-    done = torchrun(*command)
+    done = torchrun(SCRIPT, "command", "distill", *options, "--out", str(tmp_path), "--quiet", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Written to") == 1
     report = json.loads(done.stdout.splitlines()[-1])

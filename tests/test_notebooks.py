@@ -468,6 +468,7 @@ def test_the_command_line(
     assert notebooks.main(["--text", "01"]) == 0
     assert capsys.readouterr().out == TINY
     assert notebooks.main(["--check"]) == 0
+    assert capsys.readouterr().out == "1 notebook, as written by make notebooks\n"
     (tmp_path / tiny.name).write_text(tiny.read_text() + "\n")
     assert notebooks.main(["--check"]) == 1
     assert "Mend with: make notebooks" in capsys.readouterr().out
@@ -477,6 +478,9 @@ def test_the_command_line(
     assert notebooks.main(["--from", str(tmp_path / "02_new.md")]) == 0
     assert "02_new.ipynb: written" in capsys.readouterr().out
     assert notebooks.problems(tmp_path / "02_new.ipynb") == []
+    shutil.copy(tiny, tmp_path)
+    assert notebooks.main(["--check"]) == 0
+    assert capsys.readouterr().out == "2 notebooks, all as written by make notebooks\n"
 
 
 # The comparison.
@@ -494,8 +498,46 @@ def test_a_corrupted_output_makes_the_comparison_fail(tiny: Path) -> None:
     run = subprocess.run(command, cwd=tiny.parent, capture_output=True, text=True, timeout=600)
     assert run.returncode == 1, run.stdout + run.stderr
     assert re.findall(r"^FAILED (.*?)(?: - .*)?$", run.stdout, re.MULTILINE) == ["02_other_sum.ipynb::Cell 3"]
-    assert len(re.findall("^PASSED", run.stdout, re.MULTILINE)) == 11
+    assert len(re.findall("^PASSED .*::Cell", run.stdout, re.MULTILINE)) == 11
     assert "Cell outputs differ" in run.stdout
+
+
+GREEDY = """\
+Some text.
+
+```python
+import socket, time
+reached = socket.socket().connect_ex(("192.0.2.1", 80))  # no such machine: it is refused, or the time is up
+time.sleep(2)
+print("the network is unreachable:", reached == 101, flush=True)
+```
+
+More text.
+
+```python
+held = b"x" * 300_000_000
+```
+"""
+
+
+def test_a_lesson_has_no_network_and_its_time_and_memory_are_limited(tmp_path: Path) -> None:
+    """The limits are lowered here, so that a small lesson exceeds them."""
+    text = CONFTEST.read_text()
+    for old, new in (("SECONDS = 120", "SECONDS = 1.5"), ("GIGABYTES = 1.5", "GIGABYTES = 0.3")):
+        assert text.count(f"\n{old} ") == 1
+        text = text.replace(f"\n{old} ", f"\n{new} ")
+    text = text.replace("cell_timeout = SECONDS", "cell_timeout = 120").replace("_timeout = SECONDS", "_timeout = 120")
+    (tmp_path / "conftest.py").write_text(text)
+    (tmp_path / "01_greedy.ipynb").write_text(notebooks.dumps(made(GREEDY)))
+    command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "."]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    outcomes = dict(re.findall(r"^(?:PASSED|FAILED) 01_greedy.ipynb::(.*?)(?: - (.*))?$", run.stdout, re.MULTILINE))
+    if "unshare -n is missing" in run.stdout:
+        pytest.skip("Without unshare -n a lesson keeps its network.")
+    assert outcomes.pop("Cell 0") == outcomes.pop("Cell 1") == outcomes.pop("without a network") == "", run.stdout
+    assert re.search(r"needed 0\.[3-9]\d* GB; at most 0\.3 GB", run.stdout)
+    assert re.search(r"took \d+ s; at most 1\.5 s are allowed", run.stdout)
+    assert outcomes.keys() == {"in little memory", "in time"} or "when the machine is quiet" in run.stdout
 
 
 @pytest.fixture

@@ -40,6 +40,13 @@ def test_make_test_runs_the_lessons_too() -> None:
     assert settings["testpaths"] == ["tests", "notebooks"]
 
 
+def test_lessons_come_after_what_is_fast_and_the_browser_comes_last(request: pytest.FixtureRequest) -> None:
+    """As far as this run has them: all in make test."""
+    paths = [item.path.relative_to(ROOT).as_posix() for item in request.session.items]
+    late = [(path.startswith(("notebooks", "tests/browser")), path.startswith("tests/browser")) for path in paths]
+    assert late == sorted(late)
+
+
 def test_requirements_are_lower_bounds_without_pins_or_local_versions() -> None:
     for name in ("pyproject.toml", "environment.yml"):
         text = (ROOT / name).read_text()

@@ -1,10 +1,15 @@
-"""What test_distributed.py starts under torchrun: `python two_processes.py TASK FOLDER`."""
+"""What test_distributed.py starts under torchrun: `python two_processes.py TASK FOLDER`, or `command` and its options.
+
+Importing torch takes each process longer than any task, so tasks that can share a start do.
+"""
 
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from kdlib.recipes import Recipe
 from kdlib.teachers import Cached
 
 IMAGES, BATCH = 320, 64
+LOAD = data.load
 METHODS = {
     "hard": HardLabels(),
     "logit": Logit(4, 0.1),
@@ -26,9 +32,15 @@ METHODS = {
 }
 
 
+def fashion_with_few_to_judge_by(name: str = "fashion-mnist", **options: Any) -> data.DataSet:
+    """Fashion-MNIST as ever, but 501 images to validate and to test on: an odd number, for two processes."""
+    whole, few = LOAD(name, **options), torch.arange(501)
+    return replace(whole, validation=whole.validation.select(few), test=whole.test.select(few))
+
+
 def fit_all(folder: Path) -> None:
     """Train a student without batch statistics by each method; called by one process and by two."""
-    fashion = data.load("fashion-mnist").take(IMAGES, seed=0)
+    fashion = fashion_with_few_to_judge_by().take(IMAGES, seed=0)
     teacher = models.load("resnet20-fashion")
     for name, method in METHODS.items():
         answers: Any = teacher
@@ -85,7 +97,7 @@ def fit_resumably(folder: Path, step: int) -> None:
     )
     run = train.fit(
         student,
-        data.load("fashion-mnist").take(IMAGES, seed=0),
+        fashion_with_few_to_judge_by().take(IMAGES, seed=0),
         method=Dies(step),
         epochs=3,
         recipe=Recipe(learning_rate=0.05, batch_size=BATCH),
@@ -98,11 +110,17 @@ def fit_resumably(folder: Path, step: int) -> None:
         files.save_tensors(folder / "student.safetensors", run.student.state_dict(), {"rows": run.rows})
 
 
-def main(task: str, folder: Path) -> None:
+def main(task: str, *given: str) -> None:
+    if task == "command":
+        data.load = fashion_with_few_to_judge_by
+        sys.argv = ["kdlib", *given]
+        runpy.run_module("kdlib", run_name="__main__")
+        return
+    folder = Path(given[0])
     with distributed.together():
         if task == "methods":
             fit_all(folder)
-        if task == "whole":
+        if task in ("methods", "whole"):
             fit_resumably(folder, step=0)
         if task == "dies":
             fit_resumably(folder, step=8)
@@ -110,4 +128,4 @@ def main(task: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(*sys.argv[1:])

@@ -28,7 +28,7 @@ from typing import Any
 
 from kdlib._messages import unknown
 from kdlib.classroom import lessons, marking, records
-from kdlib.classroom.questions import Choice, Code, Common, Exercises, Options, Outcome, Verdict, fold, grade
+from kdlib.classroom.questions import Choice, Code, Common, Exercises, Number, Options, Outcome, Verdict, fold, grade
 
 
 class Exercise:
@@ -126,6 +126,8 @@ class Question(Exercise):
 
     def _solution(self) -> str:
         key = self._spec.key
+        if isinstance(key, Number):
+            return fold(f"Solution: {key.value:g}\n\n{self._spec.insight}").rstrip()
         right = key.right()
         return fold(f"Solution: {right}\n\n{key.explained(right)}\n\n{self._spec.insight}").rstrip()
 

@@ -314,7 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check(paths: Sequence[Path]) -> int:
     found = [f"{path.name}: {problem}" for path in paths for problem in problems(path)]
     mend = ["Mend with: make notebooks (or python -m kdlib.classroom.notebooks NUMBER)"] if found else []
-    print("\n".join([*found, *mend] or [f"{len(paths)} notebooks, all as written by make notebooks"]))
+    well = f"{len(paths)} notebooks, all as" if len(paths) != 1 else "1 notebook, as"
+    print("\n".join([*found, *mend] or [f"{well} written by make notebooks"]))
     return int(bool(found))
 
 

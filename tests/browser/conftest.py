@@ -1,4 +1,4 @@
-"""A Chromium, one JupyterLab for all tests, and a screenshot of every page on which a test failed.
+"""A Chromium, one JupyterLab for nearly all tests, and a screenshot of every page on which a test failed.
 
 Without a browser these tests are skipped, and fail where CI=1 or KDLIB_BROWSER=1 says that there must be one.
 KDLIB_SCREENSHOTS=FOLDER keeps those screenshots there, and takes one of each explorer in passing.
@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from lab import PATIENCE, Lab, Notebook, file_name
+from lab import PATIENCE, ROOT, Notebook, Workshop, file_name
 
-ROOT = Path(__file__).resolve().parents[2]
 REPORTS = pytest.StashKey[dict[str, pytest.TestReport]]()
 
 
@@ -42,13 +41,17 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def lab(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    server = Lab(tmp_path_factory.mktemp("lab"))
-    try:
-        server.wait()
-        yield server
-    finally:
-        server.close()
+def workshop(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    server = Workshop(tmp_path_factory.mktemp("lab"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def lab(workshop: Workshop) -> Iterator[Workshop]:
+    """The one JupyterLab; the kernels that a test has started end with it."""
+    yield workshop
+    workshop.end_kernels()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -66,7 +69,8 @@ def screenshots() -> Path:
 
 
 @pytest.fixture
-def page(chromium: Any, screenshots: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+def page(chromium: Any, lab: Workshop, screenshots: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A page of the browser; it asks for the lab so that it is closed before the kernels end."""
     context = chromium.new_context(viewport={"width": 1280, "height": 1400})
     page = context.new_page()
     page.set_default_timeout(1e3 * PATIENCE)
@@ -93,7 +97,7 @@ def look(page: Any, screenshots: Path) -> Callable[[str], None]:
 
 
 @pytest.fixture
-def opened(page: Any, lab: Lab, request: pytest.FixtureRequest) -> Callable[..., Notebook]:
+def opened(page: Any, lab: Workshop, request: pytest.FixtureRequest) -> Callable[..., Notebook]:
     """Opens a notebook with the cells that it is given, and runs it."""
 
     def open_(*cells: str) -> Notebook:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +17,8 @@ from typing import Any
 
 PATIENCE = float(os.environ.get("KDLIB_PATIENCE", "120"))  # seconds for whatever is waited for
 
-SETTINGS = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
+ROOT = Path(__file__).resolve().parents[2]
+ADDRESS = re.compile(r"(http://127\.0\.0\.1:\d+)(/\S*)\?token=(\w+)\n")
 
 # Which picture a key press led to, and when it could be seen: after its bytes were decoded (load), in the frame that
 # follows (requestAnimationFrame), once that frame was painted (a message that waits behind the painting).
@@ -52,36 +53,19 @@ IDLE = "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.
 
 
 class Lab:
-    """JupyterLab on a folder, on this machine only, with a token, on a free port, without the learner's settings."""
+    """JupyterLab as `make lab` starts it, without the learner's own settings, and what it said on the way."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "notebooks"
-        self.token = secrets.token_hex(16)
-        self.log = folder / "jupyterlab.log"
-        self._home = folder / "home"
-        self.folder.mkdir()
-        place = self._home / "settings" / "@jupyterlab" / "apputils-extension"
-        place.mkdir(parents=True)
-        (place / "notification.jupyterlab-settings").write_text(json.dumps(SETTINGS))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-        self._process = self._started()
+    def __init__(self, folder: Path, *options: str, course: Path = ROOT) -> None:
+        self._temporary, self.log = folder / "temporary", folder / "jupyterlab.log"
+        self._temporary.mkdir(parents=True)
+        command = [sys.executable, "-m", "kdlib.classroom.lab", "--no-browser", *options]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(folder, course), cwd=folder
+            )
+        self.address, self.lesson, self.token = self._answers()
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        options = {
-            "ServerApp.ip": "127.0.0.1",
-            "ServerApp.port": self.port,
-            "ServerApp.port_retries": 0,
-            "ServerApp.open_browser": False,
-            "ServerApp.root_dir": self.folder,
-            "ServerApp.allow_root": hasattr(os, "geteuid") and os.geteuid() == 0,
-            "IdentityProvider.token": self.token,
-            "LabApp.expose_app_in_browser": True,
-            "LabApp.news_url": "",
-            "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
-        }
+    def _environment(self, folder: Path, course: Path) -> dict[str, str]:
         own = {
             "JUPYTER_CONFIG_DIR": "config",
             "JUPYTER_DATA_DIR": "data",
@@ -91,29 +75,57 @@ class Lab:
             "IPYTHONDIR": "ipython",
             "KDLIB_PROGRESS": "progress.json",
         }
-        environment = {**os.environ, **{name: str(self._home / where) for name, where in own.items()}}
+        environment = {**os.environ, **{name: str(folder / "home" / where) for name, where in own.items()}}
         environment.pop("MPLBACKEND", None)
-        command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
-        with self.log.open("wb") as log:
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=self.folder)
+        return {**environment, "TMPDIR": str(self._temporary), "PYTHONPATH": str(course)}
 
-    def wait(self) -> None:
-        """Return when the server answers; RuntimeError with its last words if it does not."""
+    def _answers(self) -> tuple[str, str, str]:
+        """Address, path and token, once the server answers; RuntimeError with its last words if it does not."""
         end = time.monotonic() + PATIENCE
-        while time.monotonic() < end and self._process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"{self.address}/api/status?token={self.token}", timeout=5):
-                    return
-            except OSError:
-                time.sleep(0.5)
+        while time.monotonic() < end and self.process.poll() is None:
+            if said := ADDRESS.search(self.log.read_text()):
+                self.address, _, self.token = said.groups()
+                with contextlib.suppress(OSError):  # not yet
+                    self.ask("GET", "status")
+                    return said.groups()
+            time.sleep(0.2)
+        self.process.kill()
+        self.process.wait()
         raise RuntimeError(f"JupyterLab did not start:\n{self.log.read_text()[-3000:]}")
 
+    def ask(self, method: str, what: str) -> Any:
+        """What the server's own interface answers; OSError if it refuses."""
+        headers = {"Authorization": f"token {self.token}"}
+        request = urllib.request.Request(f"{self.address}/api/{what}", method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return json.loads(answer.read() or "null")
+
+    def end_kernels(self) -> None:
+        """End every kernel, and return when they are gone; no page may be open that would ask for them."""
+        for session in self.ask("GET", "sessions"):
+            self.ask("DELETE", f"sessions/{session['id']}")
+        for kernel in self.ask("GET", "kernels"):
+            self.ask("DELETE", f"kernels/{kernel['id']}")
+        assert self.ask("GET", "kernels") == []
+
     def close(self) -> None:
-        self._process.terminate()
+        """Stop the server as Ctrl-C does; it ends its kernels and removes what it had put down."""
+        self.process.send_signal(signal.SIGINT)
         try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+            assert self.process.wait(30) == 0, self.log.read_text()[-3000:]
+        finally:
+            self.process.kill()  # does nothing where it has ended
+        assert list(self._temporary.glob("kdlib-*")) == []  # what kernels leave, such as compiled code, is theirs
+
+
+class Workshop(Lab):
+    """JupyterLab on an empty folder for copies and small notebooks, on any free port, open to the tests' scripts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "notebooks"
+        self.folder.mkdir()
+        more = {"ServerApp.root_dir": self.folder, "ServerApp.port": 0, "LabApp.expose_app_in_browser": True}
+        super().__init__(folder, *(f"--{name}={value}" for name, value in more.items()))
 
     def write(self, name: str, cells: list[str]) -> str:
         """A notebook with these code cells; its name."""
@@ -133,7 +145,7 @@ class Lab:
 class Notebook:
     """A notebook that is open in a page of the browser."""
 
-    def __init__(self, page: Any, lab: Lab, name: str) -> None:
+    def __init__(self, page: Any, lab: Workshop, name: str) -> None:
         self.page = page
         page.goto(f"{lab.address}/lab/tree/{name}?token={lab.token}&reset")
         page.locator(".jp-Notebook").wait_for()

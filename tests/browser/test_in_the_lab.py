@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab, Notebook
+from lab import Notebook, Workshop
 
 from kdlib.classroom import explorers
 
@@ -115,7 +116,18 @@ def test_an_exercise_goes_from_not_attempted_to_correct(opened: Callable[..., No
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=[path.stem for path in LESSONS])
-def test_a_lesson_runs_from_top_to_bottom(path: Path, page: Any, lab: Lab, look: Callable[[str], None]) -> None:
+def test_a_lesson_runs_from_top_to_bottom(path: Path, page: Any, lab: Workshop, look: Callable[[str], None]) -> None:
     notebook = Notebook(page, lab, lab.copy(path))
     notebook.run_all()
     look(path.stem)
+
+
+def test_kernels_end_with_the_test_that_started_them(opened: Callable[..., Notebook], page: Any, lab: Workshop) -> None:
+    notebook = opened("import os\nos.getpid()")
+    assert len(lab.ask("GET", "kernels")) == 1  # those of the tests before are gone
+    kernel = int(notebook.output(0))
+    os.kill(kernel, 0)
+    page.close()
+    lab.end_kernels()
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)

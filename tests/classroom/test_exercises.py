@@ -359,6 +359,11 @@ def test_only_solution_gives_the_solution_away(capsys: pytest.CaptureFixture[str
             assert len(solution) > 40
 
 
+def test_the_solution_of_a_question_with_a_number_is_the_number(capsys: pytest.CaptureFixture[str]) -> None:
+    exercises.load("05").translate.solution()
+    assert "Solution: 0.64" in capsys.readouterr().out
+
+
 def test_public_names_are_few() -> None:
     names = [name for name in dir(exercises.load("04").soft_loss) if not name.startswith("_")]
     assert names == ["check", "difficulty", "hint", "kind", "minutes", "name", "review", "solution", "stub", "title"]

@@ -269,4 +269,4 @@ BLOCKS = Choice(
     ),
 )
 
-EXERCISES = Exercises("07", "Relation distillation", (BY_HAND, FSP, ROTATED, WIDTHS, BLOCKS))
+EXERCISES = Exercises("07", "How do relations teach?", (BY_HAND, FSP, ROTATED, WIDTHS, BLOCKS))
