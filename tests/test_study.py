@@ -774,6 +774,19 @@ def test_a_process_that_is_killed_ends_the_study_with_what_to_do(
                 list(crew.rows(seat, cells, test=False))
 
 
+def test_processes_of_the_caller_are_left_alone(real: Budget, tmp_path: Path) -> None:
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    other.start()
+    try:
+        with Crew(Bench(real, tmp_path), 2).at_work():
+            pass
+        other.join(0.5)
+        assert other.is_alive()
+    finally:
+        other.kill()
+        other.join()
+
+
 def test_less_than_one_process_is_refused(budget: Budget, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 1; got 0"):
         request(budget, tmp_path, workers=0)

@@ -7,6 +7,7 @@ entries   the methods, their hyper-parameters and the trials by which these are 
 grid      which runs make up a study
 rows      CSV files that survive a kill, and the JSON file beside each that says how it came about
 bench     one run: data, teachers, a student, a row
+workers   several runs at a time, each in a process of its own
 choose    hyper-parameters by trials on the validation split, equally many for each method
 run       a whole study: go on with what is missing
 findings  what finished rows say: accuracies, gains with verdicts, the gap recovered, costs

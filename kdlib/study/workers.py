@@ -1,7 +1,8 @@
 """Several runs of one seed at a time, each in a process of its own.
 
-Small networks do not fill the cores: two processes of one thread train more students an hour than one process of two
-threads. Rows are written by one process only, the one that was started.
+Small networks gain little from several threads, and on a busy machine these mostly wait for each other. On two quiet
+cores two processes of one thread trained as many students as one of two; with other work beside them, far more. Rows
+are written by one process only, the one that was started.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Crew:
             yield self
             return
         threads = max(1, torch.get_num_threads() // self.count)
+        others = set(multiprocessing.active_children())  # those of whoever called us are none of our business
         self._pool = ProcessPoolExecutor(
             self.count,
             mp_context=multiprocessing.get_context("spawn"),  # torch's threads do not survive a fork
@@ -50,7 +52,7 @@ class Crew:
             yield self
             self._pool.shutdown()
         finally:
-            for process in multiprocessing.active_children():
+            for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
             self._pool.shutdown(cancel_futures=True)
 
