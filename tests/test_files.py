@@ -8,6 +8,7 @@ import os
 import pickle
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,19 @@ def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture
+@contextmanager
 def no_large_files() -> Iterator[None]:
-    """The kernel refuses files over 4,096 bytes: a real failure in the middle of writing, as on a full disk."""
+    """The kernel refuses files over 4,096 bytes: a real failure in the middle of writing, as on a full disk.
+
+    No longer than the call that is tested: pytest's own output may go to a file that is larger already.
+    """
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class Trap:
@@ -152,22 +158,23 @@ def test_a_full_disk(tmp_path: Path):
     assert entries(tmp_path) == ["result.txt"]
 
 
-@pytest.mark.usefixtures("no_large_files")
 def test_text_that_does_not_fit(tmp_path: Path):
     path = tmp_path / "history.csv"
     path.write_text("old")
-    with pytest.raises(OSError, match="Could not write .*history.csv: File too large") as caught:
+    with pytest.raises(OSError, match="Could not write .*history.csv: File too large") as caught, no_large_files():
         files.write_text(path, "x" * 10_000)
     assert caught.value.errno == errno.EFBIG
     assert path.read_text() == "old"
     assert entries(tmp_path) == ["history.csv"]
 
 
-@pytest.mark.usefixtures("no_large_files")
 def test_tensors_that_do_not_fit(tmp_path: Path):
     path = tmp_path / "model.safetensors"
     files.save_tensors(path, {"a": torch.ones(3)}, {"step": 1})
-    with pytest.raises(OSError, match="Could not write .*model.safetensors.*Free some space") as caught:
+    with (
+        pytest.raises(OSError, match="Could not write .*model.safetensors.*Free some space") as caught,
+        no_large_files(),
+    ):
         files.save_tensors(path, {"a": torch.ones(3_000)}, {"step": 2})
     assert caught.value.errno == errno.EFBIG  # safetensors hides the number in its text
     assert "None" not in str(caught.value)
