@@ -161,6 +161,13 @@ def test_layers_are_paired_from_the_end() -> None:
     assert entries.pairs(teacher, teacher, "late") == {"layer2": "layer2", "layer3": "layer3"}
 
 
+def test_few_images_come_in_small_batches_with_a_learning_rate_in_proportion() -> None:
+    sizes = {images: Budget(images=images).batch_size for images in (1000, 5119, 5120, 10_000, None)}
+    assert sizes == {1000: 32, 5119: 32, 5120: 128, 10_000: 128, None: 128}
+    recipe = Settings(learning_rate=0.2, weight_decay=1e-3).recipe(32)
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == (0.05, 1e-3, 32)
+
+
 def test_settings_survive_a_file_and_are_said_in_words() -> None:
     settings = Settings(weight=10, layers="last", learning_rate=0.1)
     assert Settings.read({name: rows.as_text(getattr(settings, name)) for name in entries.HYPER}) == settings
@@ -336,7 +343,8 @@ def test_the_loop_gets_the_seed_and_settings_of_the_cell_and_no_test_set_for_a_t
             assert calls[-1]["teacher"] is seat.teacher("reference")
         assert torch.equal(calls[-1]["weight"], bench.student(seed).state_dict()["conv1.weight"])
         assert (calls[-1]["seed"], calls[-1]["views"], calls[-1]["epochs"], calls[-1]["test"]) == (seed, 2, 2, False)
-        assert (calls[-1]["recipe"].learning_rate, calls[-1]["recipe"].weight_decay) == (0.3, 1e-3)
+        recipe = calls[-1]["recipe"]
+        assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == (0.3 / 4, 1e-3, 32)
     for call in calls:  # a run of the study reads the test set after training, and a trial never
         with pytest.raises(RuntimeError, match="asked for its labels before training was over"):
             _ = call["data"].test.labels

@@ -159,6 +159,8 @@ def _raised(spec: Code, attempt: _Attempt, *, first: bool) -> Verdict:
         step = ""
     if "ellipsis" in said.lower():
         step = "One ... is still waiting for your code."
+    elif "return_types" in said:
+        step = "max(dim=...) and min(dim=...) give values and places: take .values."
     elif not attempt.trial.line and isinstance(error, TypeError):
         step = f"It should take these arguments: {', '.join(inspect.signature(spec.reference).parameters)}."
     return Verdict(Outcome.ERROR, f"{text}\n{step or 'Call it yourself with the example to see where.'}")

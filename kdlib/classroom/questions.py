@@ -29,6 +29,7 @@ OPENINGS = {
 }
 UNREADABLE = "This is not an answer yet"
 SURPRISE = "Not as predicted"
+AGAIN = "Think again, and answer anew; .hint() helps."
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,6 +139,10 @@ class Number:
         """How to answer, as it is shown with the question."""
         return "  Answer with a number."
 
+    def slip(self, given: float) -> str:
+        """What to say to an answer that a known mistake leads to, or ""."""
+        return next((text for value, text in self.slips if abs(given - value) <= 0.03 * abs(value)), "")
+
     def read(self, answer: Any) -> tuple[float | None, str]:
         """The number that was answered, or None and how to answer."""
         try:
@@ -237,6 +242,8 @@ def _grade(spec: Choice, answer: Any, measured: Any) -> Verdict:
     if given is None:
         return Verdict(Outcome.ERROR, how, opening=UNREADABLE)
     if isinstance(spec.key, Number):
+        if not spec.predicted:
+            return _grade_quantity(spec.key, given, spec.insight)
         return _grade_number(spec.key, given, measured, spec.insight)
     if spec.predicted:
         return _grade_prediction(spec, spec.key, given, measured)
@@ -244,8 +251,15 @@ def _grade(spec: Choice, answer: Any, measured: Any) -> Verdict:
     if given == right:
         text = f"{given}) {chosen.text}\n\n{spec.key.explained(right)}"
         return Verdict(Outcome.CORRECT, f"{text}\n\n{spec.insight}" if spec.insight else text)
-    advice = "Think again, and answer anew; .hint() helps."
-    return Verdict(Outcome.WRONG, f"{given}) {chosen.text}\n\n{chosen.why}\n\n{advice}", chosen.text)
+    return Verdict(Outcome.WRONG, f"{given}) {chosen.text}\n\n{chosen.why}\n\n{AGAIN}", chosen.text)
+
+
+def _grade_quantity(key: Number, given: float, insight: str) -> Verdict:
+    """The verdict on a number that can be worked out: a wrong answer is not told the right one."""
+    if abs(given - key.value) <= key.tolerance * abs(key.value):
+        return Verdict(Outcome.CORRECT, f"{given:.4g} is right.\n\n{insight}".rstrip())
+    slip = key.slip(given)
+    return Verdict(Outcome.WRONG, f"It is not {given:.4g}. {slip}".rstrip() + f"\n\n{AGAIN}", slip)
 
 
 def _grade_prediction(spec: Choice, key: Options, given: str, measured: Any) -> Verdict:
@@ -287,7 +301,7 @@ def _grade_number(key: Number, given: float, measured: Any, insight: str) -> Ver
     said = f"You predicted {given:.4g}; it is {truth:.3g}."
     if abs(given - truth) <= key.tolerance * abs(truth):
         return Verdict(Outcome.CORRECT, f"{said}\n\n{insight}".rstrip())
-    slip = next((text for value, text in key.slips if abs(given - value) <= 0.03 * abs(value)), "")
+    slip = key.slip(given)
     return Verdict(Outcome.WRONG, f"{said} {slip}".rstrip() + f"\n\n{insight}".rstrip(), slip, SURPRISE)
 
 

@@ -145,7 +145,7 @@ class Seat:
                 teacher=teacher,
                 method=bench.method(cell),
                 epochs=budget.epochs,
-                recipe=cell.settings.recipe(),
+                recipe=cell.settings.recipe(budget.batch_size),
                 views=budget.views,
                 seed=cell.seed,
                 test=False,  # read below, where its logits are needed as well

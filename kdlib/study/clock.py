@@ -53,7 +53,7 @@ class Clock:
 
 def probe(bench: Bench, steps: int = 3) -> float:
     """Seconds that one run by hard labels will take, from a few training steps on one batch."""
-    recipe = Settings().recipe()
+    recipe = Settings().recipe(bench.budget.batch_size)
     student = bench.place.put(bench.student(0)).train()
     optimizer = recipe.make_optimizer(student.parameters())
     batch = next(bench.whole.train.batches(recipe.batch_size, device=bench.place.device))

@@ -17,7 +17,8 @@ from kdlib import methods, models
 from kdlib._messages import unknown
 from kdlib.recipes import Recipe
 
-RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
+BATCH = 128
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0)  # for a batch of 128
 TRIALS = 11
 FAMILIES = ("baseline", "control", "logit", "feature", "relation", "combination")
 
@@ -28,8 +29,8 @@ Pairs = Callable[[str], dict[str, str]]
 class Settings:
     """The hyper-parameters of one run; None for those that its method does not have.
 
-    alpha: the weight of the hard labels. beta: of dkd. weight: of the feature or relation term. layers: which layers
-    that term looks at, see `pairs`.
+    learning_rate: for a batch of 128. alpha: the weight of the hard labels. beta: of dkd. weight: of the feature or
+    relation term. layers: which layers that term looks at, see `pairs`.
     """
 
     learning_rate: float = 0.1
@@ -52,9 +53,13 @@ class Settings:
         texts = {name: row[name] for name in HYPER if row[name] != ""}
         return cls(**{name: text if name == "layers" else float(text) for name, text in texts.items()})
 
-    def recipe(self) -> Recipe:
-        """How a run with these settings is trained; all else is the same for every method."""
-        return Recipe(learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+    def recipe(self, batch_size: int = BATCH) -> Recipe:
+        """How a run with these settings is trained; all else is the same for every method.
+
+        The learning rate is that of a batch of 128; a smaller one takes it in proportion (Goyal et al. 2017).
+        """
+        rate = self.learning_rate * batch_size / BATCH
+        return Recipe(learning_rate=rate, weight_decay=self.weight_decay, batch_size=batch_size)
 
     def __str__(self) -> str:
         return ", ".join(

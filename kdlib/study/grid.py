@@ -9,7 +9,7 @@ from typing import Any
 
 from kdlib import files
 from kdlib._messages import unknown
-from kdlib.study.entries import ENTRIES, Settings, entry
+from kdlib.study.entries import BATCH, ENTRIES, Settings, entry
 
 ALPHAS = (0.0, 0.1, 0.5, 0.9, 1.0)
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -40,6 +40,14 @@ class Budget:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is a whole number of at least 1; got {value!r}.")
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a training batch: 128, or a quarter of it where an epoch would have fewer than 40 steps.
+
+        A network needs some hundred steps to learn anything, and few images in large batches do not give them.
+        """
+        return BATCH if self.images is None or self.images >= 40 * BATCH else BATCH // 4
 
     def file(self, kind: str, folder: Path) -> Path:
         """The CSV file in `folder` that holds the runs of this kind and budget."""

@@ -119,5 +119,8 @@ def test_the_recipe_from_elsewhere() -> None:
     torch.testing.assert_close(ours / theirs, lesson05.joint_loss(more, other, truth, 4.0, alpha) / again)
     for value in (0.1, 0.9, 0.36, 0.3077):
         assert grade(lesson05.TRANSLATE, value).outcome is Outcome.WRONG
+    wrong = grade(lesson05.TRANSLATE, 0.1).text
+    assert "forgets that kdlib's soft loss carries T^2" in wrong
+    assert "0.64" not in wrong  # a question, unlike a prediction, can be tried again
     assert grade(lesson05.TRANSLATE, 16 / 25).outcome is Outcome.CORRECT
     assert grade(lesson05.TRANSLATE, "0.64").outcome is Outcome.ERROR

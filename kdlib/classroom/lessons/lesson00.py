@@ -9,7 +9,7 @@ from kdlib.classroom.questions import Case, Choice, Code, Exercises, Mistake, Op
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many numbers a model has to learn."""
+    """How many weights and biases a model holds."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -21,7 +21,7 @@ def _models() -> list[Case]:
         frozen[0].requires_grad_(False)
         small = nn.Linear(3, 2)
     return [
-        Case((small,), show="nn.Linear(3, 2)"),
+        Case((small,), show="torch.nn.Linear(3, 2)"),
         Case((mixed,), show="nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 5))"),
         Case((frozen,), show="a model whose first layer is frozen"),
     ]
@@ -33,8 +33,8 @@ COUNT = Code(
     "code",
     "easy",
     3,
-    "Write count_parameters(model): how many numbers does a model have to learn? Count every weight and every bias, "
-    "also those of frozen layers: they have to be stored too. One line is enough.",
+    "Write count_parameters(model): how many weights and biases does a model hold? Count all of them, whether or not "
+    "they are being trained: all have to be stored. One line is enough.",
     (
         "model.parameters() goes through the tensors; each tensor knows how many numbers it holds.",
         "tensor.numel() is that number. Add it up with sum(... for ... in ...).",
@@ -111,8 +111,9 @@ ACCURACY = Code(
     "code",
     "easy",
     5,
-    "Write accuracy(logits, labels): the share, from 0 to 1, of the images that a model gets right. logits has a row "
-    "for each image and a column for each class; labels has the number of the right class for each image.",
+    "Write accuracy(logits, labels): the share, from 0 to 1, of the images that a model gets right. logits, the raw "
+    "scores of the model, has a row for each image and a column for each class; labels has the number of the right "
+    "class for each image.",
     (
         "What a model answers is the class with the largest logit of its row.",
         "logits.argmax(dim=1) gives the answers. Compare them with the labels: True where right.",
@@ -177,9 +178,7 @@ TWIN = Choice(
     ".check(gain) with the distilled student's accuracy minus its twin's.",
     ("There is no trick. Say what you expect, and remember why.",),
     "Either way this is one run: a hint, not evidence. Another order of the images would give both students other "
-    "numbers, and a small gain can change its sign. In two early trials, made while this course was written (ResNet-8, "
-    "10,000 images, 6 epochs, single runs), one pair of twins gave 85.2 % alone and 86.6 % distilled, the other 86.0 % "
-    "alone and 85.2 % distilled.",
+    "numbers, and a small gain can change its sign.",
     predicted=True,
     key=Options(
         (Option("The distilled student", ""), Option("Its twin on labels alone", ""), Option("Neither, a tie", "")),
@@ -256,7 +255,11 @@ HISTORY = Choice(
                 "The same question, right or wrong, on the same images that neither student was trained on.",
                 right=True,
             ),
-            Option("seconds", "It says how long the training took, not what came of it."),
+            Option(
+                "validation_loss",
+                "It is measured on the right images, but it asks how much probability the right class got. A student "
+                "that learns soft answers spreads its probability, and may recognise more all the same.",
+            ),
         )
     ),
 )

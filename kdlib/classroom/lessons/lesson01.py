@@ -237,7 +237,7 @@ LATENCY = Choice(
     "figure",
     "medium",
     4,
-    "In the figure of latency against MACs the points do not lie on a line through the origin: networks with about the "
+    "In the figure of latency against MACs the points do not lie on the dotted line: networks with about the "
     "same number of MACs can differ by a factor of two in milliseconds. What explains this best?",
     (
         "A processor does not only calculate. Where do the numbers come from?",

@@ -185,8 +185,9 @@ ENTROPY = Code(
     "code",
     "medium",
     5,
-    "Write entropy(probabilities): -sum_c p_c log p_c for each row, with the natural logarithm (nats). A class with "
-    "probability 0 adds nothing. The result is a tensor with one number an image.",
+    "Entropy measures doubt: it is 0 if one class has everything, and log C if all C classes are equal. Write "
+    "entropy(probabilities): -sum_c p_c log p_c for each row, with the natural logarithm (its unit is then the nat). "
+    "A class with probability 0 adds nothing. The result is a tensor with one number an image.",
     (
         "Multiply, add up over the classes, and turn the sign. Then try a row with a 0 in it.",
         "torch.where(condition, a, b) can put a harmless value where the probability is 0; log(1) is 0.",

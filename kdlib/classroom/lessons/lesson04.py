@@ -322,7 +322,7 @@ LAW = Choice(
     "hard",
     4,
     "In the figure of the gradient's size against T, both axes logarithmic, the curve without T^2 runs at high T along "
-    "a straight line of slope -2: the law 1/T^2. Near T = 1 it leaves the line. Why?",
+    "a straight line of slope -2: the law 1/T^2. Further left, at T = 16 and below, it leaves the line. Why?",
     (
         "The law comes from exp(x) being nearly 1 + x. When is that so?",
         "x is z / T here. How large are a trained teacher's logits?",
@@ -333,10 +333,10 @@ LAW = Choice(
         (
             Option(
                 "Rounding errors are larger at low temperatures",
-                "In 32 bits they are about one part in ten million, far below what is seen in the figure.",
+                "In 64 bits, as computed here, they are about one part in 10^16, far below what is seen in the figure.",
             ),
             Option(
-                "The law needs z / T to be small; near T = 1 it is not, and the softmax is far from linear",
+                "The law needs z / T to be small; at low T it is not, and the softmax is far from linear",
                 "exp(x) is nearly 1 + x only for small x. A trained teacher's logits often lie ten and more apart: "
                 "divided by 1 they saturate the softmax, divided by 40 they do not.",
                 right=True,

@@ -321,9 +321,8 @@ DOUBLE = Choice(
         "What is the largest, and what the smallest number that the first softmax can hand to the second?",
         "exp(1) is 2.718, exp(0) is 1, and there are ten classes.",
     ),
-    "So the cross-entropy of a network that is completely right still is log((e + 9) / e) = 1.46 instead of 0, and the "
-    "learning goes on pulling where nothing is to be gained. A loss that stops falling at 1.46 with ten classes "
-    "should make you look for a softmax in the model.",
+    "So the cross-entropy of a network that is completely right still is log((e + 9) / e) = 1.46 instead of 0. A loss "
+    "that stops falling at 1.46 with ten classes should make you look for a softmax in the model.",
     key=Options(
         (
             Option(

@@ -131,7 +131,9 @@ def _maps() -> list[Case]:
         return Case((student, teacher, torch.randn(theirs, ours, generator=generator)))
 
     tiny = torch.ones(1, 1, 2, 2), torch.tensor([[[[1.0]], [[4.0]]]]), torch.tensor([[2.0], [3.0]])
-    return [Case(tiny), case(2, 3, 4, 4, 2), case(3, 2, 5, 6, 2), case(2, 3, 3, 4, 4), case(1, 2, 3, 4, 2)]
+    oblong = torch.randn(2, 3, 9, 4, generator=generator), torch.randn(2, 4, 3, 2, generator=generator)
+    square = case(2, 3, 4, 4, 2), case(3, 2, 5, 6, 2), case(2, 3, 3, 4, 4), case(1, 2, 3, 4, 2)
+    return [Case(tiny), *square, Case((*oblong, torch.randn(4, 3, generator=generator)))]
 
 
 def _hint(
@@ -270,8 +272,8 @@ FORGOTTEN = Code(
     8,
     "A feature loss that hardly falls: often the projection was never given to the optimiser. Write forgotten(method, "
     "optimised): how many numbers in the method's parameters no step of the optimiser will change. method is a module; "
-    "optimised are the parameters that the optimiser was given, as in the example, where a projection of 6 x 4 numbers "
-    "is missing.",
+    "optimised are the parameters that the optimiser was given: the student's too, beside those of the method. In the "
+    "example the method is a projection of 6 x 4 numbers, and the optimiser has the student alone.",
     (
         "Go through method.parameters() and look for each of them among the optimised ones.",
         "`p in optimised` compares values, which fails on tensors. Whether it is the very same parameter, `is` "
@@ -284,6 +286,12 @@ FORGOTTEN = Code(
     reference=forgotten,
     cases=_optimised,
     mistakes=(
+        Mistake(
+            "totals subtracted",
+            lambda m, o: _numbers(m.parameters()) - _numbers(o),
+            "You subtracted totals. The optimiser also has the student's parameters: count those of the method that "
+            "are not among them.",
+        ),
         Mistake(
             "parameters instead of numbers",
             lambda m, o: len(_left(m, o, lambda p, q: p is q)),
@@ -345,8 +353,7 @@ FALL = Choice(
         "What the projection gives is a fixed mixture of the student's channels.",
     ),
     "The loss falls in both runs, because the student bends itself to what the projection happens to want: so nothing "
-    "looks broken. In two early trials, made while this course was written (ResNet-8 against layer3 of ResNet-20, 60 "
-    "steps of 100 images, single runs), the forgotten one ended 1.81 and 1.62 times as high.",
+    "looks broken.",
     predicted=True,
     key=Options(
         (
@@ -380,9 +387,10 @@ SCALE = Choice(
                 "factor of 16.",
             ),
             Option(
-                "Little: the loss is 2 (1 - cosine) divided by the positions, 49 against 784; compare the cosines",
-                "784 / 49 = 16, so at the same angle the loss at 7 x 7 is 16 times as large. The angle itself says how "
-                "far the two look at different places.",
+                "Little: the number of positions is part of the loss",
+                "The loss is 2 (1 - cosine) divided by the positions: 49 against 784. 784 / 49 = 16, so at the same "
+                "angle the loss at 7 x 7 is 16 times as large. The angle itself says how far the two look at different "
+                "places.",
                 right=True,
             ),
             Option(

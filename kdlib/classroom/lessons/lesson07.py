@@ -261,7 +261,7 @@ BLOCKS = Choice(
                 "Each row is divided by one number, so within a row the order of the pictures stays as it was.",
             ),
             Option(
-                "The layer answers these classes in a similar way: dark knowledge, before there are any logits",
+                "The layer answers these classes in a similar way: it knows what is alike, before there are logits",
                 "These are the classes that the soft labels of lesson 03 put next to each other.",
                 right=True,
             ),
