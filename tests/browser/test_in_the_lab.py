@@ -9,18 +9,44 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Notebook, Workshop
+from lab import Live, Notebook, Workshop
 
 from kdlib.classroom import explorers
 
 LESSONS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 IMPORT = "from kdlib.classroom import explorers"
-# Each explorer, the slider that is moved, a key, and a text that comes below the picture.
+# Each explorer, the slider that is moved, a key, the key that goes back, and a text that comes below the picture.
 EACH = {
-    "Cost": ("Depth", "ArrowRight", "ResNet-32,"),
-    "TeacherSees": ("Picture", "ArrowRight", "number 2 of 5000"),
-    "Temperature": ("Temperature", "ArrowRight", "at T = 4.76"),
+    "Attention": ("Picture", "ArrowRight", "ArrowLeft", "number 2 of 20"),
+    "Cost": ("Depth", "ArrowRight", "ArrowLeft", "ResNet-32,"),
+    "Relations": ("Moment", "ArrowLeft", "ArrowRight", "the teacher and student, untrained."),
+    "TeacherSees": ("Picture", "ArrowRight", "ArrowLeft", "number 2 of 5000"),
+    "Temperature": ("Temperature", "ArrowRight", "ArrowLeft", "at T = 4.76"),
+    "TemperatureMap": ("Temperature T", "ArrowRight", "ArrowLeft", "alpha 0.1, T 8:"),
 }
+# Those that need something to show: what is run before them, and what they are given.
+NETWORKS = """from kdlib import models
+teacher = models.load("resnet20-fashion")
+untrained, other = (models.build("resnet8", num_classes=10, in_channels=1, seed=seed) for seed in (0, 1))"""
+INVENTED = f"""import sys, tempfile, pathlib
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import synthetic
+from kdlib import study
+folder = pathlib.Path(tempfile.mkdtemp())
+synthetic.write(folder, ["full", "grid"])"""
+GIVEN = {
+    "Attention": (NETWORKS, '{"teacher": teacher, "student": untrained}, per_class=2'),
+    "Relations": (NETWORKS, 'teacher, {"untrained": untrained, "trained": other}, per_class=2'),
+    "TemperatureMap": (INVENTED, 'study.results("grid", folder=folder)'),
+}
+
+
+def shown(name: str, opened: Callable[..., Notebook]) -> Live:
+    """The explorer of this name in a notebook of its own."""
+    before, given = GIVEN.get(name, ("", ""))
+    return opened(f"{IMPORT}\n{before}", f"explorers.{name}({given})").explorer(1)
+
+
 BROKEN = f"""{IMPORT}
 class Broken(explorers.Temperature):
     @staticmethod
@@ -35,8 +61,8 @@ Broken()"""
 def test_a_key_changes_picture_and_numbers_and_back(
     name: str, opened: Callable[..., Notebook], look: Callable[[str], None]
 ) -> None:
-    label, key, expected = EACH[name]
-    live = opened(IMPORT, f"explorers.{name}()").explorer(1)
+    label, key, back, expected = EACH[name]
+    live = shown(name, opened)
     look(f"{name} at the start")
     before, text = live.pixels(), live.text()
     assert expected not in text
@@ -45,7 +71,7 @@ def test_a_key_changes_picture_and_numbers_and_back(
     live.until(lambda: live.pixels() != before, "another picture")
     look(f"{name} after a key")
     assert live.status() == ""
-    live.press(label, "ArrowLeft")
+    live.press(label, back)
     live.until(lambda: live.text() == text, "the first text")
     live.until(lambda: live.pixels() == before, "the first picture")
 
@@ -54,7 +80,7 @@ def test_a_key_changes_picture_and_numbers_and_back(
 def test_the_tabulator_reaches_every_control_and_the_picture_has_a_name(
     name: str, opened: Callable[..., Notebook], page: Any
 ) -> None:
-    live = opened(IMPORT, f"explorers.{name}()").explorer(1)
+    live = shown(name, opened)
     start = getattr(explorers, name).alt[:40]
     assert page.get_by_role("img", name=re.compile(re.escape(start))).count() == 1
     count = live.where.locator(".widget-hslider, .widget-dropdown, .widget-text").count()

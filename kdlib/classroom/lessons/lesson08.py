@@ -50,6 +50,8 @@ AHEAD = Choice(
 
 def half_width(ours: Tensor, theirs: Tensor) -> float:
     """Half of the 95 % interval of the mean gain, for accuracies paired by seed."""
+    from scipy import stats
+
     gains = ours - theirs
     t = stats.t.ppf(0.975, len(gains) - 1)
     return float(t * gains.std() / len(gains) ** 0.5)
@@ -101,12 +103,6 @@ INTERVAL = Code(
         Mistake(
             "normal quantile",
             lambda a, b: stats.norm.ppf(0.975) * (a - b).std() / len(a) ** 0.5,
-            "You took 1.96, which is right for many seeds. For few, the standard deviation itself is uncertain: "
-            "stats.t.ppf(0.975, n - 1).",
-        ),
-        Mistake(
-            "rounded normal quantile",
-            lambda a, b: 1.96 * (a - b).std() / len(a) ** 0.5,
             "You took 1.96, which is right for many seeds. For few, the standard deviation itself is uncertain: "
             "stats.t.ppf(0.975, n - 1).",
         ),
@@ -189,6 +185,8 @@ STRADDLES = Choice(
 
 def pays_after(training: int, teacher: int, student: int) -> float:
     """How many pictures the student must answer before its training has paid off in MACs."""
+    import math
+
     saved = teacher - student
     return math.ceil(training / saved) if saved > 0 else math.inf
 
