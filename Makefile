@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= runs/distill
 
 .DEFAULT_GOAL := help
-.PHONY: help distill lab test lint check notebooks study bench bench-peers mutants clean
+.PHONY: help distill lab test lint check notebooks study pictures bench bench-peers mutants clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,10 @@ notebooks: .venv/.dev ## Execute the lessons and write them anew; LESSON=04 for 
 
 study: .venv/.base ## The numbers that the lessons quote: every method, five seeds (hours; goes on where it was stopped)
 	$(BIN)/python -m kdlib study full
+
+pictures: .venv/.dev ## The two pictures of the README, drawn anew from the playground and from the results of the study
+	$(BIN)/python -m kdlib.classroom.explorers.playground_picture images/playground.png
+	$(BIN)/python -m kdlib.classroom.plots.study_picture images/study.png
 
 bench: .venv/.base ## What distillation costs beside a plain training step (some minutes, on a quiet machine)
 	$(BIN)/python benchmarks/bench.py

@@ -624,7 +624,13 @@ def test_one_row_is_repeated_to_the_bit_and_an_altered_one_is_found(
     number = next(i for i, row in enumerate(made, start=1) if row["method"] == "kd+hint" and row["seed"] == "1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", lambda name: blobs)
-        assert runs.again(path, number, cache=tmp_path, precision="fp32") == {}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads + 1)  # the repeated run takes those of the row
+        try:
+            assert runs.again(path, number, cache=tmp_path, precision="fp32") == {}
+            assert torch.get_num_threads() == threads + 1
+        finally:
+            torch.set_num_threads(threads)
         with Table(tmp_path / "x.csv", COLUMNS).opened() as table:
             table.append(made[number - 1] | {"test_accuracy": "0.125"})
         differ = runs.again(tmp_path / "x.csv", 1, cache=tmp_path, precision="fp32")

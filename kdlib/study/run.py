@@ -6,13 +6,14 @@ Started again after a kill, it goes on: finished runs are recognised by the dige
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from kdlib import data as data_sets
@@ -135,8 +136,8 @@ def again(
 ) -> dict[str, tuple[str, str]]:
     """Repeat the run in row `number` (1 is the first) and say in which columns it differs, old and new, times apart.
 
-    On the machine that made the row, with as many threads, nothing differs. Raises ValueError for a row that is not
-    there, FileNotFoundError for a missing file.
+    It runs with as many threads as the row did, so on the machine that made the row nothing differs. Raises ValueError
+    for a row that is not there, FileNotFoundError for a missing file.
     """
     rows = _rows(path, COLUMNS, missing_ok=False)
     if not 1 <= number <= len(rows):
@@ -148,10 +149,21 @@ def again(
     left_out = int(old["left_out"]) if old["left_out"] else None
     settings = Settings.read(old)
     cell = Cell(old["study"], old["method"], old["entry"], settings, int(old["seed"]), left_out, old["chosen_on"])
-    with bench.seat([cell], path.with_suffix(".again")) as seat:
+    with _threads(int(old["threads"])), bench.seat([cell], path.with_suffix(".again")) as seat:
         new = seat.run(cell, test=True)
     pairs = {name: (old[name], as_text(new.get(name))) for name in COLUMNS if name not in TIMES}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads of torch inside the block: with another number sums are rounded differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} runs{postfix}"  # tqdm's own estimate knows no methods

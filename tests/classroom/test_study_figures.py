@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from PIL import Image
 from synthetic import score, write
 
 from kdlib import study
 from kdlib.classroom import plots
+from kdlib.classroom.plots import study_picture
 from kdlib.study.findings import Results
 from kdlib.study.grid import Cell
 from kdlib.verdict import Verdict
@@ -55,6 +58,23 @@ def grid(folder: Path) -> Results:
 @pytest.fixture(scope="module")
 def several(folder: Path) -> list[Results]:
     return [study.results(images=images, folder=folder) for images in (55_000, 1_000, 10_000)]
+
+
+def test_the_readmes_picture_is_drawn_from_the_results(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(study, "results", partial(study.results, folder=folder))
+    for name in ("one.png", "two.png"):
+        study_picture.main([str(tmp_path / name)])
+    said = capsys.readouterr().out
+    assert "Gain over hard labels in points of test accuracy" in said
+    assert "distances and angles (RKD)" in said
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    with Image.open(tmp_path / "one.png") as picture:
+        assert picture.width > 900
+    with pytest.raises(FileNotFoundError, match="kdlib study"):
+        study_picture.main([str(tmp_path / "x.png"), "--images", "77"])
+    assert not (tmp_path / "x.png").exists()
 
 
 FIGURES = {
