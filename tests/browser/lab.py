@@ -154,7 +154,7 @@ class Notebook:
     def run_all(self) -> None:
         """Run every cell, from top to bottom, and wait for the end."""
         self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        self.page.wait_for_function(IDLE)
+        self.page.wait_for_function(IDLE, timeout=3e3 * PATIENCE)  # as a whole lesson may take three minutes
         assert self.errors() == []
 
     def errors(self) -> list[str]:
