@@ -108,6 +108,8 @@ def fit(
         if resume and checkpoint and Path(checkpoint).exists():
             loop.load()
         loop.run()
+    for trained in (student, method):
+        trained.zero_grad()  # the last step's gradients would take as much memory as the weights, as long as the run
     scores = evaluate(student, data.test, device=device, precision=precision) if test else None
     accuracy = scores.accuracy if scores else None
     last = loop.rows[-1]["validation_accuracy"]

@@ -658,3 +658,9 @@ def test_the_published_value_comes_out_of_the_methods(fashion: DataSet) -> None:
     terms = Logit(4, 0.0)(Answer(ours), Answer(theirs), batch.labels % 3)
     assert terms["soft"].item() == pytest.approx(losses.kd(ours, theirs, 4.0).item())
     assert terms["soft"].item() != pytest.approx(losses.kd(theirs, ours, 4.0).item(), rel=1e-4)
+
+
+def test_a_finished_run_holds_no_gradients(blobs: DataSet) -> None:
+    run = fit(small(), blobs, teacher=small(seed=1, width=6), method=Logit() + Feature({"layer2": "layer2"}))
+    assert run.method.state_dict()  # a projection, too
+    assert all(p.grad is None for p in (*run.student.parameters(), *run.method.parameters()))

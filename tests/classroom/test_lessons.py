@@ -179,8 +179,6 @@ def test_the_gradient_of_the_soft_loss(shirts: torch.Tensor) -> None:
     assert lesson04.LIMIT.key.right() == "d"
 
 
-def test_early_trials_are_called_what_they_are() -> None:
-    text = lesson00.TWIN.insight
-    assert "single runs" in text
-    assert "a hint, not evidence" in text
+def test_one_run_is_called_a_hint() -> None:
+    assert "a hint, not evidence" in lesson00.TWIN.insight
     assert isinstance(grade(lesson00.TWIN, "a", 0.01), Verdict)

@@ -161,8 +161,7 @@ HINT = Code(
         'torch.einsum("dc,bchw->bdhw", weight, pooled) is the projection.',
         "The mean squared error: difference, square, mean().",
     ),
-    "This is FitNets' hint. weight is learned together with the student: without it, networks of different widths "
-    "could not be compared channel by channel.",
+    "This is FitNets' hint. weight is learned together with the student, and lets it have another width.",
     stub="def hint_loss(student_map, teacher_map, weight):\n    ...  # three lines",
     reference=hint_loss,
     cases=_maps,
@@ -289,8 +288,7 @@ FORGOTTEN = Code(
         Mistake(
             "totals subtracted",
             lambda m, o: _numbers(m.parameters()) - _numbers(o),
-            "You subtracted totals. The optimiser also has the student's parameters: count those of the method that "
-            "are not among them.",
+            "These are totals, the student's parameters included. Count those of the method that the optimiser lacks.",
         ),
         Mistake(
             "parameters instead of numbers",
@@ -321,13 +319,7 @@ FORGOTTEN = Code(
         Mistake(
             "the other way round",
             lambda m, o: _numbers(q for q in o if not any(q is p for p in m.parameters())),
-            "You counted what the optimiser has and the method has not: the student's parameters. It is the other way "
-            "round.",
-        ),
-        Mistake(
-            "yes or no",
-            lambda m, o: int(forgotten(m, o) > 0),
-            "You say whether something was forgotten. The question is how many numbers: add up p.numel().",
+            "You counted what the optimiser has and the method has not: the student's parameters.",
         ),
     ),
 )
