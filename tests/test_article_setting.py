@@ -66,6 +66,7 @@ def command(source: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_command_has_the_articles_settings(source: str) -> None:
     options = command(source, Path("somewhere"))
+    assert options == command("README", Path("somewhere"))  # the one that is run below
     pairs = dict(zip(options[1::2], options[2::2], strict=True))
     wanted = {"--teacher": "resnet50-imagenet", "--student": "resnet18", "--temperature": "2", "--alpha": "0.5"}
     assert wanted.items() <= pairs.items()

@@ -151,10 +151,10 @@ class Notebook:
         page.locator(".jp-Notebook").wait_for()
         page.wait_for_function(IDLE)
 
-    def run_all(self) -> None:
-        """Run every cell, from top to bottom, and wait for the end."""
+    def run_all(self, patience: float = PATIENCE) -> None:
+        """Run every cell, from top to bottom, and wait so many seconds for the end."""
         self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        self.page.wait_for_function(IDLE, timeout=3e3 * PATIENCE)  # as a whole lesson may take three minutes
+        self.page.wait_for_function(IDLE, timeout=1e3 * patience)
         assert self.errors() == []
 
     def errors(self) -> list[str]:

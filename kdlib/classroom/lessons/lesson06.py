@@ -244,8 +244,7 @@ def _optimised() -> list[Case]:
             student,
             copy.deepcopy(projection),
             note="an optimiser that was given a copy of the method",
-            advice="The copy learns, and the method stays as it is. Equal values are not the same parameter: compare "
-            "with `is`, or by id().",
+            advice="The copy learns, the method stays. Equal values are not one parameter: compare by `is` or id().",
         ),
     ]
 
@@ -257,10 +256,6 @@ def _left(method: nn.Module, optimised: Iterable[Tensor], same: Callable[[Tensor
 
 def _numbers(parameters: Iterable[Tensor]) -> int:
     return sum(p.numel() for p in parameters)
-
-
-def _equal(p: Tensor, q: Tensor) -> bool:
-    return p.shape == q.shape and bool((p == q).all())
 
 
 FORGOTTEN = Code(
@@ -307,7 +302,7 @@ FORGOTTEN = Code(
         ),
         Mistake(
             "equal values",
-            lambda m, o: _numbers(_left(m, o, _equal)),
+            lambda m, o: _numbers(_left(m, o, lambda p, q: p.shape == q.shape and bool((p == q).all()))),
             "You compared values. A copy of a parameter has the same values, but when it learns, the parameter does "
             "not. Compare with `is`, or by id().",
         ),
@@ -320,6 +315,11 @@ FORGOTTEN = Code(
             "the other way round",
             lambda m, o: _numbers(q for q in o if not any(q is p for p in m.parameters())),
             "You counted what the optimiser has and the method has not: the student's parameters.",
+        ),
+        Mistake(
+            "yes or no",
+            lambda m, o: int(forgotten(m, o) > 0),
+            "You say whether something was forgotten. The question is how many numbers: add up p.numel().",
         ),
     ),
 )
