@@ -26,7 +26,8 @@ def some(cell: Cell, chance: random.Random) -> float | None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     path = write(tmp_path, score=some)
-    for command, hours in (("kdlib study full", 1.0), ("kdlib study full", 2.5), ("kdlib study full | tee x", 0.25)):
+    other = "kdlib study full --data 'imagefolder:a|b'"
+    for command, hours in (("kdlib study full", 1.0), ("kdlib study full", 2.5), (other, 0.25)):
         diary = Diary(path, command)
         diary._started -= 3600 * hours
         diary.write(85)
@@ -49,7 +50,16 @@ def test_a_line_says_what_was_run_where_and_how_long(folder: Path) -> None:
     assert first[4] == json.loads(next(folder.glob("*.json")).read_text())["sessions"][0]["started"][:10]
     assert f"torch {rows.versions()['torch']}" in first[5]
     assert first[6] == "3.5"  # two sessions of the same command
-    assert second[2] == "`kdlib study full / tee x`"
+    assert second[2] == "`kdlib study full --data 'imagefolder:a/b'`"
+
+
+def test_a_command_is_shown_as_anyone_would_give_it(folder: Path) -> None:
+    name = next(folder.glob("*.csv")).name
+    said = f"kdlib study short --choices /somebody/results/{name} --out=/somebody/results --cache '/tmp/a b' --quiet"
+    path = folder / f"{Path(name).stem}.json"
+    path.write_text(json.dumps({"sessions": [{"command": f"{said} --workers 2", "hours": 1}]}))
+    write_readme(folder)
+    assert lines(folder)[2][2] == f"`kdlib study short --choices data/results/{name} --workers 2`"
 
 
 def test_the_rest_of_the_text_is_kept_and_twice_is_once(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from kdlib import files
 from kdlib.study.rows import parse
 
 MARK = "<!-- runs -->"  # two lines like this; what stands between them is replaced
+OWN = {"--out": 1, "--cache": 1, "--quiet": 0}  # options that say nothing about the runs, and how many words follow
 COLUMNS = ("file", "runs", "command", "machine", "dates", "versions", "hours")
 
 
@@ -52,7 +54,7 @@ def _lines(path: Path) -> list[tuple[str, ...]]:
     runs = f"{len(rows)}, {lost} diverged" if lost else str(len(rows))
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for session in _sessions(path.with_suffix(".json")):
-        said = (f"`{session.get('command', 'unknown')}`", _machine(session), _versions(session))
+        said = (f"`{_command(session, path.parent)}`", _machine(session), _versions(session))
         groups.setdefault(said, []).append(session)
     made = []
     for (command, machine, versions), sessions in groups.items():
@@ -70,6 +72,19 @@ def _sessions(path: Path) -> list[Mapping[str, Any]]:
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}). Restore it, or move it away.") from error
     return found
+
+
+def _command(session: Mapping[str, Any], folder: Path) -> str:
+    """The command without folders of the one who ran it: files of `folder` are named as in the repository."""
+    words, kept = shlex.split(session.get("command", "unknown")), []
+    while words:
+        word = words.pop(0)
+        if (name := word.partition("=")[0]) in OWN:
+            del words[: OWN[name] if name == word else 0]
+        else:
+            known = word.endswith(".csv") and (folder / Path(word).name).is_file()
+            kept.append(f"data/results/{Path(word).name}" if known else word)
+    return shlex.join(kept)
 
 
 def _machine(session: Mapping[str, Any]) -> str:

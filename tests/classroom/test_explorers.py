@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from kdlib import data, losses, measure, models
-from kdlib.classroom import explorers
+from kdlib.classroom import explorers, plots
 from kdlib.classroom.explorers import answers as asked
 from kdlib.classroom.explorers import base, cost, speed, teacher_sees, temperature
 from kdlib.classroom.explorers.answers import answers
@@ -84,7 +84,8 @@ def test_a_notebook_gets_a_view_a_picture_and_one_line(explorer: explorers.Explo
     assert bundle["text/plain"] == repr(explorer)
     assert "\n" not in repr(explorer)
     assert metadata == {"image/png": {"alt": explorer.alt}}
-    assert (pixels(bundle["image/png"]) == pixels(shown(explorer))).all()
+    assert bundle["image/png"] == plots.few_colours(explorer.png())
+    assert (pixels(explorer.png()) == pixels(shown(explorer))).all()
     assert len(bundle["image/png"]) < 100_000
 
 

@@ -115,9 +115,23 @@ def test_figure_gives_one_axes_or_an_array() -> None:
     assert grid.shape == (2, 3)
 
 
-def test_the_png_has_ninety_pixels_an_inch() -> None:
+def test_the_png_is_twice_as_fine_as_it_is_shown() -> None:
     fig, _ = labelled()
-    assert Image.open(io.BytesIO(plots.png(fig))).size == (630, 306)
+    assert Image.open(io.BytesIO(plots.png(fig))).size == (1260, 612)
+
+
+def test_few_colours_keep_the_picture_in_half_of_the_bytes() -> None:
+    fig, axes = labelled()
+    axes.imshow(torch.rand(12, 12, generator=torch.Generator().manual_seed(0)).numpy(), aspect="auto")
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=2 * plots.DPI)
+    many, few = buffer.getvalue(), plots.few_colours(buffer.getvalue())
+    before, after = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int) for data in (many, few))
+    assert Image.open(io.BytesIO(few)).mode == "P"
+    assert np.abs(before - after).mean() < 0.1  # of 255
+    assert np.abs(before - after).max() <= 48
+    assert after[0, 0].tolist() == [255, 255, 255]  # white like the page around it
+    assert len(few) < 0.6 * len(many)
 
 
 # show.
@@ -130,7 +144,7 @@ def test_show_gives_the_picture_with_its_alt_text(shown: list[tuple[dict, dict]]
     text = "The loss rises from 3 to 4 nats."
     assert data.keys() == {"image/png", "text/plain"}
     assert data["text/plain"] == text
-    assert metadata == {"image/png": {"alt": text}}
+    assert metadata == {"image/png": {"alt": text, "width": 630, "height": 306}}
     assert base64.b64decode(data["image/png"]) == plots.png(fig)
     json.dumps(data)
 

@@ -116,8 +116,10 @@ def shown_texts(fig: Any) -> list[Any]:
 def test_no_text_is_cut_or_lies_on_another(figure: Any) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    plots.png(figure)
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    canvas = FigureCanvasAgg(figure)
+    with plots.style():
+        canvas.draw()
+    renderer = canvas.get_renderer()
     boxes = {text: text.get_window_extent(renderer) for text in shown_texts(figure)}
     for text, box in boxes.items():
         inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1

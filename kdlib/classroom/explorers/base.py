@@ -124,7 +124,7 @@ class Explorer:
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Live widgets where there is a kernel, else a picture with its alt text, else a line of text."""
         view = self.view._repr_mimebundle_()[VIEW]
-        data = {VIEW: view, "image/png": self.png(), "text/plain": repr(self)}
+        data = {VIEW: view, "image/png": plots.few_colours(self.png()), "text/plain": repr(self)}
         return data, {"image/png": {"alt": self.alt}}
 
     def png(self) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdlib.classroom.explorers import playground_data as plane
 from kdlib.classroom.explorers.base import WIDE, Explorer
-from kdlib.classroom.explorers.playground_stage import SIZE, Stage, small
+from kdlib.classroom.explorers.playground_stage import SIZE, Stage
 from kdlib.classroom.explorers.playground_trial import (
     EVERY,
     TEACHER_HIDDEN,
@@ -135,9 +135,6 @@ class Playground(Explorer):
 
     def __repr__(self) -> str:
         return f"{super().__repr__()}; step {self.trial.step}"
-
-    def png(self) -> bytes:
-        return small(super().png())
 
     def set(self, **values: Any) -> None:
         with self._lock:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from kdlib import files
 from kdlib.classroom import plots
-from kdlib.classroom.explorers.playground_stage import small
 
 if TYPE_CHECKING:
     from kdlib.classroom.explorers.playground import Playground
@@ -26,7 +25,7 @@ def fine(playground: Playground) -> bytes:
     buffer = io.BytesIO()
     with plots.style():
         playground.figure.savefig(buffer, format="png", dpi=DPI)
-    return small(buffer.getvalue())
+    return plots.few_colours(buffer.getvalue())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

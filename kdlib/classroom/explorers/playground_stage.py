@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -206,14 +205,3 @@ def boundary(probabilities: np.ndarray) -> list[np.ndarray]:
         others = np.delete(probabilities, number, axis=-1).max(axis=-1)
         lines += contour_generator(ticks, ticks, probabilities[..., number] - others).lines(0.0)
     return lines
-
-
-def small(png: bytes) -> bytes:
-    """The same picture in 256 colours: a third of the bytes, and no difference that an eye finds."""
-    from PIL import Image
-
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
-    buffer = io.BytesIO()
-    few = picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    few.save(buffer, "png", compress_level=9)
-    return buffer.getvalue()

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from matplotlib.lines import Line2D
 
-DPI = 90
+DPI = 90  # pixels of the page to an inch
+FINE = 2  # pixels of the picture to a pixel of the page, so that text is crisp on a fine screen and in print
 INK = "#222222"
 
 
@@ -125,15 +126,26 @@ def show(fig: Figure, *, alt: str) -> None:
         print(alt)
         return
     data = {"image/png": base64.b64encode(png(fig)).decode(), "text/plain": alt}
-    display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+    width, height = (round(DPI * inches) for inches in fig.get_size_inches())
+    display(data, metadata={"image/png": {"alt": alt, "width": width, "height": height}}, raw=True)
 
 
 def png(fig: Figure) -> bytes:
-    """The figure as a PNG file, the same bytes for the same figure."""
+    """The figure as a PNG file, the same bytes for the same figure; twice as fine as `show` shows it."""
     buffer = io.BytesIO()
-    options = {"compress_level": 9}
     with style():  # matplotlib makes most ticks only now
-        fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs=options)
+        fig.savefig(buffer, format="png", dpi=FINE * DPI, metadata={"Software": None})
+    return few_colours(buffer.getvalue())
+
+
+def few_colours(picture: bytes) -> bytes:
+    """The same picture in 256 colours: about half of the bytes, and no difference that an eye finds."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    many = Image.open(io.BytesIO(picture)).convert("RGB")
+    few = many.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(buffer, "png", compress_level=9)
     return buffer.getvalue()
 
 
