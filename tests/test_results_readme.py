@@ -86,7 +86,7 @@ def test_files_are_sorted_and_one_without_a_diary_is_there_too(folder: Path) -> 
     (folder / "other.json").write_text("{}")  # no diary, as no CSV file stands beside it
     write_readme(folder)
     assert [line[0][1:5] for line in lines(folder)[2:]] == ["grid", "meth", "meth"]
-    assert lines(folder)[2][1:4] == [str(25 * 5), "not known", ""]
+    assert lines(folder)[2][1:4] == [str(21 * 5), "not known", ""]
 
 
 def test_a_diary_with_gaps_is_no_reason_to_fail(folder: Path) -> None:

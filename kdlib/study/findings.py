@@ -286,11 +286,13 @@ class Results:
 
     @cached_property
     def cells(self) -> dict[tuple[float, float], str]:
-        """The methods of a grid by alpha and temperature; ValueError for a file that is no grid."""
+        """The methods of a grid by alpha and temperature, those of alpha 1 at every one; ValueError for no grid."""
         if self.kind != "grid":
             raise ValueError(f"{self.sources[0].name} holds no grid of alpha and T: ask for study.results('grid').")
         made = {name: self.settings(name) for name in self._runs}
-        return {(one.alpha, one.temperature): name for name, one in made.items() if one.temperature is not None}
+        found = {(one.alpha, one.temperature): name for name, one in made.items() if one.temperature is not None}
+        alone = [(name, t) for (alpha, _), name in found.items() if alpha == 1 for _, t in found]
+        return found | {(1.0, temperature): name for name, temperature in alone}
 
     @property
     def alphas(self) -> tuple[float, ...]:

@@ -30,7 +30,7 @@ def troubled(cell: Cell, chance: random.Random) -> float | None:
         return None
     if cell.method == "layer-information":
         return score(cell, chance) - 0.3 * chance.random()
-    if cell.method in ("hint", "hard", "kd alpha=1 T=1"):
+    if cell.method in ("hint", "hard", "kd alpha=1"):
         return 0.885 + 0.001 * cell.seed
     return score(cell, chance)
 
