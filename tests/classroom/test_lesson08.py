@@ -66,3 +66,8 @@ def test_logarithms_of_probabilities_do_for_logits() -> None:
     student, teacher = (torch.randn(6, 10, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
     by_logits = losses.kd(student, teacher, 4.0)
     torch.testing.assert_close(losses.kd(student, teacher.softmax(dim=1).log(), 4.0), by_logits)
+
+
+def test_thirteen_seeds_halve_the_interval_of_five() -> None:
+    width = {n: stats.t.ppf(0.975, n - 1) / math.sqrt(n) for n in (5, 12, 13)}
+    assert width[13] <= width[5] / 2 < width[12]

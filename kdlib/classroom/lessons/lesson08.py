@@ -29,12 +29,11 @@ AHEAD = Choice(
     "gain over hard labels in the study of this pair? Answer with .predict(...), read the study, then call "
     ".check(gains) with the four mean gains.",
     (
-        "Think of lesson 06: what does a student with few pictures and few steps lack most?",
-        "And of what each kind says about a picture: ten numbers, thousands, or how it compares with the others.",
+        "What can 160 steps make of ten softened numbers for each picture, and what of maps with thousands?",
+        "Two kinds together say more, and have more settings to choose with the same eleven trials.",
     ),
-    "The order of the means is what you predicted, and a mean is not a verdict: two kinds whose intervals overlap "
-    "may change places with five other seeds. With other budgets the order is another one, as the study of the "
-    "smaller student shows.",
+    "Only the largest mean was asked for, and a mean is not a verdict: two kinds whose intervals overlap may change "
+    "places with other seeds. With other budgets the order is another one, as the study of the smaller student shows.",
     predicted=True,
     key=Options(
         (
@@ -89,7 +88,8 @@ INTERVAL = Code(
         "gains.std() divides by n - 1, as it should.",
     ),
     "Pairing takes out what both students of a seed share: the same pictures and the same start. With five seeds t is "
-    "2.78 instead of the 1.96 that is right for many.",
+    "2.78 instead of the 1.96 that is right for many. Where m methods are compared at once, the study takes the "
+    "quantile 1 - 0.025 / m instead of 0.975.",
     stub="def half_width(ours, theirs):\n    ...  # three lines",
     reference=half_width,
     cases=_accuracies,
@@ -133,6 +133,11 @@ INTERVAL = Code(
             "The degrees of freedom are n - 1: one is used up by the mean.",
         ),
         Mistake(
+            "degrees of freedom of two groups",
+            lambda a, b: _half(a - b, freedom=len(a) - 2),
+            "2n - 2 degrees of freedom are those of two groups that have nothing in common. There are n gains: n - 1.",
+        ),
+        Mistake(
             "whole width",
             lambda a, b: 2 * _half(a - b),
             "This is the whole width. Half of it is asked for: the number after the plus-minus.",
@@ -154,11 +159,11 @@ STRADDLES = Choice(
     "Look at the study's figure of gains. Suppose that a method's mean gain is +0.4 points and its interval goes from "
     "-0.3 to +1.1. Which sentence may you write about it?",
     (
-        "The interval holds the gains that the five seeds do not contradict. Is zero among them? Is one point?",
+        "The interval holds the gains that the seeds do not contradict. Is zero among them? Is one point?",
         "Absence of evidence is not evidence of absence.",
     ),
     "The verdict INCONCLUSIVE is about the evidence and not about the method. More seeds make the interval narrower: "
-    "for half the width, four times as many.",
+    "thirteen instead of five halve it, and from there on four times as many.",
     key=Options(
         (
             Option(
@@ -166,7 +171,7 @@ STRADDLES = Choice(
             ),
             Option(
                 "It does not help",
-                "Gains of up to 1.1 points lie in the interval, too: five seeds did not exclude them.",
+                "Gains of up to 1.1 points lie in the interval, too: the seeds did not exclude them.",
             ),
             Option(
                 "These seeds neither show a gain nor exclude one of up to about a point",
@@ -197,7 +202,7 @@ def _bills() -> list[Case]:
     return [
         Case((1000, 30, 10)),
         Case((1001, 30, 10)),
-        Case((4_000_000_000_000, 290_000_000, 122_000_000)),
+        Case((2_700_000_000_000, 290_000_000, 122_000_000)),
         Case((500, 7, 4)),
         Case((1000, 10, 10), dearer, advice),
         Case((1000, 10, 30), dearer, advice),
@@ -227,6 +232,16 @@ PAYS = Code(
             "rounded down",
             lambda c, t, s: math.floor(c / (t - s)) if t > s else math.inf,
             "You rounded down: after that many pictures a little is still owed. math.ceil rounds up.",
+        ),
+        Mistake(
+            "rounded to the nearest",
+            lambda c, t, s: round(c / (t - s)) if t > s else math.inf,
+            "You rounded to the nearest number: after 50.1 pictures a little is still owed. math.ceil rounds up.",
+        ),
+        Mistake(
+            "one more",
+            lambda c, t, s: c // (t - s) + 1 if t > s else math.inf,
+            "Where the division leaves no rest, you count one picture too many. math.ceil rounds up only where needed.",
         ),
         Mistake(
             "not rounded",
@@ -267,15 +282,15 @@ CHOOSE = Choice(
     "choose",
     "Choose, and defend it",
     "question",
-    "hard",
+    "medium",
     5,
     "You are to shrink a classifier that runs at another company: for each picture you send, it answers with its "
     "probabilities, and nothing else. You have a thousand labelled pictures, a few hours on one machine, and the study "
     "of this lesson. Which plan can you defend before your team?",
     (
         "What does each method need from the teacher? Cross out what cannot be done at all.",
-        "And which of the rest has evidence: a verdict over seeds, with settings chosen on other pictures than those "
-        "it is judged by?",
+        "And which of the rest is judged fairly: over seeds, against a student without a teacher that was tuned as "
+        "well, and by pictures that chose nothing?",
     ),
     "log p is the logits up to a number that is the same for all classes, and softmax does not notice it: so a "
     "temperature can be applied to probabilities afterwards. (If the service rounds them, small ones become 0 and "
@@ -287,8 +302,8 @@ CHOOSE = Choice(
                 "The teacher's layers are out of your reach; all you get are probabilities.",
             ),
             Option(
-                "Logits from the logarithms of the probabilities, alpha and T by trials on validation pictures, five "
-                "seeds against equally tuned hard labels, the test set once",
+                "Logits from the logarithms of the probabilities, settings by validation, five seeds against hard "
+                "labels",
                 "It can be done with what you get, and it is judged as the study judges.",
                 right=True,
             ),
