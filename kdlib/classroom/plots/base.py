@@ -126,8 +126,8 @@ def show(fig: Figure, *, alt: str) -> None:
         print(alt)
         return
     data = {"image/png": base64.b64encode(png(fig)).decode(), "text/plain": alt}
-    width, height = (round(DPI * inches) for inches in fig.get_size_inches())
-    display(data, metadata={"image/png": {"alt": alt, "width": width, "height": height}}, raw=True)
+    width = round(DPI * fig.get_size_inches()[0])  # without a height, so that a narrow page shrinks both
+    display(data, metadata={"image/png": {"alt": alt, "width": width}}, raw=True)
 
 
 def png(fig: Figure) -> bytes:
