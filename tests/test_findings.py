@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from synthetic import TEACHER, write
 
 from kdlib import study, verdict
-from kdlib.study import entries, rows, stored
+from kdlib.study import entries, grid, rows, stored
 from kdlib.study.findings import Results
 from kdlib.study.grid import Cell, Choice
 from kdlib.study.rows import COLUMNS, Table
@@ -83,7 +84,8 @@ def test_the_order_of_the_rows_does_not_matter(folder: Path, results: Results) -
 
 def test_settings_are_those_that_were_run(tmp_path: Path) -> None:
     chosen = replace(entries.ENTRIES["kd"].start, learning_rate=0.3, alpha=0.5)
-    write(tmp_path, choices={"kd": Choice(chosen, "elsewhere")})
+    other = {name: Choice(entries.ENTRIES[name].start, "elsewhere") for name in grid.FULL}
+    write(tmp_path, choices=other | {"kd": Choice(chosen, "elsewhere")})
     assert hard(tmp_path).settings("kd") == chosen
     line = hard(tmp_path).chosen(["kd"]).set_index("method").loc["logits (KD)"]
     assert (line["learning_rate"], line["alpha"], line["chosen on"]) == (0.3, 0.5, "elsewhere")
@@ -170,6 +172,17 @@ def test_equal_seeds_give_no_verdict_in_favour(tmp_path: Path) -> None:
     assert found.said() == "+0.00 (all seeds equal)"
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 4])
+def test_gains_that_are_equal_but_for_rounding_give_no_verdict(tmp_path: Path, seeds: int) -> None:
+    def score(cell: Cell, chance: random.Random) -> float:
+        return round(0.8989 + 0.0029 * cell.seed + (0.0109 if cell.method == "kd" else 0.0), 4)
+
+    write(tmp_path, score=score, seeds=range(seeds))
+    found = hard(tmp_path).gain("kd")
+    assert len(set(found.by_seed.values())) > 1  # differences of floats
+    assert (found.verdict, found.half, found.said()) == (Verdict.INCONCLUSIVE, math.inf, "+1.09 (all seeds equal)")
+
+
 def test_costs_are_relative_to_hard_labels_seed_by_seed(results: Results) -> None:
     cost = results.cost("hint")
     ours, theirs = ([float(row["seconds_per_epoch"]) for row in results.runs(m).values()] for m in ("hint", "hard"))
@@ -189,6 +202,28 @@ def test_times_of_different_threads_are_not_compared(tmp_path: Path, folder: Pat
     none = hard(changed(tmp_path / "b", path, {number: {"threads": "2"} for number in mine})).cost("kd")
     assert none.n == 0
     assert math.isnan(none.epoch)
+
+
+def test_times_of_different_machines_are_not_compared(tmp_path: Path) -> None:
+    path = write(tmp_path, "full")
+    write(tmp_path, "controls")
+    parts = (([1, 85], "A"), ([86, 100], "B"))
+    first, second = ({"rows": span, "machine": {"processor": name}} for span, name in parts)
+    path.with_suffix(".json").write_text(json.dumps({"sessions": [first, second]}))
+    found = hard(tmp_path)
+    assert (found.cost("kd").n, found.cost("shuffled").n) == (5, 0)
+    assert math.isnan(found.cost("shuffled").epoch)
+    assert found.cost("shuffled").seconds_per_epoch > 0
+    path.with_suffix(".json").write_text(json.dumps({"sessions": [first | {"rows": [1, 100]}]}))
+    assert hard(tmp_path).cost("shuffled").n == 5
+
+
+def test_methods_that_were_tuned_otherwise_are_not_compared(tmp_path: Path) -> None:
+    path = write(tmp_path / "a")
+    found = rows.parse(path.read_bytes(), COLUMNS, path)
+    mine = {number: {"chosen_on": "elsewhere"} for number, row in enumerate(found) if row["method"] == "kd"}
+    with pytest.raises(ValueError, match="chosen on .*elsewhere"):
+        hard(changed(tmp_path / "b", path, mine))
 
 
 # --- seeds that diverged or are missing --------------------------------------------------------------------------

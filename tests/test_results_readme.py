@@ -27,10 +27,11 @@ def some(cell: Cell, chance: random.Random) -> float | None:
 def folder(tmp_path: Path) -> Path:
     path = write(tmp_path, score=some)
     other = "kdlib study full --data 'imagefolder:a|b'"
-    for command, hours in (("kdlib study full", 1.0), ("kdlib study full", 2.5), (other, 0.25)):
-        diary = Diary(path, command)
+    said = ("kdlib study full", 1.0, 0, 40), ("kdlib study full", 2.5, 40, 60), (other, 0.25, 60, 85)
+    for command, hours, there, finished in said:
+        diary = Diary(path, command, there)
         diary._started -= 3600 * hours
-        diary.write(85)
+        diary.write(finished)
     (tmp_path / "README.md").write_text(SKELETON)
     return tmp_path
 
@@ -44,12 +45,13 @@ def test_a_line_says_what_was_run_where_and_how_long(folder: Path) -> None:
     assert write_readme(folder) == folder / "README.md"
     head, _, first, second = lines(folder)
     assert head == ["file", "runs", "command", "machine", "dates", "versions", "hours"]
-    assert first[:3] == ["`methods-resnet8-resnet20-fashion-10000.csv`", "85, 1 diverged", "`kdlib study full`"]
+    assert first[:3] == ["`methods-resnet8-resnet20-fashion-10000.csv`", "60, 1 diverged", "`kdlib study full`"]
     machine = rows.machine()
     assert first[3].startswith(f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} thread")
     assert first[4] == json.loads(next(folder.glob("*.json")).read_text())["sessions"][0]["started"][:10]
     assert f"torch {rows.versions()['torch']}" in first[5]
     assert first[6] == "3.5"  # two sessions of the same command
+    assert second[1] == "25"
     assert second[2] == "`kdlib study full --data 'imagefolder:a/b'`"
 
 

@@ -32,10 +32,13 @@ def further_trials(names: Iterable[str], seeds: Sequence[int], rows: Iterable[Ma
     return _cells(tried, seeds)
 
 
-def choices(rows: Sequence[Mapping[str, str]], names: Iterable[str] | None = None) -> dict[str, Choice]:
+def choices(
+    rows: Sequence[Mapping[str, str]], names: Iterable[str] | None = None, seeds: Iterable[int] | None = None
+) -> dict[str, Choice]:
     """The best settings of each method by mean validation accuracy over the tuning seeds.
 
-    rows: finished trials. names: the methods wanted, default all in the rows. A trial that diverged counts as one
+    rows: finished trials. names: the methods wanted, default all in the rows. seeds: the tuning seeds, all of which and
+    no others each method must have; default, those that it has. A trial that diverged counts as one
     and is never the best; of equal ones the first is taken.
     Raises ValueError for a method whose trials are not complete, or all diverged.
     """
@@ -43,15 +46,16 @@ def choices(rows: Sequence[Mapping[str, str]], names: Iterable[str] | None = Non
     for name in dict.fromkeys(row["method"] for row in rows) if names is None else names:
         own = [row for row in rows if row["method"] == name]
         settings = list(dict.fromkeys(Settings.read(row) for row in own))
-        seeds = sorted({int(row["seed"]) for row in own})
+        made = sorted({int(row["seed"]) for row in own})
+        wanted = made if seeds is None else sorted(seeds)
         # Two trials may coincide (a network of two stages has no third layer), but never settings.
-        if len(settings) != TRIALS or len(own) != TRIALS * len(seeds):
+        if len(settings) != TRIALS or len(own) != TRIALS * len(made) or made != wanted:
             raise ValueError(
                 f"The trials of {name!r} are not complete: {len(own)} runs of {len(settings)} settings with "
-                f"{len(seeds)} seeds, expected {TRIALS} settings with each seed. Start the same command again to "
-                "finish them; if they were made with other tuning seeds, choose another folder with --out."
+                f"seeds {made}, expected {TRIALS} settings with each of the seeds {wanted}. Start the same command "
+                "again to finish them; if they were made with other tuning seeds, choose another folder with --out."
             )
-        means = _means(name, settings, seeds, own)
+        means = _means(name, settings, made, own)
         if not means:
             raise ValueError(
                 f"Every trial of {name!r} diverged; the notes in the trials' file say how. This student cannot be "
@@ -59,6 +63,7 @@ def choices(rows: Sequence[Mapping[str, str]], names: Iterable[str] | None = Non
             )
         best = max(means, key=means.get)
         origin = f"{own[0]['student']}, {own[0]['images']} images, {own[0]['epochs']} epochs"
+        origin += f", {len(made)} tuning seeds" if len(made) > 1 else ""
         found[name] = Choice(best, origin, means[best])
     return found
 

@@ -97,8 +97,8 @@ class Cost:
 class Results:
     """The finished runs of one kind and budget.
 
-    rows: as texts, those that diverged too (no accuracy, a note). baseline: the method that the others are compared
-    with. sources: the files the rows come from.
+    rows: as texts, those that diverged too (no accuracy, a note), each with the "processor" that it was made on, where
+    that was noted. baseline: the method that the others are compared with. sources: the files the rows come from.
     """
 
     kind: str
@@ -185,12 +185,13 @@ class Results:
 
     def score(self, method: str, value: str = "test_accuracy") -> Measured:
         """A quantity of VALUES by seed; the interval is that of the mean, alone."""
-        return self._measured(method, self._values(method, value), self.trouble(method), 1, None)
+        values = self._values(method, value)
+        return self._measured(method, values, (values, dict.fromkeys(values, 0.0)), self.trouble(method), 1, None)
 
     def gain(self, method: str, value: str = "test_accuracy") -> Measured:
         """A quantity minus the baseline's, paired by seed, with a verdict; also for a calibration error, where less
         is better, the difference is method minus baseline."""
-        return self._paired(method, lambda ours, theirs, seed: ours - theirs, value)
+        return self._paired(method, value)
 
     def recovered(self, method: str) -> Measured:
         """The share of the gap between baseline and teacher that a method closes: 0 the baseline, 1 the teacher.
@@ -204,7 +205,7 @@ class Results:
         def share(ours: float, theirs: float, seed: int) -> float:
             return (ours - theirs) / (teacher[seed] - theirs) if str(seed) not in below else math.nan
 
-        return self._paired(method, share, "test_accuracy", why)
+        return self._paired(method, "test_accuracy", share, why)
 
     def cost(self, method: str) -> Cost:
         """What a method costs while it trains, beside hard labels (or the baseline)."""
@@ -259,26 +260,36 @@ class Results:
         return {seed: float(there.get(seed) or math.nan) for seed in self.seeds}
 
     def _paired(
-        self, method: str, pair: Callable[[float, float, int], float], value: str, trouble: str = ""
+        self, method: str, value: str, pair: Callable[[float, float, int], float] | None = None, trouble: str = ""
     ) -> Measured:
+        """By seed the difference from the baseline, or what `pair` makes of both and the seed."""
         ours, theirs = self._values(method, value), self._values(self.baseline, value)
-        found = {seed: pair(ours[seed], theirs[seed], seed) for seed in self.seeds}
+        if pair is None:
+            found, sides = {seed: ours[seed] - theirs[seed] for seed in self.seeds}, (ours, theirs)
+        else:
+            found = {seed: pair(ours[seed], theirs[seed], seed) for seed in self.seeds}
+            sides = found, dict.fromkeys(found, 0.0)
         parts = [self.trouble(method), trouble]
         if method != self.baseline and (theirs_too := self.trouble(self.baseline)):
             parts.append(f"{self.title(self.baseline)}: {theirs_too}")
         said, better = "; ".join(filter(None, parts)), "lower" if value in LOWER else "higher"
-        return self._measured(method, found, said, self.comparisons, better)
+        return self._measured(method, found, sides, said, self.comparisons, better)
 
     def _measured(
-        self, method: str, by_seed: Mapping[int, float], trouble: str, comparisons: int, better: str | None
+        self,
+        method: str,
+        by_seed: Mapping[int, float],
+        sides: tuple[Mapping[int, float], Mapping[int, float]],  # whose sizes tell a spread from rounding
+        trouble: str,
+        comparisons: int,
+        better: str | None,
     ) -> Measured:
         who = {"method": method, "title": self.title(method), "family": self.family(method), "by_seed": by_seed}
         if not trouble and len(by_seed) < 2:
             trouble = "one seed says nothing about spread"
         if trouble:
             return Measured(**who, trouble=trouble, comparisons=comparisons)
-        zero = dict.fromkeys(by_seed, 0.0)
-        found = verdict.compare(by_seed, zero, comparisons=max(1, comparisons), better=better or "higher")
+        found = verdict.compare(*sides, comparisons=max(1, comparisons), better=better or "higher")
         numbers = {name: getattr(found, name) for name in ("mean", "std", "low", "high", "comparisons")}
         return Measured(**who, **numbers, verdict=found.verdict if better else None)
 
@@ -308,10 +319,11 @@ class Results:
 def _refuse_mixed(rows: Sequence[Mapping[str, str]], sources: Sequence[Path]) -> None:
     """Raise ValueError for rows of several budgets, a run that is there twice, or a method with several settings."""
     where = " and ".join(map(str, sources))
-    for name in (*SHARED, "place"):
+    for name in (*SHARED, "place", "chosen_on"):
         found = sorted({row[name] for row in rows})
         if len(found) > 1:
-            raise ValueError(f"{where} hold runs of {name} {' and '.join(found)}, which cannot be compared.")
+            said = "settings that were chosen on" if name == "chosen_on" else name
+            raise ValueError(f"{where} hold runs of {said} {' and '.join(found)}, which cannot be compared.")
     seen: set[tuple[str, str]] = set()
     settings: dict[str, Settings] = {}
     for row in rows:
@@ -334,8 +346,8 @@ def _diverged(row: Mapping[str, str]) -> bool:
     return row["test_accuracy"] == ""
 
 
-def _machine(row: Mapping[str, str]) -> tuple[str, str]:
-    return row["place"], row["threads"]
+def _machine(row: Mapping[str, str]) -> tuple[str, str, str]:
+    return row["place"], row["threads"], row.get("processor", "")
 
 
 def _median(values: Sequence[float]) -> float:

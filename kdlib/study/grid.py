@@ -113,9 +113,14 @@ def _lines(names: Iterable[str]) -> list[Line]:
 
 
 def _best(family: str, choices: Mapping[str, Choice]) -> str:
-    """The method of a family with the best validation score; without scores, its first."""
+    """The method of a family with the best validation score, without any choices its first; ValueError if none has."""
     members = [name for name, one in ENTRIES.items() if one.family == family]
     scored = [name for name in members if name in choices and choices[name].score is not None]
+    if choices and not scored:
+        raise ValueError(
+            f"There are no trials of the {family} methods ({', '.join(members)}) from which to take the best. Give the "
+            "file of trials of the full list with --choices, or --defaults."
+        )
     return max(scored, key=lambda name: choices[name].score) if scored else members[0]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdlib import files
-from kdlib.study.rows import parse
+from kdlib.study.rows import authors, parse, sessions
 
 MARK = "<!-- runs -->"  # two lines like this; what stands between them is replaced
 OWN = {"--out": 1, "--cache": 1, "--quiet": 0}  # options that say nothing about the runs, and how many words follow
@@ -50,28 +49,22 @@ def runs_table(folder: Path) -> str:
 def _lines(path: Path) -> list[tuple[str, ...]]:
     """The lines of one file; sessions that differ in their times alone are one line."""
     rows = parse(path.read_bytes(), None, path)
-    lost = sum(bool(row.get("note")) for row in rows)
-    runs = f"{len(rows)}, {lost} diverged" if lost else str(len(rows))
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for session in _sessions(path.with_suffix(".json")):
+    for session in sessions(path):
         said = (f"`{_command(session, path.parent)}`", _machine(session), _versions(session))
         groups.setdefault(said, []).append(session)
-    made = []
-    for (command, machine, versions), sessions in groups.items():
-        hours = f"{sum(session.get('hours', 0.0) for session in sessions):.1f}"
-        made.append((f"`{path.name}`", runs, command, machine, _dates(sessions), versions, hours))
-    made = made or [(f"`{path.name}`", runs, "not known", "", "", "", "")]
+    made, by = [], authors(path, len(rows))
+    for (command, machine, versions), group in groups.items():
+        hours = f"{sum(session.get('hours', 0.0) for session in group):.1f}"
+        own = [row for row, session in zip(rows, by, strict=True) if session in group]
+        made.append((f"`{path.name}`", _count(own), command, machine, _dates(group), versions, hours))
+    made = made or [(f"`{path.name}`", _count(rows), "not known", "", "", "", "")]
     return [tuple(cell.replace("|", "\\|") for cell in line) for line in made]
 
 
-def _sessions(path: Path) -> list[Mapping[str, Any]]:
-    try:
-        found = json.loads(path.read_text("utf-8"))["sessions"]
-    except FileNotFoundError:
-        return []
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read ({error!r}). Restore it, or move it away.") from error
-    return found
+def _count(rows: Sequence[Mapping[str, str]]) -> str:
+    lost = sum(bool(row.get("note")) for row in rows)
+    return f"{len(rows)}, {lost} diverged" if lost else str(len(rows))
 
 
 def _command(session: Mapping[str, Any], folder: Path) -> str:
@@ -99,7 +92,7 @@ def _versions(session: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in session.get("versions", {}).items()) or "not known"
 
 
-def _dates(sessions: list[Mapping[str, Any]]) -> str:
-    first = min(session.get("started", "")[:10] for session in sessions)
-    last = max(session.get("ended", session.get("started", ""))[:10] for session in sessions)
+def _dates(group: list[Mapping[str, Any]]) -> str:
+    first = min(session.get("started", "")[:10] for session in group)
+    last = max(session.get("ended", session.get("started", ""))[:10] for session in group)
     return first if first == last else f"{first} to {last}"

@@ -157,8 +157,9 @@ def _typed(name: str, texts: list[str]) -> list[Any]:
 class Diary:
     """The JSON file beside a CSV file: for each time a command worked on it, what, where, when and how long."""
 
-    def __init__(self, path: Path, command: str) -> None:
+    def __init__(self, path: Path, command: str, there: int = 0) -> None:
         self.path = path.with_suffix(".json")
+        self._there = there  # rows that were in the file before
         self._started = time.perf_counter()
         before = self._before()
         self.sessions: list[dict[str, Any]] = before.pop("sessions", [])
@@ -178,14 +179,41 @@ class Diary:
             raise ValueError(f"{self.path} cannot be read ({error}). Restore it, or move it away.") from error
 
     def write(self, runs: int) -> None:
-        """Bring the file up to date: `runs` finished so far, the hours of this session, and `facts`."""
+        """Bring the file up to date: `runs` finished so far, this session's hours and rows (from 1), and `facts`."""
         self.sessions[-1] |= {
+            "rows": [self._there + 1, runs],
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "hours": round((time.perf_counter() - self._started) / 3600, 4),
         }
         hours = round(sum(session.get("hours", 0.0) for session in self.sessions), 4)
         text = json.dumps({"runs": runs, "hours": hours, **self.facts, "sessions": self.sessions}, indent=1)
         files.write_text(self.path, text + "\n")
+
+
+def sessions(path: Path) -> list[Mapping[str, Any]]:
+    """What the JSON file beside a CSV file says of each session, none without one; ValueError if it is damaged."""
+    path = path.with_suffix(".json")
+    try:
+        return json.loads(path.read_text("utf-8"))["sessions"]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read ({error!r}). Restore it, or move it away.") from error
+
+
+def authors(path: Path, count: int) -> list[Mapping[str, Any] | None]:
+    """The session that wrote each of the `count` rows of a CSV file, None where that cannot be told.
+
+    Sessions of older versions noted no rows; where one machine made them all, the first of them stands for all.
+    """
+    found = sessions(path)
+    silent = [session for session in found if "rows" not in session]
+    same = all(session.get("machine") == silent[0].get("machine") for session in silent)
+    made: list[Mapping[str, Any] | None] = [silent[0] if silent and same else None] * count
+    for session in found:
+        first, last = session.get("rows", (1, 0))
+        made[first - 1 : last] = [session] * len(made[first - 1 : last])
+    return made
 
 
 def machine() -> dict[str, Any]:

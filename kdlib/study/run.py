@@ -60,6 +60,8 @@ class Request:
             )
         if self.retune and self.choices is None:
             raise ValueError("--retune takes the best of each family from --choices FILE: name that file.")
+        if len(set(self.left_out)) != len(self.left_out):
+            raise ValueError(f"--left-out names a class twice: {', '.join(map(str, self.left_out))}.")
         if self.workers < 1:
             raise ValueError(f"--workers is a number of processes, at least 1; got {self.workers}.")
         if self.defaults and self.choices is not None:
@@ -195,7 +197,7 @@ class _Work:
         if all(digest in done for digest in digests.values()):
             return
         if table.path not in self.diaries:
-            self.diaries[table.path] = Diary(table.path, self.command)
+            self.diaries[table.path] = Diary(table.path, self.command, len(table.rows))
         for group in groups:
             missing = [cell for cell in group if digests[cell] not in done]
             if not missing:
@@ -227,7 +229,13 @@ def refuse_mixed(table: Table, bench: Bench) -> None:
             )
 
 
-def _refuse_changed(table: Table, cells: Iterable[Cell], bench: Bench) -> None:
+def _refuse_changed(table: Table, cells: Sequence[Cell], bench: Bench) -> None:
+    origins = sorted({row["chosen_on"] for row in table.rows} | {cell.origin for cell in cells})
+    if len(origins) > 1:
+        raise ValueError(
+            f"{table.path} would hold settings chosen on {' and on '.join(origins)}: methods are compared only where "
+            "all were tuned alike. Give the options of the first command, or choose another folder with --out."
+        )
     there = {(row["method"], row["seed"], row["left_out"]): row for row in table.rows}
     for cell in cells:
         row = there.get(cell.key)
@@ -274,7 +282,7 @@ def _tuned(request: Request, lines: Iterable[Line]) -> list[str]:
 def _chosen(work: _Work, tried: Table, names: Sequence[str], seeds: Sequence[int]) -> dict[str, Choice]:
     work.do(choose.first_trials(names, seeds), tried, test=False)
     work.do(choose.further_trials(names, seeds, tried.rows), tried, test=False)
-    found = choose.choices(tried.rows, names)
+    found = choose.choices(tried.rows, names, seeds)
     if tried.path in work.diaries:
         diary = work.diaries[tried.path]
         said = {name: {"settings": str(one.settings), "validation_accuracy": one.score} for name, one in found.items()}

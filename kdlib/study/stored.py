@@ -9,7 +9,7 @@ from kdlib._messages import unknown
 from kdlib.study.entries import HYPER
 from kdlib.study.findings import Results
 from kdlib.study.grid import Budget
-from kdlib.study.rows import SHARED, parse
+from kdlib.study.rows import SHARED, authors, parse
 
 COMMANDS = {"methods": "full", "grid": "grid", "missing-class": "missing-class"}  # which list makes which file
 _TOLD = (
@@ -64,7 +64,9 @@ def _read(path: Path, kind: str, budget: Budget) -> list[dict[str, str]]:
     lacking = [name for name in NEEDED if name not in rows[0]]
     if lacking:
         raise ValueError(f"{path} has no column {', '.join(lacking)}: it is not a file of finished runs.")
-    return rows
+    sessions = authors(path, len(rows))
+    made_on = ["" if one is None else one.get("machine", {}).get("processor", "") for one in sessions]
+    return [row | {"processor": name} for row, name in zip(rows, made_on, strict=True)]
 
 
 def _of_class(rows: list[dict[str, str]], left_out: int | None, path: Path) -> list[dict[str, str]]:

@@ -57,7 +57,7 @@ class Crew:
             self._pool.shutdown(cancel_futures=True)
 
     def rows(self, seat: Seat, cells: Sequence[Cell], *, test: bool) -> Iterator[tuple[Cell, Row]]:
-        """Each cell with its row, as they are finished. Raises RuntimeError when a process was killed."""
+        """Each cell with its row, as they are finished. Raises ChildProcessError when a process was killed."""
         if self._pool is None:
             for cell in cells:
                 yield cell, seat.run(cell, test=test)
@@ -65,12 +65,12 @@ class Crew:
         for kind in dict.fromkeys(entry(cell.entry).teacher for cell in cells):
             seat.teacher(kind)  # asked here once; the others find the answers on the disk
         place = (seat.seed, seat.left_out, seat.layers, seat.folder)
-        futures: dict[Future[Row], Cell] = {self._pool.submit(_run, place, cell, test): cell for cell in cells}
         try:
+            futures: dict[Future[Row], Cell] = {self._pool.submit(_run, place, cell, test): cell for cell in cells}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 "A process of the study was killed, perhaps for want of memory. Finished runs are kept: start the same "
                 f"command again, with fewer than --workers {self.count} if it happens once more."
             ) from error

@@ -25,7 +25,7 @@ AHEAD = Choice(
     "prediction",
     "easy",
     3,
-    "Five seeds, equal budgets, settings chosen on the validation split: which kind of teaching has the largest mean "
+    "Ten seeds, equal budgets, settings chosen on the validation split: which kind of teaching has the largest mean "
     "gain over hard labels in the study of this pair? Answer with .predict(...), read the study, then call "
     ".check(gains) with the four mean gains.",
     (
@@ -163,11 +163,12 @@ STRADDLES = Choice(
         "Absence of evidence is not evidence of absence.",
     ),
     "The verdict INCONCLUSIVE is about the evidence and not about the method. More seeds make the interval narrower: "
-    "thirteen instead of five halve it, and from there on four times as many.",
+    "for a single comparison thirteen instead of five halve it, and from there on it takes four times as many.",
     key=Options(
         (
             Option(
-                "It helps, by 0.4 points", "Zero lies in the interval: seeds like these would not surprise if it did."
+                "It helps, by 0.4 points",
+                "Zero lies in the interval: it would be no surprise if the method did nothing.",
             ),
             Option(
                 "It does not help",
@@ -302,7 +303,7 @@ CHOOSE = Choice(
                 "The teacher's layers are out of your reach; all you get are probabilities.",
             ),
             Option(
-                "Logits from the logarithms of the probabilities, settings by validation, five seeds against hard "
+                "Logits from the logarithms of the probabilities, settings by validation, ten seeds against hard "
                 "labels",
                 "It can be done with what you get, and it is judged as the study judges.",
                 right=True,
