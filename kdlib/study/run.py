@@ -61,7 +61,7 @@ class Request:
         if self.retune and self.choices is None:
             raise ValueError("--retune takes the best of each family from --choices FILE: name that file.")
         if len(set(self.left_out)) != len(self.left_out):
-            raise ValueError(f"--left-out names a class twice: {', '.join(map(str, self.left_out))}.")
+            raise ValueError(f"--left-out names a class twice: {', '.join(map(str, self.left_out))}. Name each once.")
         if self.workers < 1:
             raise ValueError(f"--workers is a number of processes, at least 1; got {self.workers}.")
         if self.defaults and self.choices is not None:
@@ -104,6 +104,7 @@ def run(
             lines = lines if request.retune else _lines(request, given)
         _refuse_unchosen(request, lines, given)
         cells = grid.cells(request.which, lines, request.seeds, given, request.left_out)
+        _refuse_unequal(table, cells)
         _refuse_changed(table, cells, bench)
         work.foresee(_left(request, lines, table.rows))
         work.do(cells, table, test=True)
@@ -229,13 +230,16 @@ def refuse_mixed(table: Table, bench: Bench) -> None:
             )
 
 
-def _refuse_changed(table: Table, cells: Sequence[Cell], bench: Bench) -> None:
+def _refuse_unequal(table: Table, cells: Iterable[Cell]) -> None:
     origins = sorted({row["chosen_on"] for row in table.rows} | {cell.origin for cell in cells})
     if len(origins) > 1:
         raise ValueError(
             f"{table.path} would hold settings chosen on {' and on '.join(origins)}: methods are compared only where "
             "all were tuned alike. Give the options of the first command, or choose another folder with --out."
         )
+
+
+def _refuse_changed(table: Table, cells: Iterable[Cell], bench: Bench) -> None:
     there = {(row["method"], row["seed"], row["left_out"]): row for row in table.rows}
     for cell in cells:
         row = there.get(cell.key)
