@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from kdlib import data, models, verdict
+from kdlib import data, models, train, verdict
 from kdlib.data import DataSet
 from kdlib.study import choose, clock, command, entries, grid, rows
 from kdlib.study import run as runs
-from kdlib.study.bench import Bench, derangement
+from kdlib.study.bench import TEACHERS, Bench, derangement
 from kdlib.study.entries import ENTRIES, RATES, TRIALS, Settings
 from kdlib.study.grid import Budget, Cell, Choice
 from kdlib.study.rows import COLUMNS, TIMES, TRIAL_COLUMNS, Diary, Table
@@ -523,6 +524,19 @@ def test_methods_tuned_alike_share_a_file(finished: Path, budget: Budget) -> Non
         request(budget, finished, "missing-class", left_out=(3, 3))
 
 
+@pytest.mark.parametrize("seeds", [(1001,), (1000, 1001)])
+def test_other_tuning_seeds_are_refused_before_any_trial(
+    finished: Path, budget: Budget, seeds: tuple[int, ...]
+) -> None:
+    trials = next(finished.glob("choose-*.csv"))
+    before = trials.read_bytes()
+    ask = request(replace(budget, epochs=1), finished, "full", defaults=False, tuning_seeds=seeds)
+    for attempt in (runs.plan, partial(runs.run, progress=False)):
+        with pytest.raises(ValueError, match=r"tuning seeds|with each of the seeds|settings chosen on"):
+            attempt(ask)
+    assert trials.read_bytes() == before
+
+
 def test_choices_of_another_budget_are_taken_or_made_anew(finished: Path, budget: Budget, tmp_path: Path) -> None:
     (file,) = finished.glob("choose-*.csv")
     options = {"choices": file, "defaults": False, "seeds": (0,), "tuning_seeds": (1000,)}
@@ -621,6 +635,8 @@ def test_runs_of_another_budget_or_other_settings_do_not_get_into_a_file(budget:
         runs.run(request(replace(budget, epochs=3), tmp_path), progress=False)
     with pytest.raises(ValueError, match=r"place cpu, float32 \(now cpu, bfloat16\)"):
         runs.run(request(replace(budget, precision="bf16"), tmp_path), progress=False)
+    with pytest.raises(ValueError, match=r"made with epochs 2 \(now 3\)"):
+        runs.plan(request(replace(budget, epochs=3), tmp_path))
     made = content(path)
     assert made[0]["learning_rate"] == "0.1"
     with Table(tmp_path / "changed" / path.name, COLUMNS).opened() as table:
@@ -654,6 +670,33 @@ def test_one_row_is_repeated_to_the_bit_and_an_altered_one_is_found(
             runs.again(tmp_path / "x.csv", 2)
         with pytest.raises(FileNotFoundError, match="Check the path"):
             runs.again(tmp_path / "y.csv", 1)
+
+
+def test_a_repeated_run_has_its_threads_and_its_teacher_those_of_a_study(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = runs.run(request(budget, tmp_path, seeds=(0,)), progress=False)
+    number = next(i for i, row in enumerate(content(path), start=1) if row["method"] == "own-size")
+    seen, made, trained = [], Bench.own_size, train.fit
+
+    def own_size(bench: Bench) -> torch.nn.Module:
+        seen.append(("teacher", torch.get_num_threads()))
+        return made(bench)
+
+    def fit(student: torch.nn.Module, *args: Any, teacher: Any = None, **options: Any) -> train.Run:
+        if teacher is not None:
+            seen.append(("student", torch.get_num_threads()))
+        return trained(student, *args, teacher=teacher, **options)
+
+    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setitem(TEACHERS, "own-size", own_size)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        runs.again(path, number, cache=tmp_path / "again", precision="fp32")
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [("teacher", threads + 1), ("student", threads)]
 
 
 # --- time and the command ----------------------------------------------------------------------------------------

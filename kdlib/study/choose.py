@@ -62,10 +62,14 @@ def choices(
                 "trained by it at these learning rates: leave the method out, or extend RATES."
             )
         best = max(means, key=means.get)
-        origin = f"{own[0]['student']}, {own[0]['images']} images, {own[0]['epochs']} epochs"
-        origin += f", {len(made)} tuning seeds" if len(made) > 1 else ""
-        found[name] = Choice(best, origin, means[best])
+        found[name] = Choice(best, origin(own[0], len(made)), means[best])
     return found
+
+
+def origin(budget: Mapping[str, object], seeds: int) -> str:
+    """What trials of a budget, with so many tuning seeds, are called in the rows of the runs they serve."""
+    said = f"{budget['student']}, {budget['images']} images, {budget['epochs']} epochs"
+    return said + (f", {seeds} tuning seeds" if seeds > 1 else "")
 
 
 def _cells(tried: Mapping[str, Sequence[Settings]], seeds: Sequence[int]) -> list[Cell]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from kdlib import data as data_sets
 from kdlib.study import choose, grid, readme
 from kdlib.study.bench import Bench
 from kdlib.study.clock import Clock, spoken
-from kdlib.study.entries import TRIALS, Settings
+from kdlib.study.entries import TRIALS, Settings, entry
 from kdlib.study.grid import Budget, Cell, Choice, Line
 from kdlib.study.rows import COLUMNS, SHARED, TIMES, TRIAL_COLUMNS, Diary, Table, as_text, parse
 from kdlib.study.workers import Crew
@@ -92,19 +92,20 @@ def run(
         bar = stack.enter_context(tqdm(disable=not progress, unit="run", bar_format=_BAR))
         crew = stack.enter_context(Crew(bench, request.workers).at_work())
         work = _Work(bench, Clock(bench, table.rows), bar, command, crew)
-        refuse_mixed(table, bench)
+        _refuse_mixed(ours, table.rows, bench)
         given = _given(request)
         lines = _lines(request, given)
         if request.tunes:
             tried = stack.enter_context(Table(trials, TRIAL_COLUMNS, say).opened())
-            refuse_mixed(tried, bench)
+            _refuse_mixed(trials, tried.rows, bench)
+            _refuse_other_trials(request, bench, lines, table.rows, tried.rows)
             work.clock = Clock(bench, [*tried.rows, *table.rows])
             work.foresee(_left(request, lines, table.rows) + _trials_left(request, lines, tried.rows))
             given = _chosen(work, tried, _tuned(request, lines), request.tuning_seeds)
             lines = lines if request.retune else _lines(request, given)
         _refuse_unchosen(request, lines, given)
         cells = grid.cells(request.which, lines, request.seeds, given, request.left_out)
-        _refuse_unequal(table, cells)
+        _refuse_unequal(ours, table.rows, {cell.origin for cell in cells})
         _refuse_changed(table, cells, bench)
         work.foresee(_left(request, lines, table.rows))
         work.do(cells, table, test=True)
@@ -113,11 +114,18 @@ def run(
 
 
 def plan(request: Request) -> str:
-    """How many runs there are and how many are left, and about how long these will take; nothing is written."""
+    """How many runs there are and how many are left, and about how long these will take; nothing is written.
+
+    Raises ValueError where `run` would refuse to begin.
+    """
     bench = Bench(request.budget, request.cache)
     ours, trials = _files(request, bench)
     rows, tried = _rows(ours, COLUMNS), _rows(trials, TRIAL_COLUMNS) if request.tunes else []
+    _refuse_mixed(ours, rows, bench)
+    _refuse_mixed(trials, tried, bench)
     lines, clock = _lines(request, _given(request)), Clock(bench, [*tried, *rows])
+    if request.tunes:
+        _refuse_other_trials(request, bench, lines, rows, tried)
     total = len(grid.cells(request.which, lines, request.seeds, {}, request.left_out))
     counts = [("runs of the study", ours, total, _left(request, lines, rows))]
     if request.tunes:
@@ -152,8 +160,10 @@ def again(
     left_out = int(old["left_out"]) if old["left_out"] else None
     settings = Settings.read(old)
     cell = Cell(old["study"], old["method"], old["entry"], settings, int(old["seed"]), left_out, old["chosen_on"])
-    with _threads(int(old["threads"])), bench.seat([cell], path.with_suffix(".again")) as seat:
-        new = seat.run(cell, test=True)
+    with bench.seat([cell], path.with_suffix(".again")) as seat:
+        seat.teacher(entry(cell.entry).teacher)  # with all threads, as in the study: only students share them out
+        with _threads(int(old["threads"])):
+            new = seat.run(cell, test=True)
     pairs = {name: (old[name], as_text(new.get(name))) for name in COLUMNS if name not in TIMES}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -218,24 +228,43 @@ class _Work:
         self._show()
 
 
-def refuse_mixed(table: Table, bench: Bench) -> None:
+def _refuse_mixed(path: Path, rows: Iterable[Mapping[str, str]], bench: Bench) -> None:
     """Raise ValueError if the rows of a file were made with another budget, or at another precision."""
     wanted = {name: as_text(getattr(bench.budget, name)) for name in SHARED} | {"place": str(bench.place)}
-    for row in table.rows:
+    for row in rows:
         differ = [f"{name} {row[name]} (now {value})" for name, value in wanted.items() if row[name] != value]
         if differ:
             raise ValueError(
-                f"The runs in {table.path} were made with {', '.join(differ)}; runs in one file share one budget. "
+                f"The runs in {path} were made with {', '.join(differ)}; runs in one file share one budget. "
                 "Give the same options, or choose another folder with --out."
             )
 
 
-def _refuse_unequal(table: Table, cells: Iterable[Cell]) -> None:
-    origins = sorted({row["chosen_on"] for row in table.rows} | {cell.origin for cell in cells})
+def _refuse_unequal(path: Path, rows: Iterable[Mapping[str, str]], origins: Iterable[str]) -> None:
+    origins = sorted({row["chosen_on"] for row in rows}.union(origins))
     if len(origins) > 1:
         raise ValueError(
-            f"{table.path} would hold settings chosen on {' and on '.join(origins)}: methods are compared only where "
+            f"{path} would hold settings chosen on {' and on '.join(origins)}: methods are compared only where "
             "all were tuned alike. Give the options of the first command, or choose another folder with --out."
+        )
+
+
+def _refuse_other_trials(
+    request: Request,
+    bench: Bench,
+    lines: Iterable[Line],
+    rows: Iterable[Mapping[str, str]],
+    tried: Iterable[Mapping[str, str]],
+) -> None:
+    """Raise ValueError, before hours of trials, for tuning seeds that the finished runs or trials do not go with."""
+    ours, trials = _files(request, bench)
+    _refuse_unequal(ours, rows, {choose.origin(asdict(bench.budget), len(request.tuning_seeds))})
+    names = _tuned(request, lines)
+    others = sorted({int(row["seed"]) for row in tried if row["method"] in names} - set(request.tuning_seeds))
+    if others:
+        raise ValueError(
+            f"{trials} holds trials with the tuning seeds {others}, which are not among {list(request.tuning_seeds)}. "
+            "Give the options of the first command, or choose another folder with --out."
         )
 
 
