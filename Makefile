@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= runs/distill
 
 .DEFAULT_GOAL := help
-.PHONY: help distill lab test lint check notebooks study pictures bench bench-peers mutants clean
+.PHONY: help distill lab test quick lint check notebooks study pictures bench bench-peers mutants clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ check: .venv/.base ## Can this machine run the course? A verdict, and what to do
 
 test: .venv/.dev ## Every test
 	$(BIN)/python -m pytest
+
+quick: .venv/.dev ## The fast tests, on all cores; lessons, browser and what starts processes left out
+	$(BIN)/python -m pytest tests --ignore tests/browser -m "not slow" -n auto -q
 
 lint: .venv/.dev ## Style and format of the code
 	$(BIN)/ruff check .

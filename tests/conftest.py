@@ -15,8 +15,9 @@ torch.set_num_threads(1)  # the tests' networks are too small to gain by threads
 
 
 def room(item: pytest.Item) -> int:
-    """Where a test lives: 0 for what is fast, 1 for the lessons, 2 for the browser."""
-    return next((number for number, folder in enumerate(ORDER, 1) if item.path.is_relative_to(folder)), 0)
+    """Where a test lives: 0 for what is fast, 1 for what is marked slow, 2 for the lessons, 3 for the browser."""
+    slow = int(item.get_closest_marker("slow") is not None)
+    return next((number for number, folder in enumerate(ORDER, 2) if item.path.is_relative_to(folder)), slow)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

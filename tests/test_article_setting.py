@@ -72,6 +72,7 @@ def test_the_command_has_the_articles_settings(source: str) -> None:
     assert wanted.items() <= pairs.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "torchrun"])
 @pytest.mark.skipif(sys.platform == "win32", reason="torchrun on Windows has no gloo by default")
 def test_the_command_distils(together: bool, imagenet: Path, torch_home: Path, tmp_path: Path) -> None:

@@ -243,6 +243,7 @@ def start(out: Path, *options: str) -> subprocess.Popen:
     return subprocess.Popen([*command, "--every", "3", "--out", str(out), "--quiet", *options], env=environment)
 
 
+@pytest.mark.slow
 def test_killed_in_mid_epoch_and_resumed_is_never_stopped_to_the_bit(tmp_path: Path) -> None:
     never_stopped, process = start(tmp_path / "whole"), start(tmp_path / "killed")
     checkpoint = tmp_path / "killed" / "checkpoint"

@@ -17,7 +17,10 @@ from kdlib.files import load_tensors
 
 HERE = Path(__file__).parent
 SCRIPT = str(HERE / "two_processes.py")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun on Windows has no gloo by default")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="torchrun on Windows has no gloo by default"),
+]
 
 
 def torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess:

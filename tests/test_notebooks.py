@@ -486,6 +486,7 @@ def test_the_command_line(
 # The comparison.
 
 
+@pytest.mark.slow
 def test_a_corrupted_output_makes_the_comparison_fail(tiny: Path) -> None:
     """Also when the command line asks nbval to be lax; what is not compared may be anything."""
     for name, number, old, new in (("02_other_sum", 4, "2", "3"), ("03_other_time", 3, "", "other times")):
@@ -520,6 +521,7 @@ held = b"x" * 300_000_000
 """
 
 
+@pytest.mark.slow
 def test_a_lesson_has_no_network_and_its_time_and_memory_are_limited(tmp_path: Path) -> None:
     """The limits are lowered here, so that a small lesson exceeds them."""
     text = CONFTEST.read_text()

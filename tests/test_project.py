@@ -40,11 +40,17 @@ def test_make_test_runs_the_lessons_too() -> None:
     assert settings["testpaths"] == ["tests", "notebooks"]
 
 
-def test_lessons_come_after_what_is_fast_and_the_browser_comes_last(request: pytest.FixtureRequest) -> None:
+def test_what_is_fast_comes_first_then_what_is_slow_the_lessons_and_the_browser(
+    request: pytest.FixtureRequest,
+) -> None:
     """As far as this run has them: all in make test."""
-    paths = [item.path.relative_to(ROOT).as_posix() for item in request.session.items]
-    late = [(path.startswith(("notebooks", "tests/browser")), path.startswith("tests/browser")) for path in paths]
-    assert late == sorted(late)
+    folders = ("notebooks", "tests/browser")
+    rooms = []
+    for item in request.session.items:
+        path = item.path.relative_to(ROOT).as_posix()
+        slow = int(item.get_closest_marker("slow") is not None)
+        rooms.append(next((number for number, one in enumerate(folders, 2) if path.startswith(one)), slow))
+    assert rooms == sorted(rooms)
 
 
 def test_requirements_are_lower_bounds_without_pins_or_local_versions() -> None:

@@ -823,6 +823,7 @@ def real(teacher: str) -> Budget:
     return Budget(images=40, student="article-student", epochs=1, views=1, device="cpu", precision="fp32")
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_the_rows_of_one(real: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [grid.Line(name, name) for name in ("shuffled", "untrained", "kd")]
     monkeypatch.setitem(grid.LISTS, "controls", replace(grid.LISTS["controls"], lines=lambda choices: lines))

@@ -66,6 +66,7 @@ def test_values_are_those_of_a_forward_pass_by_hand(net: Net, images: torch.Tens
     assert torch.equal(answer.logits, net(images))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("gradient", [True, False])
 def test_a_compiled_model_gives_the_same_answer_and_gradient(net: Net, images: torch.Tensor, gradient: bool):

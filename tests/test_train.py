@@ -510,6 +510,7 @@ def test_the_learning_rate_follows_the_recipe(blobs: DataSet, monkeypatch: pytes
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.slow
 def test_a_compiled_student_and_teacher_train_as_others_do(blobs: DataSet) -> None:
     method = Logit(4, 0.1) + Feature({"layer2": "layer2"})
     students = small(), small()

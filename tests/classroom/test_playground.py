@@ -612,6 +612,7 @@ def test_the_command_writes_the_same_picture_twice(tmp_path: Path) -> None:
     assert out[0].stat().st_size < 300_000
 
 
+@pytest.mark.slow
 def test_the_command_runs_as_a_module_without_a_warning(tmp_path: Path) -> None:
     module = "kdlib.classroom.explorers.playground_picture"
     command = [sys.executable, "-W", "error", "-m", module, str(tmp_path / "out.png"), "--steps", "5"]
