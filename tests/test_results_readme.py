@@ -1,21 +1,23 @@
-"""The table of runs in data/results/README.md."""
+"""The tables of runs and of gains in data/results/README.md."""
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from synthetic import write
+from synthetic import Score, write
 
 from kdlib import files
-from kdlib.study import grid, rows
+from kdlib.study import grid, results, rows
+from kdlib.study.gains import gains_table
 from kdlib.study.grid import Cell
-from kdlib.study.readme import MARK, write_readme
+from kdlib.study.readme import GAINS, RUNS, write_readme
 from kdlib.study.rows import Diary
 
-SKELETON = f"# Results\n\n{MARK}\n{MARK}\n\nThe end.\n"
+SKELETON = f"# Results\n\n{RUNS}\n{RUNS}\n\nAnd:\n\n{GAINS}\n{GAINS}\n\nThe end.\n"
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "results" / "README.md"
 
 
@@ -37,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def lines(folder: Path) -> list[list[str]]:
-    table = (folder / "README.md").read_text().split(MARK)[1].strip().splitlines()
+    table = (folder / "README.md").read_text().split(RUNS)[1].strip().splitlines()
     return [[cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")] for line in table]
 
 
@@ -68,8 +70,9 @@ def test_the_rest_of_the_text_is_kept_and_twice_is_once(folder: Path) -> None:
     write_readme(folder)
     path = folder / "README.md"
     once, when = path.read_text(), path.stat().st_mtime_ns
-    assert once.startswith(f"# Results\n\n{MARK}\n\n| file |")
-    assert once.endswith(f" |\n\n{MARK}\n\nThe end.\n")
+    assert once.startswith(f"# Results\n\n{RUNS}\n\n| file |")
+    assert f" |\n\n{RUNS}\n\nAnd:\n\n{GAINS}\n\n| student |" in once
+    assert once.endswith(f" |\n\n{GAINS}\n\nThe end.\n")
     write_readme(folder)
     assert (path.read_text(), path.stat().st_mtime_ns) == (once, when)
 
@@ -102,6 +105,7 @@ def test_nothing_run_is_said(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(SKELETON)
     write_readme(tmp_path)
     assert lines(tmp_path) == [["No study has been run yet."]]
+    assert "No method has been run yet." in (tmp_path / "README.md").read_text()
 
 
 def test_a_folder_without_a_readme_gets_none(tmp_path: Path) -> None:
@@ -111,10 +115,12 @@ def test_a_folder_without_a_readme_gets_none(tmp_path: Path) -> None:
     assert not (tmp_path / "README.md").exists()
 
 
-@pytest.mark.parametrize("text", ["no marks", f"{MARK}", f"{MARK}{MARK}{MARK}"])
-def test_a_readme_without_two_marks_is_refused_and_left_alone(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("mark", [RUNS, GAINS])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_readme_without_two_marks_is_refused_and_left_alone(tmp_path: Path, mark: str, count: int) -> None:
+    text = SKELETON.replace(mark, "") + mark * count
     (tmp_path / "README.md").write_text(text)
-    with pytest.raises(ValueError, match=f"has {text.count(MARK)} lines {MARK}, expected two"):
+    with pytest.raises(ValueError, match=f"has {count} lines {mark}, expected two"):
         write_readme(tmp_path)
     assert (tmp_path / "README.md").read_text() == text
 
@@ -137,6 +143,67 @@ def test_a_failed_write_leaves_the_readme_as_it_was(folder: Path, monkeypatch: p
         write_readme(folder)
     assert (folder / "README.md").read_text() == SKELETON
     assert not list(folder.glob(".*.tmp"))
+
+
+# The table of gains.
+
+
+def gains(folder: Path) -> dict[str, list[str]]:
+    """The cells by the first of each line."""
+    split = ([cell.strip() for cell in line.strip("|").split("|")] for line in gains_table(folder).splitlines())
+    return {first: others for first, *others in split}
+
+
+def all_but(*names: str) -> Callable[[Cell], bool]:
+    return lambda cell: cell.method not in names
+
+
+def planted(gain: float) -> Score:
+    """Accuracies at which kd is ahead of hard labels by `gain`, and dkd ahead and behind in turn."""
+
+    def score(cell: Cell, chance: random.Random) -> float:
+        added = {"kd": gain, "dkd": 0.01 * (-1) ** cell.seed}.get(cell.method, 0.0)
+        return 0.8 + 0.01 * cell.seed + added + chance.uniform(-0.001, 0.001)
+
+    return score
+
+
+def test_a_gain_is_shown_with_half_of_its_interval_and_its_verdict(tmp_path: Path) -> None:
+    write(tmp_path, skip=all_but("hard", "kd", "dkd"), score=planted(0.02))
+    found = results(folder=tmp_path).gain("kd")
+    assert found.verdict == "BEATS"
+    assert gains(tmp_path)["logits (KD)"] == [f"**{100 * found.mean:+.2f} ± {100 * found.half:.2f}**"]
+    assert gains(tmp_path)["decoupled logits (DKD)"][0][0] in "+-"  # neither bold nor in italics
+    assert gains(tmp_path)["hard labels, %"] == [f"{100 * results(folder=tmp_path).score('hard').mean:.2f}"]
+
+
+def test_a_loss_is_in_italics(tmp_path: Path) -> None:
+    write(tmp_path, skip=all_but("hard", "kd"), score=planted(-0.02))
+    (cell,) = gains(tmp_path)["logits (KD)"]
+    assert cell.startswith("*-2.")
+    assert cell.endswith("*")
+    assert not cell.endswith("**")
+
+
+def test_columns_are_budgets_in_order_and_a_method_that_was_not_run_is_empty(tmp_path: Path) -> None:
+    write(tmp_path, skip=all_but("hard", "kd", "rkd"), student="resnet18", seeds=range(3))
+    write(tmp_path, skip=all_but("hard", "kd", "dkd"))
+    write(tmp_path, skip=all_but("hard", "dkd"), images=1_000, epochs=7)
+    write(tmp_path, "grid", images=1_000)  # of another kind
+    found = gains(tmp_path)
+    assert found["student"] == ["resnet8", "resnet8", "resnet18"]
+    assert found["training images"] == ["1,000", "10,000", "10,000"]
+    assert (found["epochs"], found["seeds"]) == (["7", "15", "15"], ["5", "5", "3"])
+    assert [bool(cell) for cell in found["decoupled logits (DKD)"]] == [True, True, False]
+    assert [bool(cell) for cell in found["distances and angles (RKD)"]] == [False, False, True]
+    places = [
+        list(found).index(name) for name in ("logits (KD)", "decoupled logits (DKD)", "distances and angles (RKD)")
+    ]
+    assert places == sorted(places)
+
+
+def test_a_seed_that_diverged_leaves_no_mean(folder: Path) -> None:
+    assert gains(folder)["flow between layers (FSP)"] == ["no mean"]
 
 
 # The README that is shipped.

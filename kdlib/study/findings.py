@@ -115,7 +115,7 @@ class Results:
     def _runs(self) -> dict[str, dict[int, Mapping[str, str]]]:
         """Rows by method and seed."""
         found: dict[str, dict[int, Mapping[str, str]]] = {}
-        for row in sorted(self.rows, key=_place):
+        for row in sorted(self.rows, key=order):
             found.setdefault(row["method"], {})[int(row["seed"])] = row
         return found
 
@@ -335,7 +335,7 @@ def _refuse_mixed(rows: Sequence[Mapping[str, str]], sources: Sequence[Path]) ->
             raise ValueError(f"{where}: {method} was run with {settings[method]} and with {Settings.read(row)}.")
 
 
-def _place(row: Mapping[str, str]) -> tuple[float, ...]:
+def order(row: Mapping[str, str]) -> tuple[float, ...]:
     """Where a row belongs: by family, then as in the table of entries, alpha, temperature and seed."""
     family = FAMILIES.index(entry(row["entry"]).family)
     soft = [float(row[name] or -1) for name in ("alpha", "temperature")]

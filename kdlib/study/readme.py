@@ -1,4 +1,5 @@
-"""The table of runs in data/results/README.md: what was run, with which command, where, when and for how long."""
+"""The two tables in data/results/README.md: what each method was worth, and what was run, with which command, where,
+when and for how long."""
 
 from __future__ import annotations
 
@@ -8,37 +9,39 @@ from pathlib import Path
 from typing import Any
 
 from kdlib import files
+from kdlib.study.gains import gains_table
 from kdlib.study.rows import authors, parse, sessions
 
-MARK = "<!-- runs -->"  # two lines like this; what stands between them is replaced
+RUNS, GAINS = "<!-- runs -->", "<!-- gains -->"  # two lines like this; what stands between them is replaced
 OWN = {"--out": 1, "--cache": 1, "--quiet": 0}  # options that say nothing about the runs, and how many words follow
 COLUMNS = ("file", "runs", "command", "machine", "dates", "versions", "hours")
 
 
 def write_readme(folder: str | Path) -> Path | None:
-    """Bring the table of runs in `folder`/README.md up to date, from the CSV files and the JSON file beside each.
+    """Bring both tables in `folder`/README.md up to date, from the CSV files and the JSON file beside each.
 
     A folder without a README is left as it is (None is returned), and so is a README that says it all already.
-    Raises ValueError for a README without the two marks, or a JSON file that cannot be read; OSError where nothing
-    can be written.
+    Raises ValueError for a README without two marks for each table, or a file that cannot be read; OSError where
+    nothing can be written.
     """
     path = Path(folder) / "README.md"
     if not path.is_file():
         return None
-    text = path.read_text("utf-8")
-    parts = text.split(MARK)
-    if len(parts) != 3:
-        raise ValueError(
-            f"{path} has {len(parts) - 1} lines {MARK}, expected two. The table of runs is written between them."
-        )
-    new = f"{parts[0]}{MARK}\n\n{runs_table(Path(folder))}\n\n{MARK}{parts[2]}"
+    new = text = path.read_text("utf-8")
+    for mark, table in ((RUNS, runs_table), (GAINS, gains_table)):
+        parts = new.split(mark)
+        if len(parts) != 3:
+            raise ValueError(
+                f"{path} has {len(parts) - 1} lines {mark}, expected two. A table is written between them."
+            )
+        new = f"{parts[0]}{mark}\n\n{table(Path(folder))}\n\n{mark}{parts[2]}"
     if new != text:
         files.write_text(path, new)
     return path
 
 
 def runs_table(folder: Path) -> str:
-    """The table, in Markdown: a line for each file, command, machine and set of versions."""
+    """What was run, in Markdown: a line for each file, command, machine and set of versions."""
     lines = [line for path in sorted(folder.glob("*.csv")) for line in _lines(path)]
     if not lines:
         return "No study has been run yet."
