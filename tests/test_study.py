@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -552,6 +553,29 @@ def test_choices_of_another_budget_are_taken_or_made_anew(finished: Path, budget
         "kd": TRIALS,
     }
     assert {row["chosen_on"] for row in content(path)} == {"article-student, 30 images, 2 epochs"}
+
+
+@pytest.mark.parametrize("change", [{"student": "resnet8"}, {"teacher": "another"}, {"images": 6000}])
+def test_choices_made_with_another_student_teacher_or_batch_are_refused(
+    finished: Path, budget: Budget, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """Hard labels at a ResNet-18 lost three points by a learning rate that was chosen with batches of 32."""
+    made = content(next(finished.glob("choose-*.csv")), TRIAL_COLUMNS)
+    file = tmp_path / "choose.csv"
+    with Table(file, TRIAL_COLUMNS).opened() as table:
+        for row in made:
+            table.append(row | change)
+    ask = request(
+        budget, tmp_path, "missing-class", choices=file, defaults=False, seeds=(0,), left_out=(1,), tuning_seeds=(1000,)
+    )
+    other = replace(budget, **change)
+    theirs, ours = (
+        re.escape(f"{one.student}, taught by {one.teacher}, in batches of {one.batch_size}") for one in (other, budget)
+    )
+    for attempt in (runs.plan, partial(runs.run, progress=False)):
+        with pytest.raises(ValueError, match=f"holds settings of {theirs}; this study has {ours}.*--retune"):
+            attempt(ask)
+    assert "22 trials" in runs.plan(replace(ask, retune=True))  # then none of the settings is taken
 
 
 # --- whole studies -----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def study(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Give more to add some.")] = 5,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="How many seeds each trial is made with.")] = 1,
     choices: Annotated[
-        Path | None, typer.Option(help="Take the settings from this file of trials, made for another budget.")
+        Path | None, typer.Option(help="Take the settings from this file of trials, made with other images or epochs.")
     ] = None,
     retune: Annotated[
         bool, typer.Option("--retune", help="Take only the best of each family from --choices; choose settings anew.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,10 @@ class Request:
 
     which: a name in `grid.LISTS`. out: folder of the results, default data/results. cache: scratch folder for the
     teachers' answers (some gigabytes for one seed, removed when it is done). choices: a file of trials to take the
-    settings from, made for another budget; with `retune` only the best of each family are taken from it and their
-    settings are chosen anew. defaults: no trials, the starting values of each method. workers: how many runs at a
-    time, each in a process of its own that has its share of torch's threads.
+    settings from, made for the same student, teacher and batch size with other images or epochs; with `retune` only
+    the best of each family are taken from it, of any budget, and their settings are chosen anew. defaults: no
+    trials, the starting values of each method. workers: how many runs at a time, each in a process of its own that
+    has its share of torch's threads.
     Raises ValueError for seeds that serve twice, options that contradict each other, or less than one worker.
     """
 
@@ -297,8 +298,26 @@ def _given(request: Request) -> dict[str, Choice]:
     if request.choices is None:
         return {}
     rows = _rows(request.choices, TRIAL_COLUMNS, missing_ok=False)
+    if not request.retune:
+        _refuse_foreign(request, rows)
     tried = {row["method"] for row in rows}
     return choose.choices(rows, [name for name in grid.named(request.which).tuned if name in tried])
+
+
+def _refuse_foreign(request: Request, rows: Iterable[Mapping[str, str]]) -> None:
+    """Raise ValueError for settings chosen for another student, teacher or batch size: these do not carry over."""
+    ours = request.budget
+    for row in rows:
+        theirs = replace(ours, student=row["student"], teacher=row["teacher"], images=int(row["images"]))
+        if _pair(theirs) != _pair(ours):
+            raise ValueError(
+                f"{request.choices} holds settings of {_pair(theirs)}; this study has {_pair(ours)}, for which other "
+                "learning rates and weights are best, and not equally so for all methods. Choose anew, with --retune."
+            )
+
+
+def _pair(budget: Budget) -> str:
+    return f"{budget.student}, taught by {budget.teacher}, in batches of {budget.batch_size}"
 
 
 def _lines(request: Request, choices: Mapping[str, Choice]) -> list[Line]:
