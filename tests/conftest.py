@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = (ROOT / "notebooks", ROOT / "tests" / "browser")
 
 torch.set_num_threads(1)  # the tests' networks are too small to gain by threads, and lose by waiting for them
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, which a job that a script started in the background ignores: some tests send it to themselves."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def room(item: pytest.Item) -> int:
