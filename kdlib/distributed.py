@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,9 @@ def together() -> Iterator[None]:
             raise ValueError(f"torchrun started more processes here than there are GPUs: --nproc-per-node={cards}.")
         torch.cuda.set_device(mine)
         backend = "cpu:gloo,cuda:nccl"  # what is on a CPU, random states and totals, travels too
+    # DistributedDataParallel imports this, too. Imported after the start, its functions keep the group as a default:
+    # then gloo's threads outlive it, and now and then abort a process that has finished.
+    import_module("torch.distributed.nn")
     dist.init_process_group(backend)
     try:
         yield

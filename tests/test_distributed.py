@@ -51,6 +51,14 @@ def test_two_processes_train_the_student_of_one(trained: dict[str, Path], name: 
         assert {**a, "seconds": 0} == pytest.approx({**b, "seconds": 0}, abs=1e-4)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux names the threads of a process")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_thread_of_gloo_outlives_the_work(trained: dict[str, Path], rank: int) -> None:
+    threads = json.loads((trained["two"] / f"threads-{rank}.json").read_text())
+    assert threads["inside"]
+    assert threads["after"] == []  # one that is left can abort the process when the interpreter ends
+
+
 def test_a_process_that_dies_ends_the_job_and_the_run_goes_on_to_the_bit(
     trained: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ Importing torch takes each process longer than any task, so tasks that can share
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import signal
@@ -110,6 +111,12 @@ def fit_resumably(folder: Path, step: int) -> None:
         files.save_tensors(folder / "student.safetensors", run.student.state_dict(), {"rows": run.rows})
 
 
+def gloo_threads() -> list[str]:
+    """The names of this process's threads that still work for gloo; none where /proc does not tell."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
 def main(task: str, *given: str) -> None:
     if task == "command":
         data.load = fashion_with_few_to_judge_by
@@ -124,6 +131,8 @@ def main(task: str, *given: str) -> None:
             fit_resumably(folder, step=0)
         if task == "dies":
             fit_resumably(folder, step=8)
+        rank, inside = distributed.rank(), gloo_threads()
+    (folder / f"threads-{rank}.json").write_text(json.dumps({"inside": inside, "after": gloo_threads()}))
 
 
 if __name__ == "__main__":
