@@ -260,14 +260,14 @@ def _numbers(parameters: Iterable[Tensor]) -> int:
 
 FORGOTTEN = Code(
     "forgotten",
-    "Why does the loss not fall?",
+    "Why does the loss fall so little?",
     "code",
     "hard",
     8,
-    "A feature loss that hardly falls: often the projection was never given to the optimiser. Write forgotten(method, "
-    "optimised): how many numbers in the method's parameters no step of the optimiser will change. method is a module; "
-    "optimised are the parameters that the optimiser was given: the student's too, beside those of the method. In the "
-    "example the method is a projection of 6 x 4 numbers, and the optimiser has the student alone.",
+    "A feature loss that falls too little: often the projection was never given to the optimiser. Write "
+    "forgotten(method, optimised): how many numbers in the method's parameters no step of the optimiser will change. "
+    "method is a module; optimised are the parameters that the optimiser was given: the student's too, beside those of "
+    "the method. In the example the method is a projection of 6 x 4 numbers, and the optimiser has the student alone.",
     (
         "Go through method.parameters() and look for each of them among the optimised ones.",
         "`p in optimised` compares values, which fails on tensors. Whether it is the very same parameter, `is` "

@@ -81,10 +81,10 @@ INTERVAL = Code(
     "Write half_width(ours, theirs): half the width of the 95 % interval of the mean gain. ours and theirs are tensors "
     "with one accuracy for each seed, paired: place 0 of both is the same seed. The interval is the mean of the gains "
     "plus and minus t s / sqrt(n), with the standard deviation s of the n gains, and t the 0.975 quantile of Student's "
-    "distribution with n - 1 degrees of freedom.",
+    "distribution (a statistician's pen name): scipy.stats.t.ppf(0.975, n - 1).",
     (
         "First take the gains, seed by seed. Everything after that is about this one tensor.",
-        "`from scipy import stats`, then stats.t.ppf(0.975, n - 1) is the quantile: 2.78 for five seeds.",
+        "`from scipy import stats`, then stats.t.ppf(0.975, n - 1) is t: 2.78 for five seeds.",
         "gains.std() divides by n - 1, as it should.",
     ),
     "Pairing takes out what both students of a seed share: the same pictures and the same start. With five seeds t is "
