@@ -233,7 +233,7 @@ def _torchdistill_fsp() -> list[Comparison]:
             "torchdistill FSPLoss",
             theirs(SMALLER_S, SMALLER_T),
             losses.fsp(SMALLER_S, SMALLER_T).item(),
-            "norms of columns as above, and `adaptive_max_pool2d` where kdlib averages",
+            "norms of columns as above, and `adaptive_max_pool2d` (as in the paper) where kdlib averages",
             columns(*pooled),
         ),
     ]

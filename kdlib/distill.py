@@ -31,11 +31,11 @@ class Job:
 
     images: training images to use (None: all). views: augmented views of each image that the teacher is asked
     about in advance and the epochs go through in turn; 0 asks the teacher live, with a new view every epoch.
-    layers: "student:teacher" pairs for feature and relation; none: stage by stage. cache: a folder that keeps the
-    teacher's answers for the next run, in 16 bits; None: they stay in memory. size: pixels of a side, for image
-    folders. stem: of the student, where torchvision made it. student: an architecture, or a file (a model or a
-    checkpoint) whose weights it goes on from. compile: let torch.compile translate the networks first. half: write
-    the student's weights in 16 bits.
+    layers: "student:teacher" pairs for feature and relation; none: the last stages for feature, all for relation.
+    cache: a folder that keeps the teacher's answers for the next run, in 16 bits; None: they stay in memory. size:
+    pixels of a side, for image folders. stem: of the student, where torchvision made it. student: an architecture, or
+    a file (a model or a checkpoint) whose weights it goes on from. compile: let torch.compile translate the networks
+    first. half: write the student's weights in 16 bits.
     """
 
     data: str = "fashion-mnist"

@@ -137,20 +137,22 @@ def test_pure_noise_is_inconclusive_in_all_of_many_comparisons_at_the_stated_rat
     assert clean >= 0.94  # at least 95 %, with the room of three standard errors below it that 500 studies need
 
 
-def test_five_more_seeds_where_five_are_inconclusive_cost_three_points_of_confidence() -> None:
-    """What data/results/README.md and lesson 08 say of this rule: all intervals hold in 92 % of the studies, not 95."""
+def test_five_more_seeds_cost_confidence_unless_all_methods_get_them() -> None:
+    """What data/results/README.md and lesson 08 say: for some methods all intervals hold in 92 %, for all in 95."""
     chance = np.random.default_rng(7)
 
     def hold(method: np.ndarray, hard: np.ndarray) -> bool:
         return compare(method, hard, comparisons=7).verdict is Verdict.INCONCLUSIVE
 
-    held = {"five, then ten": 0, "ten": 0}
+    held = {"some stop at five": 0, "all get ten": 0}
     for _ in range(1500):
         hard, *methods = chance.normal(0.76, 0.005, (8, 10))
-        held["five, then ten"] += all(hold(one[:5], hard[:5]) and hold(one, hard) for one in methods)
-        held["ten"] += all(hold(one, hard) for one in methods)
-    assert 0.905 < held["five, then ten"] / 1500 < 0.935
-    assert held["ten"] / 1500 > 0.94
+        five = [hold(one[:5], hard[:5]) for one in methods]
+        ten = [hold(one, hard) for one in methods]
+        held["some stop at five"] += all(five) and all(ten)
+        held["all get ten"] += any(five) and all(ten)  # as in the study: ten for all if five leave one open
+    assert 0.905 < held["some stop at five"] / 1500 < 0.935
+    assert held["all get ten"] / 1500 > 0.94
 
 
 # --- what is refused, what is defined ----------------------------------------------------------------------------

@@ -39,7 +39,7 @@ COINCIDENT = 1e-7
 def fsp_matrix(a: Tensor, b: Tensor) -> Tensor:
     """Flow of the solution procedure: how the channels of one layer go together with those of another.
 
-    G = F_a F_b^T / (H W). The larger map is average-pooled to the smaller.
+    G = F_a F_b^T / (H W). The larger map is average-pooled to the smaller; the paper takes its maximum.
 
     Shapes: a is B x C_a x H x W, b is B x C_b x H' x W'; the result B x C_a x C_b.
     Scale: a mean over positions, so it grows with both layers' activations but not with the size of the
@@ -111,7 +111,8 @@ def renyi_information(a: Tensor, b: Tensor) -> Tensor:
         width follows the layer, so a rotation, an offset or a change of scale leaves I alone; and being a
         mean of squares it has no square root, whose gradient would blow up when two samples coincide.
 
-    Shapes: a is B x D_a, b is B x D_b, or maps, which are flattened; B >= 2. Scale: bits, 0 to log2(B).
+    Shapes: a is B x D_a, b is B x D_b, or maps, which are flattened; B >= 2. Scale: bits, at most log2(B);
+        with alpha = 2 it can fall below 0, where two layers tell apart different samples.
     Degenerate: samples that are all alike, to 1e-6 of their size, carry no information: 0, without
         gradient.
     Raises: ValueError for fewer than two samples, batches that differ, or no feature dimension; TypeError
@@ -172,8 +173,8 @@ def layer_information(student_layers: Sequence[Tensor], teacher_layers: Sequence
     Mean squared difference of layer_relation_matrix(..., "information").
 
     Shapes: as in layer_correlation.
-    Scale: bits squared, up to log2(B)^2; the mean is over all L x L entries. The diagonal counts: it
-        compares how much each layer tells about itself.
+    Scale: bits squared; the mean is over all L x L entries. The diagonal counts: it compares how much each
+        layer tells about itself.
     Degenerate: a layer that answers all samples alike has information 0 with every layer, without
         gradient.
     Raises: as layer_correlation.
@@ -199,9 +200,8 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Raises: ValueError for fewer than two samples, batches that differ, or no feature dimension; TypeError
         for non-floats.
     Paper: Park et al. 2019, arXiv:1904.05068.
-    Published code disagrees: the authors' takes distances from the Gram matrix, wrong by 0.42 at an
-        offset of 1000 and with a gradient of 7.5e10 at coinciding rows; its mean leaves out pairs at
-        distance 0.
+    Published code disagrees: the authors' takes distances from the Gram matrix, which has few digits left
+        far from the origin, and clamps their squares at 1e-12, so that coinciding rows are 1e-6 apart.
     """
     student, teacher = rows_of(2, student=student, teacher=teacher)
     return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
@@ -252,8 +252,9 @@ def correlation_congruence(student: Tensor, teacher: Tensor, gamma: float = 0.4,
     kernel is exp(-2 gamma) * sum_p (2 gamma)^p / p! * (x_i . x_j)^p, its Taylor series cut after
     p = order.
 
-    Shapes: B x anything each, B >= 1 (a batch of one gives 0). Scale: kernel values in [0, 1]; the loss
-        is small, about 0.01, and wants a large weight. Degenerate: an all-zero sample has inner products
+    Shapes: B x anything each, B >= 1 (a batch of one gives 0). Scale: kernel values from 0.23 to 0.95
+        (with an odd order and gamma above 0.5 also below 0); the loss is small, about 0.01, and wants a large
+        weight. Degenerate: an all-zero sample has inner products
         0 and no gradient.
     Raises: ValueError for gamma <= 0 or not finite, order below 1 or no integer, batches that differ, or
         no feature dimension; TypeError for what is not a float tensor.

@@ -224,6 +224,13 @@ def test_cka_and_information_are_symmetric_and_bounded(seed):
         assert close(relation(a, b), relation(b, a))
 
 
+def test_information_falls_below_zero_where_two_layers_tell_apart_different_samples():
+    half = torch.zeros(128, 65, dtype=torch.float64)
+    half[:64, 64] = 1  # all alike
+    half[64:, :64] = torch.eye(64)  # all different
+    assert -math.log2(128) < renyi_information(half, half.flip(0)) < -1
+
+
 def test_cka_sees_a_change_that_is_no_rotation():
     stretched = e_s * torch.tensor([5.0, 1, 1, 1, 1, 1])
     for relation in BETWEEN_TWO_LAYERS:
