@@ -10,7 +10,8 @@ help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 distill: .venv/.base ## A ResNet-50 teaches a ResNet-18 on Fashion-MNIST: progress, a table and a picture in runs/distill
-	$(BIN)/python -m kdlib distill --teacher resnet50-fashion --student resnet18 --images 10000 --epochs 3 --views 3 --out $(OUT)
+	$(BIN)/python -m kdlib distill --teacher resnet50-fashion --student resnet18 --images 10000 --epochs 3 --views 3 \
+		--learning-rate 0.03 --out $(OUT)
 
 lab: .venv/.course ## JupyterLab on the first lesson, on this machine only
 	@$(BIN)/python -m kdlib.classroom.lab

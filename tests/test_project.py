@@ -68,6 +68,13 @@ def test_every_make_target_that_the_readme_names_exists_and_is_in_the_help() -> 
     assert set(phony) - {"help"} <= targets
 
 
+def test_the_readme_gives_the_command_of_make_distill_to_those_who_have_no_make() -> None:
+    recipe = re.search(r"^distill:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    options = re.search(r"kdlib distill (.*) --out", recipe.replace("\\\n", " "))[1].split()
+    commands = re.findall(r"kdlib distill (--teacher resnet50-fashion .*)", (ROOT / "README.md").read_text())
+    assert [command.split() for command in commands] == [options, options]  # PowerShell's and conda's
+
+
 def test_shipped_files_have_their_checksums_in_three_places_that_agree() -> None:
     sums = dict(reversed(line.split()) for line in (ROOT / "data" / "SHA256SUMS").read_text().splitlines())
     shipped = {path.name for path in (ROOT / "data").iterdir() if path.suffix in (".gz", ".safetensors")}
