@@ -253,9 +253,8 @@ def correlation_congruence(student: Tensor, teacher: Tensor, gamma: float = 0.4,
     p = order.
 
     Shapes: B x anything each, B >= 1 (a batch of one gives 0). Scale: kernel values from 0.23 to 0.95
-        (with an odd order and gamma above 0.5 also below 0); the loss is small, about 0.01, and wants a large
-        weight. Degenerate: an all-zero sample has inner products
-        0 and no gradient.
+        with the defaults (an odd order with gamma above 0.5 gives some below 0); the loss is small, about
+        0.01, and wants a large weight. Degenerate: an all-zero sample has inner products 0 and no gradient.
     Raises: ValueError for gamma <= 0 or not finite, order below 1 or no integer, batches that differ, or
         no feature dimension; TypeError for what is not a float tensor.
     Paper: Peng et al. 2019, arXiv:1904.01802.
