@@ -33,7 +33,7 @@ lint: .venv/.dev ## Style and format of the code
 notebooks: .venv/.dev ## Execute the lessons and write them anew; LESSON=04 for one
 	$(BIN)/python -m kdlib.classroom.notebooks $(LESSON)
 
-study: .venv/.base ## The numbers that the lessons quote: every method, five seeds (hours; goes on where it was stopped)
+study: .venv/.base ## The study's full list, ResNet-8 with 10,000 images (hours); runs that data/results has are not run again
 	$(BIN)/python -m kdlib study full
 
 pictures: .venv/.dev ## The two pictures of the README, drawn anew from the playground and from the results of the study

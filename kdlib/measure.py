@@ -1,4 +1,4 @@
-"""What a model gets right, and what it costs: accuracy, agreement, calibration, size, MACs and latency.
+"""What a model gets right, and what it costs: accuracy, agreement, calibration, size, MACs, memory and latency.
 
 Answers are measured from logits and labels; costs are measured on a model, which is the same afterwards.
 """
@@ -6,13 +6,17 @@ Answers are measured from logits and labels; costs are measured on a model, whic
 from __future__ import annotations
 
 import copy
+import json
+import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from numbers import Integral
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
@@ -210,6 +214,35 @@ def latency(
     return Latency(median, high - low, tuple(runs), batch_size, threads)
 
 
+def peak_memory(model: nn.Module, input_shape: Sequence[int], batch_size: int = 1) -> int:
+    """Bytes that a forward pass holds at most at one time beside its weights and input, by torch's profiler.
+
+    input_shape: (C, H, W). What kernels take as working space counts, too. Measured on the CPU, in eval and inference
+    mode, after a first pass that chooses kernels; a model that is elsewhere is copied, without its forward hooks.
+    Raises ValueError for an input that cannot be used, and for a model without weights ("meta").
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    shape = _image_shape(input_shape)
+    _whole("batch_size", batch_size)
+    model = _on_device(model, "cpu")
+    images = torch.ones(batch_size, *shape, dtype=_home(model)[1])
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes its diary into the notebook
+    with _evaluating(model), torch.inference_mode():
+        try:
+            model(images)
+        except Exception as error:
+            raise _refused(shape, error) from error
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            model(images)
+    with TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    moves = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
+    return max(accumulate(event["args"]["Bytes"] for event in moves), default=0)  # what is given back is negative
+
+
 def summary(
     models: Mapping[str, nn.Module],
     input_shape: Sequence[int],
@@ -341,7 +374,7 @@ def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module
     home, _ = _home(model)
     if "meta" in (home.type, str(device)):
         raise ValueError(
-            "A model on the meta device has shapes but no weights, so there is nothing to time. "
+            "A model on the meta device has shapes but no weights, so it cannot be run. "
             'Build it on a real device or use model.to_empty(device="cpu").'
         )
     try:

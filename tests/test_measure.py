@@ -433,10 +433,58 @@ def test_latency_settings_out_of_range(settings, message):
         measure.latency(tiny(), SHAPE, **settings)
 
 
+# --- memory of a forward pass
+
+
+class Stages(nn.Module):
+    """Two linear stages of known width; `kept` holds every output until the pass has ended."""
+
+    def __init__(self, kept: bool, *widths: int) -> None:
+        super().__init__()
+        self.kept = kept
+        self.stages = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in zip(widths, widths[1:], strict=False))
+
+    def forward(self, images):
+        x, all_of_them = images.flatten(1), []
+        for stage in self.stages:
+            x = stage(x)
+            if self.kept:
+                all_of_them.append(x)
+        return x
+
+
+def test_peak_memory_by_hand():
+    """An output of w numbers takes 4 w bytes; that of the stage before lasts until the next one is there."""
+    widths = (3 * 8 * 8, 5_000, 2_000, 10)
+    assert measure.peak_memory(Stages(False, *widths), SHAPE) == 4 * (5_000 + 2_000)
+    assert measure.peak_memory(Stages(True, *widths), SHAPE) == 4 * (5_000 + 2_000 + 10)
+    assert measure.peak_memory(Stages(False, *widths), SHAPE, batch_size=3) == 3 * 4 * (5_000 + 2_000)
+    assert measure.peak_memory(nn.Identity(), SHAPE) == 0
+
+
+def test_peak_memory_counts_a_map_and_what_the_kernel_takes():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(inplace=True))
+    once = 4 * 16 * 32 * 32
+    assert once <= measure.peak_memory(model, (3, 32, 32)) < 40 * once
+
+
+def test_peak_memory_leaves_the_model_as_it_was_and_writes_nothing(capfd):
+    model = tiny()
+    before = copy.deepcopy(model.state_dict())
+    assert measure.peak_memory(model, SHAPE) > 0
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        measure.peak_memory(model, SHAPE, batch_size=0)
+    with pytest.raises(ValueError, match="meta device has shapes but no weights"):
+        measure.peak_memory(tiny().to("meta"), SHAPE)
+
+
 # --- what a user can get wrong in the model
 
 
-@pytest.mark.parametrize("function", [measure.macs, measure.latency])
+@pytest.mark.parametrize("function", [measure.macs, measure.latency, measure.peak_memory])
 @pytest.mark.parametrize(
     "shape", [(8, 8), (1, 3, 8, 8), (3, 0, 8), (3, -8, 8), (3, 8.0, 8), (3, 8, True), 8, "3x8", None]
 )
@@ -445,7 +493,7 @@ def test_input_shape_must_be_channels_height_width(function, shape):
         function(tiny(), shape)
 
 
-@pytest.mark.parametrize("function", [measure.macs, measure.latency])
+@pytest.mark.parametrize("function", [measure.macs, measure.latency, measure.peak_memory])
 def test_a_shape_that_the_model_refuses(function):
     with pytest.raises(ValueError, match=r"(?s)expected input.* 3 channels.*takes 1 channel") as caught:
         function(tiny(), (1, 8, 8))
@@ -462,6 +510,7 @@ def test_a_shape_that_the_model_refuses(function):
         measure.bytes_saved,
         lambda model: measure.macs(model, SHAPE),
         lambda model: measure.latency(model, SHAPE),
+        lambda model: measure.peak_memory(model, SHAPE),
     ],
 )
 def test_not_a_model_or_not_one_yet(function):
@@ -516,7 +565,7 @@ def test_a_model_is_unchanged_by_a_measure(function):
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("function", [measure.macs, measure.latency])
+@pytest.mark.parametrize("function", [measure.macs, measure.latency, measure.peak_memory])
 def test_a_model_is_unchanged_by_a_measure_that_fails(function):
     model = half_trained()
     before = copy.deepcopy(snapshot(model))

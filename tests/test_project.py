@@ -35,6 +35,16 @@ def test_pyproject_and_environment_ask_for_the_same_things() -> None:
     assert len(lines) == len(set(lines))
 
 
+def test_pip_can_read_what_conda_hands_it(tmp_path: Path) -> None:
+    """conda writes the lines below `pip:` into a requirements file, in which fewer options are allowed."""
+    lines = re.findall(r"^      - (.*)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+    assert lines
+    (tmp_path / "requirements.txt").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps"]
+    done = subprocess.run([*command, "-r", tmp_path / "requirements.txt"], cwd=ROOT, capture_output=True, text=True)
+    assert "Obtaining file://" in done.stdout, done.stderr  # the line was read; to build it takes an index
+
+
 def test_make_test_runs_the_lessons_too() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert settings["testpaths"] == ["tests", "notebooks"]

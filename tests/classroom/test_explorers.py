@@ -221,6 +221,18 @@ def test_set_moves_several_controls_for_one_picture(explorer: explorers.Explorer
     assert explorer.state == {**explorer.state, **moves}
 
 
+def test_set_moves_what_depends_on_another_control_after_it() -> None:
+    """A list makes the slider shorter: what the longer one allows can be set together with the list, in any order."""
+    explorer = make("TeacherSees", show=teacher_sees.DOUBTFUL)
+    explorer.set(show=teacher_sees.ALL, picture=90)
+    assert explorer.state == {"show": teacher_sees.ALL, "picture": 90}
+    explorer.set(show=teacher_sees.DOUBTFUL)
+    explorer.set(picture=90, show=teacher_sees.ALL)
+    assert explorer.state == {"show": teacher_sees.ALL, "picture": 90}
+    with pytest.raises(ValueError, match=r"picture cannot be 95: it lies between 0 and \d+\."):
+        explorer.set(picture=95, show=teacher_sees.WRONG)
+
+
 def test_set_says_what_is_possible(explorer: explorers.Explorer) -> None:
     with pytest.raises(ValueError, match="There is no control of the .* explorer named 'colour'"):
         explorer.set(colour="red")

@@ -106,6 +106,8 @@ def test_layers_to_choose_from_follow_the_relation(explorer: explorers.Relations
     assert list(explorer.controls["where"].options) == ["all layers"]
     with pytest.raises(ValueError, match="where cannot be 'layer7': choose one of all layers"):
         explorer.set(where="layer7")
+    explorer.set(relation=related.FSP, where="layer2 to layer3")  # which the relation before did not have
+    assert explorer.state["where"] == "layer2 to layer3"
 
 
 def outputs(network: nn.Module, chosen: explorers.Relations, layers: list[str]) -> list[Tensor]:

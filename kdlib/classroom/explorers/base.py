@@ -186,16 +186,20 @@ class Explorer:
         self._status.value = text if error else ""
 
     def _move(self, values: dict[str, Any]) -> None:
-        for name, value in values.items():
+        for name in values:
             if name not in self.controls:
                 raise unknown(f"control of the {self.name.lower()} explorer", name, self.controls)
-            control = self.controls[name]
+        for name in (name for name in self.controls if name in values):
+            self.settle()  # what a control allows depends on those above it: the length of a slider on a list
             try:
-                control.value = value
+                self.controls[name].value = values[name]
             except Exception as error:  # traitlets' own message names neither the control nor a way out
-                raise ValueError(f"{name} cannot be {value!r}: {_allowed(control)}.") from error
-            if control.value != value:  # a slider takes the nearest value it has
-                raise ValueError(f"{name} cannot be {value!r}: {_allowed(control)}.")
+                raise self._refused(name, values[name]) from error
+            if self.controls[name].value != values[name]:  # a slider takes the nearest value it has
+                raise self._refused(name, values[name])
+
+    def _refused(self, name: str, value: Any) -> ValueError:
+        return ValueError(f"{name} cannot be {value!r}: {_allowed(self.controls[name])}.")
 
     @staticmethod
     def _said(value: Any) -> str:

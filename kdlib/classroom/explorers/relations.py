@@ -100,12 +100,6 @@ class Relations(Explorer):
             "moment": widgets.SelectionSlider(**moments, **WIDE),
         }
 
-    def _move(self, values: dict[str, Any]) -> None:
-        """The relation first: which layers can be chosen depends on it."""
-        super()._move({name: value for name, value in values.items() if name == "relation"})
-        self.settle()
-        super()._move({name: value for name, value in values.items() if name != "relation"})
-
     def settle(self) -> None:
         options = places(RELATIONS[self.state["relation"]], self.layers)
         control, again = self.controls["where"], self._again
