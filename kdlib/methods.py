@@ -177,8 +177,8 @@ class Feature(Method):
     layers: student layer -> teacher layer. loss: "hint" (FitNets, Romero et al. 2015; a learned 1 x 1 projection
     to the teacher's width), "attention" (Zagoruyko and Komodakis 2017; needs no projection), "vid" (Ahn et al.
     2019; a learned mean and variance), or a function of projected student map and teacher map. Where the maps
-    differ in height or width, the larger is average-pooled to the smaller; printing a run's method shows what was put in.
-    options: further arguments of that function.
+    differ in height or width, the larger is average-pooled to the smaller; printing a run's method shows what was put
+    in. options: further arguments of that function.
     It has no term for the labels: write HardLabels() + Feature(...) or Logit() + Feature(...).
     """
 

@@ -57,6 +57,12 @@ def test_a_line_says_what_was_run_where_and_how_long(folder: Path) -> None:
     assert second[2] == "`kdlib study full --data 'imagefolder:a/b'`"
 
 
+def test_a_session_that_was_stopped_before_its_first_run_is_left_out(folder: Path) -> None:
+    Diary(next(folder.glob("*.csv")), "kdlib study full --workers 3", 85).write(85)
+    write_readme(folder)
+    assert len(lines(folder)) == 4
+
+
 def test_a_command_is_shown_as_anyone_would_give_it(folder: Path) -> None:
     name = next(folder.glob("*.csv")).name
     said = f"kdlib study short --choices /somebody/results/{name} --out=/somebody/results --cache '/tmp/a b' --quiet"

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,6 +262,26 @@ def test_two_studies_never_write_to_one_file(tmp_path: Path) -> None:
         pass
 
 
+def test_windows_locks_one_byte_far_behind_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    def locking(handle: int, mode: int, count: int) -> None:
+        assert (mode, count, os.lseek(handle, 0, os.SEEK_CUR)) == (3, 1, rows.LOCKED)
+        if held:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        held.append(handle)
+
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=3, locking=locking))
+    monkeypatch.setattr(rows, "sys", SimpleNamespace(platform="win32"))
+    path = tmp_path / "x.csv"
+    refused = pytest.raises(ValueError, match="Another study is writing")
+    with Table(path, ("a",)).opened() as table:
+        table.append({"a": 1})
+        with refused, Table(path, ("a",)).opened():
+            pass
+    assert path.read_text() == "a\n1\n"
+
+
 def test_a_full_disk_leaves_the_rows_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.csv"
 
@@ -296,6 +318,25 @@ def test_the_diary_adds_up_sessions_and_names_the_machine(tmp_path: Path) -> Non
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(ValueError, match="Restore it, or move it away"):
         Diary(tmp_path / "x.csv", "third")
+
+
+def test_a_row_whose_note_was_not_written_any_more_belongs_to_the_session_before(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    Diary(path, "killed", 0).write(2)  # a third row was written, and this no more
+    Diary(path, "gone on", 3).write(5)
+    assert [author["command"] for author in rows.authors(path, 5)] == ["killed"] * 3 + ["gone on"] * 2
+    Diary(path, "nothing to do", 5).write(5)
+    assert [author["command"] for author in rows.authors(path, 5)] == ["killed"] * 3 + ["gone on"] * 2
+
+
+def test_a_session_is_noted_before_its_first_run(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Table, "append", lambda table, row: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(request(budget, tmp_path, seeds=(0,)), progress=False, command="killed")
+    found = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert [(session["command"], session["rows"]) for session in found["sessions"]] == [("killed", [1, 0])]
 
 
 # --- one run -----------------------------------------------------------------------------------------------------
@@ -664,11 +705,36 @@ def test_runs_of_another_budget_or_other_settings_do_not_get_into_a_file(budget:
     made = content(path)
     assert made[0]["learning_rate"] == "0.1"
     with Table(tmp_path / "changed" / path.name, COLUMNS).opened() as table:
-        table.append(made[0] | {"learning_rate": "0.3", "digest": "of other settings"})
+        row = made[0] | {"learning_rate": "0.3"}
+        digest = runs._cell(row).digest(budget, Bench(budget, tmp_path).identity)
+        table.append(row | {"digest": digest})
     with pytest.raises(
         ValueError, match=r"run of shuffled, seed 0, made with learning_rate 0.3.*; now learning_rate 0.1"
     ):
         runs.run(request(budget, tmp_path / "changed"), progress=False)
+
+
+def test_another_teacher_of_the_same_name_is_refused_before_any_trial(
+    finished: Path, budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of trials with two teachers would be of no use to any list."""
+    before = {path.name: path.read_bytes() for path in finished.glob("*.*")}
+    for name, found in before.items():
+        (tmp_path / name).write_bytes(found)
+    models.save(models.build("resnet8", num_classes=3, in_channels=1, seed=6), tmp_path / "other.safetensors")
+    other = models.load(tmp_path / "other.safetensors")
+    monkeypatch.setattr(models, "load", lambda name: other)
+    options = {"defaults": False, "seeds": (0, 1, 2), "tuning_seeds": (1000,)}
+    ask = request(replace(budget, epochs=1), tmp_path, "full", **options)
+    for path in sorted(tmp_path.glob("methods-*")):  # with the runs, and with the trials alone
+        for attempt in (runs.plan, partial(runs.run, progress=False)):
+            with pytest.raises(ValueError, match="made with another teacher or other data of the same name"):
+                attempt(ask)
+        if path.suffix == ".csv":
+            assert path.read_bytes() == before[path.name]
+        path.unlink()
+    trials = next(tmp_path.glob("choose-*.csv"))
+    assert trials.read_bytes() == before[trials.name]
 
 
 def test_one_row_is_repeated_to_the_bit_and_an_altered_one_is_found(
@@ -694,6 +760,8 @@ def test_one_row_is_repeated_to_the_bit_and_an_altered_one_is_found(
             runs.again(tmp_path / "x.csv", 2)
         with pytest.raises(FileNotFoundError, match="Check the path"):
             runs.again(tmp_path / "y.csv", 1)
+        with pytest.raises(ValueError, match="holds trials; what can be repeated are runs"):
+            runs.again(next(finished.glob("choose-*.csv")), 1)
 
 
 def test_a_repeated_run_has_its_threads_and_its_teacher_those_of_a_study(

@@ -60,7 +60,8 @@ def _lines(path: Path) -> list[tuple[str, ...]]:
     for (command, machine, versions), group in groups.items():
         hours = f"{sum(session.get('hours', 0.0) for session in group):.1f}"
         own = [row for row, session in zip(rows, by, strict=True) if session in group]
-        made.append((f"`{path.name}`", _count(own), command, machine, _dates(group), versions, hours))
+        if own:  # else it was stopped before its first run was finished
+            made.append((f"`{path.name}`", _count(own), command, machine, _dates(group), versions, hours))
     made = made or [(f"`{path.name}`", _count(rows), "not known", "", "", "", "")]
     return [tuple(cell.replace("|", "\\|") for cell in line) for line in made]
 

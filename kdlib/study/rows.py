@@ -29,6 +29,7 @@ from kdlib.study.entries import HYPER
 if TYPE_CHECKING:
     import pandas as pd
 
+LOCKED = 2**30  # on Windows the byte that is locked, far behind the last row
 TIMES = ("seconds", "seconds_per_epoch")  # what may differ when a run is repeated
 SHARED = ("data", "student", "teacher", "images", "epochs", "views")
 _GIVEN = ("study", *SHARED, "method", "entry", "seed", "left_out", *HYPER, "chosen_on")
@@ -163,6 +164,8 @@ class Diary:
         self._started = time.perf_counter()
         before = self._before()
         self.sessions: list[dict[str, Any]] = before.pop("sessions", [])
+        if self.sessions and "rows" in self.sessions[-1]:  # killed between a row and this note of it
+            self.sessions[-1]["rows"][1] = max(self.sessions[-1]["rows"][1], there)
         self.facts = {name: value for name, value in before.items() if name not in ("runs", "hours")}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.sessions.append({"command": command, "started": now, "machine": machine(), "versions": versions()})
@@ -258,13 +261,18 @@ def as_text(value: Any) -> str:
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    if sys.platform == "win32":
-        return
-    import fcntl
-
+    """ValueError if another process has locked the file; the system lets go of a lock, also after kill -9."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it, also after kill -9
-    except BlockingIOError as error:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(LOCKED)  # what is locked cannot be read either
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
         raise ValueError(
             f"Another study is writing to {path}. Wait until it ends, or choose another folder with --out."
         ) from error

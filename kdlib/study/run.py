@@ -151,16 +151,16 @@ def again(
     It runs with as many threads as the row did, so on the machine that made the row nothing differs. Raises ValueError
     for a row that is not there, FileNotFoundError for a missing file.
     """
-    rows = _rows(path, COLUMNS, missing_ok=False)
+    if any("test_accuracy" not in row for row in _rows(path, None, missing_ok=False)):
+        raise ValueError(f"{path} holds trials; what can be repeated are runs, in the files of the other kinds.")
+    rows = _rows(path, COLUMNS)
     if not 1 <= number <= len(rows):
         raise ValueError(f"{path} has rows 1 to {len(rows)}; there is no row {number}.")
     old = rows[number - 1]
     texts = {name: old[name] for name in ("data", "student", "teacher")}
     counts = {name: int(old[name]) for name in ("images", "epochs", "views")}
     bench = Bench(Budget(**texts, **counts, device=device, precision=precision), cache)
-    left_out = int(old["left_out"]) if old["left_out"] else None
-    settings = Settings.read(old)
-    cell = Cell(old["study"], old["method"], old["entry"], settings, int(old["seed"]), left_out, old["chosen_on"])
+    cell = _cell(old)
     with bench.seat([cell], path.with_suffix(".again")) as seat:
         seat.teacher(entry(cell.entry).teacher)  # with all threads, as in the study: only students share them out
         with _threads(int(old["threads"])):
@@ -210,6 +210,7 @@ class _Work:
             return
         if table.path not in self.diaries:
             self.diaries[table.path] = Diary(table.path, self.command, len(table.rows))
+            self.diaries[table.path].write(len(table.rows))  # the session is known before its first row is there
         for group in groups:
             missing = [cell for cell in group if digests[cell] not in done]
             if not missing:
@@ -230,7 +231,7 @@ class _Work:
 
 
 def _refuse_mixed(path: Path, rows: Iterable[Mapping[str, str]], bench: Bench) -> None:
-    """Raise ValueError if the rows of a file were made with another budget, or at another precision."""
+    """Raise ValueError, before hours of runs, for rows of another budget, precision, teacher or other data."""
     wanted = {name: as_text(getattr(bench.budget, name)) for name in SHARED} | {"place": str(bench.place)}
     for row in rows:
         differ = [f"{name} {row[name]} (now {value})" for name, value in wanted.items() if row[name] != value]
@@ -239,6 +240,18 @@ def _refuse_mixed(path: Path, rows: Iterable[Mapping[str, str]], bench: Bench) -
                 f"The runs in {path} were made with {', '.join(differ)}; runs in one file share one budget. "
                 "Give the same options, or choose another folder with --out."
             )
+        if row["digest"] != _cell(row).digest(bench.budget, bench.identity):
+            raise ValueError(
+                f"{path} holds a run of {row['method']}, seed {row['seed']}, made with another teacher or other data "
+                "of the same name. Move the file away, or choose another folder with --out."
+            )
+
+
+def _cell(row: Mapping[str, str]) -> Cell:
+    """The cell that a row is the run of."""
+    left_out = int(row["left_out"]) if row["left_out"] else None
+    own = (row["study"], row["method"], row["entry"], Settings.read(row), int(row["seed"]))
+    return Cell(*own, left_out, row["chosen_on"])
 
 
 def _refuse_unequal(path: Path, rows: Iterable[Mapping[str, str]], origins: Iterable[str]) -> None:
@@ -274,11 +287,10 @@ def _refuse_changed(table: Table, cells: Iterable[Cell], bench: Bench) -> None:
     for cell in cells:
         row = there.get(cell.key)
         if row is not None and row["digest"] != cell.digest(bench.budget, bench.identity):
-            before = Settings.read(row)
-            why = f"{before}; now {cell.settings}" if before != cell.settings else "another teacher or other data"
             raise ValueError(
-                f"{table.path} holds a run of {cell.method}, seed {cell.seed}, made with {why}. Move the file away, or "
-                "choose another folder with --out: one study has one setting a method."
+                f"{table.path} holds a run of {cell.method}, seed {cell.seed}, made with {Settings.read(row)}; now "
+                f"{cell.settings}. Move the file away, or choose another folder with --out: one study has one setting "
+                "a method."
             )
 
 
@@ -287,7 +299,7 @@ def _files(request: Request, bench: Bench) -> tuple[Path, Path]:
     return bench.budget.file(kind, request.folder), bench.budget.file("choose", request.folder)
 
 
-def _rows(path: Path, columns: Sequence[str], missing_ok: bool = True) -> list[dict[str, str]]:
+def _rows(path: Path, columns: Sequence[str] | None, missing_ok: bool = True) -> list[dict[str, str]]:
     if not path.exists() and not missing_ok:
         raise FileNotFoundError(f"There is no file {path}. Check the path.")
     return parse(path.read_bytes(), columns, path) if path.exists() else []

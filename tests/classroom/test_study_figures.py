@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -213,6 +214,22 @@ def test_what_lies_beyond_the_axis_becomes_an_arrow(results: Results) -> None:
     assert right < 10  # and the others are not pressed together
 
 
+def test_every_seed_is_drawn_those_beyond_the_axis_at_its_end(results: Results) -> None:
+    fig = plots.forest(results)
+    axes, found = fig.axes[0], results.gain("layer-information")
+    left, _ = axes.get_xlim()
+    assert 100 * min(found.by_seed.values()) < left
+    for place, title in zip(axes.get_yticks(), labels(fig), strict=True):
+        lines = [line for line in axes.lines if len(line.get_ydata()) and line.get_ydata()[0] == place + 0.32]
+        drawn = [value for line in lines for value in line.get_xdata()]
+        measured = [results.gain(name) for name in results.methods if results.title(name) == title]
+        finite = [value for one in measured for value in one.by_seed.values() if np.isfinite(value)]
+        assert len(drawn) == len(finite)  # one seed of FSP diverged
+        if title == found.title:
+            ends = {line.get_marker(): len(line.get_xdata()) for line in lines}
+            assert ends["<"] == sum(100 * value < left for value in found.by_seed.values())
+
+
 def test_equal_seeds_have_no_interval_to_draw(results: Results) -> None:
     fig = plots.forest(results)
     assert "+0.00  (all seeds equal)" in words(fig)
@@ -295,6 +312,18 @@ def test_a_choice_of_methods_against_images(several: list[Results]) -> None:
     assert f"1,000 images: hard labels {100 * smallest.score('hard').mean:.2f}; logits (KD) " in text
     assert f"BEATS with a gain of {smallest.gain('kd').said()}" in text
     assert LOST in plots.accuracy_against_images_alt(several)
+
+
+def test_epochs_that_differ_are_said_below_the_images(several: list[Results]) -> None:
+    fig = plots.accuracy_against_images(several, ["kd"])
+    assert [tick.get_text() for tick in fig.axes[0].get_xticklabels()] == ["1,000", "10,000", "55,000"]
+    short = [
+        replace(one, rows=tuple(row | {"epochs": "3"} for row in one.rows)) if one.images == 55_000 else one
+        for one in several
+    ]
+    fig = plots.accuracy_against_images(short, ["kd"])
+    assert [tick.get_text() for tick in fig.axes[0].get_xticklabels()][1:] == ["10,000\n15 epochs", "55,000\n3 epochs"]
+    assert "55,000 images, 3 epochs: hard labels" in plots.accuracy_against_images_alt(short, ["kd"])
 
 
 def test_results_that_do_not_fit_one_axis_are_refused(several: list[Results], tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def accuracy_against_images(several: Sequence[Results], methods: Sequence[str] |
     ):
         counts = [one.images for one in several]
         axes.set(xscale="log", xlabel="training images", ylabel=label, xlim=(0.7 * counts[0], 1.45 * counts[-1]))
-        axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.set_xticks(
+            counts, [f"{count:,}{epochs}" for count, epochs in zip(counts, _epochs(several, "\n"), strict=True)]
+        )
         axes.minorticks_off()
     with_trouble = any(one.trouble(name) for one in several for name in (base, *names))
     note = "no mean where a seed diverged or was not run" if with_trouble else "95 % intervals"
@@ -60,15 +62,21 @@ def accuracy_against_images_alt(several: Sequence[Results], methods: Sequence[st
     """What `accuracy_against_images` shows, in words."""
     several, names = _budgets(several, methods)
     parts = [f"Test accuracy in % and the gain in points (interval) against training images, {who(several[0])}"]
-    for one in several:
+    for one, epochs in zip(several, _epochs(several, ", "), strict=True):
         first = one.score(one.baseline)
         scores = [f"{first.title} {first.trouble or f'{100 * first.mean:.2f}'}"]
         for name in names:
             gain = one.gain(name)
             said = f"{100 * one.score(name).mean:.2f}, {gain.verdict} with a gain of {gain.said()}"
             scores.append(f"{one.title(name)} {gain.trouble or said}")
-        parts.append(f"{one.images:,} images: {'; '.join(scores)}")
+        parts.append(f"{one.images:,} images{epochs}: {'; '.join(scores)}")
     return ". ".join(parts) + "."
+
+
+def _epochs(several: Sequence[Results], before: str) -> list[str]:
+    """How many epochs each has, where they differ in it; else nothing."""
+    said = [f"{before}{one.budget['epochs']} epochs" for one in several]
+    return said if len(set(said)) > 1 else [""] * len(said)
 
 
 def _budgets(several: Sequence[Results], methods: Sequence[str] | None) -> tuple[list[Results], list[str]]:

@@ -123,20 +123,24 @@ def _grouped(found: Iterable[Measured]) -> list[Any]:
 
 
 def _range(found: Sequence[Measured], marks: Iterable[float]) -> tuple[float, float]:
-    """Limits of the x axis that hold most intervals, and are not stretched by the widest few."""
-    low, high = ([100 * getattr(one, end) for one in found if math.isfinite(one.half)] for end in ("low", "high"))
-    most = np.quantile(np.abs([*low, *high]), 0.85) if low else 1.0
-    left, right = max(min([*low, 0.0]), -1.5 * most), min(max([*high, 0.0]), 1.5 * most)
+    """Limits of the x axis that hold most intervals and seeds, and are not stretched by the widest few."""
+    sure = [one for one in found if math.isfinite(one.half)]
+    ends = [100 * end for one in sure for end in (one.low, one.high)]
+    most = np.quantile(np.abs(ends), 0.85) if ends else 1.0
+    seen = [*ends, *(100 * value for one in sure for value in one.by_seed.values()), 0.0]
+    left, right = max(min(seen), -1.5 * most), min(max(seen), 1.5 * most)
     left, right = min(left, *marks, 0.0), max(right, *marks, 0.0)
     return left - 0.06 * (right - left + 0.1), right + 0.06 * (right - left + 0.1)
 
 
 def _rung(axes: Axes, place: int, one: Measured) -> None:
-    """Seeds, interval and mean of one quantity; an arrow where something lies beyond the axis."""
+    """Seeds, interval and mean of one quantity; an arrow where something lies beyond the axis, small for a seed."""
     role, (left, right) = _look(one), axes.get_xlim()
     left, right = left + 0.02 * (right - left), right - 0.02 * (right - left)  # room for the arrows
-    seeds = [100 * value for value in one.by_seed.values() if left <= 100 * value <= right]
-    axes.plot(seeds, [place + 0.32] * len(seeds), ".", color=INK, alpha=0.5, markersize=4, zorder=2)
+    seeds = np.array([100 * value for value in one.by_seed.values()])
+    for marker, chosen in ((".", (left <= seeds) & (seeds <= right)), ("<", seeds < left), (">", seeds > right)):
+        at = seeds[chosen].clip(left, right)
+        axes.plot(at, [place + 0.32] * len(at), marker, color=INK, alpha=0.5, markersize=4, zorder=2)
     if one.trouble:
         return
     low, mean, high = 100 * one.low, 100 * one.mean, 100 * one.high
