@@ -33,6 +33,17 @@ NEXT_STEPS = {
 }
 
 
+IMPORTS = {
+    "math": "import math",
+    "scipy": "import scipy.stats",
+    "stats": "from scipy import stats",
+    "np": "import numpy as np",
+    "torch": "import torch",
+    "nn": "from torch import nn",
+    "F": "import torch.nn.functional as F",
+}
+
+
 @dataclass
 class _Attempt:
     """One case, the learner's call on it and what should have come out."""
@@ -68,6 +79,8 @@ def _mark(spec: Code, answer: Any) -> Verdict:
         attempt = _attempt(spec, answer, case)
         verdict = _stopped_short(spec, answer, attempt, first=not attempts)
         if verdict is not None:
+            if attempt.case.note and not all(earlier.right for earlier in attempts):
+                verdict = _wrong(spec, attempts)  # the special case is not the first thing to mend
             return _with_prints(verdict, attempt.trial)
         attempts.append(attempt)
     if all(attempt.right for attempt in attempts):
@@ -113,7 +126,7 @@ def _attempt(spec: Code, answer: Any, case: Case) -> _Attempt:
 
 def _stopped_short(spec: Code, answer: Any, attempt: _Attempt, *, first: bool) -> Verdict | None:
     """The verdict on a call that gave nothing to compare, or None if it gave something."""
-    trial = attempt.trial
+    trial, where_seen = attempt.trial, "" if first else _about(spec, attempt.case)
     if trial.late:
         where = f" It was at {trial.line}." if trial.line else ""
         text = f"Your function was stopped after {sandbox.LIMIT:g} seconds.{where} Does its loop ever end?"
@@ -121,16 +134,24 @@ def _stopped_short(spec: Code, answer: Any, attempt: _Attempt, *, first: bool) -
             text += (
                 " It could not be stopped and runs on in the background: restart the kernel when you have mended it."
             )
-        return Verdict(Outcome.ERROR, text, "endless")
-    if isinstance(trial.error, NotImplementedError) or trial.value is ... or (first and _is_stub(answer, trial)):
+        return Verdict(Outcome.ERROR, text + where_seen, "endless")
+    # torch raises NotImplementedError as well, with a message, for a type of numbers that it does not know.
+    unfinished = type(trial.error) is NotImplementedError and not trial.error.args
+    if unfinished or trial.value is ... or (first and _is_stub(answer, trial)):
         how = f"Write the function {spec.name} and run this cell again. If you are stuck, .hint() helps."
         return Verdict(Outcome.NOT_ATTEMPTED, how)
     if trial.error is not None:
         return _raised(spec, attempt, first=first)
     if trial.value is None:
-        return Verdict(Outcome.WRONG, "Your function gives back None: its last line needs a return.", "no return")
+        how = "its last line needs a return" if first else "each way through it needs a return"
+        return Verdict(Outcome.WRONG, f"Your function gives back None: {how}.{where_seen}", "no return")
     problem = _kind_problem(trial.value, attempt.expected)
-    return Verdict(Outcome.WRONG, problem, "kind") if problem else None
+    return Verdict(Outcome.WRONG, problem + where_seen, "kind") if problem else None
+
+
+def _about(spec: Code, case: Case) -> str:
+    """For which of the inputs something was seen, in a line of its own."""
+    return f"\nThis was for {_call(spec, case)}. {case.advice}".rstrip()
 
 
 def _is_stub(answer: Any, trial: Trial) -> bool:
@@ -149,15 +170,17 @@ def _raised(spec: Code, attempt: _Attempt, *, first: bool) -> Verdict:
         return Verdict(Outcome.ERROR, text, "exit")
     said = _message(error)
     text = f"Your function raised {type(error).__name__}{where}." + (f"\n    {said}" if said else "")
-    if not first:
-        text += f"\nThis was for {_call(spec, attempt.case)}."
     mistake = next((m for m in spec.mistakes if _raises_the_same(m, attempt)), None)
     if mistake is not None:
-        return Verdict(Outcome.ERROR, f"{text}\n{mistake.message}", mistake.name)
+        seen = "" if first else f"\nThis was for {_call(spec, attempt.case)}."
+        return Verdict(Outcome.ERROR, f"{text}{seen}\n{mistake.message}", mistake.name)
+    text += "" if first else _about(spec, attempt.case)
     step = next((step for kind, step in NEXT_STEPS.items() if isinstance(error, kind)), "")
     if type(error) is RuntimeError and not any(word in said for word in ("shape", "size", "dimension", "match")):
         step = ""
-    if "ellipsis" in said.lower():
+    if isinstance(error, NameError) and error.name in IMPORTS:
+        step = f"Put {IMPORTS[error.name]} in the first line of the cell."
+    elif "ellipsis" in said.lower():
         step = "One ... is still waiting for your code."
     elif "return_types" in said:
         step = "max(dim=...) and min(dim=...) give values and places: take .values."
@@ -194,8 +217,11 @@ def _kind_problem(value: Any, expected: Any) -> str:
             return f"Your function gives NumPy's {type(value).__name__}, but {wanted} is asked for. Stay with torch."
         if number and expected.ndim == 0:
             return "Your function gives a Python number. Leave out .item() and float(): they cut off the gradient."
+        if type(value).__module__ == "torch.return_types":
+            return "Your function gives values and places, as max(dim=...) does: take .values or .indices."
         if isinstance(value, (list, tuple)):
-            return f"Your function gives a {type(value).__name__}, but {wanted} is asked for: try torch.stack."
+            how = "torch.stack" if any(isinstance(one, Tensor) for one in value) else "torch.tensor"
+            return f"Your function gives a {type(value).__name__}, but {wanted} is asked for: try {how}."
     elif number or (type(value).__module__ == "numpy" and getattr(value, "size", 0) == 1):
         return ""
     elif isinstance(value, Tensor):
@@ -204,20 +230,42 @@ def _kind_problem(value: Any, expected: Any) -> str:
 
 
 def _correct(spec: Code, answer: Any, attempts: Sequence[_Attempt]) -> Verdict:
-    if spec.differentiable:
-        arguments = copy.deepcopy(attempts[0].case.arguments)
-        value = sandbox.call(answer, (arguments[0].requires_grad_(), *arguments[1:])).value
-        if isinstance(value, Tensor) and not value.requires_grad:
-            text = "The values are right, but no gradient gets through, so nothing could learn from it. Look for"
-            return Verdict(
-                Outcome.WRONG, f"{text} detach(), no_grad(), .item(), .numpy() or torch.tensor().", "gradient"
-            )
+    missed = _missed(spec, answer, [attempt.case for attempt in attempts if not attempt.case.note])
+    if missed:
+        text = f"The values are right, but not the gradient that comes to {' and '.join(missed)}, by which it is to "
+        text += "learn. Look for detach(), no_grad(), .item(), .numpy(), torch.tensor() or nn.Parameter() on the way."
+        return Verdict(Outcome.WRONG, text, "gradient")
     text = f"Right on all {len(attempts)} inputs. {spec.insight}".rstrip()
     changed = next((attempt.changed for attempt in attempts if attempt.changed), ())
     if changed:
         text += f"\n\nOne remark: your function changes {' and '.join(changed)} in place. The check works on copies,"
         text += " but whoever calls it elsewhere finds their tensor altered: .clone() it first."
     return Verdict(Outcome.CORRECT, text)
+
+
+def _missed(spec: Code, answer: Any, cases: Sequence[Case]) -> list[str]:
+    """The arguments to which another gradient comes than to those of the reference, or none."""
+    missed: dict[str, None] = {}
+    for case in cases if spec.learns else ():
+        pairs = zip(_slopes(answer, spec, case), _slopes(spec.reference, spec, case), strict=True)
+        right = [alike(given, expected) for given, expected in pairs]
+        missed |= {name: None for name, fine in zip(spec.learns, right, strict=True) if not fine}
+    return list(missed)
+
+
+def _slopes(function: Any, spec: Code, case: Case) -> list[Tensor | None]:
+    """Gradients of a weighted sum of the result with respect to what learns, None where none comes."""
+    given = dict(zip(inspect.signature(spec.reference).parameters, copy.deepcopy(case.arguments), strict=True))
+    leaves = [given[name].requires_grad_() for name in spec.learns]
+    # Copies, because a leaf refuses to be changed in place.
+    value = sandbox.call(function, [one.clone() if isinstance(one, Tensor) else one for one in given.values()]).value
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        return [None] * len(leaves)
+    weights = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64).reshape(value.shape)
+    try:
+        return list(torch.autograd.grad((value.double() * weights).sum(), leaves, allow_unused=True))
+    except RuntimeError:  # something on the way was changed in place
+        return [None] * len(leaves)
 
 
 def _wrong(spec: Code, attempts: Sequence[_Attempt]) -> Verdict:
@@ -234,24 +282,24 @@ def _wrong(spec: Code, attempts: Sequence[_Attempt]) -> Verdict:
     if shown is not None:
         shapes = f"{_shape(shown.trial.value)}, but {_shape(shown.expected)} is asked for"
         return Verdict(Outcome.WRONG, f"For {_call(spec, shown.case)} the shape is {shapes}.", "shape")
-    example = _difference(spec, failed[0])
-    if all(attempt.case.note for attempt in failed):
+    ordinary = [attempt for attempt in failed if not attempt.case.note]
+    if not ordinary:
         case = failed[0].case
         text = f"It is right for most inputs, but not for {case.note}. {case.advice}"
-        return Verdict(Outcome.WRONG, f"{text}\n{example}", case.note)
-    if any(_not_finite(attempt) for attempt in failed):
-        return Verdict(
-            Outcome.WRONG, f"It gives inf or NaN where the answer is a plain number.\n{example}", "not finite"
-        )
-    factor = _factor(attempts)
+        return Verdict(Outcome.WRONG, f"{text}\n{_difference(spec, failed[0])}", case.note)
+    unstable = next((attempt for attempt in ordinary if _not_finite(attempt)), None)
+    if unstable is not None:
+        text = f"It gives inf or NaN where the answer is a plain number.\n{_difference(spec, unstable)}"
+        return Verdict(Outcome.WRONG, text, "not finite")
+    example, besides = _difference(spec, ordinary[0]), _besides(attempts)
+    factor = _factor([attempt for attempt in attempts if not attempt.case.note])
     if factor is not None:
         sign = abs(factor + 1) < 2 * RELATIVE
         text = "Only the sign is wrong" if sign else f"It is always {factor:.4g} times the right answer"
-        return Verdict(Outcome.WRONG, f"{text}.\n{example}", "factor")
+        return Verdict(Outcome.WRONG, f"{text}.\n{example}{besides}", "factor")
     start = "It is right for the example, but not in general." if attempts[0].right else ""
-    return Verdict(
-        Outcome.WRONG, f"{start}\n{example}\nCompare each step with the question, or ask for a .hint().".strip()
-    )
+    text = f"{start}\n{example}\nCompare each step with the question, or ask for a .hint().{besides}"
+    return Verdict(Outcome.WRONG, text.strip())
 
 
 def _known(spec: Code, attempts: Sequence[_Attempt]) -> Verdict | None:
@@ -261,16 +309,18 @@ def _known(spec: Code, attempts: Sequence[_Attempt]) -> Verdict | None:
     besides, and is then told both.
     """
     ordinary = [attempt for attempt in attempts if not attempt.case.note]
-    special = [attempt for attempt in attempts if attempt.case.note]
     sound = all(attempt.right for attempt in ordinary)
     for mistake in spec.mistakes:
         if not _is_made(mistake, attempts if sound else ordinary):
             continue
-        text = mistake.message
-        if not sound and any(_not_finite(attempt) for attempt in special):
-            text += f"\n\nBesides, it gives inf or NaN for {special[0].case.note}. {special[0].case.advice}"
-        return Verdict(Outcome.WRONG, text, mistake.name)
+        return Verdict(Outcome.WRONG, mistake.message + ("" if sound else _besides(attempts)), mistake.name)
     return None
+
+
+def _besides(attempts: Sequence[_Attempt]) -> str:
+    """What is to be said of a special case where the ordinary ones are wrong already."""
+    unstable = [attempt.case for attempt in attempts if attempt.case.note and _not_finite(attempt)]
+    return f"\n\nBesides, it gives inf or NaN for {unstable[0].note}. {unstable[0].advice}" if unstable else ""
 
 
 def _is_made(mistake: Mistake, attempts: Sequence[_Attempt]) -> bool:

@@ -177,15 +177,15 @@ class Code(Common):
     """A function to write.
 
     stub: what stands in the notebook. reference: the solution, shown as it stands. cases: makes the inputs, the first
-    being the example that is shown. mistakes: known wrong answers. differentiable: the result must carry a gradient
-    to the first argument.
+    being the example that is shown. mistakes: known wrong answers. learns: the arguments to which the
+    right gradient must come; the others, such as a teacher, may be detached.
     """
 
     stub: str = field(kw_only=True)
     reference: Callable[..., Any] = field(kw_only=True)
     cases: Callable[[], list[Case]] = field(kw_only=True)
     mistakes: tuple[Mistake, ...] = field(kw_only=True)
-    differentiable: bool = field(kw_only=True, default=False)
+    learns: tuple[str, ...] = field(kw_only=True, default=())
 
 
 @dataclass(frozen=True, repr=False)
@@ -284,7 +284,7 @@ def _grade_prediction(spec: Choice, key: Options, given: str, measured: Any) -> 
 
 
 def _not_measured(measured: Any) -> Verdict:
-    how = f"check() takes the number that the lesson measured; this is {_shown(measured)}."
+    how = f"check() takes what the lesson hands it, in the cell where it stands; this is {_shown(measured)}."
     return Verdict(Outcome.ERROR, how, opening="Nothing to compare with")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdlib.classroom import exercises
-from kdlib.classroom.lessons import lesson01, lesson03, lesson04
+from kdlib.classroom.lessons import lesson01, lesson03, lesson04, lesson06, lesson07, lesson08
 from kdlib.classroom.questions import Code, Outcome, Verdict
 
 soften, soft_loss = lesson04.soften, lesson04.soft_loss
@@ -129,12 +130,64 @@ def test_a_loss_without_a_gradient() -> None:
         assert (verdict.outcome, verdict.mistake) == (Outcome.WRONG, "gradient")
 
 
+def numpy_loss(student: Tensor, teacher: Tensor, t: float) -> Tensor:
+    s, z = student.numpy() / t, teacher.numpy() / t
+    logs = [x - np.logaddexp.reduce(x, axis=1, keepdims=True) for x in (s, z)]
+    return torch.tensor(t * t * (np.exp(logs[1]) * (logs[1] - logs[0])).sum(1).mean())
+
+
+def own_layer(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """The projection is a new layer's: what was handed in never learns."""
+    layer = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=False)
+    layer.weight = torch.nn.Parameter(weight[:, :, None, None].detach())
+    return (layer(torch.nn.functional.adaptive_avg_pool2d(student, teacher.shape[2:])) - teacher).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "answer", "missed"),
+    [
+        ("04", "soft_loss", numpy_loss, "student_logits"),
+        ("04", "soft_loss", lambda *a: torch.tensor(soft_loss(*a).item(), requires_grad=True), "student_logits"),
+        ("04", "soft_loss", lambda *a: soft_loss(*a).detach().requires_grad_(), "student_logits"),
+        ("04", "soft_loss", lambda s, z, t: soft_loss(s.detach(), torch.nn.Parameter(z), t), "student_logits"),
+        (
+            "05",
+            "joint_loss",
+            lambda s, z, y, t, a: a * torch.nn.functional.cross_entropy(s, y) + (1 - a) * soft_loss(s, z, t).item(),
+            "student_logits",
+        ),
+        ("06", "hint_loss", lambda s, t, w: lesson06.hint_loss(s, t, w.detach()), "weight"),
+        ("06", "hint_loss", own_layer, "weight"),
+        ("06", "hint_loss", lambda s, t, w: lesson06.hint_loss(s.detach(), t, w), "student_map"),
+        ("06", "attention_map", lambda f: lesson06.attention_map(f.detach()), "features"),
+        ("07", "fsp_matrix", lambda a, b: lesson07.fsp_matrix(a, b.detach()), "b"),
+        ("07", "fsp_matrix", lambda *a: lesson07.fsp_matrix(*a).detach(), "a and b"),
+    ],
+)
+def test_a_gradient_that_does_not_arrive_is_found(number: str, name: str, answer: Any, missed: str) -> None:
+    found = review(answer, name, number)
+    assert (found.outcome, found.mistake) == (Outcome.WRONG, "gradient")
+    assert f"the gradient that comes to {missed}, by which it is to learn" in said(found)
+
+
+def test_a_teacher_may_be_detached_and_an_input_changed_in_place() -> None:
+    def in_place(s: Tensor, z: Tensor, t: float) -> Tensor:
+        s /= t
+        return t**2 * soft_loss(s, z.detach() / t, 1.0)
+
+    assert review(in_place).outcome is Outcome.CORRECT
+    assert review(lambda s, t, w: lesson06.hint_loss(s, t.detach(), w), "hint_loss", "06").outcome is Outcome.CORRECT
+    assert review(lambda s, z, t: soft_loss(s.double(), z.double(), t)).outcome is Outcome.CORRECT
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         (lambda loss: loss.item(), "Leave out .item()"),
         (lambda loss: loss.numpy(), "NumPy"),
-        (lambda loss: [loss], "list"),
+        (lambda loss: [loss], "try torch.stack"),
+        (lambda loss: [0.5], "try torch.tensor"),
+        (lambda loss: torch.ones(2, 2).max(dim=1), "take .values or .indices"),
         (lambda loss: "0.3", "gives a str"),
         (lambda loss: {"loss": loss}, "gives a dict"),
         (lambda loss: loss.reshape(1, 1), "the shape is (1, 1), but () is asked for"),
@@ -169,6 +222,70 @@ def test_a_mistake_and_an_unstable_form_are_both_told() -> None:
     assert "Besides" not in said(review(lambda z, t: torch.softmax(z * t, dim=1), "soften"))
 
 
+def test_an_unstable_form_does_not_hide_the_mistake() -> None:
+    doubled = review(lambda z, t: 2 * torch.exp(z / t) / torch.exp(z / t).sum(dim=1, keepdim=True), "soften")
+    assert "always 2 times the right answer" in said(doubled)
+    assert "Besides, it gives inf or NaN for large logits" in said(doubled)
+    cubed = review(lambda z, t: torch.exp(z / t) ** 3 / torch.exp(z / t).sum(dim=1, keepdim=True), "soften")
+    assert "Compare each step" in said(cubed)
+    assert "Besides" in said(cubed)
+    everywhere = review(lambda z, t: torch.softmax(z / t, dim=1) * torch.where(z > 0.9, torch.nan, 1.0), "soften")
+    assert "nan" in said(everywhere)  # the example that is shown has what the text says
+
+
+def test_a_special_case_that_raises_does_not_hide_the_mistake() -> None:
+    for wrong in (lambda c, t, s: math.floor(c / (t - s)), lambda c, t, s: c / (t - s)):
+        found = said(review(wrong, "pays_after", "08"))
+        assert "The formula is right" not in found
+        assert "math.ceil" in found
+    right_but = review(lambda c, t, s: -(-c // (t - s)), "pays_after", "08")
+    assert "Then nothing is ever saved: math.inf" in said(right_but)
+
+
+def test_a_special_case_without_a_value_is_told_with_its_input() -> None:
+    def no_else(c: float, t: float, s: float) -> float | None:
+        if t > s:
+            return lesson08.pays_after(c, t, s)
+        return None
+
+    for answer in (no_else, lambda c, t, s: lesson08.pays_after(c, t, s) if t > s else "math.inf"):
+        found = said(review(answer, "pays_after", "08"))
+        assert "This was for pays_after(1000, 10, 10). Then nothing is ever saved" in found
+
+
+def test_the_true_class_does_not_win_where_all_others_are_zero() -> None:
+    def zeroed(probabilities: Tensor, labels: Tensor) -> Tensor:
+        others = probabilities.clone()
+        others[torch.arange(len(labels)), labels] = 0
+        return others.argmax(dim=1)
+
+    assert "not for a teacher that is completely sure" in said(review(zeroed, "nearest_wrong", "03"))
+
+
+@pytest.mark.parametrize("order", [lambda log_q, log_p: (log_q, log_p), lambda log_q, log_p: (log_p.exp(), log_q)])
+def test_logarithms_in_the_wrong_place_of_kl_div_are_named(order: Callable[..., Any]) -> None:
+    def wrong(s: Tensor, z: Tensor, t: float) -> Tensor:
+        both = order(torch.log_softmax(s / t, dim=1), torch.log_softmax(z / t, dim=1))
+        return t**2 * torch.nn.functional.kl_div(*both, reduction="batchmean")
+
+    def joint(s: Tensor, z: Tensor, y: Tensor, t: float, a: float) -> Tensor:
+        return a * torch.nn.functional.cross_entropy(s, y) + (1 - a) * wrong(s, z, t)
+
+    for answer, name, number in ((wrong, "soft_loss", "04"), (joint, "joint_loss", "05")):
+        assert review(answer, name, number).mistake == "logarithms in the wrong place of kl_div"
+
+
+def test_torchs_own_not_implemented_is_no_stub() -> None:
+    found = review(lambda p, y: y.softmax(0), "nearest_wrong", "03")
+    assert found.outcome is Outcome.ERROR
+    assert "NotImplementedError" in said(found)
+
+    def stub(probabilities: Tensor, labels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    assert review(stub, "nearest_wrong", "03").outcome is Outcome.NOT_ATTEMPTED
+
+
 def test_a_missing_return_is_not_taken_for_a_stub() -> None:
     def forgetful(logits: Tensor, temperature: float) -> None:
         soften(logits, temperature)
@@ -199,6 +316,7 @@ def test_an_exception_is_told_with_its_line_and_a_next_step() -> None:
     ("answer", "text"),
     [
         (lambda z, t: undefined_name, "name is misspelt"),  # noqa: F821
+        (lambda z, t: scipy.special.softmax(z / t), "Put import scipy.stats in the first line"),  # noqa: F821
         (lambda z: z, "It should take these arguments: logits, temperature."),
         (lambda z, t: z.sum(dim=7), "dim=1 are the classes"),
         (lambda z, t: z / ... / t, "One ... is still waiting"),

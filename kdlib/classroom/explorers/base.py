@@ -191,15 +191,14 @@ class Explorer:
                 raise unknown(f"control of the {self.name.lower()} explorer", name, self.controls)
         for name in (name for name in self.controls if name in values):
             self.settle()  # what a control allows depends on those above it: the length of a slider on a list
+            control, before, reason = self.controls[name], self.controls[name].value, None
             try:
-                self.controls[name].value = values[name]
+                control.value = values[name]
             except Exception as error:  # traitlets' own message names neither the control nor a way out
-                raise self._refused(name, values[name]) from error
-            if self.controls[name].value != values[name]:  # a slider takes the nearest value it has
-                raise self._refused(name, values[name])
-
-    def _refused(self, name: str, value: Any) -> ValueError:
-        return ValueError(f"{name} cannot be {value!r}: {_allowed(self.controls[name])}.")
+                reason = error
+            if control.value != values[name]:  # a slider takes the nearest value that it has
+                control.value = before
+                raise ValueError(f"{name} cannot be {values[name]!r}: {_allowed(control)}.") from reason
 
     @staticmethod
     def _said(value: Any) -> str:

@@ -198,7 +198,7 @@ ONE_SEED = Choice(
         "What else differs between two runs of the same program, apart from the teacher?",
         "You want to know how much the gap moves by chance alone.",
     ),
-    "Lesson 08 reads such a study: five seeds, paired, with an interval and a verdict.",
+    "Lesson 08 reads such a study: ten seeds, paired, with an interval and a verdict.",
     key=Options(
         (
             Option(

@@ -107,7 +107,9 @@ def _some_wrong() -> list[Case]:
         return Case((torch.softmax(logits, dim=1), truth))
 
     small = torch.tensor([[0.7, 0.1, 0.2], [0.5, 0.3, 0.2]]), torch.tensor([0, 1])
-    return [Case(small), case(10, 4), case(6, 6), case(1, 5)]
+    sure = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+    advice = "Then all others are 0, too: give the true class a value below that."
+    return [Case(small), case(10, 4), case(6, 6), case(1, 5), Case(sure, "a teacher that is completely sure", advice)]
 
 
 NEAREST = Code(
@@ -171,7 +173,7 @@ def _decided() -> list[Case]:
     soft = [torch.softmax(size * torch.randn(*shape, generator=generator), dim=1) for size, shape in rows]
     sure = torch.tensor([[0.0, 1.0, 0.0], [0.25, 0.75, 0.0]])
     advice = "There log(0) is -inf, and 0 * -inf is NaN. What should a class that never happens add?"
-    first = Case((torch.tensor([[0.5, 0.25, 0.25], [0.9, 0.1, 0.0001]]),))
+    first = Case((torch.tensor([[0.5, 0.25, 0.25], [0.9, 0.09, 0.01]]),))
     return [first, *(Case((p,)) for p in soft), Case((sure,), "probabilities of exactly 0", advice)]
 
 

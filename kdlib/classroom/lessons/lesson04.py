@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdlib.classroom.questions import Case, Choice, Code, Exercises, Mistake, Number, Option, Options
 
@@ -188,7 +189,7 @@ SOFT_LOSS = Code(
     stub="def soft_loss(student_logits, teacher_logits, temperature):\n    ...  # six lines",
     reference=soft_loss,
     cases=_pairs,
-    differentiable=True,
+    learns=("student_logits",),
     mistakes=(
         Mistake(
             "temperature multiplied",
@@ -282,6 +283,12 @@ SOFT_LOSS = Code(
             lambda s, z, t: t**2 * (_logs(z, t).exp() * (_logs(z, t) - _logs(s, t).exp())).sum(dim=1).mean(),
             "The student comes in with its probabilities, where their logarithms belong (kl_div takes "
             "log-probabilities first).",
+        ),
+        Mistake(
+            "logarithms in the wrong place of kl_div",
+            lambda s, z, t: t**2 * F.kl_div(_logs(s, t), _logs(z, t), reduction="batchmean"),
+            "kl_div takes the student's log-probabilities first, and the teacher's probabilities second. With "
+            "logarithms in both it needs log_target=True.",
         ),
     ),
 )

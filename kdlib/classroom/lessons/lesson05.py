@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kdlib.classroom.questions import Case, Choice, Code, Exercises, Mistake, Number, Option, Options
 from kdlib.verdict import Verdict
@@ -45,7 +45,7 @@ def _triples() -> list[Case]:
 
 
 def _hard(z: Tensor, y: Tensor, t: float = 1.0) -> Tensor:
-    return torch.nn.functional.cross_entropy(z / t, y)
+    return F.cross_entropy(z / t, y)
 
 
 def _logs(z: Tensor, t: float) -> Tensor:
@@ -69,6 +69,14 @@ def _log_of_softmax(s: Tensor, z: Tensor, y: Tensor, t: float, a: float) -> Tens
     return a * _hard(s, y) + (1 - a) * t**2 * (p * (p.log() - q.log())).sum(dim=1).mean()
 
 
+def _raw_kl_div(first: Tensor, second: Tensor) -> Tensor:
+    return F.kl_div(first, second, reduction="batchmean")
+
+
+_LOGARITHMS = (
+    "kl_div takes the student's log-probabilities first, and the teacher's probabilities second. With logarithms in "
+    "both it needs log_target=True."
+)
 _ROLES = "alpha and 1 - alpha have changed places: in this course alpha is the weight of the hard labels."
 _NO_T2 = "The factor T^2 is missing: at T = 4 the teacher is heard 16 times too softly, whatever alpha says."
 
@@ -91,7 +99,7 @@ JOINT = Code(
     stub="def joint_loss(student_logits, teacher_logits, labels, temperature, alpha):\n    ...  # five or six lines",
     reference=joint_loss,
     cases=_triples,
-    differentiable=True,
+    learns=("student_logits",),
     mistakes=(
         Mistake("alpha swapped", lambda s, z, y, t, a: (1 - a) * _hard(s, y) + a * _soft(s, z, t), _ROLES),
         Mistake("T^2 forgotten", lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * _kl(s, z, t), _NO_T2),
@@ -210,6 +218,16 @@ JOINT = Code(
             "T^2 is there, but the logits themselves are not divided by T.",
         ),
         Mistake(
+            "logarithms in the wrong place of kl_div",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _raw_kl_div(_logs(s, t), _logs(z, t)),
+            _LOGARITHMS,
+        ),
+        Mistake(
+            "no logarithm in kl_div",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _raw_kl_div(_logs(s, t).exp(), _logs(z, t).exp()),
+            "kl_div takes the student's log-probabilities first: log_softmax, not softmax.",
+        ),
+        Mistake(
             "log of a softmax",
             _log_of_softmax,
             "The formula is right, but for a student that is sure and wrong it gives inf or NaN: its softmax is "
@@ -221,8 +239,6 @@ JOINT = Code(
 
 def _of_the_verdict(found: Any) -> str:
     letters = {Verdict.BEATS: "a", Verdict.LOSES: "b", Verdict.INCONCLUSIVE: "c"}
-    if isinstance(found, float) and math.isfinite(found):
-        return "c"  # a difference without an interval tells nothing
     return letters[found.verdict]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,7 +58,7 @@ ATTENTION = Code(
     stub="def attention_map(features):\n    ...  # three lines",
     reference=attention_map,
     cases=_features,
-    differentiable=True,
+    learns=("features",),
     mistakes=(
         Mistake(
             "not scaled",
@@ -165,7 +166,7 @@ HINT = Code(
     stub="def hint_loss(student_map, teacher_map, weight):\n    ...  # three lines",
     reference=hint_loss,
     cases=_maps,
-    differentiable=True,
+    learns=("student_map", "weight"),
     mistakes=(
         Mistake(
             "sum instead of mean",
@@ -232,7 +233,7 @@ def _optimised() -> list[Case]:
     def case(method: nn.Module, *parts: Any, note: str = "", advice: str = "") -> Case:
         known = [p for part in parts for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
         show = 'method, optimizer.param_groups[0]["params"]'
-        return Case((method, nn.ParameterList(known)), note, advice, show)
+        return Case((method, known), note, advice, show)
 
     return [
         case(projection, student),
@@ -327,6 +328,8 @@ FORGOTTEN = Code(
 
 def _how_far(ratio: Any) -> str:
     value = float(ratio)
+    if not math.isfinite(value):
+        raise ValueError("no ratio was measured")
     return "b" if value > 1.1 else "c" if value < 0.9 else "a"
 
 

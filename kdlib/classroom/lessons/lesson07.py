@@ -92,7 +92,7 @@ FSP = Code(
     stub="def fsp_matrix(a, b):\n    ...  # three lines",
     reference=fsp_matrix,
     cases=_pairs,
-    differentiable=True,
+    learns=("a", "b"),
     mistakes=(
         Mistake(
             "sum instead of mean",

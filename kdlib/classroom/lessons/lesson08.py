@@ -15,7 +15,9 @@ KINDS = ("logits", "features", "relations", "both")
 
 
 def _largest(gains: Mapping[str, float]) -> str:
-    """The letter of the kind with the largest mean gain."""
+    """The letter of the kind with the largest mean gain; ValueError where one was not measured."""
+    if not all(math.isfinite(gains[kind]) for kind in KINDS):
+        raise ValueError("a gain is missing")
     return "abcd"[max(range(len(KINDS)), key=lambda place: float(gains[KINDS[place]]))]
 
 
