@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> ValueError:
@@ -13,3 +18,16 @@ def unknown(kind: str, name: object, options: Iterable[str]) -> ValueError:
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     shown = ", ".join(options[:40]) + (f", ... ({len(options)} in all)" if len(options) > 40 else "")
     return ValueError(f"There is no {kind} named {name!r}. {hint}Known: {shown}.")
+
+
+@contextmanager
+def explained(who: str, images: Tensor) -> Iterator[None]:
+    """Say what torch's complaint about a shape means here; `who` was asked about these images."""
+    try:
+        yield
+    except RuntimeError as error:
+        channels, height, width = images.shape[1:]
+        raise ValueError(
+            f"The {who} cannot take images of {channels} x {height} x {width} ({error}). Build it with "
+            f"in_channels={channels} and a stem for this size."
+        ) from error

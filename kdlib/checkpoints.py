@@ -11,15 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlib import distributed, files, models
+from kdlib import devices, distributed, files, models
 
 
-def save(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
-    """Write modules, optimiser and JSON facts; the previous checkpoint stays until this one is complete.
+def save(
+    path: Path,
+    parts: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    facts: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """Write modules, optimiser, JSON facts and random states; the checkpoint before stays until this one is complete.
 
     Under torchrun every process calls it, to give its random state; the first one writes.
     """
-    random = _random_states()
+    random = _random_states(device)
     if distributed.rank() > 0:
         return
     tensors = {f"{part}/{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
@@ -34,7 +40,13 @@ def save(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimiz
     files.save_tensors(path, tensors, described)
 
 
-def load(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, run: dict[str, Any]) -> dict:
+def load(
+    path: Path,
+    parts: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    run: dict[str, Any],
+    device: torch.device,
+) -> dict[str, Any]:
     """Put a saved state back and return its facts.
 
     run: what the saved run must have been (facts["run"]). Raises ValueError, everything unchanged, for a file that
@@ -60,20 +72,15 @@ def load(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimiz
         state.setdefault(int(parameter), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": described["groups"]})
     # A process that was not there when the checkpoint was written keeps the state of its seed.
-    cpu, cuda = (f"random/{kind}/{distributed.rank()}" for kind in ("cpu", "cuda"))
-    if cpu in tensors:
-        torch.set_rng_state(tensors[cpu])
-    if cuda in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors[cuda])
+    mine = {kind: tensors.get(f"random/{kind}/{distributed.rank()}") for kind in ("cpu", "cuda", "mps")}
+    devices.set_random_states({kind: state for kind, state in mine.items() if state is not None}, device)
     return facts
 
 
-def _random_states() -> dict[str, Tensor]:
-    """Every process's state, by kind and rank."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return {f"random/{kind}/{r}": one for kind, s in states.items() for r, one in enumerate(distributed.gather(s))}
+def _random_states(device: torch.device) -> dict[str, Tensor]:
+    """Every process's states, by kind and rank."""
+    states = devices.random_states(device).items()
+    return {f"random/{kind}/{r}": one for kind, s in states for r, one in enumerate(distributed.gather(s))}
 
 
 def _under(values: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -41,6 +41,8 @@ Schedule = Annotated[str, typer.Option(help="cosine, one-cycle or constant.")]
 Clip = Annotated[float | None, typer.Option(help="Largest norm of the gradient; default: no clipping.")]
 Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the networks first; pays on GPUs.")]
 Half = Annotated[bool, typer.Option("--half", help="Write the weights in 16 bits.")]
+Every = Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints; default: one an epoch.")]
+Size = Annotated[int, typer.Option(min=8, help="Pixels of a side, for image folders.")]
 Stem = Annotated[str, typer.Option(help="stride2, stride1 or imagenet: how torchvision's networks begin.")]
 
 
@@ -66,7 +68,8 @@ def train(
     precision: Precision = "auto",
     compile_: Compile = False,
     half: Half = False,
-    every: Annotated[int | None, typer.Option(help="Steps between checkpoints; default: one an epoch.")] = None,
+    every: Every = None,
+    size: Size = 224,
     out: Out = Path("runs/train"),
     resume: Resume = False,
     json_: Json = False,
@@ -83,9 +86,10 @@ def train(
     )
     with _resumable():
         with distributed.first_then_others():
-            loaded = data_sets.load(data).take(images, seed=seed)
+            loaded = data_sets.load(data, size=size).take(images, seed=seed)
         shape = {"num_classes": loaded.num_classes, "in_channels": loaded.in_channels, "image_size": loaded.size}
         network = models.load(start) if start else models.build(model, **shape, stem=stem, seed=seed)
+        models.description(network)  # refuses now, rather than after the training, what could not be saved
         files.require_folder(out)
         run = loop.fit(
             network,
@@ -135,7 +139,7 @@ def distill(
     layers: Annotated[
         list[str] | None, typer.Option(help="STUDENT:TEACHER pair for feature and relation; repeat it for more.")
     ] = None,
-    size: Annotated[int, typer.Option(min=8, help="Pixels of a side, for image folders.")] = 224,
+    size: Size = 224,
     stem: Stem = "stride2",
     optimizer: Optimizer = "sgd",
     learning_rate: Rate = 0.1,
@@ -149,6 +153,7 @@ def distill(
     compile_: Compile = False,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave out the student on hard labels.")] = False,
     half: Half = False,
+    every: Every = None,
     out: Out = Path("runs/distill"),
     resume: Resume = False,
     json_: Json = False,
@@ -179,6 +184,7 @@ def distill(
         compile=compile_,
         baseline=not no_baseline,
         half=half,
+        every=every,
         recipe=Recipe(
             optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
         ),
@@ -196,7 +202,7 @@ def distill(
 def evaluate(
     model: Annotated[str, typer.Argument(help="A shipped model's name, or a .safetensors file.")],
     data: Data = "fashion-mnist",
-    size: Annotated[int, typer.Option(min=8, help="Pixels of a side, for image folders.")] = 224,
+    size: Size = 224,
     teacher: Annotated[str | None, typer.Option(help="Another model; the agreement with it is measured too.")] = None,
     validation: Annotated[bool, typer.Option("--validation", help="On the validation split, for choices.")] = False,
     device: Device = "auto",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from kdlib import distributed
 from kdlib._messages import unknown
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -38,12 +40,15 @@ class Place:
         """
         if not self.bfloat16:
             return {}
-        found = {}
+        found: dict[str, Tensor] = {}
+        converted: dict[int, Tensor] = {}  # a weight that two layers share is one tensor afterwards, too
         for name, module in model.named_modules():
             if type(module) in CONVERTED:  # a subclass may do more with its weights than multiply by them
                 for own, parameter in module.named_parameters(recurse=False):
                     if own in ("weight", "bias"):  # not the parts from which weight_norm makes a weight
-                        found[f"{name}.{own}".lstrip(".")] = parameter.detach().to(torch.bfloat16)
+                        if id(parameter) not in converted:
+                            converted[id(parameter)] = parameter.detach().to(torch.bfloat16)
+                        found[f"{name}.{own}".lstrip(".")] = converted[id(parameter)]
         return found
 
     def put(self, model: nn.Module) -> nn.Module:
@@ -51,7 +56,7 @@ class Place:
         return model.to(self.device, memory_format=torch.channels_last)
 
     def put_images(self, images: Tensor) -> Tensor:
-        return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        return sent(images, self.device).to(memory_format=torch.channels_last)
 
     def __str__(self) -> str:
         return f"{self.device}, {'bfloat16' if self.bfloat16 else 'float32'}{', compiled' * self.compiled}"
@@ -62,15 +67,55 @@ def pinned(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory() if torch.device(device).type == "cuda" else tensor
 
 
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on the device. To a GPU the copy may still run when this returns; torch keeps what it reads from.
+
+    Elsewhere it would not: on MPS a source that is freed before the copy has run is read all the same.
+    """
+    device = torch.device(device)
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+@contextlib.contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """What happens inside leaves the random states outside, of the CPU and of this device, as they were."""
+    kept = random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(kept, device)
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The random states that a computation on this device draws from, by kind of device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put back what `random_states` gave; a kind that this device has not is passed over."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    if "mps" in states and device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])
+
+
 def choose(device: str = "auto", precision: str = "auto", compiled: bool = False) -> Place:
     """The place for these wishes: "auto" takes CUDA, then MPS, then the CPU, and bfloat16 where the chip has it.
 
+    Several processes share a training on CUDA or on the CPU: there is nothing that adds up gradients between MPS.
     Raises ValueError for an unknown precision and for a device that this machine does not have.
     """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    available = [*["cuda"][:cards], *["mps"][: torch.backends.mps.is_available()], "cpu"]
+    available = [*["cuda"][:cards], *["mps"][: torch.backends.mps.is_available() and distributed.size() == 1], "cpu"]
     chosen = _named(available[0] if device == "auto" else str(device))
     if chosen is None or chosen.type not in available or (chosen.type == "cuda" and (chosen.index or 0) >= cards):
         shown = ", ".join([f"cuda:{card}" for card in range(cards)] + [kind for kind in available if kind != "cuda"])

@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdlib import data as data_sets
-from kdlib import distributed, files, measure, methods, models, train
+from kdlib import distributed, evaluation, files, measure, methods, models, train
 from kdlib._messages import unknown
 from kdlib.data import DataSet
 from kdlib.recipes import Recipe
@@ -35,7 +36,7 @@ class Job:
     cache: a folder that keeps the teacher's answers for the next run, in 16 bits; None: they stay in memory. size:
     pixels of a side, for image folders. stem: of the student, where torchvision made it. student: an architecture, or
     a file (a model or a checkpoint) whose weights it goes on from. compile: let torch.compile translate the networks
-    first. half: write the student's weights in 16 bits.
+    first. half: write the student's weights in 16 bits. every: steps between checkpoints, beside one an epoch.
     """
 
     data: str = "fashion-mnist"
@@ -57,6 +58,7 @@ class Job:
     compile: bool = False
     baseline: bool = True
     half: bool = False
+    every: int | None = None
     recipe: Recipe = field(default_factory=Recipe)
 
 
@@ -106,6 +108,8 @@ def build_method(text: str, student: nn.Module, teacher: nn.Module, job: Job) ->
         term = _term(name, student, teacher, job)
         weighted = term if weight == 1.0 else weight * term
         total = weighted if total is None else total + weighted
+    if job.layers and not {"feature", "relation"} & {part.rpartition("*")[2].strip() for part in text.split("+")}:
+        raise ValueError(f"--layers serves feature and relation, and --method is {text}: leave it out, or add one.")
     if not total.trains_logits:
         total = methods.HardLabels() + total
     return total
@@ -118,8 +122,11 @@ def _term(name: str, student: nn.Module, teacher: nn.Module, job: Job) -> method
         return methods.Logit(job.temperature, job.alpha)
     if job.layers:
         pairs = dict(layer.partition(":")[::2] for layer in job.layers)
-        if not all(pairs.values()):
-            raise ValueError(f"--layers takes pairs STUDENT:TEACHER, as layer3:layer3; got {list(job.layers)}.")
+        if not all(pairs.values()) or len(pairs) < len(job.layers):
+            raise ValueError(
+                f"--layers takes pairs STUDENT:TEACHER, as layer3:layer3, each student layer once; got "
+                f"{', '.join(job.layers)}."
+            )
     else:
         ours, theirs = models.stages(student), models.stages(teacher)
         # Networks of different depth are paired from the end, where the maps mean most.
@@ -155,6 +162,7 @@ def distill(
     method = build_method(job.method, student, teacher, job)
     if out is not None:
         files.require_folder(out)  # fails now rather than after the training
+    _refuse_unfit(teacher, data, job)
     answers: nn.Module | Cached = teacher
     if job.views and method.needs_teacher:
         views = f"{job.views} view{'s' * (job.views > 1)}"
@@ -198,9 +206,17 @@ def _fitted(
         precision=job.precision,
         compile=job.compile,
         checkpoint=out / f"{name}.checkpoint" if out else None,
+        every=job.every,
         test=False,
         **options,
     )
+
+
+def _refuse_unfit(teacher: nn.Module, data: DataSet, job: Job) -> None:
+    """Raise ValueError for a teacher that was built for other images or classes, before it is asked about all."""
+    few = data.validation.select(torch.arange(min(distributed.size(), len(data.validation))))
+    logits = evaluation.evaluate(teacher, few, device=job.device, precision=job.precision).logits
+    evaluation.refuse_other_classes("teacher", logits, data)
 
 
 def _silent(text: str) -> None:

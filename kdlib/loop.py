@@ -6,8 +6,9 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from kdlib import checkpoints, devices, distributed, losses
+from kdlib._messages import explained
 from kdlib.data import Augmentation, Batch, DataSet, epoch_order
-from kdlib.evaluation import evaluate
+from kdlib.evaluation import evaluate, refuse_other_classes
+from kdlib.files import digest
 from kdlib.methods import Method
 from kdlib.recipes import Recipe
 from kdlib.taps import Answer, Taps
@@ -66,6 +69,7 @@ class Loop:
             raise ValueError(
                 "Student and teacher share weights, so the teacher would learn. Load or build a second model."
             )
+        self.taught_by = self.teacher.identity[:8] if self.teacher is not None and self.checkpoint else None
         if self.teacher is not None:
             self.teacher.accept(self.data.train, self.augmentation, self.seed)
             if self.teacher.views and self.views > self.teacher.views:
@@ -89,7 +93,7 @@ class Loop:
         """Everything that must be undone afterwards: hooks, random state, devices, the teacher's mode."""
         home = next((p.device for p in self.student.parameters()), torch.device("cpu"))
         with ExitStack() as stack:
-            stack.enter_context(self._own_randomness())
+            stack.enter_context(devices.own_randomness(self.place.device))
             torch.manual_seed(self.seed + (distributed.rank() << 40))  # each process its own dropout
             self.place.put(self.student)
             stack.callback(self.student.to, home)
@@ -100,27 +104,18 @@ class Loop:
                 stack.enter_context(self.teacher.opened(self.method.teacher_layers, self.place))
             yield
 
-    def _own_randomness(self) -> AbstractContextManager[None]:
-        """What happens inside leaves the random state outside as it was."""
-        return torch.random.fork_rng(devices=[self.place.device] if self.place.device.type == "cuda" else [])
-
     @torch.no_grad()
     def rehearse(self) -> None:
         """Ask both networks about two images before anything is trained: sizes must fit, projections get theirs."""
         batch = next(self._batches(0, torch.arange(2)))
         self.student.eval()  # so that no batch statistic moves
-        with _explained("student", batch), self.place.autocast(), Taps(self.student, self.taps.names) as taps:
+        with explained("student", batch.images), self.place.autocast(), Taps(self.student, self.taps.names) as taps:
             ours = taps(batch.images)
-        with _explained("teacher", batch):
+        with explained("teacher", batch.images):
             theirs = self.teacher(batch) if self.method.needs_teacher else None
-        classes = self.data.num_classes
         for who, answer in {"student": ours, "teacher": theirs}.items():
-            if answer is not None and answer.logits.shape[1] != classes:
-                raise ValueError(
-                    f"The {who} gives {answer.logits.shape[1]} logits, but {self.data.name} has {classes} classes. "
-                    f"Build it with num_classes={classes}."
-                )
             if answer is not None:
+                refuse_other_classes(who, answer.logits, self.data)
                 losses.warn_if_probabilities(answer.logits, who)
         if not self.method.trains_logits:
             warnings.warn(
@@ -168,6 +163,7 @@ class Loop:
             self.bar.update(self.batch_size)
             self.seconds = before + time.perf_counter() - started
             if due:
+                self._refuse_spoilt_weights()
                 self._save()
         self._read()
         self._close_epoch(epoch)
@@ -194,14 +190,24 @@ class Loop:
         if math.isfinite(values["loss"]):
             return
         terms = {name: float(value) for name, value in values.items() if name not in ("loss", "train_accuracy")}
+        shown = ", ".join(f"{name} = {value:.4g}" for name, value in terms.items())
+        raise self._diverged(f"The loss is not finite at step {step} of {self.steps}: {shown}.")
+
+    def _diverged(self, what: str) -> FloatingPointError:
         saved = self.checkpoint if self.checkpoint and self.checkpoint.exists() else None
-        raise FloatingPointError(
-            f"The loss is not finite at step {step} of {self.steps}: "
-            + ", ".join(f"{name} = {value:.4g}" for name, value in terms.items())
-            + ". "
+        return FloatingPointError(
+            f"{what} "
             + (f"The last good checkpoint is {saved}. " if saved else "No checkpoint was written. ")
-            + "Lower the learning rate, clip gradients (Recipe(clip=1)), or use precision='fp32'."
+            + "Lower the learning rate, clip gradients (Recipe(clip=1)), or use precision='fp32', and start anew."
         )
+
+    def _refuse_spoilt_weights(self) -> None:
+        """A finite loss can have a gradient that is not, and a step with it shows in the next loss only."""
+        named = chain(self.student.named_parameters(), self.method.named_parameters())
+        spoilt = [name for name, parameter in named if not bool(parameter.detach().isfinite().all())]
+        if spoilt:
+            shown = ", ".join(spoilt[:3]) + (", ..." if len(spoilt) > 3 else "")
+            raise self._diverged(f"After step {self.step} of {self.steps} weights are not finite: {shown}.")
 
     def _read(self) -> None:
         """Bring the values of the steps since the last look to the CPU, at once, and add them up."""
@@ -219,6 +225,7 @@ class Loop:
 
     def _close_epoch(self, epoch: int) -> None:
         distributed.align_buffers(self.student)
+        self._refuse_spoilt_weights()
         totals = distributed.total(self.totals)
         images = totals.pop("images")
         means = {name: total / images for name, total in totals.items()}
@@ -229,11 +236,13 @@ class Loop:
             device=str(self.place.device),
             precision="bf16" if self.place.bfloat16 else "fp32",
         )
+        if not math.isfinite(scores.loss):
+            raise self._diverged(f"The validation loss is not finite after epoch {epoch + 1} of {self.epochs}.")
         row = {"epoch": epoch + 1, "seconds": self.seconds, **means}
         row |= {"validation_loss": scores.loss, "validation_accuracy": scores.accuracy}
         self.rows.append(row)
         if self.on_epoch:
-            with self._own_randomness():  # a look may use up random numbers
+            with devices.own_randomness(self.place.device):  # a look may use up random numbers
                 self.on_epoch(epoch + 1, self.student)
         self.bar.set_description(f"epoch {epoch + 1}/{self.epochs}, validation {scores.accuracy:.1%}")
         if self.checkpoint:
@@ -242,7 +251,8 @@ class Loop:
     def _facts(self) -> dict[str, Any]:
         """What must be the same for a run to be the same run."""
         return {
-            "student": type(self.student).__name__,
+            "student": f"{type(self.student).__name__} {digest([], repr(self.student))[:8]}",  # strides, too
+            "teacher": self.taught_by,
             "method": repr(self.method),
             "data": self.data.train.fingerprint,
             "epochs": self.epochs,
@@ -262,12 +272,24 @@ class Loop:
             "rows": self.rows,
             "totals": distributed.total(self.totals),
         }
-        checkpoints.save(self.checkpoint, {"student": self.student, "method": self.method}, self.optimizer, facts)
+        parts = {"student": self.student, "method": self.method}
+        checkpoints.save(self.checkpoint, parts, self.optimizer, facts, self.place.device)
+
+    def found(self) -> bool:
+        """Whether there is a checkpoint; ValueError where some processes see one and others do not."""
+        there = self.checkpoint is not None and self.checkpoint.exists()
+        seen = distributed.total({"there": float(there)})["there"]
+        if 0 < seen < distributed.size():
+            raise ValueError(
+                f"{seen:.0f} of {distributed.size()} processes see the checkpoint {self.checkpoint}: on several "
+                "machines it must lie on a disk that all of them share."
+            )
+        return there
 
     def load(self) -> None:
         """Go on from the checkpoint."""
         parts = {"student": self.student, "method": self.method}
-        facts = checkpoints.load(self.checkpoint, parts, self.optimizer, self._facts())
+        facts = checkpoints.load(self.checkpoint, parts, self.optimizer, self._facts(), self.place.device)
         self.step, self.seconds = facts["step"], facts["seconds"]
         self.rows = facts["rows"]
         self.totals = facts["totals"] if distributed.rank() == 0 else dict.fromkeys(facts["totals"], 0.0)
@@ -286,19 +308,6 @@ class Learner(nn.Module):
             ours = self.taps(images)
         ours = _floats(ours)
         return self.method(ours, theirs, labels), ours.logits.detach()
-
-
-@contextmanager
-def _explained(who: str, batch: Batch) -> Iterator[None]:
-    """Say what torch's complaint about a shape means here."""
-    try:
-        yield
-    except RuntimeError as error:
-        channels, height, width = batch.images.shape[1:]
-        raise ValueError(
-            f"The {who} cannot take images of {channels} x {height} x {width} ({error}). Build it with "
-            f"in_channels={channels} and a stem for this size."
-        ) from error
 
 
 def _floats(answer: Answer) -> Answer:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kdlib import losses
 from kdlib._messages import unknown
+from kdlib.losses._common import averaged_to
 from kdlib.taps import Answer
 
 Terms = dict[str, Tensor]
@@ -156,6 +157,7 @@ class Logit(Method):
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is the weight of the hard-label loss and lies in [0, 1]; got {alpha}.")
         self.temperature, self.alpha, self.loss = temperature, alpha, loss
+        self.options = options
         self._soft = _chosen(loss, self.known, options)
         if isinstance(loss, str):
             self._soft = partial(self._soft, temperature=temperature)
@@ -168,7 +170,7 @@ class Logit(Method):
         return {"hard": self.alpha * hard, "soft": (1 - self.alpha) * soft}
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, alpha={self.alpha}, loss={_name(self.loss)}"
+        return f"temperature={self.temperature}, alpha={self.alpha}, loss={_name(self.loss)}{_said(self.options)}"
 
 
 class Feature(Method):
@@ -188,6 +190,7 @@ class Feature(Method):
         super().__init__()
         self.layers = _mapping(layers)
         self.loss = loss
+        self.options = options
         self._compare = _chosen(loss, self.known, options)
         self.connectors = nn.ModuleList()
 
@@ -213,7 +216,7 @@ class Feature(Method):
         return terms
 
     def extra_repr(self) -> str:
-        return f"loss={_name(self.loss)}"
+        return f"loss={_name(self.loss)}{_said(self.options)}"
 
 
 class Relation(Method):
@@ -243,6 +246,7 @@ class Relation(Method):
         parts = [(loss, 1.0)]
         if loss == "rkd":
             parts = [("rkd_distance", 1.0), ("rkd_angle", 2.0)]  # the paper's 1 : 2
+        self.options = options
         self._compare = {_name(part): (weight, _chosen(part, self.known, options)) for part, weight in parts}
         self.connectors = nn.ModuleList()
 
@@ -280,7 +284,7 @@ class Relation(Method):
         return terms
 
     def extra_repr(self) -> str:
-        return f"loss={_name(self.loss)}, layers={self.layers}"
+        return f"loss={_name(self.loss)}, layers={self.layers}{_said(self.options)}"
 
 
 class Resize(nn.Module):
@@ -295,10 +299,7 @@ class Resize(nn.Module):
         self._shapes = " -> ".join(" x ".join(map(str, x.shape[1:])) for x in (student, teacher))
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
-        return self._pool(_as_map(student, self.title)), self._pool(_as_map(teacher, self.title))
-
-    def _pool(self, maps: Tensor) -> Tensor:
-        return maps if tuple(maps.shape[2:]) == self.size else F.adaptive_avg_pool2d(maps, self.size)
+        return tuple(averaged_to(_as_map(maps, self.title), self.size) for maps in (student, teacher))
 
     def extra_repr(self) -> str:
         return f"{self.title}: {self._shapes}, compared at {self.size[0]} x {self.size[1]}"
@@ -349,7 +350,7 @@ def _smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     A 1 x 1 convolution without bias after pooling gives what it gives before, on a quarter of the positions.
     """
     size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
-    return tuple(x if tuple(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size) for x in (a, b))
+    return averaged_to(a, size), averaged_to(b, size)
 
 
 def _mapping(layers: Mapping[str, str]) -> dict[str, str]:
@@ -379,6 +380,10 @@ def _chosen(
         if name not in accepted:
             raise TypeError(f"{loss} takes no option {name!r}. Its options: {', '.join(accepted) or 'none'}.")
     return partial(function, **options)
+
+
+def _said(options: dict[str, Any]) -> str:
+    return "".join(f", {name}={value}" for name, value in options.items())
 
 
 def _name(loss: str | Callable[..., Tensor]) -> str:

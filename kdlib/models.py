@@ -186,16 +186,21 @@ def save(model: nn.Module, path: str | Path, *, half: bool = False, **facts: Any
     header, such as the accuracy. Raises ValueError for a model that `build` did not make and for weights beyond
     the range of 16 bits, OSError if the file cannot be written.
     """
+    described, tensors = description(model), model.state_dict()
+    if half:
+        tensors = {name: _in_half(name, t) if t.is_floating_point() else t for name, t in tensors.items()}
+    save_tensors(path, tensors, {**described, **facts})
+
+
+def description(model: nn.Module) -> dict[str, Any]:
+    """What `save` notes of a model's architecture; ValueError for one that `build` could not make again."""
     described = getattr(model, "described", None)
     if described is None:
         raise ValueError(
             "This model was not made by models.build, so its architecture has no name to store. Save its weights "
             "with safetensors.torch.save_model(model, path)."
         )
-    tensors = model.state_dict()
-    if half:
-        tensors = {name: _in_half(name, t) if t.is_floating_point() else t for name, t in tensors.items()}
-    save_tensors(path, tensors, {**described, **facts})
+    return described
 
 
 def _in_half(name: str, tensor: Tensor) -> Tensor:
@@ -289,6 +294,10 @@ def _pretrained(name: str) -> nn.Module:
         raise ValueError(
             f"{place} is not a readable file of weights for {name} ({reason}). Delete it: it is downloaded anew."
         ) from error
+    if name in names():
+        classes = len(weights.meta["categories"])
+        shape = {"num_classes": classes, "in_channels": 3, "stem": "imagenet", "image_size": 224}
+        model.described = {"architecture": name, **shape}
     return model.eval()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from kdlib import devices, distributed
+from kdlib._messages import explained
 from kdlib.data import NONE, Augmentation, Batch, Split, origin
 from kdlib.files import digest, write_text
 from kdlib.taps import Answer, Taps
@@ -29,6 +30,11 @@ class Teacher(Protocol):
 
     def opened(self, layers: Sequence[str], place: devices.Place) -> Any:
         """A context in which the teacher answers, with these layers."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """A digest of the network's weights and structure."""
         ...
 
     def accept(self, split: Split, augmentation: Augmentation, seed: int) -> None:
@@ -64,6 +70,10 @@ class Frozen:
             self.model.to(device)
             for module, training in modes.items():
                 module.training = training
+
+    @property
+    def identity(self) -> str:
+        return digest(self.model.state_dict(), repr(self.model))  # the text shows strides, activations and the like
 
     def accept(self, split: Split, augmentation: Augmentation, seed: int) -> None:
         """A live teacher sees the very batch the student sees, so any pictures will do."""
@@ -139,7 +149,8 @@ class Cached:
             for view in range(views):
                 start = mine.start
                 for batch in split.batches(batch_size, view=view, **asked):
-                    answer = teacher(batch)
+                    with explained("teacher", batch.images):
+                        answer = teacher(batch)
                     for name, values in {"": answer.logits, **answer.layers}.items():
                         if name not in stored:
                             shape = (views, len(split), *values.shape[1:])
@@ -188,6 +199,10 @@ class Cached:
         finally:
             self._layers, self._device = before
 
+    @property
+    def identity(self) -> str:
+        return self.key["teacher"]
+
     def accept(self, split: Split, augmentation: Augmentation, seed: int) -> None:
         if origin(split, augmentation, seed) != self.key["origin"]:
             asked = {"data": split.fingerprint, "augmentation": asdict(augmentation), "seed": seed}
@@ -205,9 +220,7 @@ class Cached:
                 "data set under one augmentation and seed). Train with what it was built for."
             )
         answers = {
-            name: devices.pinned(values[batch.view, rows], self._device)
-            .to(self._device, non_blocking=True)
-            .to(torch.float32)
+            name: devices.sent(devices.pinned(values[batch.view, rows], self._device), self._device).to(torch.float32)
             for name, values in self._stored.items()
             if not name or name in self._layers
         }
@@ -231,7 +244,7 @@ def _key(
         "augmentation": asdict(augmentation),
         "seed": seed,
         "views": views,
-        "teacher": digest(model.state_dict(), repr(model)),  # the text shows strides, activations and the like
+        "teacher": Frozen(model).identity,
         "layers": list(layers),
         "half": half,
         "precision": "bfloat16" if place.bfloat16 else "float32",

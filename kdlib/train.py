@@ -105,7 +105,7 @@ def fit(
     )
     with loop.bar, loop.opened():
         loop.rehearse()
-        if resume and checkpoint and Path(checkpoint).exists():
+        if resume and loop.found():
             loop.load()
         loop.run()
     for trained in (student, method):

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdlib import cli, data, distill, measure, models, train
+from kdlib import cli, data, distill, loop, measure, models, train
 from kdlib.files import load_tensors
 
 TINY = ["--teacher", "resnet20-fashion", "--student", "resnet8", "--images", "192", "--epochs", "2", "--quiet"]
@@ -268,3 +268,91 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
+
+
+# --- pictures of one's own ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three colours in a folder, 24 pictures to learn from and 12 to test on."""
+    root, chance = tmp_path_factory.mktemp("own"), torch.Generator().manual_seed(0)
+    for part, count in (("train", 8), ("val", 4)):
+        for kind, name in enumerate(("blue", "green", "red")):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(0, 120, (40, 40, 3), generator=chance, dtype=torch.uint8)
+                pixels[..., kind] += 120
+                Image.fromarray(pixels.numpy()).save(root / part / name / f"{number}.png")
+    return f"imagefolder:{root}"
+
+
+@pytest.fixture(scope="module")
+def own_teacher(own_pictures: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that the command trained on these pictures, at a size of its own."""
+    out = tmp_path_factory.mktemp("own-teacher")
+    options = ["--epochs", "1", "--batch-size", "8", "--size", "32", "--every", "1", "--quiet"]
+    assert call("train", "--data", own_pictures, "--model", "resnet8", *options, "--out", out) == 0
+    return out / "model.safetensors"
+
+
+def test_train_takes_the_size_of_pictures_in_a_folder(own_teacher: Path) -> None:
+    teacher = models.load(own_teacher)
+    assert teacher.described["image_size"] == 32
+    assert teacher.described["num_classes"] == 3
+
+
+def test_a_teacher_of_other_pictures_or_classes_is_refused_before_it_is_asked(
+    own_pictures: str, own_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], small_test_set: Any
+) -> None:
+    common = ["--data", own_pictures, "--size", "32"]
+    other = tmp_path / "five.safetensors"
+    models.save(models.build("resnet8", num_classes=5, in_channels=3, image_size=32), other)
+    for teacher, said in (
+        ("resnet20-fashion", "cannot take images of 3 x 32 x 32"),
+        (other, "teacher gives 5 logits, but"),
+    ):
+        assert call("distill", *common, "--teacher", teacher, "--student", "resnet8", "--out", tmp_path / "run") == 2
+        found = capsys.readouterr()
+        assert said in found.err
+        assert "asking the teacher" not in found.err
+    assert call("evaluate", "resnet20-fashion", *common) == 2
+    assert "model cannot take images of 3 x 32 x 32" in capsys.readouterr().err
+    two = tmp_path / "two.safetensors"
+    models.save(models.build("resnet8", num_classes=2, in_channels=3, image_size=32), two)
+    assert call("evaluate", two, *common) == 2
+    assert "gives 2 logits, but there are labels up to 2" in capsys.readouterr().err
+
+
+def test_distill_writes_checkpoints_within_an_epoch(own_pictures: str, own_teacher: Path, tmp_path: Path) -> None:
+    steps, save = [], loop.Loop._save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Loop, "_save", lambda self: (steps.append(self.step), save(self)))
+        options = ["--epochs", "1", "--batch-size", "8", "--size", "32", "--no-baseline", "--quiet"]
+        given = ["--data", own_pictures, "--teacher", own_teacher, "--student", "resnet8", "--every", "1"]
+        assert call("distill", *given, *options, "--out", tmp_path) == 0
+    assert steps == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "feature", "--layers", "layer3:layer3", "--layers", "layer3:layer2"], "each student layer once"),
+        (["--method", "logit", "--layers", "layer3:layer3"], "--layers serves feature and relation"),
+        (["--every", "0"], "every"),
+    ],
+)
+def test_layers_that_would_be_ignored_are_refused(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], small_test_set: Any
+) -> None:
+    assert call("distill", *TINY, *options, "--out", tmp_path / "run") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_could_not_be_saved_is_refused_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], small_test_set: Any
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load", lambda name: torch.nn.Linear(2, 2))
+        assert call("train", "--start", "mobilenet_v2-imagenet", "--out", tmp_path / "run") == 2
+    assert "was not made by models.build" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pickle
 import urllib.error
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -735,3 +736,58 @@ def test_take_and_without_on_lazy_splits(pictures: DataSet):
 def test_an_empty_lazy_split_has_no_batches(pictures: DataSet):
     with contextlib.closing(pictures.test.select(torch.arange(0)).batches(4)) as batches:
         assert list(batches) == []
+
+
+# --- data of one's own -------------------------------------------------------------------------------------------
+
+
+def own(**changes: Any) -> MemorySplit:
+    """Six pictures of 2 x 4 x 5, with one thing wrong."""
+    parts = {"images": torch.zeros(6, 2, 4, 5, dtype=torch.uint8), "labels": torch.arange(6) % 3}
+    return MemorySplit(**{**parts, "indices": torch.arange(6), "mean": (0.5, 0.5), "std": (0.2, 0.2), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"images": torch.rand(6, 2, 4, 5)}, TypeError, r"bytes .*got torch.float32.*\(255 \* images\)"),
+        ({"images": np.zeros((6, 2, 4, 5), np.uint8)}, TypeError, "got ndarray.*torch.from_numpy"),
+        ({"images": torch.zeros(6, 4, 5, 2, dtype=torch.uint8)}, ValueError, r"permute\(0, 3, 1, 2\)"),
+        ({"images": torch.zeros(6, 4, 5, dtype=torch.uint8)}, ValueError, "expected N x C x H x W"),
+        ({"std": (0.2,)}, ValueError, "mean 2 and std 1 numbers"),
+        ({"labels": torch.arange(6, dtype=torch.int32)}, TypeError, r"labels .*int64; got torch.int32.*\.long\(\)"),
+        ({"labels": np.arange(6)}, TypeError, "labels .* got ndarray"),
+        ({"labels": torch.arange(5)}, ValueError, r"labels have shape \(5,\), but there are 6 images"),
+        ({"indices": torch.zeros(6, 1, dtype=torch.int64)}, ValueError, "indices have shape"),
+    ],
+)
+def test_pictures_and_labels_of_the_wrong_kind_are_refused_with_a_way_out(
+    changes: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    assert len(own()) == 6
+    with pytest.raises(error, match=said):
+        own(**changes)
+
+
+@pytest.mark.parametrize("labels", [torch.arange(6) % 3 + 1, torch.arange(6) % 3 - 1])
+def test_labels_without_a_class_are_refused(labels: torch.Tensor) -> None:
+    good = own()
+    whole = DataSet("mine", ("a", "b", "c"), good, good, good, NONE, 5)
+    with pytest.raises(ValueError, match="train labels of mine run from .* but 3 classes .* 0 to 2"):
+        replace(whole, train=own(labels=labels))
+    with pytest.raises(ValueError, match="validation labels of mine"):
+        replace(whole, validation=own(labels=labels))
+
+
+def test_a_lazy_split_has_its_own_labels(pictures: DataSet) -> None:
+    turned = replace(pictures.train, labels=1 - pictures.train.labels)  # two classes, the other way round
+    for split in (pictures.train, turned):
+        batch = next(split.batches(4))
+        assert torch.equal(batch.labels, split.labels[:4])
+        assert batch.labels.dtype == torch.int64
+
+
+def test_a_source_of_something_else_than_pairs_is_refused(pictures: DataSet) -> None:
+    source = [{"image": None, "label": 0}] * len(pictures.train.source)
+    with pytest.raises(ValueError, match="is a dict; expected a pair of a picture and its label"):
+        next(replace(pictures.train, source=source).batches(2))

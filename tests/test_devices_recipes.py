@@ -130,6 +130,59 @@ def test_models_and_images_are_put_in_channels_last():
     assert torch.equal(moved, images)
 
 
+class Recorder:
+    """In place of a tensor: what it is asked to do."""
+
+    def to(self, device: torch.device, **options: object) -> tuple[torch.device, dict[str, object]]:
+        return device, options
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cpu", True), ("mps", True), ("cuda", False), ("cuda:1", False)])
+def test_only_a_copy_to_cuda_may_still_be_under_way(device: str, waits: bool):
+    """On MPS it would read from a source that is freed already."""
+    assert devices.sent(Recorder(), device) == (torch.device(device), {"non_blocking": not waits})
+
+
+def test_several_processes_do_not_share_a_training_on_mps(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose("auto").device.type == "mps"
+    monkeypatch.setattr(devices.distributed, "size", lambda: 2)
+    assert choose("auto").device.type == "cpu"
+    with pytest.raises(ValueError, match="no device 'mps'"):
+        choose("mps")
+
+
+def test_random_states_are_those_of_the_device_in_use(monkeypatch: pytest.MonkeyPatch):
+    states = {"cuda:1": torch.tensor([1]), "mps": torch.tensor([2])}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[str(device)])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({str(device): state}))
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states["mps"])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: states.update(mps=state))
+    before = torch.get_rng_state()
+    for name in states:
+        device, kept = torch.device(name), states[name]
+        with devices.own_randomness(device):
+            states[name] = torch.tensor([9])
+            torch.rand(3)
+        assert states[name] is kept
+        assert set(devices.random_states(device)) == {"cpu", device.type}
+        devices.set_random_states({"cuda": torch.tensor([7]), "mps": torch.tensor([7])}, torch.device("cpu"))
+        assert states[name] is kept
+    assert torch.equal(torch.get_rng_state(), before)
+    assert set(devices.random_states(CPU)) == {"cpu"}
+
+
+def test_tied_weights_stay_tied_in_bfloat16():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    place, images = Place(CPU, True), torch.randn(3, 4)
+    weights = place.weights(model)
+    assert weights["0.weight"] is weights["2.weight"]
+    with place.autocast():
+        assert torch.equal(torch.func.functional_call(model, weights, (images,)), model(images))
+
+
 class Doubled(nn.Linear):
     """A layer that does more with its weights than multiply by them."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,14 @@ def test_a_process_that_dies_ends_the_job_and_the_run_goes_on_to_the_bit(
     ours, _ = load_tensors(whole / "student.safetensors")
     theirs, _ = load_tensors(killed / "student.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_checkpoint_that_only_some_processes_see_is_refused(trained: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(trained["two"] / "checkpoint", tmp_path / "checkpoint")
+    done = torchrun(SCRIPT, "unshared", str(tmp_path))
+    assert done.returncode != 0
+    assert "1 of 2 processes see the checkpoint" in done.stderr
+    assert "a disk that all of them share" in done.stderr
 
 
 def test_the_command_line_speaks_and_writes_once(tmp_path: Path) -> None:

@@ -514,6 +514,20 @@ def test_cached_imagenet_weights_are_used(hub: Path):
     assert loaded(torch.zeros(1, 3, 64, 64)).shape == (1, 1_000)
 
 
+def test_torchvisions_resnet_can_be_trained_on_and_saved(hub: Path, tmp_path: Path):
+    from torchvision import models as zoo
+
+    torch.save(zoo.resnet18().state_dict(), cached_file(hub, "resnet18"))
+    loaded = models.load("resnet18-imagenet")
+    models.save(loaded, tmp_path / "again.safetensors")
+    again = models.load(tmp_path / "again.safetensors")
+    assert files.digest(again.state_dict()) == files.digest(loaded.state_dict())
+    assert again.described["num_classes"] == 1_000
+    torch.save(zoo.mobilenet_v3_small().state_dict(), cached_file(hub, "mobilenet_v3_small"))
+    with pytest.raises(ValueError, match="not made by models.build"):  # whose architecture has no name here
+        models.description(models.load("mobilenet_v3_small-imagenet"))
+
+
 def test_a_pickle_in_the_cache_runs_no_code(hub: Path, tmp_path: Path):
     path = cached_file(hub, "resnet50")
     torch.save({"conv1.weight": torch.zeros(1), "trap": Trap(tmp_path / "ran")}, path)

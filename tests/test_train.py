@@ -372,9 +372,67 @@ def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(blobs: Dat
     ):
         with pytest.raises(ValueError, match=f"belongs to another run: it was {{'{word}'"):
             fit(small(), blobs, checkpoint=path, resume=True, **change)
-    with pytest.raises(ValueError, match="belong to another architecture"):
+    with pytest.raises(ValueError, match="belongs to another run: it was {'student'"):
         fit(small(width=5), blobs, checkpoint=path, resume=True)
     assert path.read_bytes() == content
+
+
+def test_a_checkpoint_knows_its_teacher_its_strides_and_the_options_of_its_loss(blobs: DataSet, tmp_path: Any) -> None:
+    path = tmp_path / "checkpoint"
+    options = {"checkpoint": path, "teacher": small(1), "method": Logit(loss="dkd", beta=8)}
+    fit(small(), blobs, **options)
+    strided = small()
+    strided.conv2.stride = (1, 1)  # the weights have the same shapes
+    for student, change, word in (
+        (small(), {"teacher": small(2)}, "teacher"),
+        (small(), {"method": Logit(loss="dkd", beta=0.5)}, "method"),
+        (strided, {}, "student"),
+    ):
+        with pytest.raises(ValueError, match=f"belongs to another run: it was {{'{word}'"):
+            fit(student, blobs, **{**options, **change}, resume=True)
+    stored = Cached.build(small(1), blobs.train, augmentation=blobs.augmentation, precision="fp32", progress=False)
+    with pytest.raises(ValueError, match="it was {'views'"):  # the same teacher, but its answers to one view
+        fit(small(), blobs, **{**options, "teacher": stored}, resume=True)
+
+
+class Cliff(HardLabels):
+    """Hard labels and a finite term whose gradient is not finite in one call."""
+
+    def __init__(self, call: int) -> None:
+        super().__init__()
+        self.left = call
+        self.zero = nn.Parameter(torch.zeros(1))
+
+    def forward(self, *args: Any) -> methods.Terms:
+        self.left -= 1
+        return super().forward(*args) | {"cliff": (self.zero.sqrt() if self.left == 0 else self.zero).sum()}
+
+    def __repr__(self) -> str:
+        return "Cliff()"
+
+
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("call", [4, 5, 6])  # of 6 steps: 4 and 6 are followed by a checkpoint
+def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(
+    blobs: DataSet, tmp_path: Any, call: int, every: int | None
+) -> None:
+    path = tmp_path / "checkpoint"
+    with pytest.raises(FloatingPointError, match=r"not finite.*last good checkpoint is .*checkpoint\."):
+        fit(small(), blobs, method=Cliff(call), checkpoint=path, every=every)
+    tensors, _ = load_tensors(path)
+    assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())
+    assert fit(small(), blobs, method=Cliff(0), checkpoint=path, every=every, resume=True).rows[-1]["epoch"] == 2
+
+
+def test_logits_that_are_not_finite_end_a_run(blobs: DataSet) -> None:
+    class Overflows(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images if self.training else images * torch.inf
+
+    student = small()
+    student.add_module("last", Overflows())
+    with pytest.raises(FloatingPointError, match="validation loss is not finite after epoch 1 of 2"):
+        fit(student, blobs)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "pickle", "weights"])

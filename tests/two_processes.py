@@ -129,6 +129,8 @@ def main(task: str, *given: str) -> None:
             fit_all(folder)
         if task in ("methods", "whole"):
             fit_resumably(folder, step=0)
+        if task == "unshared":  # a disk that only the first process sees
+            fit_resumably(folder if distributed.rank() == 0 else folder / "elsewhere", step=0)
         if task == "dies":
             fit_resumably(folder, step=8)
         rank, inside = distributed.rank(), gloo_threads()

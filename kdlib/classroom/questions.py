@@ -267,8 +267,11 @@ def _grade_prediction(spec: Choice, key: Options, given: str, measured: Any) -> 
         how = "Run the experiment of the lesson first, then give check() what it measured."
         return Verdict(Outcome.ERROR, how, opening="Nothing was measured yet")
     try:
-        right = key.right(measured)
+        lost = isinstance(measured, float) and math.isnan(measured)  # a comparison with it would choose any option
+        right = None if lost else key.right(measured)
     except Exception:
+        right = None
+    if right is None:
         return _not_measured(measured)
     options = key.by_letter
     if given == right:

@@ -41,7 +41,7 @@ class DataSet:
     """Three splits of one source, the names of its classes and the augmentation that suits it.
 
     train, validation and test are disjoint; choices are made on validation, test is read once at the end.
-    size: pixels of a side.
+    size: pixels of a side. Raises ValueError for labels without a class.
     """
 
     name: str
@@ -51,6 +51,15 @@ class DataSet:
     test: Split
     augmentation: Augmentation
     size: int
+
+    def __post_init__(self) -> None:
+        for part, split in {"train": self.train, "validation": self.validation}.items():  # the test set is not read
+            low, high = (int(split.labels.min()), int(split.labels.max())) if len(split) else (0, 0)
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(
+                    f"The {part} labels of {self.name} run from {low} to {high}, but {self.num_classes} classes are "
+                    f"named: labels are numbers from 0 to {self.num_classes - 1}."
+                )
 
     @property
     def num_classes(self) -> int:

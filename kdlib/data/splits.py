@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from kdlib.data.augment import NONE, Augmentation, augment, random_bits, shuffled
-from kdlib.devices import pinned
+from kdlib.devices import pinned, sent
 from kdlib.files import digest
 
 PREPARED = 1024  # images of a memory split that are augmented and normalised at once
@@ -80,11 +80,22 @@ def origin(split: Split, augmentation: Augmentation, seed: int) -> str:
 
 def _normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str) -> Tensor:
     # The bytes travel and the floats are made where they are used; channels_last is what convolutions like best.
-    images = images.to(device, non_blocking=True)
+    images = sent(images, device)
     images = images.to(torch.float32, memory_format=torch.channels_last)
     shift = torch.tensor(mean, device=images.device).mul(255).view(1, -1, 1, 1)
     scale = torch.tensor(std, device=images.device).mul(255).view(1, -1, 1, 1)
     return images.sub_(shift).div_(scale)
+
+
+def _check_labels(labels: Tensor, indices: Tensor, count: int) -> None:
+    for name, values in {"labels": labels, "indices": indices}.items():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        if kind != torch.int64:
+            raise TypeError(f"{name} are a tensor of int64; got {kind}. torch.as_tensor(values).long() makes one.")
+        if values.shape != (count,):
+            raise ValueError(
+                f"{name} have shape {tuple(values.shape)}, but there are {count} images: give one number for each."
+            )
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,7 @@ class MemorySplit:
     """A split whose images lie in memory as uint8; augmentation and normalisation run on whole batches.
 
     images: uint8, N x C x H x W. labels and indices: int64, N. mean, std: per channel, for pixels in [0, 1].
+    Raises TypeError for tensors of another kind, ValueError for shapes that do not fit each other.
     """
 
     images: Tensor
@@ -99,6 +111,21 @@ class MemorySplit:
     indices: Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        kind = self.images.dtype if isinstance(self.images, Tensor) else type(self.images).__name__
+        if kind != torch.uint8:
+            raise TypeError(
+                f"images are a tensor of bytes (torch.uint8), 0 to 255; got {kind}. Of floats in [0, 1] "
+                "(255 * images).round().to(torch.uint8) makes them, of a NumPy array torch.from_numpy."
+            )
+        if self.images.ndim != 4 or not self.images.shape[1] == len(self.mean) == len(self.std):
+            raise ValueError(
+                f"images have shape {tuple(self.images.shape)}, mean {len(self.mean)} and std {len(self.std)} numbers; "
+                "expected N x C x H x W with a mean and a std for each of the C channels. Colours that come last are "
+                "moved by images.permute(0, 3, 1, 2)."
+            )
+        _check_labels(self.labels, self.indices, len(self.images))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -132,7 +159,7 @@ class MemorySplit:
             indices = self.indices[chosen]
             images = augment(pinned(self.images[chosen], device), indices, augmentation, seed, view)
             images = _normalise(images, self.mean, self.std, device)
-            labels = pinned(self.labels[chosen], device).to(device, non_blocking=True)
+            labels = sent(pinned(self.labels[chosen], device), device)
             for parts in zip(
                 images.split(batch_size), labels.split(batch_size), indices.split(batch_size), strict=True
             ):
@@ -153,8 +180,8 @@ class _Views(TorchDataset):
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
         place = int(self.places[position])
-        image, label = self._decoded(int(self.split.within[place]))
-        index = self.split.indices[place]
+        image = self._decoded(int(self.split.within[place]))
+        label, index = int(self.split.labels[place]), self.split.indices[place]
         if not self.random:
             return self.transform(image), label, int(index)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
@@ -162,12 +189,19 @@ class _Views(TorchDataset):
             torch.default_generator.manual_seed(int(random_bits(index, *self.key)))
             return self.transform(image), label, int(index)
 
-    def _decoded(self, number: int) -> tuple[Any, int]:
+    def _decoded(self, number: int) -> Any:
+        """The picture; its label is the split's own affair, which may have been given others than the source has."""
         try:
-            return self.split.source[number]
+            sample = self.split.source[number]
         except OSError as error:  # PIL often does not say which file it was
             name = self.split.source.samples[number][0] if hasattr(self.split.source, "samples") else f"image {number}"
             raise OSError(f"{name} cannot be read as a picture ({error}). Copy it again or remove it.") from error
+        if not isinstance(sample, tuple | list) or len(sample) != 2:
+            raise ValueError(
+                f"source[{number}] is a {type(sample).__name__}; expected a pair of a picture and its label. Wrap the "
+                "source in a data set that gives such pairs."
+            )
+        return sample[0]
 
 
 @dataclass(frozen=True)
@@ -188,6 +222,9 @@ class LazySplit:
     transform: Callable[[Augmentation], Callable[[Any], Tensor]]
     identity: str
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        _check_labels(self.labels, self.indices, len(self.within))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -220,4 +257,4 @@ class LazySplit:
         )
         for images, labels, indices in loader:
             images = _normalise(images, self.mean, self.std, device)
-            yield Batch(images, labels.to(device, non_blocking=True), indices, view, source)
+            yield Batch(images, sent(labels, device), indices, view, source)

@@ -1,4 +1,4 @@
-"""What all losses share: checks of the arguments, and two operations that stay finite on degenerate input."""
+"""What all losses share: checks of the arguments, and operations that stay finite on degenerate input."""
 
 import functools
 import math
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from numbers import Real
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Differences below this share of what was subtracted are rounding noise: some eight units in the last place
@@ -128,3 +129,12 @@ def centred_unit(x: Tensor) -> Tensor:
     """
     size = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     return unit(x - x.mean(dim=1, keepdim=True), noise=ROUNDING * size)
+
+
+def averaged_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps B x C x H x W, average-pooled to `size`; as they are where that is their size."""
+    if tuple(maps.shape[2:]) == tuple(size):  # torch would spend time on pooling by 1
+        return maps
+    if maps.device.type == "mps" and any(side % wanted for side, wanted in zip(maps.shape[2:], size, strict=True)):
+        return F.adaptive_avg_pool2d(maps.cpu(), size).to(maps.device)  # MPS pools only where the sizes divide
+    return F.adaptive_avg_pool2d(maps, size)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ._common import (
     ROUNDING,
     as_floats,
+    averaged_to,
     check_number,
     divide,
     in_a_row,
@@ -272,10 +273,8 @@ def correlation_congruence(student: Tensor, teacher: Tensor, gamma: float = 0.4,
 
 
 def _pooled(f: Tensor, height: int, width: int) -> Tensor:
-    """The map averaged down to height x width, flattened; torch would spend time on pooling by 1."""
-    if f.shape[2:] != (height, width):
-        f = F.adaptive_avg_pool2d(f, (height, width))
-    return f.flatten(2)
+    """The map averaged down to height x width, flattened."""
+    return averaged_to(f, (height, width)).flatten(2)
 
 
 def _linear_gram(layer: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -328,8 +327,6 @@ FORGOTTEN = Code(
 
 def _how_far(ratio: Any) -> str:
     value = float(ratio)
-    if not math.isfinite(value):
-        raise ValueError("no ratio was measured")
     return "b" if value > 1.1 else "c" if value < 0.9 else "a"
 
 
