@@ -26,6 +26,8 @@ def explained(who: str, images: Tensor) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "out of memory" in str(error):  # which says itself what is wrong
+            raise
         channels, height, width = images.shape[1:]
         raise ValueError(
             f"The {who} cannot take images of {channels} x {height} x {width} ({error}). Build it with "

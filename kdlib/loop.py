@@ -117,7 +117,7 @@ class Loop:
             if answer is not None:
                 refuse_other_classes(who, answer.logits, self.data)
                 losses.warn_if_probabilities(answer.logits, who)
-        if not self.method.trains_logits:
+        if not self.method.trains_logits and not any(output is ours.logits for output in ours.layers.values()):
             warnings.warn(
                 "No term of this method looks at the logits, so the classifier keeps its initial weights. "
                 "Add HardLabels() or Logit(...) to it.",
@@ -307,7 +307,14 @@ class Learner(nn.Module):
         with self.place.autocast():
             ours = self.taps(images)
         ours = _floats(ours)
-        return self.method(ours, theirs, labels), ours.logits.detach()
+        terms = self.method(ours, theirs, labels)
+        for name, term in terms.items():
+            if term.ndim:
+                raise ValueError(
+                    f"The term {name!r} of the loss has shape {tuple(term.shape)}; a loss gives one number for a "
+                    "batch: take its .mean()."
+                )
+        return terms, ours.logits.detach()
 
 
 def _floats(answer: Answer) -> Answer:

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlib import losses
@@ -46,7 +45,10 @@ class Method(nn.Module):
         return tuple(dict.fromkeys(self.layers.values()))
 
     def attach(self, student: Answer, teacher: Answer | None) -> None:
-        """Make what depends on the sizes of the layers; called once, with both answers to a small batch."""
+        """Make what depends on the sizes of the layers; called once, with both answers to a small batch.
+
+        In a loop of your own: call it before the optimiser is made, then `.to(device)`.
+        """
 
     def forward(self, student: Answer, teacher: Answer | None, labels: Tensor) -> Terms:
         """Named terms, each a scalar; their sum is the loss.
@@ -165,7 +167,7 @@ class Logit(Method):
     def forward(self, student: Answer, teacher: Answer | None, labels: Tensor) -> Terms:
         pair = (student.logits, teacher.logits)
         soft = self._soft(*pair, labels) if self.loss == "dkd" else self._soft(*pair)
-        hard = F.cross_entropy(student.logits, labels)
+        hard = losses.label_smoothing(student.logits, labels, 0.0)
         # Both terms stand at every alpha: a shortcut at 0 or 1 is where published code lost its T^2.
         return {"hard": self.alpha * hard, "soft": (1 - self.alpha) * soft}
 
@@ -197,7 +199,7 @@ class Feature(Method):
     def attach(self, student: Answer, teacher: Answer | None) -> None:
         if len(self.connectors):  # a second fit goes on with what the first one learned
             return
-        kind = {"attention": Resize, "vid": Gaussian}.get(self.loss, Project)
+        kind = Resize if self.loss == "attention" else Gaussian if self.loss == "vid" else Project
         made = [kind(f"{a} -> {b}", student.layers[a], teacher.layers[b]) for a, b in self.layers.items()]
         for connector in made:
             if self.loss == "attention" and connector.size == (1, 1):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -31,7 +33,7 @@ class Taps:
     A layer that runs several times in one forward pass gives its last output. compiled: torch.compile translates
     the model at the first call, which takes a minute or so, and then only this object runs it that way. weights: used
     by this object in place of the model's own of these names.
-    Raises ValueError for an unknown layer, with near matches.
+    Raises ValueError for an unknown layer, with near matches, or a model that was compiled before.
     """
 
     def __init__(
@@ -46,7 +48,13 @@ class Taps:
         self.weights = dict(weights or {})
         # One size of batch is all that training sees, so a program for that size is the fastest.
         self._run = torch.compile(model, dynamic=False) if compiled else model
+        self._compiled = compiled
         self.names = tuple(dict.fromkeys(layers))
+        if self.names and (hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None):
+            raise ValueError(
+                f"This {type(model).__name__} is compiled already, and a compiled model passes over new hooks. Give "
+                "the model itself, and compile=True to fit."
+            )
         known = dict(model.named_modules())
         for name in self.names:
             if name not in known or name == "":
@@ -88,7 +96,8 @@ class Taps:
         if self.names and not self._handles:
             raise RuntimeError("Taps read layers only inside their block: with Taps(model, layers) as taps: ...")
         self._seen.clear()
-        logits = functional_call(self._run, self.weights, (images,)) if self.weights else self._run(images)
+        with self._hooks_noticed():
+            logits = functional_call(self._run, self.weights, (images,)) if self.weights else self._run(images)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
@@ -99,12 +108,29 @@ class Taps:
             if name not in self._seen:
                 raise ValueError(f"The layer {name!r} did not run in the forward pass. Tap a layer that does.")
             output, version = self._seen[name]
+            if output.ndim == 0 or len(output) < len(logits):
+                raise ValueError(
+                    f"The layer {name!r} gave an output of shape {tuple(output.shape)} for {len(logits)} samples: it "
+                    "ran on a part of the batch (under DataParallel, for instance). Use torchrun, or one device."
+                )
+            if logits.requires_grad and not output.requires_grad:
+                warnings.warn(
+                    f"No gradient comes from the layer {name!r} (frozen layers, or checkpoint(use_reentrant=True)): a "
+                    "loss on it trains nothing before it.",
+                    stacklevel=2,
+                )
             if _version(output) != version:
                 raise ValueError(
                     f"The output of {name!r} was overwritten in place by the layer after it (an inplace ReLU, as a "
                     "rule). Tap that later layer, or set its inplace to False."
                 )
         return Answer(logits, {name: self._seen[name][0] for name in self.names})
+
+    def _hooks_noticed(self) -> AbstractContextManager[Any]:
+        """Dynamo takes a model's hooks for fixed, and would run a program that was traced with others."""
+        if not self._compiled:
+            return nullcontext()
+        return torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
 
 
 def _version(output: Tensor) -> int:

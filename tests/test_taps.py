@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -279,3 +281,57 @@ def test_an_answer_without_layers():
     assert Answer(torch.zeros(2, 3)).layers is not answer.layers
     with pytest.raises(dataclasses.FrozenInstanceError):
         answer.logits = torch.ones(2, 3)
+
+
+def test_a_compiled_model_can_be_asked_again_for_other_layers(monkeypatch: pytest.MonkeyPatch):
+    """Dynamo takes hooks for fixed: the program that was traced first would pass over new ones."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model, images = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(5, 3)
+    for layers in ((), ("0",), ("1",), ("0", "1"), ()):
+        with Taps(model, layers, compiled=True) as taps:
+            found = taps(images)
+        torch.testing.assert_close(found.logits, model(images))
+        assert set(found.layers) == set(layers)
+        if "1" in layers:
+            torch.testing.assert_close(found.layers["1"], model[0](images).relu())
+
+
+def test_a_model_that_was_compiled_before_is_refused():
+    inside = nn.Sequential(nn.Linear(3, 2))
+    outside = torch.compile(inside, backend="eager")
+    with pytest.raises(ValueError, match="is compiled already.*compile=True"):
+        Taps(outside, ["_orig_mod.0"])
+    inside.compile(backend="eager")
+    with pytest.raises(ValueError, match="Sequential is compiled already"):
+        Taps(inside, ["0"])
+    assert Taps(outside)(torch.zeros(1, 3)).logits.shape == (1, 2)  # logits can be had
+
+
+class InParts(nn.Module):
+    """Runs its first layer on halves of the batch, as DataParallel does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.cat([self.first(part) for part in x.chunk(2)]))
+
+
+def test_a_layer_that_saw_a_part_of_the_batch_is_refused():
+    with (
+        Taps(InParts(), ["first"]) as taps,
+        pytest.raises(ValueError, match=r"'first' gave an output of shape \(4, 4\) for 8 samples.*Use torchrun"),
+    ):
+        taps(torch.zeros(8, 3))
+
+
+def test_a_layer_without_a_gradient_is_warned_about():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    with Taps(model, ["0"]) as taps:
+        with pytest.warns(UserWarning, match="No gradient comes from the layer '0'"):
+            taps(torch.zeros(2, 3))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            taps(torch.zeros(2, 3))

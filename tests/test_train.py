@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from kdlib.data import Augmentation, DataSet
 from kdlib.files import load_tensors
 from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
 from kdlib.recipes import Recipe
+from kdlib.taps import Answer
 from kdlib.teachers import Cached, Frozen
 
 QUICK = Recipe(learning_rate=0.05, batch_size=32)
@@ -481,6 +483,51 @@ def test_pieces_that_do_not_fit_are_refused_with_advice(blobs: DataSet) -> None:
         fit(small(), blobs, epochs=0)
     with pytest.raises(ValueError, match="1 training images; at least 2"):
         fit(small(), blobs.take(1))
+
+
+def test_a_lack_of_memory_is_not_taken_for_a_wrong_shape(blobs: DataSet) -> None:
+    class Greedy(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        train.evaluate(Greedy(), blobs.test)
+    with pytest.raises(ValueError, match="model cannot take images of 1 x 8 x 8"):
+        train.evaluate(nn.Sequential(nn.Conv2d(3, 3, 8), nn.Flatten()), blobs.test)
+
+
+def test_a_loss_of_ones_own_that_gives_no_number_is_refused(blobs: DataSet) -> None:
+    for method in (
+        Logit(loss=F.mse_loss, reduction="none"),
+        HardLabels() + Feature({"layer2": "layer2"}, F.mse_loss, reduction="none"),
+    ):
+        with pytest.raises(ValueError, match=r"term '.*' of the loss has shape .* take its \.mean\(\)"):
+            fit(small(), blobs, teacher=small(1), method=method)
+
+
+def test_a_loss_of_ones_own_may_be_an_object_without_a_hash(blobs: DataSet) -> None:
+    @dataclass
+    class Squared:
+        scale: float
+
+        def __call__(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+            return self.scale * (student - teacher).square().mean()
+
+    run = fit(small(), blobs, teacher=small(1), method=HardLabels() + Feature({"layer2": "layer2"}, Squared(0.5)))
+    assert run.rows[-1]["Squared layer2"] > 0
+
+
+def test_a_feature_loss_on_the_logits_trains_the_classifier_and_is_not_warned_about(blobs: DataSet) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        run = fit(small(), blobs, teacher=small(1), method=Feature({"fc": "fc"}), epochs=1)
+    assert not torch.equal(run.student.fc.weight, small().fc.weight)
+
+
+def test_labels_that_torch_would_ignore_are_refused_by_logits_too() -> None:
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, -100, 2])
+    with pytest.raises(ValueError, match="labels must lie in"):
+        Logit()(Answer(logits), Answer(logits), labels)
 
 
 def test_refused_pieces_are_given_back_as_they_were(blobs: DataSet) -> None:

@@ -214,7 +214,8 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     Huber loss (threshold 1) between the cosines of the angles at sample i between samples j and k.
 
     Shapes: B x D_s and B x D_t, or maps, which are flattened; B >= 3.
-    Memory: B x B x B numbers for each network; for B = 128 that is 8 MB in float32.
+    Memory: B x B x B numbers for each network; for B = 128 that is 8 MB in float32. On CUDA torch's gradient of a
+        matrix of distances takes B x B x D besides (read in its source): pool maps first.
     Scale: cosines; the mean is over all B^3 triplets, also the degenerate ones, which contribute 0.
     Degenerate: between rows that coincide, to 1e-6 of the larger one, there is no direction: cosine 0, no
         gradient.
