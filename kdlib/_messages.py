@@ -25,8 +25,10 @@ def explained(who: str, images: Tensor) -> Iterator[None]:
     """Say what torch's complaint about a shape means here; `who` was asked about these images."""
     try:
         yield
+    except NotImplementedError:
+        raise
     except RuntimeError as error:
-        if "out of memory" in str(error):  # which says itself what is wrong
+        if "memory" in str(error) or "CUDA error" in str(error):  # which say themselves what is wrong
             raise
         channels, height, width = images.shape[1:]
         raise ValueError(

@@ -56,9 +56,17 @@ def load(
     if "facts" not in described:
         raise ValueError(f"{path} holds weights, not the state of a training run. Give the checkpoint that fit wrote.")
     facts = described["facts"]
-    differ = [name for name in run if facts["run"].get(name) != run[name]]
+    saved = facts["run"]
+    # A file of an older version says less; and what differs in its sizes is told better by what puts them back.
+    known = [name for name in run if name in saved and (name != "structure" or _same_sizes(parts, tensors))]
+    differ = [name for name in known if saved[name] != run[name]]
+    if differ == ["structure"]:
+        raise ValueError(
+            f"{path} belongs to a student with the same weights but other strides, activations or rates of dropout. "
+            "Build the student that was saved, or choose another checkpoint to start anew."
+        )
     if differ:
-        was = {name: facts["run"].get(name) for name in differ}
+        was = {name: saved[name] for name in differ}
         now = {name: run[name] for name in differ}
         raise ValueError(
             f"{path} belongs to another run: it was {was}, now it is {now}. Resume with the same settings, or choose "
@@ -75,6 +83,13 @@ def load(
     mine = {kind: tensors.get(f"random/{kind}/{distributed.rank()}") for kind in ("cpu", "cuda", "mps")}
     devices.set_random_states({kind: state for kind, state in mine.items() if state is not None}, device)
     return facts
+
+
+def _same_sizes(parts: dict[str, nn.Module], tensors: dict[str, Tensor]) -> bool:
+    ours = {
+        f"{part}/{name}": tuple(t.shape) for part, module in parts.items() for name, t in module.state_dict().items()
+    }
+    return all(name in tensors and tuple(tensors[name].shape) == size for name, size in ours.items())
 
 
 def _random_states(device: torch.device) -> dict[str, Tensor]:

@@ -117,6 +117,8 @@ def choose(device: str = "auto", precision: str = "auto", compiled: bool = False
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     available = [*["cuda"][:cards], *["mps"][: torch.backends.mps.is_available() and distributed.size() == 1], "cpu"]
     chosen = _named(available[0] if device == "auto" else str(device))
+    if chosen is not None and chosen.type == "mps" and distributed.size() > 1:
+        raise ValueError("Several processes cannot share a training on MPS: start one, or give --device cpu.")
     if chosen is None or chosen.type not in available or (chosen.type == "cuda" and (chosen.index or 0) >= cards):
         shown = ", ".join([f"cuda:{card}" for card in range(cards)] + [kind for kind in available if kind != "cuda"])
         raise ValueError(f"This machine has no device {str(device)!r} that torch can use. It has: {shown}.")

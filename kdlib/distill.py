@@ -215,8 +215,8 @@ def _fitted(
 def _refuse_unfit(teacher: nn.Module, data: DataSet, job: Job) -> None:
     """Raise ValueError for a teacher that was built for other images or classes, before it is asked about all."""
     few = data.validation.select(torch.arange(min(distributed.size(), len(data.validation))))
-    logits = evaluation.evaluate(teacher, few, device=job.device, precision=job.precision).logits
-    evaluation.refuse_other_classes("teacher", logits, data)
+    scores = evaluation.evaluate(teacher, few, device=job.device, precision=job.precision, who="teacher")
+    evaluation.refuse_other_classes("teacher", scores.logits, data)
 
 
 def _silent(text: str) -> None:

@@ -25,11 +25,18 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Split, *, device: str = "auto", precision: str = "auto", batch_size: int = 500
+    model: nn.Module,
+    split: Split,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 500,
+    who: str = "model",
 ) -> Scores:
     """Accuracy, loss and logits of a model on a whole split, unaugmented; the model comes back as it was.
 
-    Under torchrun every process must call it: each looks at its part, all get the same scores.
+    Under torchrun every process must call it: each looks at its part, all get the same scores. who: what an error
+    calls the model.
     Raises ValueError for an empty split, images that the model cannot take, or labels of classes that it has not.
     """
     if len(split) == 0:
@@ -40,12 +47,12 @@ def evaluate(
     with teacher.opened((), place):
         answers = []
         for batch in split.batches(batch_size, places=mine, device=place.device):
-            with explained("model", batch.images):
+            with explained(who, batch.images):
                 answers.append(teacher(batch).logits.float().cpu())
     logits = distributed.whole(torch.cat(answers), len(split))
     if int(split.labels.max()) >= logits.shape[1]:
         raise ValueError(
-            f"The model gives {logits.shape[1]} logits, but there are labels up to {int(split.labels.max())}: it was "
+            f"The {who} gives {logits.shape[1]} logits, but there are labels up to {int(split.labels.max())}: it was "
             "built for other classes."
         )
     accuracy = (logits.argmax(1) == split.labels).double().mean().item()

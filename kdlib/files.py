@@ -108,6 +108,9 @@ def digest(tensors: Mapping[str, Tensor] | list[Tensor], *more: object) -> str:
     named = tensors.items() if isinstance(tensors, Mapping) else enumerate(tensors)
     total = hashlib.sha256()
     for name, tensor in named:
+        if not isinstance(tensor, Tensor):  # what a module's get_extra_state gives
+            total.update(f"{name} {tensor!r}".encode())
+            continue
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # reshape before view: a zero-dimensional tensor (BatchNorm's counter) has no last dimension to view
         total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

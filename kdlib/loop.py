@@ -69,7 +69,9 @@ class Loop:
             raise ValueError(
                 "Student and teacher share weights, so the teacher would learn. Load or build a second model."
             )
-        self.taught_by = self.teacher.identity[:8] if self.teacher is not None and self.checkpoint else None
+        asked = self.checkpoint is not None and self.method.needs_teacher
+        self.taught_by = self.teacher.identity[:8] if asked else None
+        self.structure = digest([], repr(self.student))[:8]  # as it begins: on_epoch may turn its dropout down
         if self.teacher is not None:
             self.teacher.accept(self.data.train, self.augmentation, self.seed)
             if self.teacher.views and self.views > self.teacher.views:
@@ -203,11 +205,13 @@ class Loop:
 
     def _refuse_spoilt_weights(self) -> None:
         """A finite loss can have a gradient that is not, and a step with it shows in the next loss only."""
-        named = chain(self.student.named_parameters(), self.method.named_parameters())
-        spoilt = [name for name, parameter in named if not bool(parameter.detach().isfinite().all())]
+        both = (self.student, self.method)
+        learned = ((name, p) for part in both for name, p in part.named_parameters() if p.requires_grad)
+        statistics = ((name, b) for part in both for name, b in part.named_buffers() if "running_" in name)
+        spoilt = [name for name, tensor in chain(learned, statistics) if not bool(tensor.detach().isfinite().all())]
         if spoilt:
             shown = ", ".join(spoilt[:3]) + (", ..." if len(spoilt) > 3 else "")
-            raise self._diverged(f"After step {self.step} of {self.steps} weights are not finite: {shown}.")
+            raise self._diverged(f"After step {self.step} of {self.steps} these are not finite: {shown}.")
 
     def _read(self) -> None:
         """Bring the values of the steps since the last look to the CPU, at once, and add them up."""
@@ -251,7 +255,8 @@ class Loop:
     def _facts(self) -> dict[str, Any]:
         """What must be the same for a run to be the same run."""
         return {
-            "student": f"{type(self.student).__name__} {digest([], repr(self.student))[:8]}",  # strides, too
+            "student": type(self.student).__name__,
+            "structure": self.structure,
             "teacher": self.taught_by,
             "method": repr(self.method),
             "data": self.data.train.fingerprint,

@@ -385,7 +385,8 @@ def _chosen(
 
 
 def _said(options: dict[str, Any]) -> str:
-    return "".join(f", {name}={value}" for name, value in options.items())
+    """Options as they stand in a repr, by which a run is known again: no address of a function in it."""
+    return "".join(f", {name}={_name(one) if callable(one) else one}" for name, one in options.items())
 
 
 def _name(loss: str | Callable[..., Tensor]) -> str:

@@ -108,7 +108,7 @@ class Taps:
             if name not in self._seen:
                 raise ValueError(f"The layer {name!r} did not run in the forward pass. Tap a layer that does.")
             output, version = self._seen[name]
-            if output.ndim == 0 or len(output) < len(logits):
+            if len(logits) not in output.shape:
                 raise ValueError(
                     f"The layer {name!r} gave an output of shape {tuple(output.shape)} for {len(logits)} samples: it "
                     "ran on a part of the batch (under DataParallel, for instance). Use torchrun, or one device."

@@ -309,7 +309,7 @@ def test_a_teacher_of_other_pictures_or_classes_is_refused_before_it_is_asked(
     other = tmp_path / "five.safetensors"
     models.save(models.build("resnet8", num_classes=5, in_channels=3, image_size=32), other)
     for teacher, said in (
-        ("resnet20-fashion", "cannot take images of 3 x 32 x 32"),
+        ("resnet20-fashion", "The teacher cannot take images of 3 x 32 x 32"),
         (other, "teacher gives 5 logits, but"),
     ):
         assert call("distill", *common, "--teacher", teacher, "--student", "resnet8", "--out", tmp_path / "run") == 2

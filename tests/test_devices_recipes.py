@@ -149,7 +149,7 @@ def test_several_processes_do_not_share_a_training_on_mps(monkeypatch: pytest.Mo
     assert choose("auto").device.type == "mps"
     monkeypatch.setattr(devices.distributed, "size", lambda: 2)
     assert choose("auto").device.type == "cpu"
-    with pytest.raises(ValueError, match="no device 'mps'"):
+    with pytest.raises(ValueError, match="cannot share a training on MPS: start one, or give --device cpu"):
         choose("mps")
 
 

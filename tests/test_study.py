@@ -252,7 +252,6 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     assert path.read_text() == "a,b\n1,2\n3\n4,5\n"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
 def test_two_studies_never_write_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     refused = pytest.raises(ValueError, match="Another study is writing")
@@ -332,7 +331,7 @@ def test_a_row_whose_note_was_not_written_any_more_belongs_to_the_session_before
 def test_a_session_is_noted_before_its_first_run(
     budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Table, "append", lambda table, row: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(Table, "append", lambda table, row: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         runs.run(request(budget, tmp_path, seeds=(0,)), progress=False, command="killed")
     found = json.loads(next(tmp_path.glob("*.json")).read_text())

@@ -326,6 +326,19 @@ def test_a_layer_that_saw_a_part_of_the_batch_is_refused():
         taps(torch.zeros(8, 3))
 
 
+def test_a_layer_may_have_the_batch_in_another_place():
+    class Sequences(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.first(x.transpose(0, 1)).sum(dim=0)
+
+    with Taps(Sequences(), ["first"]) as taps:
+        assert taps(torch.zeros(8, 3, 2)).layers["first"].shape == (3, 8, 2)
+
+
 def test_a_layer_without_a_gradient_is_warned_about():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].requires_grad_(False)

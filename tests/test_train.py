@@ -15,7 +15,7 @@ from torch import nn
 
 from kdlib import loop, losses, methods, models, train
 from kdlib.data import Augmentation, DataSet
-from kdlib.files import load_tensors
+from kdlib.files import load_tensors, save_tensors
 from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
 from kdlib.recipes import Recipe
 from kdlib.taps import Answer
@@ -374,7 +374,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(blobs: Dat
     ):
         with pytest.raises(ValueError, match=f"belongs to another run: it was {{'{word}'"):
             fit(small(), blobs, checkpoint=path, resume=True, **change)
-    with pytest.raises(ValueError, match="belongs to another run: it was {'student'"):
+    with pytest.raises(ValueError, match="belong to another architecture"):
         fit(small(width=5), blobs, checkpoint=path, resume=True)
     assert path.read_bytes() == content
 
@@ -385,16 +385,68 @@ def test_a_checkpoint_knows_its_teacher_its_strides_and_the_options_of_its_loss(
     fit(small(), blobs, **options)
     strided = small()
     strided.conv2.stride = (1, 1)  # the weights have the same shapes
-    for student, change, word in (
-        (small(), {"teacher": small(2)}, "teacher"),
-        (small(), {"method": Logit(loss="dkd", beta=0.5)}, "method"),
-        (strided, {}, "student"),
-    ):
+    for change, word in (({"teacher": small(2)}, "teacher"), ({"method": Logit(loss="dkd", beta=0.5)}, "method")):
         with pytest.raises(ValueError, match=f"belongs to another run: it was {{'{word}'"):
-            fit(student, blobs, **{**options, **change}, resume=True)
+            fit(small(), blobs, **{**options, **change}, resume=True)
+    with pytest.raises(ValueError, match="same weights but other strides"):
+        fit(strided, blobs, **options, resume=True)
     stored = Cached.build(small(1), blobs.train, augmentation=blobs.augmentation, precision="fp32", progress=False)
     with pytest.raises(ValueError, match="it was {'views'"):  # the same teacher, but its answers to one view
         fit(small(), blobs, **{**options, "teacher": stored}, resume=True)
+
+
+def test_a_run_is_the_same_whatever_has_no_part_in_it(blobs: DataSet, tmp_path: Any) -> None:
+    path = tmp_path / "checkpoint"
+
+    def softer(epoch: int, student: nn.Module) -> None:
+        student.dropout.p = 0.1 / epoch
+
+    def weighed(student: torch.Tensor, teacher: torch.Tensor, weigh: Any) -> torch.Tensor:
+        return weigh(student - teacher).square().mean()
+
+    def method() -> Method:
+        return Logit(loss=weighed, weigh=lambda gap: 2 * gap)  # another function object each time
+
+    fit(small(), blobs, teacher=small(1), method=method(), checkpoint=path, on_epoch=softer)
+    fit(small(), blobs, teacher=small(1), method=method(), checkpoint=path, on_epoch=softer, resume=True)
+    fit(small(), blobs, teacher=small(1), method=HardLabels(), checkpoint=tmp_path / "hard")  # asks no teacher
+    fit(small(), blobs, teacher=small(2), method=HardLabels(), checkpoint=tmp_path / "hard", resume=True)
+
+
+def test_a_checkpoint_of_an_older_version_says_less_and_is_taken(blobs: DataSet, tmp_path: Any) -> None:
+    path = tmp_path / "checkpoint"
+    fit(small(), blobs, checkpoint=path)
+    tensors, described = load_tensors(path)
+    for name in ("structure", "teacher"):
+        del described["facts"]["run"][name]
+    save_tensors(path, tensors, described)
+    assert fit(small(), blobs, checkpoint=path, resume=True).rows[-1]["epoch"] == 2
+
+
+def test_a_teacher_may_keep_more_than_tensors(blobs: DataSet, tmp_path: Any) -> None:
+    class Notes(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            pass
+
+    teacher = nn.Sequential(nn.Flatten(), Notes(64, 3))
+    fit(small(), blobs, teacher=teacher, method=Logit(), checkpoint=tmp_path / "checkpoint")
+
+
+def test_a_constant_may_be_infinite_and_a_statistic_may_not(blobs: DataSet, tmp_path: Any) -> None:
+    masked = small()
+    masked.register_parameter("mask", nn.Parameter(torch.tensor([-torch.inf]), requires_grad=False))
+    fit(masked, blobs)
+
+    class Bursts(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 1e25 if self.training else x
+
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Bursts(), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    with pytest.raises(FloatingPointError, match="these are not finite: 3.running_var"):
+        fit(student, blobs, checkpoint=tmp_path / "checkpoint", every=1)
 
 
 class Cliff(HardLabels):
@@ -490,8 +542,20 @@ def test_a_lack_of_memory_is_not_taken_for_a_wrong_shape(blobs: DataSet) -> None
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
+    class Huge(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes")
+
+    class Whole(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1).long().softmax(1)
+
     with pytest.raises(torch.OutOfMemoryError):
         train.evaluate(Greedy(), blobs.test)
+    with pytest.raises(RuntimeError, match="^DefaultCPUAllocator"):
+        train.evaluate(Huge(), blobs.test)
+    with pytest.raises(NotImplementedError, match="Long"):
+        train.evaluate(Whole(), blobs.test)
     with pytest.raises(ValueError, match="model cannot take images of 1 x 8 x 8"):
         train.evaluate(nn.Sequential(nn.Conv2d(3, 3, 8), nn.Flatten()), blobs.test)
 

@@ -28,6 +28,7 @@ NEXT_STEPS = {
     KeyError: "This key does not exist: print the keys.",
     ZeroDivisionError: "Something you divide by is 0: print it before that line.",
     RecursionError: "The function calls itself without end.",
+    NotImplementedError: "This operation does not exist for numbers of this type: try .float().",
     RuntimeError: "Print the shapes just before that line: print(tensor.shape).",
     TypeError: "Compare the arguments with the example in the question.",
 }
@@ -136,7 +137,7 @@ def _stopped_short(spec: Code, answer: Any, attempt: _Attempt, *, first: bool) -
             )
         return Verdict(Outcome.ERROR, text + where_seen, "endless")
     # torch raises NotImplementedError as well, with a message, for a type of numbers that it does not know.
-    unfinished = type(trial.error) is NotImplementedError and not trial.error.args
+    unfinished = type(trial.error) is NotImplementedError and (not trial.error.args or ": raise " in trial.line)
     if unfinished or trial.value is ... or (first and _is_stub(answer, trial)):
         how = f"Write the function {spec.name} and run this cell again. If you are stuck, .hint() helps."
         return Verdict(Outcome.NOT_ATTEMPTED, how)
@@ -253,6 +254,7 @@ def _missed(spec: Code, answer: Any, cases: Sequence[Case]) -> list[str]:
     return list(missed)
 
 
+@torch.enable_grad()  # a lesson may have switched it off
 def _slopes(function: Any, spec: Code, case: Case) -> list[Tensor | None]:
     """Gradients of a weighted sum of the result with respect to what learns, None where none comes."""
     given = dict(zip(inspect.signature(spec.reference).parameters, copy.deepcopy(case.arguments), strict=True))

@@ -275,15 +275,26 @@ def test_logarithms_in_the_wrong_place_of_kl_div_are_named(order: Callable[..., 
         assert review(answer, name, number).mistake == "logarithms in the wrong place of kl_div"
 
 
+def test_a_lesson_may_have_switched_gradients_off() -> None:
+    with torch.no_grad():
+        assert review(soft_loss).outcome is Outcome.CORRECT
+        assert review(lambda *a: soft_loss(*a).detach()).mistake == "gradient"
+
+
 def test_torchs_own_not_implemented_is_no_stub() -> None:
     found = review(lambda p, y: y.softmax(0), "nearest_wrong", "03")
     assert found.outcome is Outcome.ERROR
     assert "NotImplementedError" in said(found)
+    assert "try .float()" in said(found)
 
     def stub(probabilities: Tensor, labels: Tensor) -> Tensor:
         raise NotImplementedError
 
-    assert review(stub, "nearest_wrong", "03").outcome is Outcome.NOT_ATTEMPTED
+    def told(probabilities: Tensor, labels: Tensor) -> Tensor:
+        raise NotImplementedError("write me")
+
+    for unfinished in (stub, told):
+        assert review(unfinished, "nearest_wrong", "03").outcome is Outcome.NOT_ATTEMPTED
 
 
 def test_a_missing_return_is_not_taken_for_a_stub() -> None:

@@ -231,6 +231,14 @@ def test_set_moves_what_depends_on_another_control_after_it() -> None:
     assert explorer.state == {"show": teacher_sees.ALL, "picture": 90}
     with pytest.raises(ValueError, match=r"picture cannot be 95: it lies between 0 and \d+\."):
         explorer.set(picture=95, show=teacher_sees.WRONG)
+    assert explorer.state == {"show": teacher_sees.ALL, "picture": 90}  # nothing has moved
+    explorer.controls["picture"].value = 20
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher_sees, "chosen", lambda split, show: tuple(range(30)) if show == teacher_sees.ALL else ())
+        explorer.controls["show"].value = "Bag"  # of which there are none: the picture stays, and says why
+        assert explorer.error
+        explorer.set(show=teacher_sees.ALL)
+        assert not explorer.error
 
 
 def test_set_says_what_is_possible(explorer: explorers.Explorer) -> None:

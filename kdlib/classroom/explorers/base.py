@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdlib._messages import unknown
@@ -189,15 +190,25 @@ class Explorer:
         for name in values:
             if name not in self.controls:
                 raise unknown(f"control of the {self.name.lower()} explorer", name, self.controls)
-        for name in (name for name in self.controls if name in values):
-            self.settle()  # what a control allows depends on those above it: the length of a slider on a list
-            control, before, reason = self.controls[name], self.controls[name].value, None
+        before = self.state
+        try:
+            self._put(values)
+        except ValueError:
+            with suppress(ValueError):  # as far as possible
+                self._put(before)
+            raise
+
+    def _put(self, values: dict[str, Any]) -> None:
+        """Move controls from above to below: the length of a slider, say, depends on a list above it."""
+        for place, name in enumerate(name for name in self.controls if name in values):
+            if place:
+                self.settle()
+            control, reason = self.controls[name], None
             try:
                 control.value = values[name]
             except Exception as error:  # traitlets' own message names neither the control nor a way out
                 reason = error
             if control.value != values[name]:  # a slider takes the nearest value that it has
-                control.value = before
                 raise ValueError(f"{name} cannot be {values[name]!r}: {_allowed(control)}.") from reason
 
     @staticmethod
