@@ -25,7 +25,7 @@ def explained(who: str, images: Tensor) -> Iterator[None]:
     """Say what torch's complaint about a shape means here; `who` was asked about these images."""
     try:
         yield
-    except NotImplementedError:
+    except NotImplementedError:  # an operation that does not exist there, which is no matter of shape
         raise
     except RuntimeError as error:
         if "memory" in str(error) or "CUDA error" in str(error):  # which say themselves what is wrong

@@ -104,15 +104,19 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def digest(tensors: Mapping[str, Tensor] | list[Tensor], *more: object) -> str:
-    """A sha256 over the values, names and types of tensors and the text of `more`."""
+    """A sha256 over the values, names and types of tensors and the text of `more`, addresses in memory left out."""
     named = tensors.items() if isinstance(tensors, Mapping) else enumerate(tensors)
     total = hashlib.sha256()
     for name, tensor in named:
         if not isinstance(tensor, Tensor):  # what a module's get_extra_state gives
-            total.update(f"{name} {tensor!r}".encode())
+            total.update(f"{name} {_text(tensor)}".encode())
             continue
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # reshape before view: a zero-dimensional tensor (BatchNorm's counter) has no last dimension to view
         total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    total.update(repr(more).encode())
+    total.update(_text(more).encode())
     return total.hexdigest()
+
+
+def _text(value: object) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))  # of a function, say: the next process has another

@@ -413,6 +413,31 @@ def test_a_run_is_the_same_whatever_has_no_part_in_it(blobs: DataSet, tmp_path: 
     fit(small(), blobs, teacher=small(2), method=HardLabels(), checkpoint=tmp_path / "hard", resume=True)
 
 
+def test_an_address_in_memory_is_no_part_of_a_run(blobs: DataSet, tmp_path: Any) -> None:
+    class Applies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.function = lambda x: 2 * x  # another object, at another address, in each process
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.function(x)
+
+        def extra_repr(self) -> str:
+            return repr(self.function)
+
+    def applying(seed: int) -> nn.Module:
+        model = small(seed)
+        model.add_module("last", Applies())
+        return model
+
+    first, second = applying(1), applying(1)
+    assert repr(first) != repr(second)
+    assert Frozen(first).identity == Frozen(second).identity
+    path = tmp_path / "checkpoint"
+    fit(applying(0), blobs, teacher=first, checkpoint=path)
+    fit(applying(0), blobs, teacher=second, checkpoint=path, resume=True)
+
+
 def test_a_checkpoint_of_an_older_version_says_less_and_is_taken(blobs: DataSet, tmp_path: Any) -> None:
     path = tmp_path / "checkpoint"
     fit(small(), blobs, checkpoint=path)

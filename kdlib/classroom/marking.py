@@ -32,8 +32,6 @@ NEXT_STEPS = {
     RuntimeError: "Print the shapes just before that line: print(tensor.shape).",
     TypeError: "Compare the arguments with the example in the question.",
 }
-
-
 IMPORTS = {
     "math": "import math",
     "scipy": "import scipy.stats",
