@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kdlib import losses
 from kdlib._messages import unknown
-from kdlib.losses._common import averaged_to
+from kdlib.connectors import Gaussian, Project, Resize, as_map, smaller
 from kdlib.taps import Answer
 
 Terms = dict[str, Tensor]
@@ -197,7 +196,9 @@ class Feature(Method):
         self.connectors = nn.ModuleList()
 
     def attach(self, student: Answer, teacher: Answer | None) -> None:
-        if len(self.connectors):  # a second fit goes on with what the first one learned
+        channels = _channels(self.layers, student, teacher)
+        if len(self.connectors) and self.loss != "attention":  # a second fit goes on with what the first one learned
+            _refuse_others(self.layers, self._channels, channels)
             return
         kind = Resize if self.loss == "attention" else Gaussian if self.loss == "vid" else Project
         made = [kind(f"{a} -> {b}", student.layers[a], teacher.layers[b]) for a, b in self.layers.items()]
@@ -207,7 +208,7 @@ class Feature(Method):
                     f"attention compares where two layers look, but {connector.title} would be compared at 1 x 1, and "
                     "then its loss is always 0. Name layers with larger maps, or use loss='hint'."
                 )
-        self.connectors.extend(made)
+        self._channels, self.connectors = channels, nn.ModuleList(made)
 
     def forward(self, student: Answer, teacher: Answer | None, labels: Tensor) -> Terms:
         _check_attached(self.connectors)
@@ -253,13 +254,14 @@ class Relation(Method):
         self.connectors = nn.ModuleList()
 
     def attach(self, student: Answer, teacher: Answer | None) -> None:
-        if self.loss != "fsp" or len(self.connectors):
+        if self.loss != "fsp":
             return
-        made = []
-        for a, b in self.layers.items():
-            ours, theirs = (_as_map(x, f"{a} -> {b}").shape[1] for x in (student.layers[a], teacher.layers[b]))
-            made.append(nn.Identity() if ours == theirs else nn.Conv2d(ours, theirs, 1, bias=False))
-        self.connectors.extend(made)
+        channels = _channels(self.layers, student, teacher)
+        if len(self.connectors):
+            _refuse_others(self.layers, self._channels, channels)
+            return
+        self._channels = channels
+        self.connectors.extend(nn.Identity() if a == b else nn.Conv2d(a, b, 1, bias=False) for a, b in channels)
 
     def forward(self, student: Answer, teacher: Answer | None, labels: Tensor) -> Terms:
         names = list(self.layers)
@@ -267,15 +269,15 @@ class Relation(Method):
         theirs = [teacher.layers[name] for name in self.layers.values()]
         if self.loss == "fsp":
             _check_attached(self.connectors)
-            ours = [_as_map(output, name) for output, name in zip(ours, names, strict=True)]
-            theirs = [_as_map(output, "the teacher") for output in theirs]
+            ours = [as_map(output, name) for output, name in zip(ours, names, strict=True)]
+            theirs = [as_map(output, "the teacher") for output in theirs]
         if callable(self.loss):  # a function of one's own gets B x D; ours flatten, without a copy where they can
             ours, theirs = ([output.flatten(1) for output in outputs] for outputs in (ours, theirs))
         terms: Terms = {}
         for loss, (weight, compare) in self._compare.items():
             if self.loss == "fsp":
                 for i in range(len(names) - 1):
-                    ahead = zip(self.connectors[i : i + 2], _smaller(*ours[i : i + 2]), strict=True)
+                    ahead = zip(self.connectors[i : i + 2], smaller(*ours[i : i + 2]), strict=True)
                     projected = [project(pooled) for project, pooled in ahead]
                     terms[f"fsp {names[i]}-{names[i + 1]}"] = compare(projected, theirs[i : i + 2])
             elif self.loss in self.between_layers:
@@ -287,72 +289,6 @@ class Relation(Method):
 
     def extra_repr(self) -> str:
         return f"loss={_name(self.loss)}, layers={self.layers}{_said(self.options)}"
-
-
-class Resize(nn.Module):
-    """Brings two maps to the smaller one's height and width by average pooling; vectors become 1 x 1 maps."""
-
-    def __init__(self, title: str, student: Tensor, teacher: Tensor) -> None:
-        super().__init__()
-        student, teacher = _as_map(student, title), _as_map(teacher, title)
-        self.title = title
-        self.channels = (student.shape[1], teacher.shape[1])
-        self.size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-        self._shapes = " -> ".join(" x ".join(map(str, x.shape[1:])) for x in (student, teacher))
-
-    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
-        return tuple(averaged_to(_as_map(maps, self.title), self.size) for maps in (student, teacher))
-
-    def extra_repr(self) -> str:
-        return f"{self.title}: {self._shapes}, compared at {self.size[0]} x {self.size[1]}"
-
-
-class Project(Resize):
-    """Resizes, and projects the student's channels to the teacher's by a learned 1 x 1 convolution."""
-
-    def __init__(self, title: str, student: Tensor, teacher: Tensor) -> None:
-        super().__init__(title, student, teacher)
-        self.project = nn.Conv2d(*self.channels, 1, bias=False)
-
-    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
-        student, teacher = super().forward(student, teacher)
-        return self.project(student), teacher
-
-
-class Gaussian(Resize):
-    """Resizes, and predicts a Gaussian over the teacher map: its mean from the student, its variance per channel."""
-
-    def __init__(self, title: str, student: Tensor, teacher: Tensor) -> None:
-        super().__init__(title, student, teacher)
-        ours, theirs = self.channels
-        self.mean = nn.Sequential(
-            nn.Conv2d(ours, ours, 1), nn.ReLU(), nn.Conv2d(ours, ours, 1), nn.ReLU(), nn.Conv2d(ours, theirs, 1)
-        )
-        self.raw_variance = nn.Parameter(torch.full((theirs,), math.log(math.expm1(5.0))))  # the authors' start
-
-    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
-        student, teacher = super().forward(student, teacher)
-        return self.mean(student), self.raw_variance, teacher
-
-
-def _as_map(tensor: Tensor, title: str) -> Tensor:
-    if tensor.ndim == 2:
-        return tensor[:, :, None, None]
-    if tensor.ndim == 4:
-        return tensor
-    raise ValueError(
-        f"In {title} a layer gives {tuple(tensor.shape)}; expected maps B x C x H x W or vectors B x D. "
-        "Name another layer."
-    )
-
-
-def _smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps average-pooled to the smaller height and width, as fsp does it itself.
-
-    A 1 x 1 convolution without bias after pooling gives what it gives before, on a quarter of the positions.
-    """
-    size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
-    return averaged_to(a, size), averaged_to(b, size)
 
 
 def _mapping(layers: Mapping[str, str]) -> dict[str, str]:
@@ -367,6 +303,21 @@ def _check_attached(connectors: nn.ModuleList) -> None:
             "The method does not know the sizes of its layers yet. Call method.attach(student_answer, teacher_answer) "
             "once before the first step, as train.fit does."
         )
+
+
+def _channels(layers: Mapping[str, str], student: Answer, teacher: Answer) -> list[tuple[int, int]]:
+    """Of each pair of layers, the student's and the teacher's."""
+    pairs = [(f"{a} -> {b}", student.layers[a], teacher.layers[b]) for a, b in layers.items()]
+    return [(as_map(ours, title).shape[1], as_map(theirs, title).shape[1]) for title, ours, theirs in pairs]
+
+
+def _refuse_others(layers: Mapping[str, str], before: list[tuple[int, int]], now: list[tuple[int, int]]) -> None:
+    for (a, b), made_for, given in zip(layers.items(), before, now, strict=True):
+        if given != made_for:
+            raise ValueError(
+                f"What this method has learned compares {a} -> {b} with {made_for[0]} -> {made_for[1]} channels; these "
+                f"networks have {given[0]} -> {given[1]}. Take networks like those of its first run, or a new method."
+            )
 
 
 def _chosen(

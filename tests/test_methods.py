@@ -565,6 +565,32 @@ def test_a_second_attach_keeps_what_was_learned():
         assert all(torch.equal(value, learned[name]) for name, value in method.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "method", [Feature(pairs("mid")), Feature(pairs("mid"), "vid"), Relation(pairs("mid", "high"))]
+)
+def test_what_was_learned_for_other_widths_is_refused_and_kept(method: Method):
+    learned = {name: value.clone() for name, value in ready(method).state_dict().items()}
+    wider = Answer(STUDENT.logits, STUDENT.layers | {"mid": torch.rand(4, 9, 4, 4)})
+    message = (
+        r"^What this method has learned compares mid -> mid with 3 -> 5 channels; these networks have 9 -> 5\. "
+        r"Take networks like those of its first run, or a new method\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        method.attach(wider, TEACHER)
+    deeper = Answer(TEACHER.logits, TEACHER.layers | {"mid": torch.rand(4, 6, 4, 4)})
+    with pytest.raises(ValueError, match="these networks have 3 -> 6"):
+        method.attach(STUDENT, deeper)
+    method.attach(STUDENT, TEACHER)
+    assert all(torch.equal(value, learned[name]) for name, value in method.state_dict().items())
+
+
+def test_attention_learned_nothing_and_fits_other_networks():
+    method = ready(Feature(pairs("mid"), "attention"))
+    larger = {"mid": torch.rand(4, 9, 16, 16)}
+    method.attach(Answer(STUDENT.logits, larger), Answer(TEACHER.logits, larger))
+    assert method.connectors[0].size == (16, 16)
+
+
 def test_projections_made_without_gradient_learn_all_the_same():
     with torch.no_grad():
         method = ready(Feature(pairs("mid")) + Feature(pairs("mid"), "vid") + Relation(pairs("mid", "high")))
