@@ -196,9 +196,9 @@ class Feature(Method):
         self.connectors = nn.ModuleList()
 
     def attach(self, student: Answer, teacher: Answer | None) -> None:
-        channels = _channels(self.layers, student, teacher)
         if len(self.connectors) and self.loss != "attention":  # a second fit goes on with what the first one learned
-            _refuse_others(self.layers, self._channels, channels)
+            channels = _channels(self.layers, student, teacher)
+            _refuse_others(self.layers, [connector.channels for connector in self.connectors], channels)
             return
         kind = Resize if self.loss == "attention" else Gaussian if self.loss == "vid" else Project
         made = [kind(f"{a} -> {b}", student.layers[a], teacher.layers[b]) for a, b in self.layers.items()]
@@ -208,7 +208,7 @@ class Feature(Method):
                     f"attention compares where two layers look, but {connector.title} would be compared at 1 x 1, and "
                     "then its loss is always 0. Name layers with larger maps, or use loss='hint'."
                 )
-        self._channels, self.connectors = channels, nn.ModuleList(made)
+        self.connectors = nn.ModuleList(made)
 
     def forward(self, student: Answer, teacher: Answer | None, labels: Tensor) -> Terms:
         _check_attached(self.connectors)
