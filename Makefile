@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= runs/distill
 
 .DEFAULT_GOAL := help
-.PHONY: help distill lab test quick lint check notebooks study pictures bench bench-peers mutants clean
+.PHONY: help distill lab test quick lint check notebooks study pictures bench bench-peers mutants mutants-all oldest clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -14,59 +14,74 @@ distill: .venv/.base ## A ResNet-50 teaches a ResNet-18 on Fashion-MNIST: progre
 		--learning-rate 0.03 --out $(OUT)
 
 lab: .venv/.course ## JupyterLab on the first lesson, on this machine only
-	@$(BIN)/python -m kdlib.classroom.lab
+	@$(BIN)/python -m course.lab
 
 check: .venv/.base ## Can this machine run the course? A verdict, and what to do
 	$(BIN)/python -m kdlib check
 
-test: .venv/.dev ## Every test
-	$(BIN)/python -m pytest
+test: .venv/.dev ## Every test: the units in parallel, then each lesson once, then the browser
+	$(BIN)/python -m pytest tests --ignore tests/browser -n auto -q
+	$(BIN)/python -m pytest notebooks -q
+	$(BIN)/python -m pytest tests/browser -q
 
 quick: .venv/.dev ## The fast tests, on all cores; lessons, browser and what starts processes left out
 	$(BIN)/python -m pytest tests --ignore tests/browser -m "not slow" -n auto -q
 
-lint: .venv/.dev ## Style and format of the code
+lint: .venv/.dev ## Style, format and types of the code, and the form of the notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m kdlib.classroom.notebooks --check
+	$(BIN)/mypy
+	$(BIN)/python -m course.notebooks --check
 
 notebooks: .venv/.dev ## Execute the lessons and write them anew; LESSON=04 for one
-	$(BIN)/python -m kdlib.classroom.notebooks $(LESSON)
+	$(BIN)/python -m course.notebooks $(LESSON)
 
 study: .venv/.base ## The study's full list, ResNet-8 with 10,000 images (hours); runs that data/results has are not run again
 	$(BIN)/python -m kdlib study full
 
 pictures: .venv/.dev ## The two pictures of the README, drawn anew from the playground and from the results of the study
-	$(BIN)/python -m kdlib.classroom.explorers.playground_picture images/playground.png
-	$(BIN)/python -m kdlib.classroom.plots.study_picture images/study.png
+	$(BIN)/python -m course.readme_images playground images/playground.png
+	$(BIN)/python -m course.readme_images study images/study.png
 
-bench: .venv/.base ## What distillation costs beside a plain training step (some minutes, on a quiet machine)
-	$(BIN)/python benchmarks/bench.py
+bench: .venv/.base ## What distillation costs beside a plain step (4 minutes, on a quiet machine); FULL=--full for the long one
+	$(BIN)/python benchmarks/bench.py $(FULL)
 
 bench-peers: .venv-peers/.ready ## The same training in three other libraries, and what their losses give
 	.venv-peers/bin/python benchmarks/peers.py
 
-mutants: .venv/.dev ## Mutation testing of losses, methods and teachers (half an hour and more)
+mutants: .venv/.dev ## Do the tests find the known mistakes of distillation? Each is made in a copy (10 minutes)
+	$(BIN)/python tests/mutants.py
+
+mutants-all: .venv/.dev ## Mutation testing of losses, methods and teachers, line by line (half an hour and more)
 	$(BIN)/mutmut run
 	$(BIN)/mutmut results
 
-clean: ## Remove the environment and what runs wrote
-	rm -rf .venv .venv-peers runs mutants .pytest_cache .ruff_cache .hypothesis *.egg-info
+oldest: .venv-oldest/.ready ## The unit tests with the oldest versions that pyproject.toml allows
+	.venv-oldest/bin/python -m pytest tests --ignore tests/browser -m "not slow" -n auto -q
+
+clean: ## Remove the environments and what runs wrote
+	rm -rf .venv .venv-peers .venv-oldest runs mutants .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 # The stamps are younger than pyproject.toml when what it asks for is installed.
 .venv/.base: pyproject.toml
-	$(call install,.)
+	$(call install,--editable .)
 
 .venv/.course: pyproject.toml
-	$(call install,'.[course]')
+	$(call install,--editable '.[course]')
 	@touch .venv/.base
 
 .venv/.dev: pyproject.toml
-	$(call install,'.[course$(comma)dev]')
+	$(call install,--editable '.[course$(comma)dev]')
 	@touch .venv/.base .venv/.course
 
 .venv-peers/.ready: benchmarks/peers.txt pyproject.toml
-	$(call install,. --requirement benchmarks/peers.txt,.venv-peers)
+	$(call install,--editable . --requirement benchmarks/peers.txt,.venv-peers)
+
+.venv-oldest/.ready: pyproject.toml
+	$(call install,uv,.venv-oldest)
+	@.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
+		--editable '.[course$(comma)dev]'
+	@touch $@
 
 comma := ,
 
@@ -77,6 +92,6 @@ define install
 	@test -x $(or $(2),.venv)/bin/python || $(PYTHON) -m venv $(or $(2),.venv) || \
 		{ echo "Could not make $(or $(2),.venv). On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
 	@echo "Setting up $(or $(2),.venv) (once)"
-	@$(or $(2),.venv)/bin/python -m pip install --quiet --disable-pip-version-check --editable $(1)
+	@$(or $(2),.venv)/bin/python -m pip install --quiet --disable-pip-version-check $(1)
 	@touch $@
 endef

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torchdistill.core.distillation import get_distillation_box
 
 from kdlib import losses, methods, models, train
-from kdlib.data import DataSet
-from kdlib.teachers import Cached
+from kdlib.data import DataModule
+from kdlib.teachers import CachedTeacher
 
 TEMPERATURE = 4.0
 ALPHA = 0.1  # the weight of the hard labels
@@ -49,15 +49,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Task:
-    """What to train on: for kdlib the data set, for the others its batches, decoded and normalised beforehand."""
+    """What to train on: for kdlib the data set, for the others its batches, decoded and normalized beforehand."""
 
-    data: DataSet
+    data: DataModule
     setting: Setting
     scratch: Path  # a folder for what a library insists on writing
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
         """All training batches in memory, not augmented."""
-        found = self.data.train.batches(RECIPE.batch_size)
+        found = self.data.train.iter_batches(RECIPE.batch_size)
         return [(self.setting.put(batch.images), batch.labels) for batch in found]
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
@@ -99,8 +99,8 @@ def definition(task: Task) -> Ready:
 
     def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
-            answers = teacher(images)
-        return ALPHA * F.cross_entropy(logits, labels) + (1 - ALPHA) * losses.kd(logits, answers, TEMPERATURE)
+            teacher_logits = teacher(images)
+        return ALPHA * F.cross_entropy(logits, labels) + (1 - ALPHA) * losses.kd(logits, teacher_logits, TEMPERATURE)
 
     return _loop(task, student, loss)
 
@@ -133,11 +133,13 @@ def kdlib_cached(task: Task) -> Ready:
     student, teacher = task.networks()
     split, augmentation = task.data.train, task.data.augmentation
     precision = _precision(task)
-    stored = Cached.build(teacher, split, augmentation=augmentation, device="cpu", precision=precision, progress=False)
+    stored = CachedTeacher.build(
+        teacher, split, augmentation=augmentation, device="cpu", precision=precision, progress=False
+    )
     return _fit(task, student, stored)
 
 
-def _fit(task: Task, student: nn.Module, teacher: nn.Module | Cached) -> Ready:
+def _fit(task: Task, student: nn.Module, teacher: nn.Module | CachedTeacher) -> Ready:
     def epoch() -> float:
         run = train.fit(
             student,

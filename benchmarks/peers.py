@@ -23,10 +23,10 @@ import peer_steps
 import rounds
 import torch
 from peer_steps import RECIPE, Ready, Setting, Task
-from rounds import Row, at_least, table
+from rounds import HEADER, Row, at_least, line
 
 from kdlib import data, devices
-from kdlib.data import NONE, epoch_order
+from kdlib.data import NO_AUGMENTATION, epoch_order
 
 PLAIN, LIVE, CACHED = "plain step, no teacher", "kdlib, live teacher", "kdlib, cached logits"
 PEERS = {
@@ -47,14 +47,14 @@ Rates = dict[str, dict[str, list[float]]]  # setting -> contestant -> images a s
 
 def settings() -> tuple[Setting, Setting]:
     """The peers' default, and what kdlib chooses by itself on this processor."""
-    bfloat16 = devices.choose("cpu").bfloat16
+    bfloat16 = devices.resolve("cpu").bfloat16
     own = Setting(f"{'bfloat16' if bfloat16 else 'float32'}, channels_last", bfloat16, channels_last=True)
     return Setting("float32, as the peers come"), own
 
 
 def task(setting: Setting, steps: int, scratch: Path) -> Task:
     """So many batches of Fashion-MNIST; the validation that `fit` ends with is cut to two images."""
-    fashion = data.load("fashion-mnist").take(steps * RECIPE.batch_size)
+    fashion = data.load("fashion-mnist").subset(steps * RECIPE.batch_size)
     fashion = replace(fashion, validation=fashion.validation.select(torch.arange(2)))
     return Task(fashion, setting, scratch)
 
@@ -64,7 +64,7 @@ def distance_to_definition(scratch: Path) -> dict[str, float]:
     # In kdlib's memory format and order: in float32 either one moves the sums by up to 2e-3 of a step.
     one = task(Setting("check", channels_last=True), 1, scratch)
     ordered = one.data.train.select(epoch_order(one.data.train, seed=0, epoch=0))
-    one = replace(one, data=replace(one.data, train=ordered, augmentation=NONE))
+    one = replace(one, data=replace(one.data, train=ordered, augmentation=NO_AUGMENTATION))
     start = _weights(peer_steps.definition(one))
     wanted = _weights(_after_an_epoch(peer_steps.definition(one)))
     found = {}
@@ -164,7 +164,7 @@ def speed(turns: int, steps: int) -> dict[str, Any]:
             raise SystemExit(f"These do not make the step that is timed; distance as a share of it: {far}.")
         rates = measure(turns, steps, Path(folder))
     rows = verdicts(rates)
-    print(f"{markdown(rates)}\n\n{table(rows)}")
+    print("\n".join([markdown(rates), "", HEADER, *map(line, rows)]))
     return {
         "rounds": turns,
         "images_a_round": steps * RECIPE.batch_size,

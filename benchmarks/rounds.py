@@ -1,4 +1,4 @@
-"""Contestants measured in turn, so that whatever else the machine does hits all of them alike."""
+"""Contestants measured in turn, so that whatever else the machine does affects all of them alike."""
 
 from __future__ import annotations
 
@@ -16,69 +16,70 @@ from kdlib import files
 class Row:
     """One line of the table: what was measured, the ratio that counts, and what it should reach."""
 
-    what: str
+    name: str
     ratio: float
     target: str
     reached: bool | None
     detail: str
 
 
-def at_least(what: str, ratio: float, target: float, detail: str) -> Row:
+def at_least(name: str, ratio: float, target: float, detail: str) -> Row:
     """A row whose ratio should be large."""
-    return Row(what, ratio, f">= {target:g}", ratio >= target, detail)
+    return Row(name, ratio, f">= {target:g}", ratio >= target, detail)
 
 
-def at_most(what: str, ratio: float, target: float, detail: str) -> Row:
+def at_most(name: str, ratio: float, target: float, detail: str) -> Row:
     """A row whose ratio should be small."""
-    return Row(what, ratio, f"<= {target:g}", ratio <= target, detail)
+    return Row(name, ratio, f"<= {target:g}", ratio <= target, detail)
 
 
 def medians(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     """The median of what each contestant measures of itself, over `rounds` turns after one to warm up."""
-    seen: dict[str, list[float]] = {name: [] for name in contestants}
+    measured: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, measure in contestants.items():
             value = _quietly(measure)
             if turn:
-                seen[name].append(value)
-    return {name: statistics.median(values) for name, values in seen.items()}
+                measured[name].append(value)
+    return {name: statistics.median(values) for name, values in measured.items()}
 
 
-def beside(limit: Callable[[], float], contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+def ratios_to(
+    limit: Callable[[], float], contestants: Mapping[str, Callable[[], float]], rounds: int
+) -> dict[str, float]:
     """The median ratio of each contestant to a limit that is measured directly before and after it.
 
     For ratios near 1: a machine that changes its pace from one minute to the next moves medians by more than that.
     """
-    seen: dict[str, list[float]] = {name: [] for name in contestants}
+    ratios: dict[str, list[float]] = {name: [] for name in contestants}
     before = limit()
     for _ in range(rounds):
         for name, measure in contestants.items():
             value, after = _quietly(measure), limit()
-            seen[name].append(2 * value / (before + after))
+            ratios[name].append(2 * value / (before + after))
             before = after
-    return {name: statistics.median(values) for name, values in seen.items()}
+    return {name: statistics.median(values) for name, values in ratios.items()}
 
 
 def _quietly(measure: Callable[[], float]) -> float:
-    with contextlib.redirect_stderr(io.StringIO()):  # progress bars run, but nobody has to look at them
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars run, but are not shown
         return measure()
 
 
-def table(rows: list[Row]) -> str:
-    """The rows as plain text."""
-    width = max(len(row.what) for row in rows)
-    verdicts = {True: "reached", False: "NOT reached", None: ""}
-    lines = [f"{'':{width}}{'ratio':>9}{'target':>11}  {'':12}"]
-    for row in rows:
-        lines.append(f"{row.what:{width}}{row.ratio:>9.2f}{row.target:>11}  {verdicts[row.reached]:12}{row.detail}")
-    return "\n".join(lines)
+HEADER = f"{'':46}{'ratio':>9}{'target':>11}"
+
+
+def line(row: Row) -> str:
+    """A row as one line of plain text, below HEADER."""
+    verdict = {True: "reached", False: "NOT reached", None: ""}[row.reached]
+    return f"{row.name:46}{row.ratio:>9.2f}{row.target:>11}  {verdict:12}{row.detail}"
 
 
 def markdown(rows: list[Row]) -> str:
     """The rows as a table for README.md."""
     verdicts = {True: "reached", False: "**not reached**", None: ""}
     lines = ["| | ratio | target | | |", "|---|---|---|---|---|"]
-    lines += [f"| {r.what} | {r.ratio:.2f} | {r.target} | {verdicts[r.reached]} | {r.detail} |" for r in rows]
+    lines += [f"| {r.name} | {r.ratio:.2f} | {r.target} | {verdicts[r.reached]} | {r.detail} |" for r in rows]
     return "\n".join(lines)
 
 

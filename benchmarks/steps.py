@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from rounds import Row, at_least, at_most, beside, medians
+from rounds import Row, at_least, at_most, medians, ratios_to
 from torch import Tensor, nn
 
 from kdlib import data, devices, models, train
-from kdlib.data import DataSet
+from kdlib.data import DataModule
 from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
 from kdlib.recipes import Recipe
-from kdlib.teachers import Cached
+from kdlib.teachers import CachedTeacher
 
 BATCH, STEPS, VIEWS = 128, 40, 2
 PAIRS = {"layer1": "layer1", "layer2": "layer2", "layer3": "layer3"}
@@ -43,23 +43,23 @@ def teacher() -> nn.Module:
     return models.build("resnet18", num_classes=10, in_channels=1, seed=1).eval()
 
 
-def batch(place: devices.Place) -> tuple[Tensor, Tensor]:
-    """Pictures as the loop gives them to the network, made once."""
+def batch(config: devices.DeviceConfig) -> tuple[Tensor, Tensor]:
+    """Images as the loop gives them to the network, made once."""
     generator = torch.Generator().manual_seed(0)
-    images = place.put_images(torch.randn(BATCH, 1, 28, 28, generator=generator))
+    images = config.move_images(torch.randn(BATCH, 1, 28, 28, generator=generator))
     return images, torch.randint(0, 10, (BATCH,), generator=generator)
 
 
-def plain_step(place: devices.Place) -> Callable[[], float]:
-    """The limit: forward, cross-entropy, backward, SGD; no pictures to prepare, nothing measured or shown."""
-    network = place.put(student()).train()
-    images, labels = batch(place)
+def plain_step(config: devices.DeviceConfig) -> Callable[[], float]:
+    """The limit: forward, cross-entropy, backward, SGD; no images to prepare, nothing measured or shown."""
+    network = config.move(student()).train()
+    images, labels = batch(config)
     optimizer = Recipe().make_optimizer(network.parameters())
 
     def measure() -> float:
         started = time.perf_counter()
         for _ in range(STEPS):
-            with place.autocast():
+            with config.autocast():
                 logits = network(images)
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(logits.float(), labels).backward()
@@ -70,63 +70,57 @@ def plain_step(place: devices.Place) -> Callable[[], float]:
 
 
 @torch.inference_mode()
-def asked(network: nn.Module, place: devices.Place) -> float:
+def inference(network: nn.Module, config: devices.DeviceConfig) -> float:
     """Images a second through a network in inference mode."""
-    images, _ = batch(place)
+    images, _ = batch(config)
     started = time.perf_counter()
     for _ in range(STEPS // 2):
-        with place.autocast():
+        with config.autocast():
             network(images)
     return STEPS // 2 * BATCH / (time.perf_counter() - started)
 
 
-def fitted(fashion: DataSet, method: Method, answers: nn.Module | Cached | None = None) -> float:
+def fit_rate(fashion: DataModule, method: Method, outputs: nn.Module | CachedTeacher | None = None) -> float:
     """Images a second of train.fit's loop: augmentation, losses, metrics, progress bar, checks and all."""
-    run = train.fit(student(), fashion, teacher=answers, method=method, epochs=1, test=False)
-    return STEPS * BATCH / run.seconds
+    result = train.fit(student(), fashion, teacher=outputs, method=method, epochs=1, test=False)
+    return STEPS * BATCH / result.seconds
 
 
-def built(fashion: DataSet, network: nn.Module) -> float:
+def cache_rate(fashion: DataModule, network: nn.Module) -> float:
     """Images a second of building a cache, in all its views."""
     started = time.perf_counter()
-    Cached.build(network, fashion.train, augmentation=fashion.augmentation, views=VIEWS)
+    CachedTeacher.build(network, fashion.train, augmentation=fashion.augmentation, views=VIEWS)
     return VIEWS * len(fashion.train) / (time.perf_counter() - started)
 
 
-def run() -> list[Row]:
+def run(full: bool) -> Iterator[Row]:
     """Logits from a cache and live, the cost of the cache, and each feature and relation method live."""
-    place = devices.choose()
-    fashion = data.load("fashion-mnist").take(STEPS * BATCH, seed=0)
-    network = place.put(teacher())
-    cache = Cached.build(network, fashion.train, augmentation=fashion.augmentation, progress=False)
-    loops = {"hard": partial(fitted, fashion, HardLabels()), "cached": partial(fitted, fashion, Logit(), cache)}
-    live = {
-        "asked": partial(asked, network, place),
-        "live": partial(fitted, fashion, Logit(), network),
-        "built": partial(built, fashion, network),
+    config = devices.resolve()
+    fashion = data.load("fashion-mnist").subset(STEPS * BATCH, seed=0)
+    network = config.move(teacher())
+    cache = CachedTeacher.build(network, fashion.train, augmentation=fashion.augmentation, progress=False)
+    loops = {
+        "hard labels": partial(fit_rate, fashion, HardLabels()),
+        "cached logits": partial(fit_rate, fashion, Logit(), cache),
     }
-    rows = _logit_rows(
-        medians({"plain": plain_step(place), **loops, **live}, rounds=5), beside(plain_step(place), loops, rounds=20)
-    )
-    contestants = {"plain": plain_step(place), "asked": partial(asked, network, place)}
-    contestants |= {name: partial(fitted, fashion, HardLabels() + how, network) for name, how in METHODS.items()}
-    seen = medians(contestants, rounds=3)
-    limit = 1 / (1 / seen["plain"] + 1 / seen["asked"])
-    for name in METHODS:
-        rows.append(at_least(f"{name}, live", seen[name] / limit, 0.85, f"{seen[name]:,.0f} of {limit:,.0f} images/s"))
-    return rows
+    pairs = 20 if full else 6
+    ratios = ratios_to(plain_step(config), loops, rounds=pairs)
+    for name in loops:
+        yield at_least(name, ratios[name], 0.95, f"{pairs} pairs with a plain step")
+    plain = {"plain": plain_step(config), "inference": partial(inference, network, config)}
+    live = {"live": partial(fit_rate, fashion, Logit(), network), "built": partial(cache_rate, fashion, network)}
+    rates = medians(plain | live, rounds=5 if full else 2)
+    limit = _limit(rates)
+    yield at_least("logits, live", rates["live"] / limit, 0.95, f"{rates['live']:,.0f} of {limit:,.0f} images/s")
+    built = f"{rates['built']:,.0f} against {rates['inference']:,.0f} images/s"
+    yield at_most("cache against forward passes", rates["inference"] / rates["built"], 1.05, built)
+    for name, method in METHODS.items():
+        contestants = plain | {name: partial(fit_rate, fashion, HardLabels() + method, network)}
+        rates = medians(contestants, rounds=3 if full else 1)
+        limit = _limit(rates)
+        yield at_least(f"{name}, live", rates[name] / limit, 0.85, f"{rates[name]:,.0f} of {limit:,.0f} images/s")
 
 
-def _logit_rows(seen: dict[str, float], ratios: dict[str, float]) -> list[Row]:
-    limit = 1 / (1 / seen["plain"] + 1 / seen["asked"])
-    words = {"hard": "hard labels", "cached": "cached logits"}
-    return [
-        *(at_least(words[name], ratios[name], 0.95, f"{seen[name]:,.0f} images/s, 20 pairs") for name in words),
-        at_least("logits, live", seen["live"] / limit, 0.95, f"{seen['live']:,.0f} of {limit:,.0f} images/s"),
-        at_most(
-            "cache against forward passes",
-            seen["asked"] / seen["built"],
-            1.05,
-            f"{seen['built']:,.0f} against {seen['asked']:,.0f} images/s",
-        ),
-    ]
+def _limit(rates: dict[str, float]) -> float:
+    """Images a second of a plain step and a forward pass of the teacher after one another."""
+    return 1 / (1 / rates["plain"] + 1 / rates["inference"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
-__all__ = ["data", "losses", "measure", "methods", "models", "study", "taps", "teachers", "train", "verdict"]
+__version__ = "0.2.0"
+__all__ = ["data", "hooks", "losses", "measure", "methods", "models", "study", "teachers", "train", "verdict"]
 
 
 def __getattr__(name: str) -> Any:

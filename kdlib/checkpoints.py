@@ -5,6 +5,8 @@ One file, replaced as a whole, so that a kill between two files cannot mix two m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,88 +16,137 @@ from torch import Tensor, nn
 from kdlib import devices, distributed, files, models
 
 
-def save(
-    path: Path,
-    parts: dict[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    facts: dict[str, Any],
-    device: torch.device,
-) -> None:
-    """Write modules, optimiser, JSON facts and random states; the checkpoint before stays until this one is complete.
+@dataclass(frozen=True)
+class Checkpointer:
+    """Writes and reads the checkpoint of a run. path: None writes none. every: steps between two, beside one an epoch.
 
-    Under torchrun every process calls it, to give its random state; the first one writes.
+    Raises ValueError for less than one step.
     """
-    random = _random_states(device)
-    if distributed.rank() > 0:
-        return
-    tensors = {f"{part}/{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
-    tensors |= random
-    state = optimizer.state_dict()
-    numbers: dict[str, Any] = {}  # what an optimiser keeps beside tensors, such as None for an unused buffer
-    for parameter, values in state["state"].items():
-        for name, value in values.items():
-            place = f"optimizer/{parameter}/{name}"
-            (tensors if isinstance(value, Tensor) else numbers)[place] = value
-    described = {"facts": facts, "numbers": numbers, "groups": state["param_groups"]}
-    files.save_tensors(path, tensors, described)
 
+    path: Path | None
+    every: int | None = None
 
-def load(
-    path: Path,
-    parts: dict[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    run: dict[str, Any],
-    device: torch.device,
-) -> dict[str, Any]:
-    """Put a saved state back and return its facts.
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"checkpoint_every is a number of steps, at least 1; got {self.every}.")
 
-    run: what the saved run must have been (facts["run"]). Raises ValueError, everything unchanged, for a file that
-    is truncated, not a checkpoint, or of another run.
-    """
-    tensors, described = files.load_tensors(path)
-    if "facts" not in described:
-        raise ValueError(f"{path} holds weights, not the state of a training run. Give the checkpoint that fit wrote.")
-    facts = described["facts"]
-    saved = facts["run"]
-    # A file of an older version says less; and what differs in its sizes is told better by what puts them back.
-    known = [name for name in run if name in saved and (name != "structure" or _same_sizes(parts, tensors))]
-    differ = [name for name in known if saved[name] != run[name]]
-    if differ == ["structure"]:
-        raise ValueError(
-            f"{path} belongs to a student with the same weights but other strides, activations or rates of dropout. "
-            "Build the student that was saved, or choose another checkpoint to start anew."
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint belongs after this step."""
+        return self.every is not None and step % self.every == 0
+
+    def exists(self) -> bool:
+        """Whether there is a checkpoint; ValueError where some processes see one and others do not."""
+        there = self.path is not None and self.path.exists()
+        seen = distributed.all_reduce_values({"there": float(there)})["there"]
+        if 0 < seen < distributed.world_size():
+            raise ValueError(
+                f"{seen:.0f} of {distributed.world_size()} processes see the checkpoint {self.path}: on several "
+                "machines it must lie on a disk that all of them share."
+            )
+        return there
+
+    def diverged(self, what: str) -> FloatingPointError:
+        """The error for a training that went wrong, with the last good checkpoint and what to do."""
+        saved = self.path if self.path and self.path.exists() else None
+        return FloatingPointError(
+            f"{what} "
+            + (f"The last good checkpoint is {saved}. " if saved else "No checkpoint was written. ")
+            + "Lower the learning rate, clip gradients (Recipe(clip=1)), or use precision='fp32', and start anew."
         )
-    if differ:
-        was = {name: saved[name] for name in differ}
-        now = {name: run[name] for name in differ}
-        raise ValueError(
-            f"{path} belongs to another run: it was {was}, now it is {now}. Resume with the same settings, or choose "
-            "another checkpoint to start anew."
-        )
-    for part, module in parts.items():
-        models.restore(module, _under(tensors, f"{part}/"), path)
-    state: dict[int, dict[str, Any]] = {}
-    for place, value in {**_under(tensors, "optimizer/"), **_under(described["numbers"], "optimizer/")}.items():
-        parameter, name = place.split("/", 1)
-        state.setdefault(int(parameter), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": described["groups"]})
-    # A process that was not there when the checkpoint was written keeps the state of its seed.
-    mine = {kind: tensors.get(f"random/{kind}/{distributed.rank()}") for kind in ("cpu", "cuda", "mps")}
-    devices.set_random_states({kind: state for kind, state in mine.items() if state is not None}, device)
-    return facts
+
+    def save(
+        self,
+        student: nn.Module,
+        method: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        facts: dict[str, Any],
+        device: torch.device,
+    ) -> None:
+        """Write modules, optimiser, JSON facts and random states; the checkpoint before stays until this is complete.
+
+        Under torchrun every process calls it, to give its random state; the first one writes. Without a path nothing
+        is written.
+        """
+        if self.path is None:
+            return
+        rng_states = _gather_rng_states(device)
+        if distributed.rank() > 0:
+            return
+        modules = {"student": student, "method": method}
+        tensors = {f"{part}/{name}": t for part, module in modules.items() for name, t in module.state_dict().items()}
+        tensors |= rng_states
+        state = optimizer.state_dict()
+        scalars: dict[str, Any] = {}  # what an optimiser keeps beside tensors, such as None for an unused buffer
+        for parameter, values in state["state"].items():
+            for name, value in values.items():
+                (tensors if isinstance(value, Tensor) else scalars)[f"optimizer/{parameter}/{name}"] = value
+        metadata = {"facts": facts, "scalars": scalars, "param_groups": state["param_groups"]}
+        files.save_tensors(self.path, tensors, metadata)
+
+    def load(
+        self,
+        student: nn.Module,
+        method: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        run: dict[str, Any],
+        device: torch.device,
+    ) -> dict[str, Any]:
+        """Restore a saved state and return its facts.
+
+        run: what the saved run must have been (facts["run"]). Raises ValueError, everything unchanged, for a file that
+        is truncated, not a checkpoint, or of another run.
+        """
+        if self.path is None:
+            raise ValueError("There is no path to load a checkpoint from: give fit(..., checkpoint=FILE).")
+        tensors, metadata = files.load_tensors(self.path)
+        if "facts" not in metadata:
+            raise ValueError(
+                f"{self.path} holds weights, not the state of a training run. Give the checkpoint that fit wrote."
+            )
+        facts = metadata["facts"]
+        modules = {"student": student, "method": method}
+        self._refuse_other_run(facts["run"], run, fits=_same_sizes(modules, tensors))
+        for part, module in modules.items():
+            models.load_weights(module, _under(tensors, f"{part}/"), self.path)
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in {**_under(tensors, "optimizer/"), **_under(metadata["scalars"], "optimizer/")}.items():
+            parameter, name = key.split("/", 1)
+            state.setdefault(int(parameter), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": metadata["param_groups"]})
+        # A process that was not there when the checkpoint was written keeps the state of its seed.
+        own = {kind: tensors.get(f"random/{kind}/{distributed.rank()}") for kind in ("cpu", "cuda", "mps")}
+        devices.set_rng_states({kind: state for kind, state in own.items() if state is not None}, device)
+        return facts
+
+    def _refuse_other_run(self, saved: Mapping[str, Any], run: Mapping[str, Any], *, fits: bool) -> None:
+        # A file of an older version says less; and other sizes are explained better by the loading of the weights.
+        known = [name for name in run if name in saved and (name != "structure" or fits)]
+        differ = [name for name in known if saved[name] != run[name]]
+        if differ == ["structure"]:
+            raise ValueError(
+                f"{self.path} belongs to a student with the same weights but other strides, activations or rates of "
+                "dropout. Build the student that was saved, or choose another checkpoint to start anew."
+            )
+        if differ:
+            was = {name: saved[name] for name in differ}
+            now = {name: run[name] for name in differ}
+            raise ValueError(
+                f"{self.path} belongs to another run: it was {was}, now it is {now}. Resume with the same settings, or "
+                "choose another checkpoint to start anew."
+            )
 
 
-def _same_sizes(parts: dict[str, nn.Module], tensors: dict[str, Tensor]) -> bool:
-    ours = {
-        f"{part}/{name}": tuple(t.shape) for part, module in parts.items() for name, t in module.state_dict().items()
+def _same_sizes(modules: dict[str, nn.Module], tensors: dict[str, Tensor]) -> bool:
+    sizes = {
+        f"{part}/{name}": tuple(t.shape) for part, module in modules.items() for name, t in module.state_dict().items()
     }
-    return all(name in tensors and tuple(tensors[name].shape) == size for name, size in ours.items())
+    return all(name in tensors and tuple(tensors[name].shape) == size for name, size in sizes.items())
 
 
-def _random_states(device: torch.device) -> dict[str, Tensor]:
+def _gather_rng_states(device: torch.device) -> dict[str, Tensor]:
     """Every process's states, by kind and rank."""
-    states = devices.random_states(device).items()
-    return {f"random/{kind}/{r}": one for kind, s in states for r, one in enumerate(distributed.gather(s))}
+    states = devices.get_rng_states(device).items()
+    return {f"random/{kind}/{r}": one for kind, s in states for r, one in enumerate(distributed.all_gather(s))}
 
 
 def _under(values: dict[str, Any], prefix: str) -> dict[str, Any]:

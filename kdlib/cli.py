@@ -41,8 +41,8 @@ Schedule = Annotated[str, typer.Option(help="cosine, one-cycle or constant.")]
 Clip = Annotated[float | None, typer.Option(help="Largest norm of the gradient; default: no clipping.")]
 Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the networks first; pays on GPUs.")]
 Half = Annotated[bool, typer.Option("--half", help="Write the weights in 16 bits.")]
-Every = Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints; default: one an epoch.")]
-Size = Annotated[int, typer.Option(min=8, help="Pixels of a side, for image folders.")]
+CheckpointEvery = Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints; default: one an epoch.")]
+ImageSize = Annotated[int, typer.Option(min=8, help="Pixels of a side, for image folders.")]
 Stem = Annotated[str, typer.Option(help="stride2, stride1 or imagenet: how torchvision's networks begin.")]
 
 
@@ -68,30 +68,30 @@ def train(
     precision: Precision = "auto",
     compile_: Compile = False,
     half: Half = False,
-    every: Every = None,
-    size: Size = 224,
+    checkpoint_every: CheckpointEvery = None,
+    image_size: ImageSize = 224,
     out: Out = Path("runs/train"),
     resume: Resume = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train one network on hard labels, a teacher for instance, and write model.safetensors."""
-    from kdlib import data as data_sets
+    from kdlib import data as datasets
     from kdlib import distributed, files, methods, models
-    from kdlib import train as loop
+    from kdlib import train as training
     from kdlib.recipes import Recipe
 
     recipe = Recipe(
         optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
     )
-    with _resumable():
-        with distributed.first_then_others():
-            loaded = data_sets.load(data, size=size).take(images, seed=seed)
-        shape = {"num_classes": loaded.num_classes, "in_channels": loaded.in_channels, "image_size": loaded.size}
+    with _interruptible():
+        with distributed.local_main_process_first():
+            loaded = datasets.load(data, image_size=image_size).subset(images, seed=seed)
+        shape = {"num_classes": loaded.num_classes, "in_channels": loaded.in_channels, "image_size": loaded.image_size}
         network = models.load(start) if start else models.build(model, **shape, stem=stem, seed=seed)
-        models.description(network)  # refuses now, rather than after the training, what could not be saved
-        files.require_folder(out)
-        run = loop.fit(
+        models.get_config(network)  # refuses now, rather than after the training, what could not be saved
+        files.ensure_writable(out)
+        result = training.fit(
             network,
             loaded,
             method=methods.HardLabels(smoothing),
@@ -102,15 +102,19 @@ def train(
             precision=precision,
             compile=compile_,
             checkpoint=out / "checkpoint",
-            every=every,
+            checkpoint_every=checkpoint_every,
             resume=resume,
             progress=not quiet,
         )
         if distributed.rank() == 0:
-            facts = {"data": data, "validation_accuracy": run.validation_accuracy, "test_accuracy": run.test_accuracy}
-            models.save(run.student, out / "model.safetensors", half=half, **facts)
-            files.write_text(out / "history.csv", run.history.to_csv())
-            _result(facts | {"seconds": run.seconds, "model": str(out / "model.safetensors")}, json_)
+            facts = {
+                "data": data,
+                "validation_accuracy": result.validation_accuracy,
+                "test_accuracy": result.test_accuracy,
+            }
+            models.save(result.student, out / "model.safetensors", half=half, **facts)
+            files.write_text(out / "history.csv", result.history.to_csv())
+            _print(facts | {"seconds": result.seconds, "model": str(out / "model.safetensors")}, json_)
 
 
 @app.command()
@@ -124,22 +128,35 @@ def distill(
         typer.Option(help="Architecture of the student, or a model or checkpoint file that it goes on from."),
     ] = "resnet18",
     method: Annotated[
-        str, typer.Option(help="hard, logit, feature, relation, or a sum such as logit+relation or logit+50*feature.")
+        str,
+        typer.Option(
+            help="A loss, or a sum such as logit+rkd or hard+100*similarity. Losses: hard, label_smoothing; logit "
+            "(kd), dkd, dist, standardized_kd; feature (hint), attention, vid; relation (fsp), layer_correlation, "
+            "layer_information, rkd, rkd_distance, rkd_angle, similarity, correlation_congruence. Weights and "
+            "layers that are not given are those of the study."
+        ),
     ] = "logit",
     images: Images = None,
     epochs: Epochs = 10,
     views: Annotated[
-        int, typer.Option(min=0, help="Views of each image that the teacher answers in advance; 0 asks it live.")
+        int,
+        typer.Option(min=0, help="Views of each image whose teacher outputs are stored in advance; 0 runs it live."),
     ] = 1,
     cache: Annotated[
-        str | None, typer.Option(help="Folder that keeps the teacher's answers for the next run; default: memory only.")
+        str | None, typer.Option(help="Folder that keeps the teacher's outputs for the next run; default: memory only.")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Softens both networks' probabilities.")] = 4.0,
-    alpha: Annotated[float, typer.Option(help="Weight of the hard-label loss, in [0, 1].")] = 0.1,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Softens both networks' probabilities; default: 4 for kd, dkd; 2 for the others."),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Weight of the hard-label loss, in [0, 1]; default: 0.1 for kd, else as the study chose."),
+    ] = None,
     layers: Annotated[
-        list[str] | None, typer.Option(help="STUDENT:TEACHER pair for feature and relation; repeat it for more.")
+        list[str] | None, typer.Option(help="STUDENT:TEACHER pair for feature and relation losses; repeat it for more.")
     ] = None,
-    size: Size = 224,
+    image_size: ImageSize = 224,
     stem: Stem = "stride2",
     optimizer: Optimizer = "sgd",
     learning_rate: Rate = 0.1,
@@ -153,7 +170,7 @@ def distill(
     compile_: Compile = False,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Leave out the student on hard labels.")] = False,
     half: Half = False,
-    every: Every = None,
+    checkpoint_every: CheckpointEvery = None,
     out: Out = Path("runs/distill"),
     resume: Resume = False,
     json_: Json = False,
@@ -176,7 +193,7 @@ def distill(
         temperature=temperature,
         alpha=alpha,
         layers=tuple(layers or ()),
-        size=size,
+        image_size=image_size,
         stem=stem,
         seed=seed,
         device=device,
@@ -184,12 +201,12 @@ def distill(
         compile=compile_,
         baseline=not no_baseline,
         half=half,
-        every=every,
+        checkpoint_every=checkpoint_every,
         recipe=Recipe(
             optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
         ),
     )
-    with _resumable():
+    with _interruptible():
         report = jobs.distill(job, out, resume=resume, progress=not quiet)
         if distributed.rank() > 0:
             return
@@ -202,7 +219,7 @@ def distill(
 def evaluate(
     model: Annotated[str, typer.Argument(help="A shipped model's name, or a .safetensors file.")],
     data: Data = "fashion-mnist",
-    size: Size = 224,
+    image_size: ImageSize = 224,
     teacher: Annotated[str | None, typer.Option(help="Another model; the agreement with it is measured too.")] = None,
     validation: Annotated[bool, typer.Option("--validation", help="On the validation split, for choices.")] = False,
     device: Device = "auto",
@@ -210,53 +227,56 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Measure a trained model on the test set."""
-    from kdlib import data as data_sets
+    from kdlib import data as datasets
     from kdlib import measure, models
-    from kdlib import train as loop
+    from kdlib import train as training
 
-    loaded = data_sets.load(data, size=size)
+    loaded = datasets.load(data, image_size=image_size)
     split = loaded.validation if validation else loaded.test
     network = models.load(model)
-    scores = loop.evaluate(network, split, device=device, precision=precision)
+    metrics = training.evaluate(network, split, device=device, precision=precision)
     values = {
-        "accuracy": scores.accuracy,
-        "loss": scores.loss,
-        "calibration_error": measure.calibration_error(scores.logits, split.labels),
-        "parameters": measure.parameters(network),
+        "accuracy": metrics.accuracy,
+        "loss": metrics.loss,
+        "calibration_error": measure.calibration_error(metrics.logits, split.labels),
+        "parameters": measure.count_parameters(network),
     }
     if teacher:
-        theirs = loop.evaluate(models.load(teacher), split, device=device, precision=precision)
-        values |= {"teacher_accuracy": theirs.accuracy, "agreement": measure.agreement(scores.logits, theirs.logits)}
-    _result(values, json_)
+        teacher_metrics = training.evaluate(models.load(teacher), split, device=device, precision=precision)
+        values |= {
+            "teacher_accuracy": teacher_metrics.accuracy,
+            "agreement": measure.agreement(metrics.logits, teacher_metrics.logits),
+        }
+    _print(values, json_)
 
 
 @app.command()
 def check(json_: Json = False) -> None:
     """Say whether this machine can run the course, and what to do if it cannot."""
-    from kdlib import checkup
+    from kdlib import environment
 
-    result = checkup.check()
+    report = environment.check()
     if json_:
-        print(json.dumps({"ready": result.ready, "findings": [vars(finding) for finding in result.findings]}))
+        print(json.dumps({"ready": report.ready, "checks": [vars(one) for one in report.checks]}))
     else:
-        print(result)
-    raise typer.Exit(0 if result.ready else 1)
+        print(report)
+    raise typer.Exit(0 if report.ready else 1)
 
 
 @contextmanager
-def _resumable() -> Iterator[None]:
+def _interruptible() -> Iterator[None]:
     """Under torchrun, work as one of its processes; when interrupted, say that nothing is lost."""
     from kdlib import distributed
 
     try:
-        with distributed.together():
+        with distributed.process_group():
             yield
     except KeyboardInterrupt:
         print("\nkdlib: stopped. The same command with --resume goes on from the last checkpoint.", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
-def _result(values: dict[str, Any], as_json: bool) -> None:
+def _print(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(values))
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,29 +13,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdlib import data as data_sets
-from kdlib import distributed, evaluation, files, measure, methods, models, train
-from kdlib._messages import unknown
-from kdlib.data import DataSet
+from kdlib import data as datasets
+from kdlib import distributed, evaluation, files, measure, method_parser, methods, models, train
+from kdlib.data import DataModule
 from kdlib.recipes import Recipe
-from kdlib.teachers import Cached
-
-METHODS = ("hard", "logit", "feature", "relation")
-# Round numbers, not tuned: give a weight of your own, as in "logit+50*relation".
-DEFAULT_WEIGHTS = {"feature": 10.0, "relation": 10.0}
+from kdlib.teachers import CachedTeacher
 
 
 @dataclass(frozen=True)
 class Job:
     """What `distill` is asked to do; the command line has one option for each field.
 
-    images: training images to use (None: all). views: augmented views of each image that the teacher is asked
-    about in advance and the epochs go through in turn; 0 asks the teacher live, with a new view every epoch.
-    layers: "student:teacher" pairs for feature and relation; none: the last stages for feature, all for relation.
-    cache: a folder that keeps the teacher's answers for the next run, in 16 bits; None: they stay in memory. size:
-    pixels of a side, for image folders. stem: of the student, where torchvision made it. student: an architecture, or
-    a file (a model or a checkpoint) whose weights it goes on from. compile: let torch.compile translate the networks
-    first. half: write the student's weights in 16 bits. every: steps between checkpoints, beside one an epoch.
+    method: a sum of losses, see `method_parser.parse`, as are temperature, alpha (None: the study's) and layers.
+    images: training images to use (None: all). views: augmented views of each image whose teacher outputs are
+    stored in advance and that the epochs go through in turn; 0 runs the teacher live, with a new view every epoch.
+    cache: a folder that keeps the teacher's outputs for the next run, in 16 bits; None: they stay in memory.
+    image_size: pixels of a side, for image folders. stem: of the student, where torchvision made it. student: an
+    architecture, or a file (a model or a checkpoint) whose weights it goes on from. compile: let torch.compile
+    translate the networks first. half: write the student's weights in 16 bits. checkpoint_every: steps between
+    checkpoints, beside one an epoch.
     """
 
     data: str = "fashion-mnist"
@@ -46,11 +41,11 @@ class Job:
     images: int | None = None
     epochs: int = 10
     views: int = 1
-    temperature: float = 4.0
-    alpha: float = 0.1
+    temperature: float | None = None
+    alpha: float | None = None
     layers: tuple[str, ...] = ()
     cache: str | None = None
-    size: int = 224
+    image_size: int = 224
     stem: str = "stride2"
     seed: int = 0
     device: str = "auto"
@@ -58,7 +53,7 @@ class Job:
     compile: bool = False
     baseline: bool = True
     half: bool = False
-    every: int | None = None
+    checkpoint_every: int | None = None
     recipe: Recipe = field(default_factory=Recipe)
 
 
@@ -79,62 +74,11 @@ class Report:
     student_bytes: int
     teacher_bytes: int
     seconds: float
-    place: str
+    device: str
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values, the job's settings among them."""
         return asdict(self)
-
-
-def build_method(text: str, student: nn.Module, teacher: nn.Module, job: Job) -> methods.Method:
-    """The method that a text such as "logit", "logit+relation" or "hard + 50*feature" names.
-
-    feature compares the last stages by hint, relation all stages by FSP (or the layers in `job.layers`). Without
-    "hard" or "logit" in the sum, hard labels are added: the student learns from the true labels in every method.
-    Raises ValueError for an unknown method, with near matches, or an unreadable weight.
-    """
-    total: methods.Method | None = None
-    for part in text.split("+"):
-        match = re.fullmatch(r"\s*(?:([0-9.eE-]+)\s*\*)?\s*([\w-]+)\s*", part)
-        if match is None or match[2] not in METHODS:
-            raise unknown("method", part.strip(), METHODS)
-        name = match[2]
-        try:
-            weight = float(match[1]) if match[1] else DEFAULT_WEIGHTS.get(name, 1.0)
-        except ValueError as error:
-            raise ValueError(
-                f"The weight {match[1]!r} in --method {text!r} is not a number; write 50*feature."
-            ) from error
-        term = _term(name, student, teacher, job)
-        weighted = term if weight == 1.0 else weight * term
-        total = weighted if total is None else total + weighted
-    if job.layers and not {"feature", "relation"} & {part.rpartition("*")[2].strip() for part in text.split("+")}:
-        raise ValueError(f"--layers serves feature and relation, and --method is {text}: leave it out, or add one.")
-    if not total.trains_logits:
-        total = methods.HardLabels() + total
-    return total
-
-
-def _term(name: str, student: nn.Module, teacher: nn.Module, job: Job) -> methods.Method:
-    if name == "hard":
-        return methods.HardLabels()
-    if name == "logit":
-        return methods.Logit(job.temperature, job.alpha)
-    if job.layers:
-        pairs = dict(layer.partition(":")[::2] for layer in job.layers)
-        if not all(pairs.values()) or len(pairs) < len(job.layers):
-            raise ValueError(
-                f"--layers takes pairs STUDENT:TEACHER, as layer3:layer3, each student layer once; got "
-                f"{', '.join(job.layers)}."
-            )
-    else:
-        ours, theirs = models.stages(student), models.stages(teacher)
-        # Networks of different depth are paired from the end, where the maps mean most.
-        pairs = dict(list(zip(reversed(ours), reversed(theirs), strict=False))[::-1])
-    if name == "feature":
-        last = list(pairs.items())[-1:] if not job.layers else pairs.items()
-        return methods.Feature(dict(last), loss="hint")
-    return methods.Relation(pairs, loss="fsp")
 
 
 def distill(
@@ -143,60 +87,66 @@ def distill(
     *,
     resume: bool = False,
     progress: bool = True,
-    say: Callable[[str], None] = print,
+    echo: Callable[[str], None] = print,
 ) -> Report:
     """Do the job and write student.safetensors, history.csv, curves.png and report.json to `out`.
 
-    resume: go on from the checkpoints that a stopped run left in `out`. say: receives a line before each stage.
-    Under torchrun every process calls it, and the first one speaks and writes.
+    resume: go on from the checkpoints that a stopped run left in `out`. echo: receives a line before each stage.
+    Under torchrun every process calls it, and the first one prints and writes.
     Raises what `data.load`, `models.load` and `train.fit` raise, before anything is trained where that is possible.
     """
     started = time.perf_counter()
-    if distributed.rank() > 0:
-        say = _silent
-    with distributed.first_then_others():
-        data = data_sets.load(job.data, size=job.size).take(job.images, seed=job.seed)
+    main = distributed.rank() == 0
+    with distributed.local_main_process_first():
+        data = datasets.load(job.data, image_size=job.image_size).subset(job.images, seed=job.seed)
         teacher = models.load(job.teacher)
-    shape = {"num_classes": data.num_classes, "in_channels": data.in_channels, "image_size": data.size}
-    student, twin = (_student(job, shape) for _ in range(2))
-    method = build_method(job.method, student, teacher, job)
+    student, baseline_student = (_build_student(job, data) for _ in range(2))
+    method = method_parser.parse(
+        job.method, student, teacher, temperature=job.temperature, alpha=job.alpha, layers=job.layers
+    )
     if out is not None:
-        files.require_folder(out)  # fails now rather than after the training
-    _refuse_unfit(teacher, data, job)
-    answers: nn.Module | Cached = teacher
+        files.ensure_writable(out)  # fails now rather than after the training
+    _check_teacher(teacher, data, job)
+    outputs: nn.Module | CachedTeacher = teacher
     if job.views and method.needs_teacher:
-        views = f"{job.views} view{'s' * (job.views > 1)}"
-        say(f"The teacher, {job.teacher}, answers for {len(data.train):,} images in {views}.")
-        answers = _answers(teacher, data, method, job, progress)
+        if main:
+            views = f"{job.views} view{'s' * (job.views > 1)}"
+            echo(f"The teacher, {job.teacher}, is run on {len(data.train):,} images in {views}.")
+        outputs = _cache_outputs(teacher, data, method, job, progress)
 
-    fitted = partial(_fitted, job, data, answers, out, resume=resume, progress=progress)
+    fit = partial(_fit, job, data, outputs, out, resume=resume, progress=progress)
     baseline = None
     if job.baseline:
-        say(f"{job.student} learns from hard labels alone: the baseline, same budget, seed and initial weights.")
-        baseline = fitted(twin, methods.HardLabels(), "baseline")
-    say(f"{job.student} learns by {job.method}.")
-    run = fitted(student, method, "student")
-    say(f"The test set, {len(data.test):,} images, is read once for each network.")
-    report = _report(job, data, teacher, run, baseline, started)
-    if out is not None and distributed.rank() == 0:
-        _write(out, report, run, baseline)
+        if main:
+            echo(f"{job.student} learns from hard labels alone: the baseline, same budget, seed and initial weights.")
+        baseline = fit(baseline_student, methods.HardLabels(), "baseline")
+    if main:
+        echo(f"{job.student} learns by {job.method}.")
+    result = fit(student, method, "student")
+    if main:
+        echo(f"The test set, {len(data.test):,} images, is read once for each network.")
+    report = _report(job, data, teacher, result, baseline, started)
+    if out is not None and main:
+        _write(out, report, result, baseline)
     return report
 
 
-def _fitted(
+def _fit(
     job: Job,
-    data: DataSet,
-    answers: nn.Module | Cached,
+    data: DataModule,
+    outputs: nn.Module | CachedTeacher,
     out: Path | None,
     model: nn.Module,
     method: methods.Method,
     name: str,
-    **options: bool,
-) -> train.Run:
+    *,
+    resume: bool,
+    progress: bool,
+) -> train.Result:
     return train.fit(
         model,
         data,
-        teacher=answers if method.needs_teacher else None,
+        teacher=outputs if method.needs_teacher else None,
         method=method,
         views=job.views or None,
         epochs=job.epochs,
@@ -206,31 +156,31 @@ def _fitted(
         precision=job.precision,
         compile=job.compile,
         checkpoint=out / f"{name}.checkpoint" if out else None,
-        every=job.every,
+        checkpoint_every=job.checkpoint_every,
+        resume=resume,
         test=False,
-        **options,
+        progress=progress,
     )
 
 
-def _refuse_unfit(teacher: nn.Module, data: DataSet, job: Job) -> None:
-    """Raise ValueError for a teacher that was built for other images or classes, before it is asked about all."""
-    few = data.validation.select(torch.arange(min(distributed.size(), len(data.validation))))
-    scores = evaluation.evaluate(teacher, few, device=job.device, precision=job.precision, who="teacher")
-    evaluation.refuse_other_classes("teacher", scores.logits, data)
+def _check_teacher(teacher: nn.Module, data: DataModule, job: Job) -> None:
+    """Raise ValueError for a teacher that was built for other images or classes, before it is run on all."""
+    few = data.validation.select(torch.arange(min(distributed.world_size(), len(data.validation))))
+    metrics = evaluation.evaluate(teacher, few, device=job.device, precision=job.precision, role="teacher")
+    evaluation.check_classes("teacher", metrics.logits, data)
 
 
-def _silent(text: str) -> None:
-    """What all processes but the first say."""
-
-
-def _student(job: Job, shape: dict[str, int]) -> nn.Module:
+def _build_student(job: Job, data: DataModule) -> nn.Module:
     if models.is_file(job.student):
         return models.load(job.student)
+    shape = {"num_classes": data.num_classes, "in_channels": data.in_channels, "image_size": data.image_size}
     return models.build(job.student, **shape, stem=job.stem, seed=job.seed)
 
 
-def _answers(teacher: nn.Module, data: DataSet, method: methods.Method, job: Job, progress: bool) -> Cached:
-    return Cached.build(
+def _cache_outputs(
+    teacher: nn.Module, data: DataModule, method: methods.Method, job: Job, progress: bool
+) -> CachedTeacher:
+    return CachedTeacher.build(
         teacher,
         data.train,
         augmentation=data.augmentation,
@@ -245,39 +195,46 @@ def _answers(teacher: nn.Module, data: DataSet, method: methods.Method, job: Job
 
 
 def _report(
-    job: Job, data: DataSet, teacher: nn.Module, run: train.Run, baseline: train.Run | None, started: float
+    job: Job,
+    data: DataModule,
+    teacher: nn.Module,
+    result: train.Result,
+    baseline: train.Result | None,
+    started: float,
 ) -> Report:
-    def scored(model: nn.Module) -> train.Scores:
+    def tested(model: nn.Module) -> train.Metrics:
         return train.evaluate(model, data.test, device=job.device, precision=job.precision)
 
-    theirs, ours = scored(teacher), scored(run.student)
-    shape = (data.in_channels, data.size, data.size)
+    teacher_metrics, student_metrics = tested(teacher), tested(result.student)
+    shape = (data.in_channels, data.image_size, data.image_size)
     return Report(
         job=job,
-        teacher_accuracy=theirs.accuracy,
-        baseline_accuracy=scored(baseline.student).accuracy if baseline else None,
-        student_accuracy=ours.accuracy,
-        agreement=measure.agreement(ours.logits, theirs.logits),
-        student_calibration_error=measure.calibration_error(ours.logits, data.test.labels),
-        student_parameters=measure.parameters(run.student),
-        teacher_parameters=measure.parameters(teacher),
-        student_macs=measure.macs(run.student, shape),
+        teacher_accuracy=teacher_metrics.accuracy,
+        baseline_accuracy=tested(baseline.student).accuracy if baseline else None,
+        student_accuracy=student_metrics.accuracy,
+        agreement=measure.agreement(student_metrics.logits, teacher_metrics.logits),
+        student_calibration_error=measure.calibration_error(student_metrics.logits, data.test.labels),
+        student_parameters=measure.count_parameters(result.student),
+        teacher_parameters=measure.count_parameters(teacher),
+        student_macs=measure.macs(result.student, shape),
         teacher_macs=measure.macs(teacher, shape),
-        student_bytes=measure.bytes_in_memory(run.student),
+        student_bytes=measure.bytes_in_memory(result.student),
         teacher_bytes=measure.bytes_in_memory(teacher),
         seconds=time.perf_counter() - started,
-        place=run.place,
+        device=result.device,
     )
 
 
-def _write(out: Path, report: Report, run: train.Run, baseline: train.Run | None) -> None:
-    models.save(run.student, out / "student.safetensors", half=report.job.half, test_accuracy=report.student_accuracy)
-    history = run.history.add_prefix("student ")
+def _write(out: Path, report: Report, result: train.Result, baseline: train.Result | None) -> None:
+    models.save(
+        result.student, out / "student.safetensors", half=report.job.half, test_accuracy=report.student_accuracy
+    )
+    history = result.history.add_prefix("student ")
     if baseline:
         history = history.join(baseline.history.add_prefix("baseline "))
     files.write_text(out / "history.csv", history.to_csv())
-    with files.replacing(out / "curves.png") as temporary:
-        curves(run, baseline).savefig(temporary, format="png", dpi=110)
+    with files.atomic_write(out / "curves.png") as temporary:
+        curves(result, baseline).savefig(temporary, format="png", dpi=110)
     files.write_text(out / "report.json", json.dumps(report.to_json(), indent=1))
 
 
@@ -302,19 +259,19 @@ def table(report: Report) -> str:
         lines.append(f"Distilled against hard labels: {points:+.2f} points. One run, one seed: a hint, not evidence.")
     lines.append(
         f"Student and teacher agree on {report.agreement:.2%} of the test images. "
-        f"It took {report.seconds:,.0f} s on {report.place}."
+        f"It took {report.seconds:,.0f} s on {report.device}."
     )
     return "\n".join(lines)
 
 
-def curves(run: train.Run, baseline: train.Run | None = None) -> Any:
+def curves(result: train.Result, baseline: train.Result | None = None) -> Any:
     """A figure of validation accuracy and training loss by epoch, without pyplot and its global state."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
-    students = {"distilled": (run, "#0072B2", "-", "o")}
+    students = {"distilled": (result, "#0072B2", "-", "o")}
     if baseline:
         students = {"hard labels": (baseline, "#D55E00", "--", "s"), **students}
     for name, (one, colour, line, marker) in students.items():

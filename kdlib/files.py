@@ -1,7 +1,7 @@
 """Files that are either complete or absent, and that never run code when they are opened.
 
 Everything is written to a temporary name in the same folder and renamed, so a crash, a full disk or a kill
-leaves the previous file as it was. Tensors are stored as safetensors with their description in the header.
+leaves the previous file as it was. Tensors are stored as safetensors with their metadata in the header.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
 
     Raises OSError with the reason and what to do when the folder cannot be written or the disk is full; what
@@ -56,33 +56,33 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def require_folder(path: str | Path) -> None:
+def ensure_writable(path: str | Path) -> None:
     """Make a folder and prove that it can be written to; OSError, with the reason, if it cannot."""
-    with replacing(Path(path) / ".writable"):
+    with atomic_write(Path(path) / ".writable"):
         pass
     (Path(path) / ".writable").unlink(missing_ok=True)  # another process may have removed it
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, completely or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON description to one safetensors file, completely or not at all."""
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON metadata to one safetensors file, completely or not at all."""
     # Two names may share one storage (tied weights), and channels_last is a stride that the format cannot hold.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
-            save_file(plain, temporary, metadata={"kdlib": json.dumps(description)})
+            save_file(plain, temporary, metadata={"kdlib": json.dumps(metadata)})
         except SafetensorError as error:  # safetensors hides the operating system's error in its text
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote: the tensors on the CPU, and the description ({} in a foreign file).
+    """Read what `save_tensors` wrote: the tensors on the CPU, and the metadata ({} in a file of another program).
 
     Raises FileNotFoundError, or ValueError for a truncated file, a pickle or anything else that is not
     safetensors. Nothing in the file is executed.
@@ -93,29 +93,29 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            description = json.loads((file.metadata() or {}).get("kdlib", "{}"))
+            metadata = json.loads((file.metadata() or {}).get("kdlib", "{}"))
     except (SafetensorError, ValueError) as error:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}). It may be truncated, or written by torch.save: "
             "pickles are not opened because they can run code. Copy it again; or give a pickle the ending .pt and "
             "convert it with safetensors.torch.save_file(torch.load('x.pt', weights_only=True), 'x.safetensors')."
         ) from error
-    return tensors, description
+    return tensors, metadata
 
 
-def digest(tensors: Mapping[str, Tensor] | list[Tensor], *more: object) -> str:
+def fingerprint(tensors: Mapping[str, Tensor] | list[Tensor], *more: object) -> str:
     """A sha256 over the values, names and types of tensors and the text of `more`, addresses in memory left out."""
     named = tensors.items() if isinstance(tensors, Mapping) else enumerate(tensors)
-    total = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, tensor in named:
         if not isinstance(tensor, Tensor):  # what a module's get_extra_state gives
-            total.update(f"{name} {_text(tensor)}".encode())
+            sha.update(f"{name} {_text(tensor)}".encode())
             continue
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # reshape before view: a zero-dimensional tensor (BatchNorm's counter) has no last dimension to view
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    total.update(_text(more).encode())
-    return total.hexdigest()
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    sha.update(_text(more).encode())
+    return sha.hexdigest()
 
 
 def _text(value: object) -> str:

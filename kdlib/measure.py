@@ -1,6 +1,6 @@
 """What a model gets right, and what it costs: accuracy, agreement, calibration, size, MACs, memory and latency.
 
-Answers are measured from logits and labels; costs are measured on a model, which is the same afterwards.
+Quality is measured from logits and labels; costs are measured on a model, which is the same afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import accumulate, chain
 from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     import pandas
 
-ROWS = 4096  # at a time: torchmetrics' top-k builds several N x C integer tensors
-PATIENCE = 10  # seconds: a slow model is not timed longer for the sake of five runs
-FEWEST_RUNS = 5
+CHUNK_SIZE = 4096  # at a time: torchmetrics' top-k builds several N x C integer tensors
+MAX_SECONDS = 10  # seconds: a slow model is not timed longer for the sake of five runs
+MIN_RUNS = 5
 QUARTILES = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
 BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
 
@@ -41,11 +41,11 @@ def accuracy(logits: Tensor, labels: Tensor, top_k: int = 1) -> float:
     """
     from torchmetrics.functional.classification import multiclass_stat_scores
 
-    logits, labels = _answers(logits, labels)
+    logits, labels = _check_labels(logits, labels)
     classes = logits.shape[1]
-    _whole(f"top_k of {classes} classes", top_k, high=classes)
+    _check_integer(f"top_k of {classes} classes", top_k, high=classes)
     hits = 0
-    for rows, truth in zip(logits.split(ROWS), labels.split(ROWS), strict=True):
+    for rows, truth in zip(logits.split(CHUNK_SIZE), labels.split(CHUNK_SIZE), strict=True):
         hits += int(multiclass_stat_scores(rows, truth, classes, average="micro", top_k=top_k)[0])
     return hits / len(labels)
 
@@ -74,8 +74,8 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     """
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    logits, labels = _answers(logits, labels)
-    _whole("bins", bins)
+    logits, labels = _check_labels(logits, labels)
+    _check_integer("bins", bins)
     if (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-3):
         warnings.warn(
             "Every row of the logits is non-negative and sums to 1, so these look like probabilities. "
@@ -94,11 +94,11 @@ def confusion(logits: Tensor, labels: Tensor) -> Tensor:
     """
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    logits, labels = _answers(logits, labels)
+    logits, labels = _check_labels(logits, labels)
     return multiclass_confusion_matrix(logits, labels, logits.shape[1]).long()
 
 
-def parameters(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     """Number of parameters, trainable or not; one that is used in several places counts once."""
     return sum(tensor.numel() for tensor in _tensors(model) if isinstance(tensor, nn.Parameter))
 
@@ -136,17 +136,18 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     shape = _image_shape(input_shape)
-    home, dtype = _home(model)
-    devices = ["meta"] if home.type == "meta" else ["meta", home]
+    home, dtype = _device_and_dtype(model)
+    meta = torch.device("meta")
+    devices = [meta] if home == meta else [meta, home]
     for device in devices:
         images = torch.zeros(1, *shape, dtype=dtype, device=device)
         try:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
-                _twin(model, device)(images)
+                _copy(model, device)(images)
             return counter.get_total_flops() // 2
         except Exception as error:
             failure = error
-    raise _refused(shape, failure) from failure
+    raise _input_error(shape, failure) from failure
 
 
 @dataclass(frozen=True)
@@ -192,23 +193,23 @@ def latency(
 
     shape = _image_shape(input_shape)
     threads = torch.get_num_threads() if threads is None else threads
-    _whole("batch_size", batch_size)
-    _whole("threads", threads)
+    _check_integer("batch_size", batch_size)
+    _check_integer("threads", threads)
     if not 0 < min_run_time < float("inf"):
         raise ValueError(f"min_run_time is {min_run_time}, but it must be a positive number of seconds.")
-    model = _on_device(model, device)
-    home, dtype = _home(model)
+    model = _move(model, device)
+    home, dtype = _device_and_dtype(model)
     images = torch.ones(batch_size, *shape, dtype=dtype, device=home)
     timer = Timer("model(images)", globals={"model": model, "images": images}, num_threads=threads)
-    with _evaluating(model), torch.inference_mode():
+    with _eval_mode(model), torch.inference_mode():
         try:
             warm = timer.timeit(2).mean  # the first passes allocate memory and choose kernels
         except Exception as error:
-            raise _refused(shape, error) from error
-        measured = timer.blocked_autorange(min_run_time=max(min_run_time, min(5 * warm, PATIENCE)))
+            raise _input_error(shape, error) from error
+        measured = timer.blocked_autorange(min_run_time=max(min_run_time, min(5 * warm, MAX_SECONDS)))
         runs, block = list(measured.times), measured.number_per_run
         # One long block may fill the whole time, and a single run has no spread.
-        while len(runs) < FEWEST_RUNS and sum(runs) * block < PATIENCE:
+        while len(runs) < MIN_RUNS and sum(runs) * block < MAX_SECONDS:
             runs.append(timer.timeit(block).mean)
     low, median, high = torch.tensor(runs, dtype=torch.float64).quantile(QUARTILES).tolist()
     return Latency(median, high - low, tuple(runs), batch_size, threads)
@@ -224,15 +225,15 @@ def peak_memory(model: nn.Module, input_shape: Sequence[int], batch_size: int = 
     from torch.profiler import ProfilerActivity, profile
 
     shape = _image_shape(input_shape)
-    _whole("batch_size", batch_size)
-    model = _on_device(model, "cpu")
-    images = torch.ones(batch_size, *shape, dtype=_home(model)[1])
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes its diary into the notebook
-    with _evaluating(model), torch.inference_mode():
+    _check_integer("batch_size", batch_size)
+    model = _move(model, "cpu")
+    images = torch.ones(batch_size, *shape, dtype=_device_and_dtype(model)[1])
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler logs into the notebook
+    with _eval_mode(model), torch.inference_mode():
         try:
             model(images)
         except Exception as error:
-            raise _refused(shape, error) from error
+            raise _input_error(shape, error) from error
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             model(images)
     with TemporaryDirectory() as folder:
@@ -257,7 +258,7 @@ def summary(
     if not isinstance(models, Mapping) or not models:
         raise ValueError('summary needs a non-empty dict of models, such as {"teacher": t, "student": s}.')
     table = pandas.DataFrame(index=pandas.Index(models, name="model"))
-    table["parameters"] = [parameters(model) for model in models.values()]
+    table["parameters"] = [count_parameters(model) for model in models.values()]
     table["MACs"] = [macs(model, input_shape) for model in models.values()]
     table["MB"] = [bytes_in_memory(model) / 1e6 for model in models.values()]
     if timed:
@@ -287,7 +288,7 @@ def _finite_logits(logits: Tensor, name: str = "logits") -> Tensor:
     return logits.float() if logits.element_size() < 4 else logits
 
 
-def _answers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _check_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits N x C and labels N on the CPU, or an error that says why they do not fit each other."""
     logits = _finite_logits(logits)
     count, classes = logits.shape
@@ -308,13 +309,13 @@ def _answers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return logits, labels.detach().cpu().long()
 
 
-def _is_whole(value: object) -> bool:
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _whole(name: str, value: object, low: int = 1, high: float = float("inf")) -> None:
+def _check_integer(name: str, value: object, low: int = 1, high: float = float("inf")) -> None:
     """Raise ValueError unless the value is a whole number from `low` to `high`."""
-    if not _is_whole(value) or not low <= value <= high:
+    if not _is_integer(value) or not low <= value <= high:
         limits = f"from {low} to {high}" if high < float("inf") else f"of at least {low}"
         raise ValueError(f"{name} is {value!r}, but it must be a whole number {limits}.")
 
@@ -322,7 +323,7 @@ def _whole(name: str, value: object, low: int = 1, high: float = float("inf")) -
 def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """The shape as three ints, or an error that shows what is expected."""
     sizes = tuple(shape) if isinstance(shape, Sequence) else ()
-    if len(sizes) != 3 or not all(_is_whole(size) and size > 0 for size in sizes):
+    if len(sizes) != 3 or not all(_is_integer(size) and size > 0 for size in sizes):
         raise ValueError(
             f"input_shape is {shape!r}, but (channels, height, width) of one image is expected: three "
             "positive whole numbers such as (3, 32, 32). Leave the batch size out."
@@ -330,7 +331,7 @@ def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
 
-def _refused(shape: tuple[int, int, int], error: Exception) -> ValueError:
+def _input_error(shape: tuple[int, int, int], error: Exception) -> ValueError:
     channels, height, width = shape
     return ValueError(
         f"The model failed on an input of shape (C, H, W) = {shape}. {type(error).__name__}: {error}\n"
@@ -349,7 +350,7 @@ def _tensors(model: nn.Module) -> list[Tensor]:
     return tensors
 
 
-def _home(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Device and type of the model's first floating-point tensor: what its input should have."""
     for tensor in _tensors(model):
         if tensor.is_floating_point():
@@ -357,7 +358,7 @@ def _home(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return torch.device("cpu"), torch.get_default_dtype()
 
 
-def _twin(model: nn.Module, device: str | torch.device) -> nn.Module:
+def _copy(model: nn.Module, device: str | torch.device) -> nn.Module:
     """A copy in eval mode on `device`, without the model's forward hooks; on "meta" no weight is copied."""
     # What deepcopy finds in its memo it takes as copied already. The dict is keyed by the originals' ids.
     memo: dict[int, object] = {id(module._forward_hooks): OrderedDict() for module in model.modules()}
@@ -369,16 +370,16 @@ def _twin(model: nn.Module, device: str | torch.device) -> nn.Module:
     return copy.deepcopy(model, memo).to(device).eval()
 
 
-def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+def _move(model: nn.Module, device: str | torch.device | None) -> nn.Module:
     """The model itself, or a copy where `device` asks for another place; an error where none can run."""
-    home, _ = _home(model)
+    home, _ = _device_and_dtype(model)
     if "meta" in (home.type, str(device)):
         raise ValueError(
             "A model on the meta device has shapes but no weights, so it cannot be run. "
             'Build it on a real device or use model.to_empty(device="cpu").'
         )
     try:
-        return model if device is None or torch.device(device) == home else _twin(model, device)
+        return model if device is None or torch.device(device) == home else _copy(model, device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"The model could not be copied to device {str(device)!r}: {error} Leave `device` out to time it "
@@ -387,7 +388,7 @@ def _on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards each module's own mode again, also of one that was frozen by hand."""
     modes = [(module, module.training) for module in model.modules()]
     try:

@@ -2,23 +2,22 @@
 
     Logit(temperature=4, alpha=0.1) + 50 * Feature({"layer3": "layer3"})
 
-A method owns its projections, so they reach the optimiser, the clipping, the device and the checkpoint.
+A method owns its projectors, so they reach the optimiser, the clipping, the device and the checkpoint.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from kdlib import losses
-from kdlib._messages import unknown
-from kdlib.connectors import Gaussian, Project, Resize, as_map, smaller
-from kdlib.taps import Answer
+from kdlib import loss_table, losses
+from kdlib.hooks import ModelOutput
+from kdlib.loss_table import Family, LossFunction, LossSpec
+from kdlib.projectors import Projector, as_map
 
 Terms = dict[str, Tensor]
 
@@ -27,7 +26,7 @@ class Method(nn.Module):
     """What a student is trained by. Subclass it and write `forward`; add methods, scale them by numbers.
 
     layers: student layer -> teacher layer, by the names of `named_modules()`. needs_teacher: whether `forward`
-    reads the teacher's answer. trains_logits: whether some term reaches the student's logits; if none does, the
+    reads the teacher's output. trains_logits: whether some term reaches the student's logits; if none does, the
     classifier keeps its initial weights.
     """
 
@@ -43,34 +42,37 @@ class Method(nn.Module):
     def teacher_layers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.layers.values()))
 
-    def attach(self, student: Answer, teacher: Answer | None) -> None:
-        """Make what depends on the sizes of the layers; called once, with both answers to a small batch.
+    def setup(self, student: ModelOutput, teacher: ModelOutput | None) -> None:
+        """Make what depends on the sizes of the layers; called once, with both outputs for a small batch.
 
         In a loop of your own: call it before the optimiser is made, then `.to(device)`.
         """
 
-    def forward(self, student: Answer, teacher: Answer | None, labels: Tensor) -> Terms:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor) -> Terms:
         """Named terms, each a scalar; their sum is the loss.
 
-        student, teacher: answers to the same batch (teacher None if not needed). labels: int64, B.
+        student, teacher: outputs for the same batch (teacher None if not needed). labels: int64, B.
         """
         raise NotImplementedError
 
     def __add__(self, other: Method) -> Method:
         if not isinstance(other, Method):
             return NotImplemented
-        return Sum([(1.0, self), (1.0, other)])
+        return WeightedSum([(1.0, self), (1.0, other)])
 
     def __mul__(self, weight: float) -> Method:
         if not isinstance(weight, int | float):
             return NotImplemented
-        return Sum([(weight, self)])
+        return WeightedSum([(weight, self)])
 
     __rmul__ = __mul__
 
 
-class Sum(Method):
+class WeightedSum(Method):
     """A weighted sum of methods: the terms of all of them, each times its weight."""
+
+    weights: list[float]
+    parts: nn.ModuleList
 
     def __init__(self, parts: list[tuple[float, Method]]) -> None:
         super().__init__()
@@ -78,34 +80,33 @@ class Sum(Method):
         for weight, part in parts:
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"A method's weight is a number of at least 0; got {weight}.")
-            inner = zip(part.weights, part.parts, strict=True) if isinstance(part, Sum) else [(1.0, part)]
+            inner = part.weighted if isinstance(part, WeightedSum) else [(1.0, part)]
             flat += [(weight * w, p) for w, p in inner]
         self.weights = [weight for weight, _ in flat]
         self.parts = nn.ModuleList(part for _, part in flat)
+        self.needs_teacher = any(part.needs_teacher for _, part in flat)
+        self.trains_logits = any(part.trains_logits for _, part in flat)
 
     @property
-    def needs_teacher(self) -> bool:
-        return any(part.needs_teacher for part in self.parts)
-
-    @property
-    def trains_logits(self) -> bool:
-        return any(part.trains_logits for part in self.parts)
+    def weighted(self) -> list[tuple[float, Method]]:
+        """Each method with its weight."""
+        return list(zip(self.weights, cast("Iterable[Method]", self.parts), strict=True))
 
     @property
     def student_layers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for part in self.parts for name in part.student_layers))
+        return tuple(dict.fromkeys(name for _, part in self.weighted for name in part.student_layers))
 
     @property
     def teacher_layers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for part in self.parts for name in part.teacher_layers))
+        return tuple(dict.fromkeys(name for _, part in self.weighted for name in part.teacher_layers))
 
-    def attach(self, student: Answer, teacher: Answer | None) -> None:
-        for part in self.parts:
-            part.attach(student, teacher)
+    def setup(self, student: ModelOutput, teacher: ModelOutput | None) -> None:
+        for _, part in self.weighted:
+            part.setup(student, teacher)
 
-    def forward(self, student: Answer, teacher: Answer | None, labels: Tensor) -> Terms:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor) -> Terms:
         terms: Terms = {}
-        for number, (weight, part) in enumerate(zip(self.weights, self.parts, strict=True), start=1):
+        for number, (weight, part) in enumerate(self.weighted, start=1):
             for name, term in part(student, teacher, labels).items():
                 while name in terms:  # twice, if a part has called a term of its own "name (2)"
                     name = f"{name} ({number})"
@@ -128,7 +129,7 @@ class HardLabels(Method):
             raise ValueError(f"smoothing lies in [0, 1); got {smoothing}.")
         self.smoothing = smoothing
 
-    def forward(self, student: Answer, teacher: Answer | None, labels: Tensor) -> Terms:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor) -> Terms:
         return {"hard": losses.label_smoothing(student.logits, labels, self.smoothing)}
 
     def extra_repr(self) -> str:
@@ -147,10 +148,9 @@ class Logit(Method):
     """
 
     trains_logits = True
-    known = ("kd", "dkd", "dist", "standardized_kd")
 
     def __init__(
-        self, temperature: float = 4.0, alpha: float = 0.1, loss: str | Callable[..., Tensor] = "kd", **options: Any
+        self, temperature: float = 4.0, alpha: float = 0.1, loss: str | LossFunction = "kd", **options: Any
     ) -> None:
         super().__init__()
         if not (math.isfinite(temperature) and temperature > 0):
@@ -159,70 +159,92 @@ class Logit(Method):
             raise ValueError(f"alpha is the weight of the hard-label loss and lies in [0, 1]; got {alpha}.")
         self.temperature, self.alpha, self.loss = temperature, alpha, loss
         self.options = options
-        self._soft = _chosen(loss, self.known, options)
+        self._spec, terms = _resolve(loss, Family.LOGIT, options)
+        _, _, self._soft = terms[0]
         if isinstance(loss, str):
             self._soft = partial(self._soft, temperature=temperature)
 
-    def forward(self, student: Answer, teacher: Answer | None, labels: Tensor) -> Terms:
-        pair = (student.logits, teacher.logits)
-        soft = self._soft(*pair, labels) if self.loss == "dkd" else self._soft(*pair)
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor) -> Terms:
+        logits = student.logits, _required(teacher, self).logits
+        soft = self._soft(*logits, labels) if self._spec.needs_labels else self._soft(*logits)
         hard = losses.label_smoothing(student.logits, labels, 0.0)
         # Both terms stand at every alpha: a shortcut at 0 or 1 is where published code lost its T^2.
         return {"hard": self.alpha * hard, "soft": (1 - self.alpha) * soft}
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, alpha={self.alpha}, loss={_name(self.loss)}{_said(self.options)}"
+        return f"temperature={self.temperature}, alpha={self.alpha}, loss={_name(self.loss)}{_shown(self.options)}"
 
 
-class Feature(Method):
+class LayerMethod(Method):
+    """What `Feature` and `Relation` share: pairs of layers, a projector for each, and the terms of a loss on them."""
+
+    family: Family
+
+    def __init__(self, layers: Mapping[str, str], loss: str | LossFunction, **options: Any) -> None:
+        super().__init__()
+        if not isinstance(layers, Mapping) or not layers:
+            raise ValueError(
+                f"layers maps student layers to teacher layers, as {{'layer3': 'layer3'}}; got {layers!r}."
+            )
+        self.layers = dict(layers)
+        self.loss = loss
+        self.options = options
+        self._spec, self._terms = _resolve(loss, self.family, options)
+        self._pairing = self._spec.pairing or loss_table.each_projected
+        if self._spec.between_layers and len(self.layers) < 2:
+            raise ValueError(
+                f"{loss} relates the layers of a network to each other: name at least two; got {self.layers}."
+            )
+        self.projectors = nn.ModuleList()
+
+    def setup(self, student: ModelOutput, teacher: ModelOutput | None) -> None:
+        projector = self._spec.projector
+        if projector is None:
+            return
+        features = student.features, _required(teacher, self).features
+        pairs = {f"{a} -> {b}": (features[0][a], features[1][b]) for a, b in self.layers.items()}
+        if len(self.projectors) and projector.learns:  # a second fit goes on with what the first one learned
+            _check_channels(self.projectors, pairs)
+            return
+        self.projectors = nn.ModuleList([projector(name, *outputs) for name, outputs in pairs.items()])
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor) -> Terms:
+        if self._spec.projector is not None and len(self.projectors) == 0:
+            raise RuntimeError(
+                "The method does not know the sizes of its layers yet. Call method.setup(student_output, "
+                "teacher_output) once before the first step, as train.fit does."
+            )
+        names = list(self.layers)
+        features = _required(teacher, self).features
+        outputs = [student.features[a] for a in names], [features[b] for b in self.layers.values()]
+        return {
+            f"{term}{suffix}": weight * function(*inputs)
+            for term, weight, function in self._terms
+            for suffix, inputs in self._pairing(self.projectors, names, *outputs)
+        }
+
+
+class Feature(LayerMethod):
     """Distillation of intermediate features: a student map is made to look like a teacher map.
 
     layers: student layer -> teacher layer. loss: "hint" (FitNets, Romero et al. 2015; a learned 1 x 1 projection
     to the teacher's width), "attention" (Zagoruyko and Komodakis 2017; needs no projection), "vid" (Ahn et al.
     2019; a learned mean and variance), or a function of projected student map and teacher map. Where the maps
-    differ in height or width, the larger is average-pooled to the smaller; printing a run's method shows what was put
-    in. options: further arguments of that function.
+    differ in height or width, the larger is average-pooled to the smaller; printing a run's method shows the
+    projectors. options: further arguments of that function.
     It has no term for the labels: write HardLabels() + Feature(...) or Logit() + Feature(...).
     """
 
-    known = ("hint", "attention", "vid")
+    family = Family.FEATURE
 
-    def __init__(self, layers: Mapping[str, str], loss: str | Callable[..., Tensor] = "hint", **options: Any) -> None:
-        super().__init__()
-        self.layers = _mapping(layers)
-        self.loss = loss
-        self.options = options
-        self._compare = _chosen(loss, self.known, options)
-        self.connectors = nn.ModuleList()
-
-    def attach(self, student: Answer, teacher: Answer | None) -> None:
-        if len(self.connectors) and self.loss != "attention":  # a second fit goes on with what the first one learned
-            channels = _channels(self.layers, student, teacher)
-            _refuse_others(self.layers, [connector.channels for connector in self.connectors], channels)
-            return
-        kind = Resize if self.loss == "attention" else Gaussian if self.loss == "vid" else Project
-        made = [kind(f"{a} -> {b}", student.layers[a], teacher.layers[b]) for a, b in self.layers.items()]
-        for connector in made:
-            if self.loss == "attention" and connector.size == (1, 1):
-                raise ValueError(
-                    f"attention compares where two layers look, but {connector.title} would be compared at 1 x 1, and "
-                    "then its loss is always 0. Name layers with larger maps, or use loss='hint'."
-                )
-        self.connectors = nn.ModuleList(made)
-
-    def forward(self, student: Answer, teacher: Answer | None, labels: Tensor) -> Terms:
-        _check_attached(self.connectors)
-        terms: Terms = {}
-        for place, (ours, theirs) in enumerate(self.layers.items()):
-            inputs = self.connectors[place](student.layers[ours], teacher.layers[theirs])
-            terms[f"{_name(self.loss)} {ours}"] = self._compare(*inputs)
-        return terms
+    def __init__(self, layers: Mapping[str, str], loss: str | LossFunction = "hint", **options: Any) -> None:
+        super().__init__(layers, loss, **options)
 
     def extra_repr(self) -> str:
-        return f"loss={_name(self.loss)}{_said(self.options)}"
+        return f"loss={_name(self.loss)}{_shown(self.options)}"
 
 
-class Relation(Method):
+class Relation(LayerMethod):
     """Distillation of relations, between the layers of one network or between the samples of one batch.
 
     layers: student layer -> teacher layer, in the networks' order.
@@ -234,111 +256,74 @@ class Relation(Method):
     It has no term for the labels: write HardLabels() + Relation(...) or Logit() + Relation(...).
     """
 
-    between_layers = ("fsp", "layer_correlation", "layer_information")
-    between_samples = ("rkd", "rkd_distance", "rkd_angle", "similarity", "correlation_congruence")
-    known = between_layers + between_samples
+    family = Family.RELATION
 
-    def __init__(self, layers: Mapping[str, str], loss: str | Callable[..., Tensor] = "fsp", **options: Any) -> None:
-        super().__init__()
-        self.layers = _mapping(layers)
-        self.loss = loss
-        if loss in self.between_layers and len(self.layers) < 2:
-            raise ValueError(
-                f"{loss} relates the layers of a network to each other: name at least two; got {self.layers}."
-            )
-        parts = [(loss, 1.0)]
-        if loss == "rkd":
-            parts = [("rkd_distance", 1.0), ("rkd_angle", 2.0)]  # the paper's 1 : 2
-        self.options = options
-        self._compare = {_name(part): (weight, _chosen(part, self.known, options)) for part, weight in parts}
-        self.connectors = nn.ModuleList()
-
-    def attach(self, student: Answer, teacher: Answer | None) -> None:
-        if self.loss != "fsp":
-            return
-        channels = _channels(self.layers, student, teacher)
-        if len(self.connectors):
-            _refuse_others(self.layers, self._channels, channels)
-            return
-        self._channels = channels
-        self.connectors.extend(nn.Identity() if a == b else nn.Conv2d(a, b, 1, bias=False) for a, b in channels)
-
-    def forward(self, student: Answer, teacher: Answer | None, labels: Tensor) -> Terms:
-        names = list(self.layers)
-        ours = [student.layers[name] for name in names]
-        theirs = [teacher.layers[name] for name in self.layers.values()]
-        if self.loss == "fsp":
-            _check_attached(self.connectors)
-            ours = [as_map(output, name) for output, name in zip(ours, names, strict=True)]
-            theirs = [as_map(output, "the teacher") for output in theirs]
-        if callable(self.loss):  # a function of one's own gets B x D; ours flatten, without a copy where they can
-            ours, theirs = ([output.flatten(1) for output in outputs] for outputs in (ours, theirs))
-        terms: Terms = {}
-        for loss, (weight, compare) in self._compare.items():
-            if self.loss == "fsp":
-                for i in range(len(names) - 1):
-                    ahead = zip(self.connectors[i : i + 2], smaller(*ours[i : i + 2]), strict=True)
-                    projected = [project(pooled) for project, pooled in ahead]
-                    terms[f"fsp {names[i]}-{names[i + 1]}"] = compare(projected, theirs[i : i + 2])
-            elif self.loss in self.between_layers:
-                terms[loss] = compare(ours, theirs)
-            else:
-                for i, name in enumerate(names):
-                    terms[f"{loss} {name}"] = weight * compare(ours[i], theirs[i])
-        return terms
+    def __init__(self, layers: Mapping[str, str], loss: str | LossFunction = "fsp", **options: Any) -> None:
+        super().__init__(layers, loss, **options)
 
     def extra_repr(self) -> str:
-        return f"loss={_name(self.loss)}, layers={self.layers}{_said(self.options)}"
+        return f"loss={_name(self.loss)}, layers={self.layers}{_shown(self.options)}"
 
 
-def _mapping(layers: Mapping[str, str]) -> dict[str, str]:
-    if not isinstance(layers, Mapping) or not layers:
-        raise ValueError(f"layers maps student layers to teacher layers, as {{'layer3': 'layer3'}}; got {layers!r}.")
-    return dict(layers)
+def create(
+    loss: str,
+    layers: Mapping[str, str] | None = None,
+    *,
+    temperature: float | None = None,
+    alpha: float | None = None,
+    **options: Any,
+) -> Method:
+    """The method of a loss in `loss_table.LOSSES`, by the loss's name alone, with weight 1.
+
+    layers: for features and relations. temperature, alpha, options: default, what the study chose for a logit loss.
+    Raises what the method raises.
+    """
+    spec = loss_table.find(loss)
+    if spec.family is Family.LOGIT:
+        temperature = spec.temperature if temperature is None else temperature
+        alpha = spec.alpha if alpha is None else alpha
+        return Logit(temperature, alpha, loss, **{**spec.options, **options})
+    kind = Feature if spec.family is Family.FEATURE else Relation
+    return kind(layers or {}, loss, **{**spec.options, **options})
 
 
-def _check_attached(connectors: nn.ModuleList) -> None:
-    if len(connectors) == 0:
-        raise RuntimeError(
-            "The method does not know the sizes of its layers yet. Call method.attach(student_answer, teacher_answer) "
-            "once before the first step, as train.fit does."
+def _resolve(
+    loss: str | LossFunction, family: Family, options: Mapping[str, Any]
+) -> tuple[LossSpec, tuple[tuple[str, float, LossFunction], ...]]:
+    """The row of a loss by name, or one made for a function of one's own; and its terms with the options bound."""
+    if not callable(loss):
+        spec = loss_table.find(loss, family)
+        return spec, spec.with_options(loss, options)
+    spec = loss_table.custom(loss, family)
+    return spec, tuple((term, weight, partial(function, **options)) for term, weight, function in spec.terms)
+
+
+def _required(teacher: ModelOutput | None, method: Method) -> ModelOutput:
+    if teacher is None:
+        raise ValueError(
+            f"{type(method).__name__} compares the student with its teacher, but there is no output of a teacher. Give "
+            "fit a teacher, or call the method with both outputs."
         )
+    return teacher
 
 
-def _channels(layers: Mapping[str, str], student: Answer, teacher: Answer) -> list[tuple[int, int]]:
-    """Of each pair of layers, the student's and the teacher's."""
-    pairs = [(f"{a} -> {b}", student.layers[a], teacher.layers[b]) for a, b in layers.items()]
-    return [(as_map(ours, title).shape[1], as_map(theirs, title).shape[1]) for title, ours, theirs in pairs]
-
-
-def _refuse_others(layers: Mapping[str, str], before: list[tuple[int, int]], now: list[tuple[int, int]]) -> None:
-    for (a, b), made_for, given in zip(layers.items(), before, now, strict=True):
-        if given != made_for:
+def _check_channels(projectors: nn.ModuleList, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Raise ValueError unless the projectors were made for layers of these widths."""
+    for projector, (name, outputs) in zip(projectors, pairs.items(), strict=True):
+        channels = tuple(as_map(output, name).shape[1] for output in outputs)
+        before = cast("Projector", projector).channels
+        if channels != before:
             raise ValueError(
-                f"What this method has learned compares {a} -> {b} with {made_for[0]} -> {made_for[1]} channels; these "
-                f"networks have {given[0]} -> {given[1]}. Take networks like those of its first run, or a new method."
+                f"What this method has learned compares {name} with {before[0]} -> {before[1]} channels; these "
+                f"networks have {channels[0]} -> {channels[1]}. Take networks like those of its first run, or a new "
+                "method."
             )
 
 
-def _chosen(
-    loss: str | Callable[..., Tensor], known: tuple[str, ...], options: dict[str, Any]
-) -> Callable[..., Tensor]:
-    if callable(loss):
-        return partial(loss, **options)
-    if loss not in known:
-        raise unknown("loss", loss, known)
-    function = getattr(losses, loss)
-    accepted = [name for name, p in inspect.signature(function).parameters.items() if p.default is not p.empty]
-    for name in options:
-        if name not in accepted:
-            raise TypeError(f"{loss} takes no option {name!r}. Its options: {', '.join(accepted) or 'none'}.")
-    return partial(function, **options)
-
-
-def _said(options: dict[str, Any]) -> str:
-    """Options as they stand in a repr, by which a run is known again: no address of a function in it."""
+def _shown(options: Mapping[str, Any]) -> str:
+    """Options as they stand in a repr, by which a run is recognized: no address of a function in it."""
     return "".join(f", {name}={_name(one) if callable(one) else one}" for name, one in options.items())
 
 
-def _name(loss: str | Callable[..., Tensor]) -> str:
+def _name(loss: str | LossFunction) -> str:
     return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)

@@ -7,6 +7,7 @@ teacher = models.load("resnet20-fashion")
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlib._messages import unknown
-from kdlib.data.sources import folder
+from kdlib.data.sources import data_dir
+from kdlib.errors import unknown_name
 from kdlib.files import load_tensors, save_tensors
 
 STEMS = {
@@ -115,24 +116,34 @@ def _mobilenet(num_classes: int, in_channels: int, stem: str) -> nn.Module:
     return model
 
 
-def _architectures() -> dict[str, Callable[[dict[str, Any]], nn.Module]]:
-    def shape(given: dict[str, Any]) -> tuple[int, int]:
-        return given["num_classes"], given["in_channels"]
-
-    known: dict[str, Callable[[dict[str, Any]], nn.Module]] = {}
-    for depth in (18, 34, 50):
-        known[f"resnet{depth}"] = lambda g, d=depth: _torchvision_resnet(f"resnet{d}", *shape(g), g["stem"])
-    for depth in (8, 20, 32, 56):
-        known[f"resnet{depth}"] = lambda g, d=depth: CifarResNet(d, *shape(g))
-    known["article-teacher"] = lambda g: article_cnn((32, 64, 128), *shape(g), g["image_size"])
-    known["article-student"] = lambda g: article_cnn((16, 32), *shape(g), g["image_size"])
-    known["mobilenet-v3-small"] = lambda g: _mobilenet(*shape(g), g["stem"])
-    return known
+def _cifar_resnet(depth: int, config: dict[str, Any]) -> nn.Module:
+    return CifarResNet(depth, config["num_classes"], config["in_channels"])
 
 
-def names() -> list[str]:
+def _resnet(name: str, config: dict[str, Any]) -> nn.Module:
+    return _torchvision_resnet(name, config["num_classes"], config["in_channels"], config["stem"])
+
+
+def _article(widths: tuple[int, ...], config: dict[str, Any]) -> nn.Module:
+    return article_cnn(widths, config["num_classes"], config["in_channels"], config["image_size"])
+
+
+def _small_mobilenet(config: dict[str, Any]) -> nn.Module:
+    return _mobilenet(config["num_classes"], config["in_channels"], config["stem"])
+
+
+_ARCHITECTURES: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    **{f"resnet{depth}": partial(_resnet, f"resnet{depth}") for depth in (18, 34, 50)},
+    **{f"resnet{depth}": partial(_cifar_resnet, depth) for depth in (8, 20, 32, 56)},
+    "article-teacher": partial(_article, (32, 64, 128)),
+    "article-student": partial(_article, (16, 32)),
+    "mobilenet-v3-small": _small_mobilenet,
+}
+
+
+def list_models() -> list[str]:
     """The architectures that `build` knows."""
-    return list(_architectures())
+    return list(_ARCHITECTURES)
 
 
 def build(
@@ -146,7 +157,7 @@ def build(
 ) -> nn.Module:
     """A new model with fresh weights.
 
-    name: one of `names()`. num_classes: number of logits. in_channels: 1 for grey, 3 for colour.
+    name: one of `list_models()`. num_classes: number of logits. in_channels: 1 for grey, 3 for colour.
     stem: how torchvision's networks begin. "imagenet" is their own (7 x 7, stride 2, max pooling: 28 pixels become
         7 before the first block, and on images of 28 to 32 pixels that costs more accuracy than any distillation
         gives back); "stride2" (3 x 3, 28 become 14) and "stride1" (3 x 3, 28 stay 28, about three times the work of
@@ -155,14 +166,14 @@ def build(
     seed: of the initial weights; None draws from the global generator.
     Raises ValueError for an unknown name or stem, or numbers below one.
     """
-    if name not in names():
-        raise unknown("model", name, names())
+    if name not in list_models():
+        raise unknown_name("model", name, list_models())
     if stem not in STEMS:
-        raise unknown("stem", stem, STEMS)
+        raise unknown_name("stem", stem, STEMS)
     for what, value in {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{what} is a whole number of at least 1; got {value!r}.")
-    described = {
+    config = {
         "architecture": name,
         "num_classes": num_classes,
         "in_channels": in_channels,
@@ -170,12 +181,12 @@ def build(
         "image_size": image_size,
     }
     if seed is None:
-        model = _architectures()[name](described)
+        model = _ARCHITECTURES[name](config)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would set back the GPU's generator too
-            model = _architectures()[name](described)
-    model.described = described
+            model = _ARCHITECTURES[name](config)
+    model.config = config  # type: ignore[assignment]  # a plain attribute, which nn.Module allows
     return model
 
 
@@ -186,21 +197,21 @@ def save(model: nn.Module, path: str | Path, *, half: bool = False, **facts: Any
     header, such as the accuracy. Raises ValueError for a model that `build` did not make and for weights beyond
     the range of 16 bits, OSError if the file cannot be written.
     """
-    described, tensors = description(model), model.state_dict()
+    config, tensors = get_config(model), model.state_dict()
     if half:
         tensors = {name: _in_half(name, t) if t.is_floating_point() else t for name, t in tensors.items()}
-    save_tensors(path, tensors, {**described, **facts})
+    save_tensors(path, tensors, {**config, **facts})
 
 
-def description(model: nn.Module) -> dict[str, Any]:
+def get_config(model: nn.Module) -> dict[str, Any]:
     """What `save` notes of a model's architecture; ValueError for one that `build` could not make again."""
-    described = getattr(model, "described", None)
-    if described is None:
+    config = getattr(model, "config", None)
+    if not isinstance(config, dict):  # other libraries keep objects under this name
         raise ValueError(
             "This model was not made by models.build, so its architecture has no name to store. Save its weights "
             "with safetensors.torch.save_model(model, path)."
         )
-    return described
+    return config
 
 
 def _in_half(name: str, tensor: Tensor) -> Tensor:
@@ -220,23 +231,25 @@ def load(name: str | Path) -> nn.Module:
     """
     text = str(name)
     if text.endswith("-imagenet"):
-        return _pretrained(text.removesuffix("-imagenet"))
-    path = Path(text) if is_file(text) else folder() / f"{text}.safetensors"
+        return _load_torchvision(text.removesuffix("-imagenet"))
+    path = Path(text) if is_file(text) else data_dir() / f"{text}.safetensors"
     if not is_file(text) and not path.is_file():
-        options = [*shipped(), "resnet50-imagenet", "PATH.safetensors"]
-        raise ValueError(f"{unknown('trained model', text, options)} Shipped ones are looked for in {folder()}.")
-    tensors, described = load_tensors(path)
-    if "facts" in described:  # a checkpoint, which holds more than the student
+        options = [*list_pretrained(), "resnet50-imagenet", "PATH.safetensors"]
+        raise ValueError(f"{unknown_name('trained model', text, options)} Shipped ones are looked for in {data_dir()}.")
+    tensors, config = load_tensors(path)
+    if "facts" in config:  # a checkpoint, which holds more than the student
         tensors = {n.removeprefix("student/"): t for n, t in tensors.items() if n.startswith("student/")}
-        described = described["facts"].get("described") or {}
-    if "architecture" not in described:
-        raise ValueError(f"{path} does not say which architecture it holds. Build that model and call models.restore.")
-    shape = {key: described.get(key) for key in ("num_classes", "in_channels", "stem", "image_size")}
-    unsaid = [key for key, value in shape.items() if value is None]
-    if unsaid:
-        raise ValueError(f"{path} names its architecture but does not say its {', '.join(unsaid)}. Save it again.")
-    model = build(described["architecture"], **shape, seed=0)  # a seed, to leave the global generator alone
-    restore(model, tensors, path)
+        config = config["facts"].get("config") or {}
+    if "architecture" not in config:
+        raise ValueError(
+            f"{path} does not say which architecture it holds. Build that model and call models.load_weights."
+        )
+    shape: dict[str, Any] = {key: config.get(key) for key in ("num_classes", "in_channels", "stem", "image_size")}
+    missing = [key for key, value in shape.items() if value is None]
+    if missing:
+        raise ValueError(f"{path} names its architecture but does not say its {', '.join(missing)}. Save it again.")
+    model = build(config["architecture"], **shape, seed=0)  # a seed, to leave the global generator alone
+    load_weights(model, tensors, path)
     return model.eval()
 
 
@@ -248,7 +261,7 @@ def is_file(name: str | Path) -> bool:
     return str(name).endswith(".safetensors") or Path(name).is_file()
 
 
-def restore(model: nn.Module, tensors: dict[str, Tensor], path: str | Path = "the checkpoint") -> None:
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path = "the checkpoint") -> None:
     """Put weights into a model; ValueError, the model unchanged, unless every name and shape fits."""
     wanted = model.state_dict()
     missing = sorted(wanted.keys() - tensors.keys())
@@ -268,16 +281,16 @@ def restore(model: nn.Module, tensors: dict[str, Tensor], path: str | Path = "th
     model.load_state_dict(tensors)
 
 
-def shipped() -> list[str]:
+def list_pretrained() -> list[str]:
     """The trained models in the data folder."""
-    return sorted(path.stem for path in folder().glob("*.safetensors"))
+    return sorted(path.stem for path in data_dir().glob("*.safetensors"))
 
 
-def _pretrained(name: str) -> nn.Module:
+def _load_torchvision(name: str) -> nn.Module:
     from torchvision import models as zoo
 
     if name not in zoo.list_models(module=zoo):
-        raise unknown("torchvision model", name, zoo.list_models(module=zoo))
+        raise unknown_name("torchvision model", name, zoo.list_models(module=zoo))
     weights = zoo.get_model_weights(name).DEFAULT
     place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
@@ -294,14 +307,14 @@ def _pretrained(name: str) -> nn.Module:
         raise ValueError(
             f"{place} is not a readable file of weights for {name} ({reason}). Delete it: it is downloaded anew."
         ) from error
-    if name in names():
+    if name in list_models():
         classes = len(weights.meta["categories"])
         shape = {"num_classes": classes, "in_channels": 3, "stem": "imagenet", "image_size": 224}
-        model.described = {"architecture": name, **shape}
+        model.config = {"architecture": name, **shape}
     return model.eval()
 
 
-def stages(model: nn.Module) -> list[str]:
+def stage_layers(model: nn.Module) -> list[str]:
     """The layers after which a known model's maps are usually compared, from the input to the output.
 
     Raises ValueError for a model whose stages are not known: name the layers from `named_modules()` yourself.
@@ -309,7 +322,8 @@ def stages(model: nn.Module) -> list[str]:
     found = [name for name, _ in model.named_children() if name.startswith(("layer", "pool"))]
     if found:
         return found
-    if type(model).__name__ == "MobileNetV3" and len(model.features) == 13:  # the small one
+    blocks = getattr(model, "features", ())
+    if type(model).__name__ == "MobileNetV3" and len(blocks) == 13:  # the small one
         return [f"features.{i}" for i in (1, 3, 8, 12)]  # the last block of each resolution
     raise ValueError(
         f"The stages of a {type(model).__name__} are not known. Name two layers from named_modules(), "
@@ -317,7 +331,26 @@ def stages(model: nn.Module) -> list[str]:
     )
 
 
-def embedding(model: nn.Module) -> str:
+def pair_layers(student: nn.Module, teacher: nn.Module, which: str) -> dict[str, str]:
+    """Student layer -> teacher layer, for the layers that are usually compared.
+
+    which: "last" stage, "late" (the last two), "all" stages, or "embedding" (the vector before the classifier).
+    Networks of different depth are paired from the end, where the maps mean most.
+    Raises ValueError for another word, with near matches, and for networks whose stages are not known.
+    """
+    stages = list(zip(reversed(stage_layers(student)), reversed(stage_layers(teacher)), strict=False))[::-1]
+    known = {
+        "last": lambda: stages[-1:],
+        "late": lambda: stages[-2:],
+        "all": lambda: stages,
+        "embedding": lambda: [(embedding_layer(student), embedding_layer(teacher))],
+    }
+    if which not in known:
+        raise unknown_name("choice of layers", which, known)
+    return dict(known[which]())
+
+
+def embedding_layer(model: nn.Module) -> str:
     """The layer whose output is one vector a sample, just before the classifier."""
     for name in ("avgpool", "flatten"):
         if name in dict(model.named_children()):

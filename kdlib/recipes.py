@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from kdlib._messages import unknown
+from kdlib.errors import unknown_name
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop")
 SCHEDULES = ("cosine", "one-cycle", "constant")
@@ -38,22 +38,22 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
-            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
+            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.schedule not in SCHEDULES:
-            raise unknown("schedule", self.schedule, SCHEDULES)
+            raise unknown_name("schedule", self.schedule, SCHEDULES)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate is a positive number; got {self.learning_rate}.")
         if not isinstance(self.batch_size, int) or self.batch_size < 2:
-            text = "batch_size is a whole number of at least 2 (batch statistics need company)"
+            text = "batch_size is a whole number of at least 2 (batch statistics need more than one sample)"
             raise ValueError(f"{text}; got {self.batch_size}.")
         if not (0 <= self.warmup < 1 and 0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
             raise ValueError("warmup and momentum lie in [0, 1), weight_decay is 0 or more.")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip is a positive norm, or None; got {self.clip}.")
 
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of step 0, 1, ... of `steps`: a function, so that a resumed run needs no state."""
-        done = (step + 0.5) / steps
+    def learning_rate_at(self, step: int, total_steps: int) -> float:
+        """The learning rate of step 0, 1, ... of `total_steps`: a function, so that a resumed run needs no state."""
+        done = (step + 0.5) / total_steps
         if self.schedule == "constant":
             return self.learning_rate
         if self.schedule == "one-cycle":

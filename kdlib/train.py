@@ -1,7 +1,7 @@
-"""The one training loop, for every method.
+"""Training by any method, and evaluation.
 
-run = train.fit(student, fashion, teacher=teacher, method=methods.Logit(temperature=4, alpha=0.1), epochs=3)
-run.test_accuracy
+result = train.fit(student, fashion, teacher=teacher, method=methods.Logit(temperature=4, alpha=0.1), epochs=3)
+result.test_accuracy
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from kdlib import devices, distributed
-from kdlib.data import Augmentation, DataSet
-from kdlib.evaluation import Scores, evaluate
-from kdlib.loop import Loop
+from kdlib.checkpoints import Checkpointer
+from kdlib.data import Augmentation, DataModule
+from kdlib.evaluation import Metrics, evaluate
 from kdlib.methods import HardLabels, Logit, Method
 from kdlib.recipes import Recipe
-from kdlib.teachers import Cached, Frozen
+from kdlib.teachers import CachedTeacher, FrozenTeacher
+from kdlib.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class Run:
+class Result:
     """What a finished training gives back.
 
     student: the trained model, in eval mode. method: a copy of the method that was given, with what it learned.
     rows: one dictionary an epoch.
     validation_accuracy: after the last epoch. test_accuracy: of the last weights, read once; None if not asked for.
-    seconds: of training, over all resumptions. place: device and precision.
+    seconds: of training, over all resumptions. device: with its precision, as "cpu, bfloat16".
     """
 
     student: nn.Module
@@ -40,7 +41,7 @@ class Run:
     validation_accuracy: float
     test_accuracy: float | None
     seconds: float
-    place: str
+    device: str
 
     @property
     def history(self) -> Any:
@@ -52,9 +53,9 @@ class Run:
 
 def fit(
     student: nn.Module,
-    data: DataSet,
+    data: DataModule,
     *,
-    teacher: nn.Module | Frozen | Cached | None = None,
+    teacher: nn.Module | FrozenTeacher | CachedTeacher | None = None,
     method: Method | None = None,
     epochs: int = 10,
     recipe: Recipe | None = None,
@@ -65,55 +66,56 @@ def fit(
     precision: str = "auto",
     compile: bool = False,
     checkpoint: str | Path | None = None,
-    every: int | None = None,
+    checkpoint_every: int | None = None,
     resume: bool = False,
     test: bool = True,
     progress: bool = True,
-    on_epoch: Callable[[int, nn.Module], None] | None = None,
-) -> Run:
-    """Train a student on `data.train`, look at `data.validation` after each epoch and at `data.test` once.
+    on_epoch_end: Callable[[int, nn.Module], None] | None = None,
+) -> Result:
+    """Train a student on `data.train`, evaluate it on `data.validation` after each epoch and on `data.test` once.
 
-    teacher: a model (asked live), or stored answers. method: default Logit() with a teacher, HardLabels() without.
-    augmentation: default, the data set's own. views: epochs go through this many augmented views of each image in
+    teacher: a model, which is run on every batch, or stored outputs. method: default Logit() with a teacher,
+    HardLabels() without.
+    augmentation: default, the data's own. views: epochs go through this many augmented views of each image in
     turn; default, as many as a cached teacher holds, else a new view every epoch.
     seed: of order, augmentation and dropout, not of the student's initial weights.
     compile: let torch.compile translate the networks first; it takes a minute or so and pays on GPUs.
-    checkpoint: a file, written after every epoch, or every `every` steps; resume: go on from it if it exists.
-    on_epoch: called after each epoch's validation with its number, 1 for the first, and the student, to look at it or
-    copy it.
-    Under torchrun, inside `distributed.together()`, the processes share every batch; losses that relate the samples of
-    a batch then see the share of one process.
+    checkpoint: a file, written after every epoch, and every `checkpoint_every` steps. resume: go on from it if it
+    exists.
+    on_epoch_end: called after each epoch's validation with its number, 1 for the first, and the student, to look at it
+    or copy it.
+    Under torchrun, inside `distributed.process_group()`, the processes share every batch; losses that relate the
+    samples of a batch then see the shard of one process.
     Raises ValueError when the pieces do not fit together, FloatingPointError when a loss is not finite.
     """
-    # A copy: the caller's method keeps no projection of this run, so the same call twice gives the same student.
+    # A copy: the caller's method keeps no projector of this run, so the same call twice gives the same student.
     method = copy.deepcopy(method) if method else (Logit() if teacher is not None else HardLabels())
-    loop = Loop(
+    trainer = Trainer(
         student=student,
         data=data,
-        teacher=Frozen(teacher) if isinstance(teacher, nn.Module) else teacher,
+        teacher=FrozenTeacher(teacher) if isinstance(teacher, nn.Module) else teacher,
         method=method,
         epochs=epochs,
         recipe=recipe or Recipe(),
         augmentation=data.augmentation if augmentation is None else augmentation,
-        views=views or (teacher.views if isinstance(teacher, Cached) else None),
+        views=views or (teacher.views if isinstance(teacher, CachedTeacher) else None),
         seed=seed,
-        place=devices.choose(device, precision, compile),
-        checkpoint=Path(checkpoint) if checkpoint else None,
-        every=every,
-        bar=tqdm(disable=not progress or distributed.rank() > 0, unit="img", unit_scale=True),
-        on_epoch=on_epoch,
+        config=devices.resolve(device, precision, compile),
+        checkpointer=Checkpointer(Path(checkpoint) if checkpoint else None, checkpoint_every),
+        progress_bar=tqdm(disable=not progress or distributed.rank() > 0, unit="img", unit_scale=True),
+        on_epoch_end=on_epoch_end,
     )
-    with loop.bar, loop.opened():
-        loop.rehearse()
-        if resume and loop.found():
-            loop.load()
-        loop.run()
+    with trainer.progress_bar, trainer.prepare():
+        trainer.sanity_check()
+        if resume and trainer.checkpointer.exists():
+            trainer.load_checkpoint()
+        trainer.fit()
     for trained in (student, method):
-        trained.zero_grad()  # the last step's gradients would take as much memory as the weights, as long as the run
-    scores = evaluate(student, data.test, device=device, precision=precision) if test else None
-    accuracy = scores.accuracy if scores else None
-    last = loop.rows[-1]["validation_accuracy"]
-    return Run(student.eval(), method, loop.rows, last, accuracy, loop.seconds, str(loop.place))
+        trained.zero_grad()  # the last step's gradients would take as much memory as the weights
+    metrics = evaluate(student, data.test, device=device, precision=precision) if test else None
+    accuracy = metrics.accuracy if metrics else None
+    last = trainer.rows[-1]["validation_accuracy"]
+    return Result(student.eval(), method, trainer.rows, last, accuracy, trainer.seconds, str(trainer.config))
 
 
-__all__ = ["Recipe", "Run", "Scores", "evaluate", "fit"]
+__all__ = ["Metrics", "Recipe", "Result", "evaluate", "fit"]

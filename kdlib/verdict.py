@@ -82,15 +82,15 @@ def compare(
     out of range; TypeError for a mapping beside a sequence.
     """
     _check_options(confidence, comparisons, better)
-    ours, theirs = _paired(method, baseline)
-    differences = ours - theirs
+    of_method, of_baseline = _paired(method, baseline)
+    differences = of_method - of_baseline
     n, mean, std = len(differences), float(differences.mean()), float(differences.std(ddof=1))
     # Equal differences of rounded numbers still differ by a few units in the last place.
-    if std <= 4 * np.finfo(float).eps * max(np.abs(ours).max(), np.abs(theirs).max()):
-        std, reach = 0.0, math.inf
+    if std <= 4 * np.finfo(float).eps * max(np.abs(of_method).max(), np.abs(of_baseline).max()):
+        std, margin = 0.0, math.inf
     else:
-        reach = _quantile(confidence, comparisons, n - 1) * std / math.sqrt(n)
-    low, high = mean - reach, mean + reach
+        margin = _quantile(confidence, comparisons, n - 1) * std / math.sqrt(n)
+    low, high = mean - margin, mean + margin
     return Comparison(n, mean, std, low, high, confidence, comparisons, _verdict(low, high, better))
 
 
@@ -129,7 +129,9 @@ def table(
         shared = dict(zip(groups, key, strict=True))
         results = _by_method(group, by, pair, value, shared)
         if baseline not in results:
-            raise ValueError(f"The baseline {baseline!r} is not among the methods {list(results)}{_said(shared)}.")
+            raise ValueError(
+                f"The baseline {baseline!r} is not among the methods {list(results)}{_format_group(shared)}."
+            )
         others = [name for name in results if name != baseline]
         family = len(others) if comparisons is None else comparisons
         for name in others:
@@ -138,7 +140,9 @@ def table(
                     results[name], results[baseline], confidence=confidence, comparisons=family, better=better
                 )
             except ValueError as error:
-                raise ValueError(f"{name} cannot be compared with {baseline}{_said(shared)}: {error}") from error
+                raise ValueError(
+                    f"{name} cannot be compared with {baseline}{_format_group(shared)}: {error}"
+                ) from error
             made.append({**shared, by: name, **_scores(results[name], results[baseline]), **_columns(found)})
     names = [*groups, by, "n", "score", "baseline_score", "gain", "std", "low", "high", "comparisons", "verdict"]
     return pd.DataFrame(made, columns=names)
@@ -160,6 +164,7 @@ def _paired(method: Any, baseline: Any) -> tuple[np.ndarray, np.ndarray]:
             "One side has seeds and the other has none, so they cannot be paired. Give two mappings seed -> result, "
             "or two sequences in the same order."
         )
+    sides: list[dict[Hashable, float]]
     if not keyed[0]:
         sides = [dict(enumerate(side)) for side in (method, baseline)]
         if len(sides[0]) != len(sides[1]):
@@ -169,40 +174,42 @@ def _paired(method: Any, baseline: Any) -> tuple[np.ndarray, np.ndarray]:
             )
     else:
         sides = [_unique(side) for side in (method, baseline)]
-    ours, theirs = sides
-    _refuse_unpaired(ours, theirs)
-    if len(ours) < 2:
-        raise ValueError(f"{len(ours)} pairs say nothing about spread; at least two seeds are needed, five are usual.")
-    for who, side in {"method": ours, "baseline": theirs}.items():
+    of_method, of_baseline = sides
+    _refuse_unpaired(of_method, of_baseline)
+    n = len(of_method)
+    if n < 2:
+        raise ValueError(f"{n} pairs say nothing about spread; at least two seeds are needed, five are usual.")
+    for role, side in {"method": of_method, "baseline": of_baseline}.items():
         bad = [key for key, value in side.items() if not math.isfinite(value)]
         if bad:
-            raise ValueError(f"The {who}'s result is not a finite number for {_shown(bad)}. Did those runs diverge?")
-    return tuple(np.array([float(side[key]) for key in ours]) for side in (ours, theirs))
+            raise ValueError(f"The {role}'s result is not a finite number for {_listed(bad)}. Did those runs diverge?")
+    first, second = (np.array([float(side[key]) for key in of_method]) for side in sides)
+    return first, second
 
 
 def _unique(side: Any) -> dict[Hashable, float]:
     keys = list(side.keys())
     twice = sorted({key for key in keys if keys.count(key) > 1}, key=str)
     if twice:
-        raise ValueError(f"There are several results for seed {_shown(twice)}. Give one run a seed.")
+        raise ValueError(f"There are several results for seed {_listed(twice)}. Give one run a seed.")
     return dict(side.items())
 
 
-def _refuse_unpaired(ours: Mapping[Hashable, float], theirs: Mapping[Hashable, float]) -> None:
+def _refuse_unpaired(of_method: Mapping[Hashable, float], of_baseline: Mapping[Hashable, float]) -> None:
     lacking = {
-        "method": [key for key in theirs if key not in ours],
-        "baseline": [key for key in ours if key not in theirs],
+        "method": [key for key in of_baseline if key not in of_method],
+        "baseline": [key for key in of_method if key not in of_baseline],
     }
-    parts = [f"the {who} lacks {_shown(keys)}" for who, keys in lacking.items() if keys]
+    parts = [f"the {role} lacks {_listed(keys)}" for role, keys in lacking.items() if keys]
     if parts:
         raise ValueError(f"The seeds are not paired: {' and '.join(parts)}. Run what is missing, or leave it out.")
 
 
-def _shown(keys: Iterable[Hashable]) -> str:
+def _listed(keys: Iterable[Hashable]) -> str:
     return ", ".join(map(str, keys))
 
 
-def _said(shared: Mapping[str, Any]) -> str:
+def _format_group(shared: Mapping[str, Any]) -> str:
     return f" ({', '.join(f'{name} {value}' for name, value in shared.items())})" if shared else ""
 
 
@@ -226,14 +233,14 @@ def _by_method(
     if len(twice):
         one = twice.iloc[0]
         raise ValueError(
-            f"There are several rows of {one[by]}, {pair} {one[pair]}{_said(shared)}. Choose one study, or name the "
-            "column that tells them apart in `within`."
+            f"There are several rows of {one[by]}, {pair} {one[pair]}{_format_group(shared)}. Choose one study, or "
+            "name the column that tells them apart in `within`."
         )
-    return {name: dict(zip(part[pair], part[value], strict=True)) for name, part in group.groupby(by, sort=False)}
+    return {str(name): dict(zip(part[pair], part[value], strict=True)) for name, part in group.groupby(by, sort=False)}
 
 
-def _scores(ours: Mapping[Hashable, float], theirs: Mapping[Hashable, float]) -> dict[str, float]:
-    return {"score": float(np.mean(list(ours.values()))), "baseline_score": float(np.mean(list(theirs.values())))}
+def _scores(method: Mapping[Hashable, float], baseline: Mapping[Hashable, float]) -> dict[str, float]:
+    return {"score": float(np.mean(list(method.values()))), "baseline_score": float(np.mean(list(baseline.values())))}
 
 
 def _columns(found: Comparison) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The rules that every lesson keeps, each a function from a lesson to what breaks it: nothing, if all is well."""
+"""The rules for lessons; each is a function that yields a message for every violation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from kdlib.classroom.notebooks import IGNORED, WIDGET_VIEW
+from course.notebooks import HIDE_TAG, IGNORE_TAG, WIDGET_VIEW
 
 FIRST_SECTIONS = ["What you will be able to do", "What you need first"]
 LAST_SECTIONS = ["Exercises", "Summary", "References"]
@@ -36,7 +36,7 @@ IMAGE = re.compile(r"!\[([^\]]*)\]\(|<img (?![^>]*alt=\"\w)")
 
 @dataclass
 class Lesson:
-    """A notebook and where it lies."""
+    """A notebook and its path."""
 
     path: Path
     notebook: NotebookNode
@@ -55,26 +55,26 @@ class Lesson:
 
     @cached_property
     def headings(self) -> list[tuple[int, str]]:
-        """(level, text) of each heading, in order; a # inside a block of code is none."""
+        """(level, text) of each heading, in order; a # inside a block of code is not one."""
         text = re.sub(r"^```.*?^```", "", "\n\n".join(self.prose), flags=re.MULTILINE | re.DOTALL)
         return [(len(marks), title.strip()) for marks, title in re.findall(r"^(#+) +(.*)$", text, re.MULTILINE)]
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Lines of each code cell that are not empty."""
+        """The number of lines of each code cell that are not empty."""
         return [len([line for line in cell.source.splitlines() if line.strip()]) for cell in self.code]
 
 
-def ignored(cell: NotebookNode) -> bool:
-    return IGNORED in cell.metadata.get("tags", [])
+def is_ignored(cell: NotebookNode) -> bool:
+    return IGNORE_TAG in cell.metadata.get("tags", [])
 
 
 def without_formulas(text: str) -> str:
     return re.sub(r"\$\$.*?\$\$|\$[^$\n]*\$", " ", text, flags=re.DOTALL)
 
 
-def printed(cell: NotebookNode) -> str:
-    """What a code cell gave, as text."""
+def output_text(cell: NotebookNode) -> str:
+    """The outputs of a code cell as text."""
     plain = [output.get("data", {}).get("text/plain", "") for output in cell.outputs]
     return "\n".join([output.get("text", "") for output in cell.outputs] + plain)
 
@@ -161,7 +161,7 @@ def size(lesson: Lesson) -> Iterator[str]:
 
 
 def anchors(lesson: Lesson) -> set[str]:
-    """What a link to a heading may be called, as JupyterLab makes it."""
+    """The anchors of the headings, as JupyterLab makes them."""
     return {title.replace(" ", "-") for _, title in lesson.headings}
 
 
@@ -179,20 +179,39 @@ def links(lesson: Lesson) -> Iterator[str]:
 
 def tags(lesson: Lesson) -> Iterator[str]:
     for number, cell in enumerate(lesson.code, 1):
-        others = set(cell.metadata.get("tags", [])) - {IGNORED}
+        others = set(cell.metadata.get("tags", [])) - {IGNORE_TAG, HIDE_TAG}
         if others or re.search(r"#\s*(NBVAL|PYTEST_VALIDATE)", cell.source):
-            yield f"code cell {number} is marked with something else than the tag {IGNORED}"
-    count = sum(map(ignored, lesson.code))
+            yield f"code cell {number} is marked with something other than the tags {IGNORE_TAG} and {HIDE_TAG}"
+    count = sum(map(is_ignored, lesson.code))
     if count > len(lesson.code) / 5:
         yield f"{count} of {len(lesson.code)} code cells are not compared, more than a fifth"
     for number, (cell, after) in enumerate(zip(lesson.code, [*lesson.code[1:], None], strict=True), 1):
-        claimed = after is not None and not ignored(after) and re.search(r": True$", printed(after), re.MULTILINE)
-        if ignored(cell) and not claimed:
+        compared = after is not None and not is_ignored(after)
+        claimed = compared and re.search(r": True$", output_text(after), re.MULTILINE)
+        if is_ignored(cell) and not claimed:
             yield f"after code cell {number}, which is not compared, none makes a claim (a line that ends ': True')"
 
 
+def preview(cell: NotebookNode) -> str:
+    """What JupyterLab shows of collapsed outputs: the first line of the first one, as long as it is text."""
+    for output in cell.outputs[:1]:
+        data = output.get("data", {"text/plain": output.get("text", "")})
+        text = next((data[kind] for kind in ("text/html", "text/markdown", "text/plain") if kind in data), "")
+        return next((line for line in text.splitlines() if line), "")
+    return ""
+
+
+def collapsed_outputs(lesson: Lesson) -> Iterator[str]:
+    for number, cell in enumerate(lesson.code, 1):
+        if HIDE_TAG in cell.metadata.get("tags", []) and not preview(cell).endswith(":"):
+            yield (
+                f"the collapsed outputs of code cell {number} give the answer away by {preview(cell)!r}, which "
+                "JupyterLab shows: print a line first that ends with a colon"
+            )
+
+
 def self_contained(lesson: Lesson) -> Iterator[str]:
-    """No installing, no download, no path, no silenced warning."""
+    """No installation, no download, no path, no silenced warning."""
     for number, cell in enumerate(lesson.code, 1):
         try:
             tree = ast.parse(cell.source)
@@ -204,7 +223,7 @@ def self_contained(lesson: Lesson) -> Iterator[str]:
 
 
 def _forbidden(node: ast.AST) -> str:
-    """What a node has that does not belong into a lesson, or ""."""
+    """What does not belong in a lesson, or ""."""
     modules: list[str] = []
     if isinstance(node, ast.Import):
         modules = [alias.name for alias in node.names]
@@ -234,5 +253,6 @@ RULES: list[Callable[[Lesson], Iterator[str]]] = [
     size,
     links,
     tags,
+    collapsed_outputs,
     self_contained,
 ]

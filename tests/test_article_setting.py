@@ -12,21 +12,25 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from kdlib import models
+from kdlib import cli, models
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["--images", "1000", "--epochs", "1", "--size", "32", "--batch-size", "250", "--quiet", "--json"]
+SMALL = [
+    *("--images", "100", "--epochs", "1", "--image-size", "32", "--batch-size", "50", "--learning-rate", "0.01"),
+    *("--quiet", "--json"),
+]
 SOURCES = {"README": ROOT / "README.md", "lesson 08": ROOT / "notebooks" / "08_distil_a_resnet.ipynb"}
 
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A thousand classes, each a folder named by its synset, with pictures of several shapes."""
+    """A thousand classes, each a folder named by its synset, with images of several shapes."""
     root = tmp_path_factory.mktemp("imagenet")
     for part, count in (("train", 2), ("val", 1)):
         for label in range(1000):
@@ -40,7 +44,7 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where torchvision looks for weights that it has downloaded: a ResNet-50 that nobody trained lies there."""
+    """The folder of torchvision's downloads, with the weights of an untrained ResNet-50 in it."""
     from torchvision import models as zoo
 
     home = tmp_path_factory.mktemp("torch")
@@ -72,20 +76,37 @@ def test_the_command_has_the_articles_settings(source: str) -> None:
     assert wanted.items() <= pairs.items()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("together", [False, True], ids=["alone", "torchrun"])
-@pytest.mark.skipif(sys.platform == "win32", reason="torchrun on Windows has no gloo by default")
-def test_the_command_distils(together: bool, imagenet: Path, torch_home: Path, tmp_path: Path) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if together else []
-    options = [*command("README", imagenet), *SMALL, "--out", str(tmp_path)]  # what comes last counts
-    environment = os.environ | {"TORCH_HOME": str(torch_home), "PYTHONPATH": str(ROOT)}
-    full = [sys.executable, *launcher, "-m", "kdlib", *options]
-    done = subprocess.run(full, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+def check_report(report: dict[str, Any], student: Path) -> None:
     assert report["job"]["temperature"] == 2.0
     assert report["job"]["alpha"] == 0.5
     assert report["teacher_parameters"] == 25_557_032
     assert report["student_parameters"] == 11_689_512
-    student = models.load(tmp_path / "student.safetensors")
-    assert student(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
+    assert models.load(student)(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
+
+
+@pytest.mark.slow
+def test_the_command_distils(
+    imagenet: Path, torch_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    # what comes last counts
+    monkeypatch.setattr(sys, "argv", ["kdlib", *command("README", imagenet), *SMALL, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    check_report(report, tmp_path / "student.safetensors")
+    assert 0 <= report["baseline_accuracy"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="torchrun on Windows has no gloo by default")
+def test_the_command_distils_under_torchrun(imagenet: Path, torch_home: Path, tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    options = [*command("README", imagenet), *SMALL, "--no-baseline", "--out", str(tmp_path)]
+    environment = os.environ | {"TORCH_HOME": str(torch_home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    full = [sys.executable, *launcher, "-m", "kdlib", *options]
+    done = subprocess.run(full, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    check_report(json.loads(done.stdout.splitlines()[-1]), tmp_path / "student.safetensors")

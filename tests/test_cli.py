@@ -19,8 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from kdlib import cli, data, distill, loop, measure, models, train
+from kdlib import cli, data, distill, measure, models, train
 from kdlib.files import load_tensors
+from kdlib.trainer import Trainer
 
 TINY = ["--teacher", "resnet20-fashion", "--student", "resnet8", "--images", "192", "--epochs", "2", "--quiet"]
 
@@ -36,9 +37,9 @@ def call(*arguments: Any) -> int:
 
 @pytest.fixture(scope="module")
 def small_test_set() -> Any:
-    """The command reads 10,000 test images three times; for these tests the first 500 will do."""
+    """The command reads 10,000 test images three times; for these tests the first 100 will do."""
     whole, real = data.load("fashion-mnist"), data.load
-    few = torch.arange(500)
+    few = torch.arange(100)
     short = replace(whole, test=whole.test.select(few), validation=whole.validation.select(few))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", lambda name, **options: short if name == "fashion-mnist" else real(name, **options))
@@ -57,28 +58,31 @@ def finished(small_test_set: Any, tmp_path_factory: pytest.TempPathFactory) -> t
 def test_distill_writes_student_history_curves_and_report(finished: tuple[Path, str]) -> None:
     out, _ = finished
     student = models.load(out / "student.safetensors")
-    assert student.described["architecture"] == "resnet8"
+    assert student.config["architecture"] == "resnet8"
     history = pd.read_csv(out / "history.csv", index_col="epoch")
     assert list(history.index) == [1, 2]
     assert {"student soft", "student hint layer3", "student fsp layer1-layer2", "baseline hard"} <= set(history)
-    with Image.open(out / "curves.png") as picture:
-        assert picture.width > 600
-        assert len(picture.convert("RGB").getcolors(1_000_000)) > 10
+    with Image.open(out / "curves.png") as image:
+        assert image.width > 600
+        assert len(image.convert("RGB").getcolors(1_000_000)) > 10
     report = json.loads((out / "report.json").read_text())
     assert report["job"]["method"] == "logit+feature+relation"
 
 
-def test_the_last_line_is_one_json_object_that_tells_the_truth(finished: tuple[Path, str], small_test_set: Any) -> None:
+def test_the_last_line_is_one_json_object_with_what_was_measured(
+    finished: tuple[Path, str], small_test_set: Any
+) -> None:
     out, printed = finished
     report = json.loads(printed.strip().splitlines()[-1])
     assert report == json.loads((out / "report.json").read_text())
     student, teacher = models.load(out / "student.safetensors"), models.load("resnet20-fashion")
-    ours, theirs = (train.evaluate(m, small_test_set.test) for m in (student, teacher))
-    assert report["student_accuracy"] == pytest.approx(ours.accuracy, abs=0.004)  # bfloat16 or not
-    assert report["teacher_accuracy"] == pytest.approx(theirs.accuracy, abs=0.004)
-    assert report["agreement"] == pytest.approx(measure.agreement(ours.logits, theirs.logits), abs=0.006)
-    assert report["student_parameters"] == measure.parameters(student) == 77_754
-    assert report["teacher_parameters"] == measure.parameters(teacher)
+    metrics, teacher_metrics = (train.evaluate(model, small_test_set.test) for model in (student, teacher))
+    assert report["student_accuracy"] == pytest.approx(metrics.accuracy, abs=0.011)  # one image: bfloat16 or not
+    assert report["teacher_accuracy"] == pytest.approx(teacher_metrics.accuracy, abs=0.011)
+    agreement = measure.agreement(metrics.logits, teacher_metrics.logits)
+    assert report["agreement"] == pytest.approx(agreement, abs=0.011)
+    assert report["student_parameters"] == measure.count_parameters(student) == 77_754
+    assert report["teacher_parameters"] == measure.count_parameters(teacher)
     assert 0 < report["baseline_accuracy"] < 1
     assert report["seconds"] > 0
 
@@ -88,7 +92,7 @@ def test_the_table_names_both_students_and_warns_of_one_seed(finished: tuple[Pat
     assert "resnet8, hard labels " in printed
     assert "resnet8, logit+feature+relation " in printed
     assert "One run, one seed: a hint, not evidence" in printed
-    assert "answers for 192 images in 1 view." in printed
+    assert "is run on 192 images in 1 view." in printed
 
 
 def test_baseline_and_student_start_from_the_same_weights(small_test_set: Any, tmp_path: Path) -> None:
@@ -96,9 +100,12 @@ def test_baseline_and_student_start_from_the_same_weights(small_test_set: Any, t
     assert call("distill", *TINY, "--method", "hard", "--out", tmp_path, "--precision", "fp32") == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["student_accuracy"] == report["baseline_accuracy"]
+    history = pd.read_csv(tmp_path / "history.csv")
+    for column in ("loss", "hard", "validation_loss", "validation_accuracy"):
+        assert history[f"student {column}"].tolist() == history[f"baseline {column}"].tolist()
 
 
-def test_no_baseline_leaves_it_out_and_views_0_asks_live(
+def test_no_baseline_leaves_it_out_and_views_0_runs_the_teacher_live(
     small_test_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     options = ["--no-baseline", "--views", "0", "--epochs", "1", "--json"]
@@ -107,7 +114,7 @@ def test_no_baseline_leaves_it_out_and_views_0_asks_live(
     report = json.loads(printed.strip().splitlines()[-1])
     assert report["baseline_accuracy"] is None
     assert "hard labels" not in printed
-    assert "answers for" not in printed
+    assert "is run on" not in printed
     assert not any(name.startswith("baseline") for name in pd.read_csv(tmp_path / "history.csv"))
 
 
@@ -126,7 +133,7 @@ def test_training_goes_on_from_given_weights(small_test_set: Any, tmp_path: Path
 def test_a_cache_is_used_again_and_refused_for_another_teacher(
     small_test_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    options = ["--no-baseline", "--epochs", "1", "--cache", tmp_path / "answers"]
+    options = ["--no-baseline", "--epochs", "1", "--cache", tmp_path / "outputs"]
     reports = []
     for run in ("first", "second"):
         assert call("distill", *TINY, *options, "--out", tmp_path / run) == 0
@@ -144,13 +151,17 @@ def test_a_cache_is_used_again_and_refused_for_another_teacher(
         (["--method", "logti"], "There is no method named 'logti'. Did you mean 'logit'"),
         (["--method", "logit+"], "There is no method named ''"),
         (["--method", "1-2*feature"], "weight '1-2'"),
+        (["--method", "hard+100*similarty"], "There is no method named 'similarty'. Did you mean 'similarity'"),
+        (["--method", "-1*hint"], "A method's weight is a number of at least 0; got -1.0"),
+        (["--method", "nan*hint"], "A method's weight is a number of at least 0; got nan"),
+        (["--method", "fsp", "--layers", "layer1:layer1"], "fsp relates the layers of a network to each other"),
         (["--student", "resnet81"], "no model named 'resnet81'. Did you mean"),
         (["--teacher", "resnet20-fasion"], "no trained model named 'resnet20-fasion'. Did you mean 'resnet20-fashion'"),
-        (["--data", "fashion-mnits"], "no data set named 'fashion-mnits'. Did you mean 'fashion-mnist'"),
+        (["--data", "fashion-mnits"], "no dataset named 'fashion-mnits'. Did you mean 'fashion-mnist'"),
         (["--temperature", "0"], "temperature is a positive number"),
         (["--temperature", "nan"], "temperature is a positive number"),
         (["--alpha", "1.5"], "alpha is the weight of the hard-label loss and lies in [0, 1]"),
-        (["--images", "0"], "cannot take 0 of them"),
+        (["--images", "0"], "there is no subset of 0"),
         (["--images", "1"], "1 training images; at least 2"),
         (["--images", "99999"], "has 55,000 training images"),
         (["--optimizer", "adam"], "no optimizer named 'adam'. Did you mean 'adamw'"),
@@ -171,6 +182,7 @@ def test_bad_options_end_in_one_sentence_and_exit_code_2(
     assert error.startswith("kdlib: ")
     assert message in error
     assert "Traceback" not in error
+    assert error.count("\n") == 1
 
 
 def test_an_unwritable_folder_is_found_before_training(small_test_set: Any, tmp_path: Path, capsys: Any) -> None:
@@ -192,11 +204,11 @@ def test_train_then_evaluate(small_test_set: Any, tmp_path: Path, capsys: Any) -
     options = ["--model", "article-student", "--optimizer", "rmsprop", "--learning-rate", "0.001", "--half", "--json"]
     assert call("train", *options, "--images", 320, "--epochs", 2, "--quiet", "--out", tmp_path) == 0
     trained = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    _, described = load_tensors(tmp_path / "model.safetensors")
-    assert described["test_accuracy"] == trained["test_accuracy"]
+    _, metadata = load_tensors(tmp_path / "model.safetensors")
+    assert metadata["test_accuracy"] == trained["test_accuracy"]
     assert call("evaluate", tmp_path / "model.safetensors", "--teacher", "resnet20-fashion", "--json") == 0
     measured = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert measured["accuracy"] == pytest.approx(trained["test_accuracy"], abs=0.004)
+    assert measured["accuracy"] == pytest.approx(trained["test_accuracy"], abs=0.011)
     assert {"agreement", "teacher_accuracy", "calibration_error", "loss", "parameters"} <= measured.keys()
     assert call("evaluate", tmp_path / "model.safetensors") == 0
     assert "accuracy" in capsys.readouterr().out
@@ -209,73 +221,124 @@ def test_the_commands_defaults_are_the_jobs(tmp_path: Path, monkeypatch: pytest.
     assert jobs == [distill.Job()]
 
 
-def test_default_methods_pair_networks_of_different_depth_from_the_end() -> None:
-    student, teacher = (models.build(n, num_classes=3) for n in ("resnet8", "resnet18"))
-    feature = distill.build_method("feature", student, teacher, distill.Job())
-    assert feature.student_layers == ("layer3",)
-    assert feature.teacher_layers == ("layer4",)
-    relation = distill.build_method("hard + 3*relation", student, teacher, distill.Job())
-    assert relation.weights == [1.0, 3.0]
-    assert relation.teacher_layers == ("layer2", "layer3", "layer4")
-    logit = distill.build_method("logit", student, teacher, distill.Job(temperature=2, alpha=0.5))
-    assert (logit.temperature, logit.alpha) == (2, 0.5)
+# --- every kind of method ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def article_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The article's teacher, untrained."""
+    path = tmp_path_factory.mktemp("article") / "teacher.safetensors"
+    models.save(models.build("article-teacher", num_classes=10, in_channels=1, seed=1), path)
+    return path
+
+
+@pytest.fixture
+def tiny_run(small_test_set: Any, article_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The options of a distillation of 64 images that takes a fraction of a second."""
+    parts = {part: getattr(small_test_set, part).select(torch.arange(50)) for part in ("validation", "test")}
+    short = replace(small_test_set, **parts)
+    monkeypatch.setattr(data, "load", lambda name, **options: short)
+    return [
+        *("--teacher", article_teacher, "--student", "article-student", "--images", 64, "--epochs", 1),
+        *("--batch-size", 32, "--learning-rate", 0.01, "--no-baseline", "--quiet", "--precision", "fp32"),
+    ]
+
+
+METHODS = {
+    "hard": ["hard"],
+    "logit+rkd": ["hard", "soft", "rkd_distance flatten", "rkd_angle flatten"],
+    "hard+100*similarity": ["hard", "similarity pool2"],
+    "dkd": ["hard", "soft"],
+    "vid": ["hard", "vid pool1", "vid pool2"],
+    "label-smoothing + 2*attention": ["hard", "attention pool1", "attention pool2"],
+    "fsp+layer-correlation": ["hard", "fsp pool1-pool2", "layer_correlation"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_command_trains_by_any_method(tiny_run: list[Any], tmp_path: Path, method: str) -> None:
+    assert call("distill", *tiny_run, "--method", method, "--out", tmp_path) == 0
+    history = pd.read_csv(tmp_path / "history.csv", index_col="epoch")
+    shared = {"seconds", "loss", "train_accuracy", "validation_loss", "validation_accuracy"}
+    terms = [name.removeprefix("student ") for name in history if name.removeprefix("student ") not in shared]
+    assert terms == METHODS[method]
+    assert history.loc[1, "student loss"] == pytest.approx(history.loc[1, [f"student {t}" for t in terms]].sum())
+    assert json.loads((tmp_path / "report.json").read_text())["job"]["method"] == method
+
+
+def test_temperature_alpha_and_layers_reach_the_method(tiny_run: list[Any], tmp_path: Path) -> None:
+    jobs, fit = [], train.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "fit", lambda *args, **options: jobs.append(options["method"]) or fit(*args, **options))
+        options = ["--temperature", 2, "--alpha", 0.5, "--layers", "pool1:pool3"]
+        assert call("distill", *tiny_run, "--method", "dkd+3*hint", *options, "--out", tmp_path) == 0
+    (method,) = jobs
+    logit, feature = method.parts
+    assert (logit.loss, logit.temperature, logit.alpha, method.weights) == ("dkd", 2.0, 0.5, [1.0, 3.0])
+    assert feature.layers == {"pool1": "pool3"}
 
 
 # --- a kill loses nothing ----------------------------------------------------------------------------------------
 
 
-def start(out: Path, *options: str) -> subprocess.Popen:
-    """Train in a process of its own, with a checkpoint every three of twenty steps."""
-    command = [
-        sys.executable,
-        "-m",
-        "kdlib",
-        "train",
-        "--model",
-        "article-student",
-        "--images",
-        "1280",
-        "--epochs",
-        "2",
-    ]
-    command += ["--optimizer", "rmsprop", "--learning-rate", "0.001"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, "--every", "3", "--out", str(out), "--quiet", *options], env=environment)
-
-
-@pytest.mark.slow
-def test_killed_in_mid_epoch_and_resumed_is_never_stopped_to_the_bit(tmp_path: Path) -> None:
-    never_stopped, process = start(tmp_path / "whole"), start(tmp_path / "killed")
-    checkpoint = tmp_path / "killed" / "checkpoint"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "model.safetensors").exists()
-    _, described = load_tensors(checkpoint)
-    assert 0 < described["facts"]["step"] < 20
-    assert start(tmp_path / "killed", "--resume").wait() == 0
-    assert never_stopped.wait() == 0
-    whole, resumed = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "killed"))
-    assert whole == resumed
-
-
-def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
-    process = start(tmp_path, "--epochs", "50")
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "checkpoint").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
-
-
-# --- pictures of one's own ---------------------------------------------------------------------------------------
+TRAIN = [
+    *("train", "--model", "article-student", "--images", "1280", "--epochs", "2", "--optimizer", "rmsprop"),
+    *("--learning-rate", "0.001", "--checkpoint-every", "3", "--quiet"),
+]  # twenty steps
 
 
 @pytest.fixture(scope="module")
-def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Three colours in a folder, 24 pictures to learn from and 12 to test on."""
+def never_stopped(small_test_set: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The model of the command TRAIN."""
+    out = tmp_path_factory.mktemp("whole")
+    assert call(*TRAIN, "--out", out) == 0
+    return (out / "model.safetensors").read_bytes()
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_comes_to_the_same_bits(
+    small_test_set: Any, never_stopped: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_step = Trainer.train_step
+
+    def interrupted(self: Trainer, batch: Any) -> Any:
+        if self.step == 5:
+            signal.raise_signal(signal.SIGINT)  # what Ctrl-C sends
+        return train_step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        assert call(*TRAIN, "--out", tmp_path) == 130
+    assert "The same command with --resume goes on from the last checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "model.safetensors").exists()
+    assert load_tensors(tmp_path / "checkpoint")[1]["facts"]["step"] == 3
+    assert call(*TRAIN, "--out", tmp_path, "--resume") == 0
+    assert (tmp_path / "model.safetensors").read_bytes() == never_stopped
+
+
+@pytest.mark.slow
+def test_killed_in_mid_epoch_and_resumed_is_never_stopped_to_the_bit(
+    small_test_set: Any, never_stopped: bytes, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "kdlib", *TRAIN, "--out", str(tmp_path)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    checkpoint = tmp_path / "checkpoint"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == (-signal.SIGKILL if os.name == "posix" else 1)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert 0 < load_tensors(checkpoint)[1]["facts"]["step"] < 20
+    assert call(*TRAIN, "--out", tmp_path, "--resume") == 0
+    assert (tmp_path / "model.safetensors").read_bytes() == never_stopped
+
+
+# --- custom images -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own_images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three colours in a folder, 24 images to learn from and 12 to test on."""
     root, chance = tmp_path_factory.mktemp("own"), torch.Generator().manual_seed(0)
     for part, count in (("train", 8), ("val", 4)):
         for kind, name in enumerate(("blue", "green", "red")):
@@ -288,34 +351,35 @@ def own_pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def own_teacher(own_pictures: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher that the command trained on these pictures, at a size of its own."""
+def own_teacher(own_images: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that the command trained on these images, at a size of its own."""
     out = tmp_path_factory.mktemp("own-teacher")
-    options = ["--epochs", "1", "--batch-size", "8", "--size", "32", "--every", "1", "--quiet"]
-    assert call("train", "--data", own_pictures, "--model", "resnet8", *options, "--out", out) == 0
+    options = ["--epochs", "1", "--batch-size", "8", "--image-size", "32", "--checkpoint-every", "1", "--quiet"]
+    assert call("train", "--data", own_images, "--model", "resnet8", *options, "--out", out) == 0
     return out / "model.safetensors"
 
 
-def test_train_takes_the_size_of_pictures_in_a_folder(own_teacher: Path) -> None:
+def test_train_takes_the_image_size_for_a_folder(own_teacher: Path) -> None:
     teacher = models.load(own_teacher)
-    assert teacher.described["image_size"] == 32
-    assert teacher.described["num_classes"] == 3
+    assert teacher.config["image_size"] == 32
+    assert teacher.config["num_classes"] == 3
 
 
-def test_a_teacher_of_other_pictures_or_classes_is_refused_before_it_is_asked(
-    own_pictures: str, own_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], small_test_set: Any
+def test_a_teacher_of_other_images_or_classes_is_refused_before_it_is_run(
+    own_images: str, own_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], small_test_set: Any
 ) -> None:
-    common = ["--data", own_pictures, "--size", "32"]
+    common = ["--data", own_images, "--image-size", "32"]
     other = tmp_path / "five.safetensors"
     models.save(models.build("resnet8", num_classes=5, in_channels=3, image_size=32), other)
-    for teacher, said in (
+    for teacher, message in (
         ("resnet20-fashion", "The teacher cannot take images of 3 x 32 x 32"),
         (other, "teacher gives 5 logits, but"),
     ):
         assert call("distill", *common, "--teacher", teacher, "--student", "resnet8", "--out", tmp_path / "run") == 2
         found = capsys.readouterr()
-        assert said in found.err
-        assert "asking the teacher" not in found.err
+        assert message in found.err
+        assert "is run on" not in found.out
+        assert "img/s" not in found.err  # no progress bar of the teacher
     assert call("evaluate", "resnet20-fashion", *common) == 2
     assert "model cannot take images of 3 x 32 x 32" in capsys.readouterr().err
     two = tmp_path / "two.safetensors"
@@ -324,29 +388,31 @@ def test_a_teacher_of_other_pictures_or_classes_is_refused_before_it_is_asked(
     assert "gives 2 logits, but there are labels up to 2" in capsys.readouterr().err
 
 
-def test_distill_writes_checkpoints_within_an_epoch(own_pictures: str, own_teacher: Path, tmp_path: Path) -> None:
-    steps, save = [], loop.Loop._save
+def test_distill_writes_checkpoints_within_an_epoch(own_images: str, own_teacher: Path, tmp_path: Path) -> None:
+    steps, save = [], Trainer.save_checkpoint
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Loop, "_save", lambda self: (steps.append(self.step), save(self)))
-        options = ["--epochs", "1", "--batch-size", "8", "--size", "32", "--no-baseline", "--quiet"]
-        given = ["--data", own_pictures, "--teacher", own_teacher, "--student", "resnet8", "--every", "1"]
+        patch.setattr(Trainer, "save_checkpoint", lambda self: (steps.append(self.step), save(self)))
+        options = ["--epochs", "1", "--batch-size", "8", "--image-size", "32", "--no-baseline", "--quiet"]
+        given = ["--data", own_images, "--teacher", own_teacher, "--student", "resnet8", "--checkpoint-every", "1"]
         assert call("distill", *given, *options, "--out", tmp_path) == 0
     assert steps == [1, 2]
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--method", "feature", "--layers", "layer3:layer3", "--layers", "layer3:layer2"], "each student layer once"),
-        (["--method", "logit", "--layers", "layer3:layer3"], "--layers serves feature and relation"),
-        (["--every", "0"], "every"),
+        (["--method", "logit", "--layers", "layer3:layer3"], "--layers is for feature and relation losses"),
+        (["--method", "hint", "--temperature", "2"], "--temperature and --alpha are for logit losses"),
+        (["--method", "hard+fsp", "--alpha", "0"], "--temperature and --alpha are for logit losses"),
+        (["--checkpoint-every", "0"], "--checkpoint-every"),
     ],
 )
-def test_layers_that_would_be_ignored_are_refused(
-    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], small_test_set: Any
+def test_options_that_would_be_ignored_are_refused(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], small_test_set: Any
 ) -> None:
     assert call("distill", *TINY, *options, "--out", tmp_path / "run") == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_what_could_not_be_saved_is_refused_before_the_training(

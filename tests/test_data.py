@@ -1,8 +1,9 @@
-"""The splits are the same on every machine, a view belongs to (seed, view, index), and bad files are named."""
+"""The datasets are the same on every machine, a view belongs to (seed, view, index), and bad files are named."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import gzip
 import hashlib
 import pickle
@@ -18,15 +19,15 @@ from PIL import Image
 from torchvision import datasets as torchvision_sets
 
 from kdlib import data
-from kdlib.data import NONE, Augmentation, DataSet, LazySplit, MemorySplit, sources, splits
+from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, InMemoryDataset, LazyDataset, datasets, sources
 from kdlib.data.sources import IMAGENET_MEAN, IMAGENET_STD
-from kdlib.files import digest
+from kdlib.files import fingerprint
 
 SHIPPED = Path(data.__file__).parents[2] / "data"
 
 
 def bytes_of(images: torch.Tensor, mean: tuple, std: tuple) -> torch.Tensor:
-    """The pixels 0..255 behind normalised images."""
+    """The pixels 0..255 behind normalized images."""
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     return ((images * scale + shift) * 255).round().to(torch.uint8)
 
@@ -53,18 +54,18 @@ def raw() -> dict[str, np.ndarray]:
     }
 
 
-def test_the_splits_are_55000_5000_and_10000(fashion: DataSet):
+def test_the_splits_are_55000_5000_and_10000(fashion: DataModule):
     assert [len(s) for s in (fashion.train, fashion.validation, fashion.test)] == [55_000, 5_000, 10_000]
-    assert (fashion.num_classes, fashion.in_channels, fashion.size) == (10, 1, 28)
+    assert (fashion.num_classes, fashion.in_channels, fashion.image_size) == (10, 1, 28)
     assert fashion.classes[0] == "T-shirt/top"
     assert fashion.classes[9] == "Ankle boot"
-    assert fashion.augmentation == Augmentation(crop=2, flip=True)
+    assert fashion.augmentation == Augmentation(padding=2, flip=True)
     for split in (fashion.train, fashion.validation, fashion.test):
         assert split.images.dtype == torch.uint8
         assert split.labels.dtype == split.indices.dtype == torch.int64
 
 
-def test_train_and_validation_are_disjoint_and_the_same_on_every_machine(fashion: DataSet):
+def test_train_and_validation_are_disjoint_and_the_same_on_every_machine(fashion: DataModule):
     both = torch.cat([fashion.train.indices, fashion.validation.indices])
     assert both.sort().values.tolist() == list(range(60_000))
     held_out = fashion.validation.indices.numpy().astype("<i8").tobytes()
@@ -72,7 +73,7 @@ def test_train_and_validation_are_disjoint_and_the_same_on_every_machine(fashion
     assert fashion.validation.indices[:5].tolist() == [5, 9, 17, 72, 97]
 
 
-def test_every_image_is_the_files_own(fashion: DataSet, raw: dict[str, np.ndarray]):
+def test_every_image_is_the_files_own(fashion: DataModule, raw: dict[str, np.ndarray]):
     for split in (fashion.train, fashion.validation):
         assert np.array_equal(split.images.numpy(), raw["images"][split.indices.numpy()])
         assert np.array_equal(split.labels.numpy(), raw["labels"][split.indices.numpy()])
@@ -81,14 +82,14 @@ def test_every_image_is_the_files_own(fashion: DataSet, raw: dict[str, np.ndarra
     assert fashion.test.indices.tolist() == list(range(10_000))
 
 
-def test_class_counts(fashion: DataSet):
+def test_class_counts(fashion: DataModule):
     held_out = torch.bincount(fashion.validation.labels)
     assert held_out.tolist() == [502, 501, 530, 501, 488, 518, 489, 525, 440, 506]
     assert (torch.bincount(fashion.train.labels) + held_out).tolist() == [6_000] * 10
     assert torch.bincount(fashion.test.labels).tolist() == [1_000] * 10
 
 
-def test_mean_and_std_are_those_of_the_training_images(fashion: DataSet, raw: dict[str, np.ndarray]):
+def test_mean_and_std_are_those_of_the_training_images(fashion: DataModule, raw: dict[str, np.ndarray]):
     total = squares = 0.0
     for chunk in np.split(raw["images"].reshape(-1), 60):  # a little at a time: all at once as floats takes 0.4 GB
         pixels = chunk.astype(np.float32)
@@ -102,61 +103,64 @@ def test_mean_and_std_are_those_of_the_training_images(fashion: DataSet, raw: di
     assert fashion.test.std == fashion.train.std
 
 
-def test_loading_again_gives_the_same_images_without_reading_again(fashion: DataSet, monkeypatch):
-    monkeypatch.setattr(sources, "checked", lambda name: pytest.fail("read again"))
+def test_loading_again_gives_the_same_images_without_reading_again(fashion: DataModule, monkeypatch):
+    monkeypatch.setattr(sources, "read_verified", lambda name: pytest.fail("read again"))
     assert data.load("fashion-mnist").train.images is fashion.train.images
 
 
-# --- take and without
+# --- subset and exclude_class
 
 
-def imbalanced() -> DataSet:
+def imbalanced() -> DataModule:
     """50 images: 2 of class 0, 8 of class 1, 40 of class 2."""
     labels = torch.tensor([0] * 2 + [1] * 8 + [2] * 40)
-    split = MemorySplit(torch.zeros(50, 1, 2, 2, dtype=torch.uint8), labels, 7 * torch.arange(50), (0.5,), (0.5,))
-    return DataSet("imbalanced", ("a", "b", "c"), split, split, split, NONE, 2)
+    images = torch.zeros(50, 1, 2, 2, dtype=torch.uint8)
+    split = InMemoryDataset(images, labels, 7 * torch.arange(50), (0.5,), (0.5,))
+    return DataModule("imbalanced", ("a", "b", "c"), split, split, split, NO_AUGMENTATION, 2)
 
 
-def test_take_is_balanced_and_nested(fashion: DataSet):
-    larger = fashion.take(1_003)
+def test_a_subset_is_balanced_and_nested(fashion: DataModule):
+    larger = fashion.subset(1_003)
     counts = torch.bincount(larger.train.labels)
     assert counts.sum() == 1_003
     assert set(counts.tolist()) == {100, 101}
-    smaller = fashion.take(250)
+    smaller = fashion.subset(250)
     assert torch.bincount(smaller.train.labels).tolist() == [25] * 10
     assert set(smaller.train.indices.tolist()) < set(larger.train.indices.tolist())
-    assert larger.take(250).train.indices.tolist() == smaller.train.indices.tolist()
+    assert larger.subset(250).train.indices.tolist() == smaller.train.indices.tolist()
     assert smaller.train.indices.tolist() == sorted(smaller.train.indices.tolist())
 
 
-def test_take_is_deterministic_and_keeps_the_rest(fashion: DataSet):
-    small = fashion.take(1_000)
-    assert digest([small.train.indices]) == "cb642120ee8b11c96516fa01e518b35cae704e0ce61f4ff19bca1c60756d39af"
-    assert small.train.indices.tolist() != fashion.take(1_000, seed=1).train.indices.tolist()
+def test_a_subset_is_deterministic_and_keeps_the_rest(fashion: DataModule):
+    small = fashion.subset(1_000)
+    assert fingerprint([small.train.indices]) == "cb642120ee8b11c96516fa01e518b35cae704e0ce61f4ff19bca1c60756d39af"
+    assert small.train.indices.tolist() != fashion.subset(1_000, seed=1).train.indices.tolist()
     assert small.validation is fashion.validation
     assert small.test is fashion.test
-    places = torch.searchsorted(fashion.train.indices, small.train.indices)
-    assert torch.equal(small.train.images, fashion.train.images[places])
-    assert torch.equal(small.train.labels, fashion.train.labels[places])
+    positions = torch.searchsorted(fashion.train.indices, small.train.indices)
+    assert torch.equal(small.train.images, fashion.train.images[positions])
+    assert torch.equal(small.train.labels, fashion.train.labels[positions])
 
 
-def test_take_goes_as_far_as_the_rare_classes_go():
-    counts = {n: torch.bincount(imbalanced().take(n).train.labels, minlength=3).tolist() for n in (1, 3, 6, 12, 30, 50)}
+def test_a_subset_is_balanced_as_far_as_the_rare_classes_go():
+    counts = {
+        n: torch.bincount(imbalanced().subset(n).train.labels, minlength=3).tolist() for n in (1, 3, 6, 12, 30, 50)
+    }
     assert sum(counts[1]) == 1
     del counts[1]
     assert counts == {3: [1, 1, 1], 6: [2, 2, 2], 12: [2, 5, 5], 30: [2, 8, 20], 50: [2, 8, 40]}
 
 
-def test_take_all_and_take_too_many(fashion: DataSet):
-    assert fashion.take(None) is fashion
-    assert fashion.take(55_000).train.fingerprint == fashion.train.fingerprint
+def test_a_subset_of_all_and_of_too_many(fashion: DataModule):
+    assert fashion.subset(None) is fashion
+    assert fashion.subset(55_000).train.fingerprint == fashion.train.fingerprint
     for count in (0, -1, 55_001):
-        with pytest.raises(ValueError, match=f"has 55,000 training images; cannot take {count:,} of them"):
-            fashion.take(count)
+        with pytest.raises(ValueError, match=f"has 55,000 training images; there is no subset of {count:,}"):
+            fashion.subset(count)
 
 
-def test_without_a_class(fashion: DataSet):
-    lacking = fashion.without(3)
+def test_a_class_is_excluded(fashion: DataModule):
+    lacking = fashion.exclude_class(3)
     for part in ("train", "validation"):
         before, after = getattr(fashion, part), getattr(lacking, part)
         assert len(after) == len(before) - int((before.labels == 3).sum())
@@ -166,7 +170,7 @@ def test_without_a_class(fashion: DataSet):
     assert lacking.num_classes == 10
     for label in (-1, 10):
         with pytest.raises(ValueError, match=f"classes 0 to 9; there is no class {label}"):
-            fashion.without(label)
+            fashion.exclude_class(label)
 
 
 # --- broken files
@@ -188,15 +192,15 @@ def rewrite(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def test_the_folder_is_told_by_the_environment(copied: Path, monkeypatch, tmp_path: Path):
-    assert data.folder() == copied
+def test_the_folder_is_set_by_the_environment(copied: Path, monkeypatch, tmp_path: Path):
+    assert data.data_dir() == copied
     monkeypatch.delenv("KDLIB_DATA")
-    assert data.folder() == SHIPPED
+    assert data.data_dir() == SHIPPED
     monkeypatch.setenv("KDLIB_DATA", "")
-    assert data.folder() == SHIPPED
+    assert data.data_dir() == SHIPPED
     monkeypatch.setattr(sources, "__file__", str(tmp_path / "site" / "kdlib" / "data" / "sources.py"))
     monkeypatch.chdir(tmp_path)
-    assert data.folder() == tmp_path / "data"  # an installed package has no data beside it
+    assert data.data_dir() == tmp_path / "data"  # an installed package has no data beside it
 
 
 def test_a_missing_file(copied: Path):
@@ -216,14 +220,14 @@ def test_a_truncated_file_and_an_altered_one(copied: Path):
     for bad in (content[:-1], bytes(flipped), b""):
         rewrite(copied / name, bad)
         with pytest.raises(ValueError, match="is truncated or altered") as caught:
-            sources.checked(name)
+            sources.read_verified(name)
         for part in (str(copied / name), f"{len(bad):,} bytes", f"git checkout -- data/{name}"):
             assert part in str(caught.value)
     rewrite(copied / name, content)
-    assert len(sources.checked(name)) == 10_008
+    assert len(sources.read_verified(name)) == 10_008
 
 
-def test_load_looks_before_it_unpacks(copied: Path):
+def test_load_verifies_before_it_unpacks(copied: Path):
     name = "train-images-idx3-ubyte.gz"
     rewrite(copied / name, (SHIPPED / name).read_bytes()[:1_000])
     with pytest.raises(ValueError, match="is truncated or altered: 1,000 bytes"):
@@ -274,12 +278,12 @@ def test_parse_idx_on_bad_input(content: bytes):
     ],
 )
 def test_an_unknown_name_lists_near_matches(name: str, near: str):
-    with pytest.raises(ValueError, match=f"no data set named '{name}'. Did you mean .*'{near}'.* Known: "):
+    with pytest.raises(ValueError, match=f"no dataset named '{name}'. Did you mean .*'{near}'.* Known: "):
         data.load(name)
 
 
 def test_an_unknown_name_without_a_near_match():
-    with pytest.raises(ValueError, match="no data set named 'xyz'. Known: fashion-mnist, cifar10") as caught:
+    with pytest.raises(ValueError, match="no dataset named 'xyz'. Known: fashion-mnist, cifar10") as caught:
         data.load("xyz")
     assert "Did you mean" not in str(caught.value)
 
@@ -288,14 +292,14 @@ def test_an_unknown_name_without_a_near_match():
 
 
 @pytest.fixture(scope="module")
-def colour() -> MemorySplit:
+def colour() -> InMemoryDataset:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (30, 3, 6, 8), generator=generator, dtype=torch.uint8)
-    return MemorySplit(images, torch.arange(30) % 4, torch.arange(100, 130), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    return InMemoryDataset(images, torch.arange(30) % 4, torch.arange(100, 130), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
-def test_batches_are_normalised_floats_in_channels_last(colour: MemorySplit):
-    batches = list(colour.batches(8, seed=3, view=2))
+def test_batches_are_normalized_floats_in_channels_last(colour: InMemoryDataset):
+    batches = list(colour.iter_batches(8, seed=3, view=2))
     assert [len(b) for b in batches] == [8, 8, 8, 6]
     images = torch.cat([b.images for b in batches])
     shift, scale = torch.tensor(colour.mean).view(3, 1, 1), torch.tensor(colour.std).view(3, 1, 1)
@@ -309,68 +313,75 @@ def test_batches_are_normalised_floats_in_channels_last(colour: MemorySplit):
     assert torch.cat([b.indices for b in batches]).tolist() == colour.indices.tolist()
 
 
-@pytest.mark.parametrize("together", [1, 7, 16, 1000])
-def test_preparing_several_batches_at_once_changes_none(colour: MemorySplit, monkeypatch, together: int):
-    asked = {"augmentation": Augmentation(crop=1, flip=True), "seed": 1, "view": 2, "places": torch.arange(29, -1, -1)}
-    wanted = [next(colour.batches(8, **{**asked, "places": part})) for part in asked["places"].split(8)]
-    monkeypatch.setattr(splits, "PREPARED", together)
-    for ours, one in zip(colour.batches(8, **asked), wanted, strict=True):
-        assert torch.equal(ours.images, one.images)
-        assert torch.equal(ours.labels, one.labels)
-        assert torch.equal(ours.indices, one.indices)
+@pytest.mark.parametrize("chunk_size", [1, 7, 16, 1000])
+def test_making_several_batches_at_once_changes_none(colour: InMemoryDataset, monkeypatch, chunk_size: int):
+    options = {
+        "augmentation": Augmentation(padding=1, flip=True),
+        "seed": 1,
+        "view": 2,
+        "sampler": torch.arange(29, -1, -1),
+    }
+    wanted = [next(colour.iter_batches(8, **{**options, "sampler": part})) for part in options["sampler"].split(8)]
+    monkeypatch.setattr(datasets, "CHUNK_SIZE", chunk_size)
+    for batch, expected in zip(colour.iter_batches(8, **options), wanted, strict=True):
+        assert torch.equal(batch.images, expected.images)
+        assert torch.equal(batch.labels, expected.labels)
+        assert torch.equal(batch.indices, expected.indices)
 
 
-def test_fashion_training_batches_have_mean_zero_and_std_one(fashion: DataSet):
-    images = data.normalised(fashion.take(5_000).train)
+def test_fashion_training_batches_have_mean_zero_and_std_one(fashion: DataModule):
+    images = data.normalized_images(fashion.subset(5_000).train)
     assert images.shape == (5_000, 1, 28, 28)
     assert abs(images.mean().item()) < 0.02
     assert abs(images.std().item() - 1) < 0.02
 
 
-def test_places_choose_samples_in_their_order(colour: MemorySplit):
-    (batch,) = colour.batches(10, places=torch.tensor([5, 0, 29]))
+def test_a_sampler_gives_positions_in_their_order(colour: InMemoryDataset):
+    (batch,) = colour.iter_batches(10, sampler=torch.tensor([5, 0, 29]))
     assert batch.indices.tolist() == [105, 100, 129]
     assert batch.labels.tolist() == [1, 0, 1]
     assert torch.equal(bytes_of(batch.images, colour.mean, colour.std), colour.images[[5, 0, 29]])
 
 
-def test_an_empty_split_has_no_batches(colour: MemorySplit):
-    assert list(colour.select(torch.arange(0)).batches(4)) == []
-    assert list(colour.batches(4, places=torch.arange(0))) == []
+def test_an_empty_dataset_has_no_batches(colour: InMemoryDataset):
+    assert list(colour.select(torch.arange(0)).iter_batches(4)) == []
+    assert list(colour.iter_batches(4, sampler=torch.arange(0))) == []
 
 
-def test_batches_neither_change_the_images_nor_draw_from_the_global_generator(colour: MemorySplit):
-    before, state = digest([colour.images]), torch.get_rng_state()
-    for batch in colour.batches(7, augmentation=Augmentation(crop=2, flip=True), seed=1, view=1):
+def test_batches_neither_change_the_images_nor_draw_from_the_global_generator(colour: InMemoryDataset):
+    before, state = fingerprint([colour.images]), torch.get_rng_state()
+    for batch in colour.iter_batches(7, augmentation=Augmentation(padding=2, flip=True), seed=1, view=1):
         batch.images.zero_()
         batch.labels.zero_()
-    list(colour.batches(30))
+    list(colour.iter_batches(30))
     data.epoch_order(colour, 0, 0)
-    assert digest([colour.images]) == before
+    assert fingerprint([colour.images]) == before
     assert colour.labels.tolist() == [i % 4 for i in range(30)]
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_origin_names_everything_else_that_the_pictures_depend_on(colour: MemorySplit):
-    crop, flip = Augmentation(crop=2), Augmentation(flip=True)
-    origins = {
-        data.origin(colour, NONE, 0),
-        data.origin(colour, crop, 0),
-        data.origin(colour, crop, 1),
-        data.origin(colour, flip, 0),
-        data.origin(colour.select(torch.arange(29)), NONE, 0),
-        data.origin(replace(colour, mean=(0.5, 0.4, 0.2)), NONE, 0),
+def test_the_fingerprint_of_a_view_covers_everything_else_that_the_images_depend_on(colour: InMemoryDataset):
+    padded, flipped = Augmentation(padding=2), Augmentation(flip=True)
+    fingerprints = {
+        data.view_fingerprint(colour, NO_AUGMENTATION, 0),
+        data.view_fingerprint(colour, padded, 0),
+        data.view_fingerprint(colour, padded, 1),
+        data.view_fingerprint(colour, flipped, 0),
+        data.view_fingerprint(colour.select(torch.arange(29)), NO_AUGMENTATION, 0),
+        data.view_fingerprint(replace(colour, mean=(0.5, 0.4, 0.2)), NO_AUGMENTATION, 0),
     }
-    assert len(origins) == 6
-    assert data.origin(colour, NONE, 1) == data.origin(colour, NONE, 0)  # nothing is drawn
-    assert data.origin(colour, crop, np.int64(1)) == data.origin(colour, crop, 1)
-    (batch,) = colour.batches(30, augmentation=crop, seed=1, view=5)
-    assert batch.origin == data.origin(colour, crop, 1)
-    (batch,) = colour.batches(30, places=torch.arange(3), augmentation=crop, seed=1, view=0)
-    assert batch.origin == data.origin(colour, crop, 1)
+    assert len(fingerprints) == 6
+    assert data.view_fingerprint(colour, NO_AUGMENTATION, 1) == data.view_fingerprint(
+        colour, NO_AUGMENTATION, 0
+    )  # nothing is drawn
+    assert data.view_fingerprint(colour, padded, np.int64(1)) == data.view_fingerprint(colour, padded, 1)
+    (batch,) = colour.iter_batches(30, augmentation=padded, seed=1, view=5)
+    assert batch.fingerprint == data.view_fingerprint(colour, padded, 1)
+    (batch,) = colour.iter_batches(30, sampler=torch.arange(3), augmentation=padded, seed=1, view=0)
+    assert batch.fingerprint == data.view_fingerprint(colour, padded, 1)
 
 
-def test_fingerprints_see_images_labels_indices_and_scale(colour: MemorySplit):
+def test_fingerprints_see_images_labels_indices_and_scale(colour: InMemoryDataset):
     images = colour.images.clone()
     images[3, 0, 0, 0] += 1
     labels = colour.labels.clone()
@@ -383,11 +394,11 @@ def test_fingerprints_see_images_labels_indices_and_scale(colour: MemorySplit):
         replace(colour, std=(0.2, 0.3, 0.5)),
         colour.select(torch.arange(29)),
     ]
-    assert len({split.fingerprint for split in variants}) == len(variants)
+    assert len({dataset.fingerprint for dataset in variants}) == len(variants)
     assert colour.select(torch.arange(30)).fingerprint == colour.fingerprint
 
 
-def test_epoch_order_depends_on_seed_epoch_and_indices_alone(colour: MemorySplit):
+def test_epoch_order_depends_on_seed_epoch_and_indices_alone(colour: InMemoryDataset):
     order = data.epoch_order(colour, 0, 0)
     assert order.sort().values.tolist() == list(range(30))
     assert not torch.equal(order, data.epoch_order(colour, 0, 1))
@@ -439,16 +450,16 @@ def test_cifar_in_its_true_format(tmp_path: Path, monkeypatch, name: str):
     assert [len(found.train), len(found.validation), len(found.test)] == [18, 2, 4]
     assert sorted(found.train.indices.tolist() + found.validation.indices.tolist()) == list(range(20))
     for split in (found.train, found.validation):
-        for place, index in enumerate(split.indices.tolist()):
+        for position, index in enumerate(split.indices.tolist()):
             # A row holds 1,024 red, then green, then blue values, row by row.
-            assert split.images[place].tolist() == pixels[index].reshape(3, 32, 32).tolist()
-            assert split.labels[place] == labels[index]
+            assert split.images[position].tolist() == pixels[index].reshape(3, 32, 32).tolist()
+            assert split.labels[position] == labels[index]
     pixels, labels = truth["test_batch" if name == "cifar10" else "test"]
     assert found.test.images.numpy().reshape(4, 3072).tolist() == pixels.tolist()
     assert found.test.labels.tolist() == labels
-    assert (found.name, found.size, found.in_channels) == (name, 32, 3)
+    assert (found.name, found.image_size, found.in_channels) == (name, 32, 3)
     assert found.classes[:2] == ("class 0", "class 1")
-    assert found.augmentation == Augmentation(crop=4, flip=True)
+    assert found.augmentation == Augmentation(padding=4, flip=True)
     assert found.train.images.is_contiguous()
 
 
@@ -483,42 +494,42 @@ def noise(size: tuple[int, int], seed: int, mode: str = "RGB") -> Image.Image:
 
 def write_folder(root: Path, part: str, count: int, classes: tuple[str, ...] = ("cat", "dog"), first: int = 0) -> None:
     for number in range(count):
-        place = root / part / classes[number % len(classes)]
-        place.mkdir(parents=True, exist_ok=True)
+        parent = root / part / classes[number % len(classes)]
+        parent.mkdir(parents=True, exist_ok=True)
         size = [(24, 24), (40, 22), (20, 37)][number % 3]
-        noise(size, first + number).save(place / f"{number:03}.{'png' if number % 2 else 'jpg'}")
+        noise(size, first + number).save(parent / f"{number:03}.{'png' if number % 2 else 'jpg'}")
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("folder")
     write_folder(root, "train", 20)
     write_folder(root, "val", 6, first=100)
     return root
 
 
 @pytest.fixture(scope="module")
-def pictures(tree: Path) -> DataSet:
-    return data.load(f"imagefolder:{tree}", size=16, workers=0)
+def folder(tree: Path) -> DataModule:
+    return data.load(f"imagefolder:{tree}", image_size=16, num_workers=0)
 
 
-def test_without_a_test_folder_val_is_the_test_set(pictures: DataSet, tree: Path):
-    assert [len(s) for s in (pictures.train, pictures.validation, pictures.test)] == [18, 2, 6]
-    both = pictures.train.indices.tolist() + pictures.validation.indices.tolist()
+def test_without_a_test_folder_val_is_the_test_set(folder: DataModule, tree: Path):
+    assert [len(s) for s in (folder.train, folder.validation, folder.test)] == [18, 2, 6]
+    both = folder.train.indices.tolist() + folder.validation.indices.tolist()
     assert sorted(both) == list(range(20))
-    assert pictures.test.source.root == tree / "val"
-    assert pictures.validation.source.root == tree / "train"
-    assert pictures.classes == ("cat", "dog")
-    assert (pictures.num_classes, pictures.in_channels, pictures.size) == (2, 3, 16)
-    assert pictures.train.mean == IMAGENET_MEAN
-    assert pictures.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert pictures.augmentation == Augmentation(flip=True, smallest=0.35)
+    assert folder.test.source.root == tree / "val"
+    assert folder.validation.source.root == tree / "train"
+    assert folder.classes == ("cat", "dog")
+    assert (folder.num_classes, folder.in_channels, folder.image_size) == (2, 3, 16)
+    assert folder.train.mean == IMAGENET_MEAN
+    assert folder.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert folder.augmentation == Augmentation(flip=True, scale=(0.35, 1.0))
 
 
 def test_with_a_test_folder_val_is_validation(tmp_path: Path):
     for first, (part, count) in enumerate((("train", 6), ("val", 4), ("test", 2))):
         write_folder(tmp_path, part, count, first=first)
-    found = data.load(f"imagenet:{tmp_path}", size=16, workers=0)
+    found = data.load(f"imagenet:{tmp_path}", image_size=16, num_workers=0)
     assert [len(s) for s in (found.train, found.validation, found.test)] == [6, 4, 2]
     roots = [s.source.root for s in (found.train, found.validation, found.test)]
     assert roots == [tmp_path / "train", tmp_path / "val", tmp_path / "test"]
@@ -527,7 +538,7 @@ def test_with_a_test_folder_val_is_validation(tmp_path: Path):
 def test_with_a_test_folder_and_no_val_validation_is_held_out(tmp_path: Path):
     write_folder(tmp_path, "train", 10)
     write_folder(tmp_path, "test", 2)
-    found = data.load(f"imagefolder:{tmp_path}", size=16, workers=0)
+    found = data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
     assert [len(s) for s in (found.train, found.validation, found.test)] == [9, 1, 2]
     assert found.validation.source.root == tmp_path / "train"
 
@@ -535,7 +546,7 @@ def test_with_a_test_folder_and_no_val_validation_is_held_out(tmp_path: Path):
 def test_a_home_folder_is_found(tree: Path, monkeypatch):
     monkeypatch.setenv("HOME", str(tree.parent))
     monkeypatch.setenv("USERPROFILE", str(tree.parent))
-    assert len(data.load(f"imagefolder:~/{tree.name}", size=16, workers=0).test) == 6
+    assert len(data.load(f"imagefolder:~/{tree.name}", image_size=16, num_workers=0).test) == 6
 
 
 @pytest.mark.parametrize(("have", "missing"), [(("train",), "val"), (("val",), "train"), ((), "train")])
@@ -557,7 +568,7 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path):
 def test_a_class_folder_without_images(tmp_path: Path):
     write_folder(tmp_path, "train", 4)
     (tmp_path / "train" / "horse").mkdir()
-    (tmp_path / "train" / "horse" / "notes.txt").write_text("no picture")
+    (tmp_path / "train" / "horse" / "notes.txt").write_text("no image")
     with pytest.raises(FileNotFoundError, match="does not hold images in class folders.*horse"):
         data.load(f"imagefolder:{tmp_path}")
 
@@ -579,8 +590,8 @@ def test_one_training_image_cannot_be_split(tmp_path: Path):
 
 
 def test_grey_and_palette_and_transparent_images_become_three_channels(tmp_path: Path):
-    place = tmp_path / "train" / "only"
-    place.mkdir(parents=True)
+    only = tmp_path / "train" / "only"
+    only.mkdir(parents=True)
     flat = {
         "0": Image.new("L", (30, 20), 100),
         "1": Image.new("RGB", (20, 30), (10, 20, 30)).convert("P", palette=Image.Palette.ADAPTIVE),
@@ -589,13 +600,13 @@ def test_grey_and_palette_and_transparent_images_become_three_channels(tmp_path:
         "4": Image.new("RGB", (20, 20), (200, 100, 50)),
     }
     for name, image in flat.items():
-        image.save(place / f"{name}.png")
+        image.save(only / f"{name}.png")
     write_folder(tmp_path, "val", 1, ("only",))
-    found = data.load(f"imagefolder:{tmp_path}", size=16, workers=0)
+    found = data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
     colours = [[100] * 3, [10, 20, 30], [1, 2, 3], [255] * 3, [200, 100, 50]]
     seen = set()
     for split in (found.train, found.validation):
-        (batch,) = split.batches(8)
+        (batch,) = split.iter_batches(8)
         assert batch.images.shape[1:] == (3, 16, 16)
         for index, image in zip(batch.indices.tolist(), bytes_of(batch.images, split.mean, split.std), strict=True):
             assert image.flatten(1).unique(dim=1).T.tolist() == [colours[index]]
@@ -610,15 +621,15 @@ def test_evaluation_sees_the_centre_undistorted(tmp_path: Path):
     for part, image in (("train", thirds), ("val", thirds), ("test", thirds.rotate(90, expand=True))):
         (tmp_path / part / "only").mkdir(parents=True)
         image.save(tmp_path / part / "only" / "a.png")
-    found = data.load(f"imagefolder:{tmp_path}", size=16, workers=0)
+    found = data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
     for split in (found.train, found.test):  # 60 x 20 -> 54 x 18 -> the middle 16, inside the green third
-        (batch,) = split.batches(1)
+        (batch,) = split.iter_batches(1)
         pixels = bytes_of(batch.images, split.mean, split.std)[0]
         assert pixels[:, 2:-2, 2:-2].flatten(1).unique(dim=1).T.tolist() == [[0, 255, 0]]
 
 
-def test_lazy_batches_are_normalised_floats_in_channels_last(pictures: DataSet):
-    batches = list(pictures.test.batches(4, view=3))
+def test_lazy_batches_are_normalized_floats_in_channels_last(folder: DataModule):
+    batches = list(folder.test.iter_batches(4, view=3))
     assert [len(b) for b in batches] == [4, 2]
     for batch in batches:
         assert batch.images.dtype == torch.float32
@@ -634,121 +645,130 @@ def test_lazy_batches_are_normalised_floats_in_channels_last(pictures: DataSet):
     assert torch.cat([b.labels for b in batches]).tolist() == [0, 0, 0, 1, 1, 1]
 
 
-AUGMENTATIONS = [Augmentation(flip=True, smallest=0.35), Augmentation(crop=2, flip=True)]
+AUGMENTATIONS = [Augmentation(flip=True, scale=(0.35, 1.0)), Augmentation(padding=2, flip=True)]
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
-def test_a_lazy_view_does_not_depend_on_workers_order_or_subset(pictures: DataSet, augmentation: Augmentation):
-    train, asked = pictures.train, {"augmentation": augmentation, "seed": 3, "view": 1}
-    wanted = by_index(train.batches(18, **asked))
+def test_a_lazy_view_does_not_depend_on_workers_order_or_subset(folder: DataModule, augmentation: Augmentation):
+    train, options = folder.train, {"augmentation": augmentation, "seed": 3, "view": 1}
+    wanted = by_index(train.iter_batches(18, **options))
     assert len(wanted) == 18
     order = torch.randperm(18)
-    assert by_index(train.batches(5, places=order, **asked)) == wanted
-    assert by_index(replace(train, workers=2).batches(4, places=order, **asked)) == wanted
+    assert by_index(train.iter_batches(5, sampler=order, **options)) == wanted
+    assert by_index(replace(train, num_workers=2).iter_batches(4, sampler=order, **options)) == wanted
     some = torch.tensor([17, 2, 9])
     chosen = train.select(some)
     assert chosen.indices.tolist() == train.indices[some].tolist()
     assert chosen.labels.tolist() == train.labels[some].tolist()
-    assert by_index(chosen.batches(2, **asked)) == {i: wanted[i] for i in chosen.indices.tolist()}
+    assert by_index(chosen.iter_batches(2, **options)) == {i: wanted[i] for i in chosen.indices.tolist()}
     for change in ({"view": 2}, {"seed": 4}):
-        other = by_index(train.batches(18, **{**asked, **change}))
+        other = by_index(train.iter_batches(18, **{**options, **change}))
         assert sum(other[i] == wanted[i] for i in wanted) <= 3
 
 
-def test_lazy_evaluation_is_not_augmented(pictures: DataSet):
-    wanted = by_index(pictures.test.batches(3))
-    assert by_index(pictures.test.batches(6, seed=5, view=7)) == wanted
-    augmented = by_index(pictures.test.batches(6, augmentation=pictures.augmentation))
+def test_lazy_evaluation_is_not_augmented(folder: DataModule):
+    wanted = by_index(folder.test.iter_batches(3))
+    assert by_index(folder.test.iter_batches(6, seed=5, view=7)) == wanted
+    augmented = by_index(folder.test.iter_batches(6, augmentation=folder.augmentation))
     assert all(augmented[i] != wanted[i] for i in wanted)
 
 
-def test_lazy_flips_mirror_about_half(pictures: DataSet):
-    plain = by_index(pictures.train.batches(18))
+def test_lazy_flips_mirror_about_half(folder: DataModule):
+    plain = by_index(folder.train.iter_batches(18))
     mirrored = 0
     for view in range(4):
-        for i, image in by_index(pictures.train.batches(18, augmentation=Augmentation(flip=True), view=view)).items():
+        for i, image in by_index(
+            folder.train.iter_batches(18, augmentation=Augmentation(flip=True), view=view)
+        ).items():
             mirror = [[row[::-1] for row in channel] for channel in plain[i]]
             assert image in (plain[i], mirror)
             mirrored += image == mirror
     assert 20 <= mirrored <= 52  # of 72
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_lazy_batches_do_not_touch_the_global_generators(pictures: DataSet, monkeypatch, workers: int):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_lazy_batches_do_not_touch_the_global_generators(folder: DataModule, monkeypatch, num_workers: int):
     # Seeding torch as a whole would set a GPU's generator back with every image, and with it the student's dropout.
-    if workers == 0:  # workers are processes, whose generators nobody else uses
+    if num_workers == 0:  # workers are processes, whose generators nobody else uses
         monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPU was seeded"))
-    split, state = replace(pictures.train, workers=workers).select(torch.arange(4)), torch.get_rng_state()
-    assert len(list(split.batches(2, augmentation=pictures.augmentation, seed=1, view=1))) == 2
+    split, state = replace(folder.train, num_workers=num_workers).select(torch.arange(4)), torch.get_rng_state()
+    assert len(list(split.iter_batches(2, augmentation=folder.augmentation, seed=1, view=1))) == 2
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_lazy_split_travels_to_workers_that_do_not_fork(pictures: DataSet):
-    # macOS and Windows start workers afresh and send them the split as a pickle.
-    asked = {"augmentation": pictures.augmentation, "seed": 1, "view": 1}
-    copy = pickle.loads(pickle.dumps(pictures.train))
-    assert by_index(copy.batches(18, **asked)) == by_index(pictures.train.batches(18, **asked))
+def test_a_lazy_dataset_can_be_sent_to_workers_that_do_not_fork(folder: DataModule):
+    # macOS and Windows start workers afresh and send them the dataset as a pickle.
+    options = {"augmentation": folder.augmentation, "seed": 1, "view": 1}
+    copy = pickle.loads(pickle.dumps(folder.train))
+    assert by_index(copy.iter_batches(18, **options)) == by_index(folder.train.iter_batches(18, **options))
 
 
-def test_lazy_fingerprints_see_files_labels_size_and_choice(pictures: DataSet, tree: Path, tmp_path: Path):
-    train = pictures.train
-    again = data.load(f"imagefolder:{tree}", size=16, workers=2).train
+def test_lazy_fingerprints_see_files_labels_size_and_choice(folder: DataModule, tree: Path, tmp_path: Path):
+    train = folder.train
+    again = data.load(f"imagefolder:{tree}", image_size=16, num_workers=2).train
     assert again.fingerprint == train.fingerprint
-    assert data.load(f"imagefolder:{tree}", size=24, workers=0).train.fingerprint != train.fingerprint
+    assert data.load(f"imagefolder:{tree}", image_size=24, num_workers=0).train.fingerprint != train.fingerprint
     assert train.select(torch.arange(17)).fingerprint != train.fingerprint
     assert replace(train, labels=1 - train.labels).fingerprint != train.fingerprint
     write_folder(tmp_path, "train", 20)
     write_folder(tmp_path, "val", 6, first=100)
-    moved = data.load(f"imagefolder:{tmp_path}", size=16, workers=0).train
-    assert moved.fingerprint == train.fingerprint  # the same pictures elsewhere
+    moved = data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0).train
+    assert moved.fingerprint == train.fingerprint  # the same images elsewhere
     noise((30, 30), 7).save(tmp_path / "train" / "cat" / "002.jpg")
-    assert data.load(f"imagefolder:{tmp_path}", size=16, workers=0).train.fingerprint != train.fingerprint
+    assert data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0).train.fingerprint != train.fingerprint
 
 
-def test_views_of_another_size_have_another_origin(tree: Path):
-    origins = {next(data.load(f"imagefolder:{tree}", size=size, workers=0).test.batches(1)).origin for size in (16, 24)}
-    assert len(origins) == 2
+def test_views_of_another_size_have_another_fingerprint(tree: Path):
+    fingerprints = {
+        next(data.load(f"imagefolder:{tree}", image_size=size, num_workers=0).test.iter_batches(1)).fingerprint
+        for size in (16, 24)
+    }
+    assert len(fingerprints) == 2
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("content", [b"", b"this is no picture", "half"])
-def test_a_broken_image_is_named(tmp_path: Path, content: bytes | str, workers: int):
+@pytest.mark.parametrize(("content", "num_workers"), [(b"", 0), (b"this is no image", 0), ("half", 0), ("half", 1)])
+def test_a_broken_image_is_named(tmp_path: Path, monkeypatch, content: bytes | str, num_workers: int):
+    # How long torch waits for a worker that has failed: 5 seconds otherwise.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
     write_folder(tmp_path, "train", 4)
     write_folder(tmp_path, "val", 2)
     bad = tmp_path / "val" / "cat" / "000.jpg"
     bad.write_bytes(bad.read_bytes()[:600] if content == "half" else content)
-    found = data.load(f"imagefolder:{tmp_path}", size=16, workers=workers)
-    with pytest.raises(OSError, match="cannot be read as a picture") as caught:
-        list(found.test.batches(2))
+    found = data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=num_workers)
+    with pytest.raises(OSError, match="cannot be read as an image") as caught:
+        list(found.test.iter_batches(2))
     assert str(bad) in str(caught.value)
     assert "Copy it again or remove it" in str(caught.value)
+    del caught  # whose traceback holds the worker
+    if num_workers:
+        gc.collect()
 
 
-def test_take_and_without_on_lazy_splits(pictures: DataSet):
-    small = pictures.take(7)
+def test_subset_and_exclude_class_of_lazy_datasets(folder: DataModule):
+    small = folder.subset(7)
     assert sorted(torch.bincount(small.train.labels).tolist()) == [3, 4]
-    assert isinstance(small.train, LazySplit)
-    whole, part = by_index(pictures.train.batches(18)), by_index(small.train.batches(18))
+    assert isinstance(small.train, LazyDataset)
+    whole, part = by_index(folder.train.iter_batches(18)), by_index(small.train.iter_batches(18))
     assert part == {i: whole[i] for i in small.train.indices.tolist()}
-    assert set(pictures.without(1).train.labels.tolist()) == {0}
+    assert set(folder.exclude_class(1).train.labels.tolist()) == {0}
 
 
-def test_an_empty_lazy_split_has_no_batches(pictures: DataSet):
-    with contextlib.closing(pictures.test.select(torch.arange(0)).batches(4)) as batches:
+def test_an_empty_lazy_dataset_has_no_batches(folder: DataModule):
+    with contextlib.closing(folder.test.select(torch.arange(0)).iter_batches(4)) as batches:
         assert list(batches) == []
 
 
-# --- data of one's own -------------------------------------------------------------------------------------------
+# --- custom data -------------------------------------------------------------------------------------------
 
 
-def own(**changes: Any) -> MemorySplit:
-    """Six pictures of 2 x 4 x 5, with one thing wrong."""
+def custom(**changes: Any) -> InMemoryDataset:
+    """Six images of 2 x 4 x 5, with one thing wrong."""
     parts = {"images": torch.zeros(6, 2, 4, 5, dtype=torch.uint8), "labels": torch.arange(6) % 3}
-    return MemorySplit(**{**parts, "indices": torch.arange(6), "mean": (0.5, 0.5), "std": (0.2, 0.2), **changes})
+    return InMemoryDataset(**{**parts, "indices": torch.arange(6), "mean": (0.5, 0.5), "std": (0.2, 0.2), **changes})
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "said"),
+    ("changes", "error", "message"),
     [
         ({"images": torch.rand(6, 2, 4, 5)}, TypeError, r"bytes .*got torch.float32.*\(255 \* images\)"),
         ({"images": np.zeros((6, 2, 4, 5), np.uint8)}, TypeError, "got ndarray.*torch.from_numpy"),
@@ -761,33 +781,33 @@ def own(**changes: Any) -> MemorySplit:
         ({"indices": torch.zeros(6, 1, dtype=torch.int64)}, ValueError, "indices have shape"),
     ],
 )
-def test_pictures_and_labels_of_the_wrong_kind_are_refused_with_a_way_out(
-    changes: dict[str, Any], error: type[Exception], said: str
+def test_images_and_labels_of_the_wrong_kind_are_refused_with_a_way_out(
+    changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    assert len(own()) == 6
-    with pytest.raises(error, match=said):
-        own(**changes)
+    assert len(custom()) == 6
+    with pytest.raises(error, match=message):
+        custom(**changes)
 
 
 @pytest.mark.parametrize("labels", [torch.arange(6) % 3 + 1, torch.arange(6) % 3 - 1])
 def test_labels_without_a_class_are_refused(labels: torch.Tensor) -> None:
-    good = own()
-    whole = DataSet("mine", ("a", "b", "c"), good, good, good, NONE, 5)
+    good = custom()
+    whole = DataModule("mine", ("a", "b", "c"), good, good, good, NO_AUGMENTATION, 5)
     with pytest.raises(ValueError, match="train labels of mine run from .* but 3 classes .* 0 to 2"):
-        replace(whole, train=own(labels=labels))
+        replace(whole, train=custom(labels=labels))
     with pytest.raises(ValueError, match="validation labels of mine"):
-        replace(whole, validation=own(labels=labels))
+        replace(whole, validation=custom(labels=labels))
 
 
-def test_a_lazy_split_has_its_own_labels(pictures: DataSet) -> None:
-    turned = replace(pictures.train, labels=1 - pictures.train.labels)  # two classes, the other way round
-    for split in (pictures.train, turned):
-        batch = next(split.batches(4))
+def test_a_lazy_dataset_has_its_own_labels(folder: DataModule) -> None:
+    turned = replace(folder.train, labels=1 - folder.train.labels)  # two classes, the other way round
+    for split in (folder.train, turned):
+        batch = next(split.iter_batches(4))
         assert torch.equal(batch.labels, split.labels[:4])
         assert batch.labels.dtype == torch.int64
 
 
-def test_a_source_of_something_else_than_pairs_is_refused(pictures: DataSet) -> None:
-    source = [{"image": None, "label": 0}] * len(pictures.train.source)
-    with pytest.raises(ValueError, match="is a dict; expected a pair of a picture and its label"):
-        next(replace(pictures.train, source=source).batches(2))
+def test_a_source_that_gives_no_pairs_is_refused(folder: DataModule) -> None:
+    source = [{"image": None, "label": 0}] * len(folder.train.source)
+    with pytest.raises(ValueError, match="is a dict; expected a pair .image, label."):
+        next(replace(folder.train, source=source).iter_batches(2))

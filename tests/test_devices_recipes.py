@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kdlib import devices
-from kdlib.devices import Place, choose, has_bfloat16
+from kdlib.devices import DeviceConfig, resolve, supports_bfloat16
 from kdlib.recipes import OPTIMIZERS, SCHEDULES, Recipe
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with the chips that are asked for, whatever this one has."""
+    """A machine with the given chips, whatever this one has."""
 
     def make(*, cuda: int = 0, mps: bool = False, cuda_bf16: bool = False, avx512: bool = False, amx: bool = False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
@@ -38,100 +38,100 @@ def machine(monkeypatch):
 
 
 def test_auto_takes_cuda_then_mps_then_the_cpu(machine):
-    assert choose() == Place(CPU, False)
+    assert resolve() == DeviceConfig(CPU, False)
     machine(mps=True)
-    assert choose() == Place(torch.device("mps"), False)
+    assert resolve() == DeviceConfig(torch.device("mps"), False)
     machine(mps=True, cuda=1, cuda_bf16=True)
-    assert choose() == Place(torch.device("cuda"), True)
-    assert choose("mps") == Place(torch.device("mps"), False)
-    assert choose("cpu", "bf16") == Place(CPU, True)
+    assert resolve() == DeviceConfig(torch.device("cuda"), True)
+    assert resolve("mps") == DeviceConfig(torch.device("mps"), False)
+    assert resolve("cpu", "bf16") == DeviceConfig(CPU, True)
 
 
 @pytest.mark.parametrize(("avx512", "amx"), [(True, False), (False, True), (True, True)])
 def test_bfloat16_on_the_cpu_where_the_chip_has_it(machine, avx512: bool, amx: bool):
-    assert not choose("cpu").bfloat16
+    assert not resolve("cpu").bfloat16
     machine(avx512=avx512, amx=amx)
-    assert choose("cpu").bfloat16
-    assert not choose("cpu", "fp32").bfloat16
+    assert resolve("cpu").bfloat16
+    assert not resolve("cpu", "fp32").bfloat16
 
 
-def test_torch_without_these_questions_has_no_bfloat16(monkeypatch):
+def test_torch_without_these_functions_has_no_bfloat16(monkeypatch):
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
-    assert not has_bfloat16(CPU)
+    assert not supports_bfloat16(CPU)
 
 
 def test_bfloat16_on_cuda_is_not_the_emulated_one(monkeypatch):
-    asked = []
+    requested = []
 
     def supported(including_emulation: bool = True) -> bool:
-        asked.append(including_emulation)
+        requested.append(including_emulation)
         return including_emulation
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert not has_bfloat16(torch.device("cuda"))
-    assert asked == [False]
-    assert not has_bfloat16(torch.device("mps"))
+    assert not supports_bfloat16(torch.device("cuda"))
+    assert requested == [False]
+    assert not supports_bfloat16(torch.device("mps"))
 
 
 def test_precision_is_obeyed_whatever_the_chip(machine):
     for chip in (True, False):
         machine(avx512=chip)
-        assert choose("cpu", "bf16").bfloat16
-        assert not choose("cpu", "fp32").bfloat16
+        assert resolve("cpu", "bf16").bfloat16
+        assert not resolve("cpu", "fp32").bfloat16
 
 
 def test_an_unknown_precision_lists_near_matches():
     with pytest.raises(ValueError, match="no precision named 'bfp16'. Did you mean 'bf16'.*Known: auto, fp32, bf16"):
-        choose(precision="bfp16")
+        resolve(precision="bfp16")
 
 
 @pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps", "gpu", "meta", "", "cpu:first"])
 def test_a_device_that_is_not_there(device: str):
     with pytest.raises(ValueError, match=f"This machine has no device '{device}' that torch can use. It has: cpu"):
-        choose(device)
+        resolve(device)
 
 
-def test_a_card_that_is_not_there(machine):
+def test_a_gpu_that_is_not_there(machine):
     machine(cuda=2, mps=True)
-    assert choose("cuda:1").device == torch.device("cuda:1")
+    assert resolve("cuda:1").device == torch.device("cuda:1")
     with pytest.raises(ValueError, match="no device 'cuda:2' that torch can use. It has: cuda:0, cuda:1, mps, cpu"):
-        choose("cuda:2")
+        resolve("cuda:2")
 
 
 def test_a_torch_device_is_a_device():
-    assert choose(CPU).device == CPU
-    assert choose("cpu:0").device == torch.device("cpu:0")
+    assert resolve(CPU).device == CPU
+    assert resolve("cpu:0").device == torch.device("cpu:0")
 
 
 @pytest.mark.parametrize(("bfloat16", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_autocast_decides_the_type_inside_the_network(bfloat16: bool, wanted: torch.dtype):
-    place, seen = Place(CPU, bfloat16), []
+    config, seen = DeviceConfig(CPU, bfloat16), []
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     model[0].register_forward_hook(lambda module, given, made: seen.append(made.dtype))
-    with place.autocast():
+    with config.autocast():
         logits = model(torch.zeros(2, 1, 3, 3))
     assert seen == [wanted]
     assert logits.dtype == wanted
     assert model[0].weight.dtype == torch.float32
     assert not torch.is_autocast_enabled("cpu")
-    assert isinstance(place.autocast(), contextlib.nullcontext) is not bfloat16
+    assert isinstance(config.autocast(), contextlib.nullcontext) is not bfloat16
 
 
-def test_models_and_images_are_put_in_channels_last():
-    place = Place(CPU, False)
+def test_models_and_images_are_moved_in_channels_last():
+    config = DeviceConfig(CPU, False)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
-    assert place.put(model) is model
+    assert config.move(model) is model
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     images = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
-    moved = place.put_images(images)
+    moved = config.move_images(images)
     assert moved.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(moved, images)
 
 
 class Recorder:
-    """In place of a tensor: what it is asked to do."""
+    """Instead of a tensor: gives back the call that it gets."""
 
     def to(self, device: torch.device, **options: object) -> tuple[torch.device, dict[str, object]]:
         return device, options
@@ -140,17 +140,17 @@ class Recorder:
 @pytest.mark.parametrize(("device", "waits"), [("cpu", True), ("mps", True), ("cuda", False), ("cuda:1", False)])
 def test_only_a_copy_to_cuda_may_still_be_under_way(device: str, waits: bool):
     """On MPS it would read from a source that is freed already."""
-    assert devices.sent(Recorder(), device) == (torch.device(device), {"non_blocking": not waits})
+    assert devices.to_device(Recorder(), device) == (torch.device(device), {"non_blocking": not waits})
 
 
 def test_several_processes_do_not_share_a_training_on_mps(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose("auto").device.type == "mps"
-    monkeypatch.setattr(devices.distributed, "size", lambda: 2)
-    assert choose("auto").device.type == "cpu"
+    assert resolve("auto").device.type == "mps"
+    monkeypatch.setattr(devices.distributed, "world_size", lambda: 2)
+    assert resolve("auto").device.type == "cpu"
     with pytest.raises(ValueError, match="cannot share a training on MPS: start one, or give --device cpu"):
-        choose("mps")
+        resolve("mps")
 
 
 def test_random_states_are_those_of_the_device_in_use(monkeypatch: pytest.MonkeyPatch):
@@ -162,24 +162,24 @@ def test_random_states_are_those_of_the_device_in_use(monkeypatch: pytest.Monkey
     before = torch.get_rng_state()
     for name in states:
         device, kept = torch.device(name), states[name]
-        with devices.own_randomness(device):
+        with devices.isolate_rng(device):
             states[name] = torch.tensor([9])
             torch.rand(3)
         assert states[name] is kept
-        assert set(devices.random_states(device)) == {"cpu", device.type}
-        devices.set_random_states({"cuda": torch.tensor([7]), "mps": torch.tensor([7])}, torch.device("cpu"))
+        assert set(devices.get_rng_states(device)) == {"cpu", device.type}
+        devices.set_rng_states({"cuda": torch.tensor([7]), "mps": torch.tensor([7])}, torch.device("cpu"))
         assert states[name] is kept
     assert torch.equal(torch.get_rng_state(), before)
-    assert set(devices.random_states(CPU)) == {"cpu"}
+    assert set(devices.get_rng_states(CPU)) == {"cpu"}
 
 
 def test_tied_weights_stay_tied_in_bfloat16():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
-    place, images = Place(CPU, True), torch.randn(3, 4)
-    weights = place.weights(model)
+    config, images = DeviceConfig(CPU, True), torch.randn(3, 4)
+    weights = config.cast_weights(model)
     assert weights["0.weight"] is weights["2.weight"]
-    with place.autocast():
+    with config.autocast():
         assert torch.equal(torch.func.functional_call(model, weights, (images,)), model(images))
 
 
@@ -190,46 +190,46 @@ class Doubled(nn.Linear):
         return nn.functional.linear(x, 2 * self.weight, self.bias)
 
 
-def test_converted_weights_give_the_answers_of_autocast_to_the_bit():
+def test_cast_weights_give_the_outputs_of_autocast_to_the_bit():
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), Doubled(8, 3)
     ).eval()
-    images, place = torch.randn(5, 1, 6, 6), Place(CPU, True)
-    weights = place.weights(model)
+    images, config = torch.randn(5, 1, 6, 6), DeviceConfig(CPU, True)
+    weights = config.cast_weights(model)
     assert set(weights) == {"0.weight", "0.bias", "4.weight", "4.bias"}
-    with torch.no_grad(), place.autocast():
+    with torch.no_grad(), config.autocast():
         assert torch.equal(torch.func.functional_call(model, weights, (images,)), model(images))
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    assert Place(CPU, False).weights(model) == {}
-    assert set(place.weights(nn.Linear(2, 2))) == {"weight", "bias"}
+    assert DeviceConfig(CPU, False).cast_weights(model) == {}
+    assert set(config.cast_weights(nn.Linear(2, 2))) == {"weight", "bias"}
     normed = nn.Linear(2, 2, bias=False)
     normed.weight_g, normed.weight_v = normed.weight, nn.Parameter(torch.ones(2, 2))  # as weight_norm calls them
     del normed.weight
-    assert place.weights(normed) == {}
+    assert config.cast_weights(normed) == {}
 
 
-def test_a_place_says_where_it_is():
-    assert str(Place(CPU, True)) == "cpu, bfloat16"
-    assert str(Place(CPU, True, compiled=True)) == "cpu, bfloat16, compiled"
-    assert str(Place(torch.device("cuda:1"), False)) == "cuda:1, float32"
+def test_a_device_config_as_text():
+    assert str(DeviceConfig(CPU, True)) == "cpu, bfloat16"
+    assert str(DeviceConfig(CPU, True, compile=True)) == "cpu, bfloat16, compiled"
+    assert str(DeviceConfig(torch.device("cuda:1"), False)) == "cuda:1, float32"
     assert devices.PRECISIONS == ("auto", "fp32", "bf16")
 
 
 # --- learning rates
 
 
-def rates(steps: int, **asked: object) -> list[float]:
-    recipe = Recipe(**asked)
-    return [recipe.rate(step, steps) for step in range(steps)]
+def learning_rates(total_steps: int, **settings: object) -> list[float]:
+    recipe = Recipe(**settings)
+    return [recipe.learning_rate_at(step, total_steps) for step in range(total_steps)]
 
 
 def test_a_constant_rate():
-    assert rates(7, schedule="constant", learning_rate=0.3) == [0.3] * 7
+    assert learning_rates(7, schedule="constant", learning_rate=0.3) == [0.3] * 7
 
 
 def test_cosine_by_hand():
-    found = rates(100, schedule="cosine", learning_rate=2.0, warmup=0.1)
+    found = learning_rates(100, schedule="cosine", learning_rate=2.0, warmup=0.1)
     assert found[0] == pytest.approx(2 * 0.005 / 0.1)
     assert found[4] == pytest.approx(2 * 0.045 / 0.1)
     assert found[9] == pytest.approx(2 * 0.095 / 0.1)
@@ -241,14 +241,14 @@ def test_cosine_by_hand():
 
 
 def test_cosine_without_warm_up_starts_at_the_peak():
-    found = rates(50, schedule="cosine", learning_rate=1.0, warmup=0.0)
+    found = learning_rates(50, schedule="cosine", learning_rate=1.0, warmup=0.0)
     assert found[0] == pytest.approx(1, abs=1e-3)
     assert found == sorted(found, reverse=True)
     assert found[12] + found[37] == pytest.approx(1)  # half a cosine is odd about its middle
 
 
 def test_one_cycle_by_hand():
-    found = rates(100, schedule="one-cycle", learning_rate=0.7)
+    found = learning_rates(100, schedule="one-cycle", learning_rate=0.7)
     assert found[0] == pytest.approx(0.7 * 0.005 / 0.3)
     assert found[29] == pytest.approx(0.7 * 0.295 / 0.3)
     assert found[30] == pytest.approx(0.695)
@@ -256,7 +256,9 @@ def test_one_cycle_by_hand():
     assert found[99] == pytest.approx(0.005)
     assert found[:30] == sorted(found[:30])
     assert found[30:] == sorted(found[30:], reverse=True)
-    assert rates(100, schedule="one-cycle", learning_rate=0.7, warmup=0.5) == found  # it has a warm-up of its own
+    assert (
+        learning_rates(100, schedule="one-cycle", learning_rate=0.7, warmup=0.5) == found
+    )  # it has a warm-up of its own
 
 
 @settings(max_examples=60, deadline=None)
@@ -267,7 +269,7 @@ def test_one_cycle_by_hand():
     peak=st.floats(1e-4, 10),
 )
 def test_rates_are_positive_never_above_the_peak_and_have_no_jumps(schedule, warmup, steps, peak):
-    found = rates(steps, schedule=schedule, warmup=warmup, learning_rate=peak)
+    found = learning_rates(steps, schedule=schedule, warmup=warmup, learning_rate=peak)
     assert min(found) > 0
     assert max(found) <= peak * (1 + 1e-12)
     assert max(found) > 0.97 * peak
@@ -279,9 +281,9 @@ def test_rates_are_positive_never_above_the_peak_and_have_no_jumps(schedule, war
 
 def test_a_rate_depends_on_the_step_alone():
     recipe = Recipe()
-    forwards = [recipe.rate(step, 30) for step in range(30)]
-    assert [recipe.rate(step, 30) for step in reversed(range(30))] == forwards[::-1]
-    assert recipe.rate(0, 1) > 0
+    forwards = [recipe.learning_rate_at(step, 30) for step in range(30)]
+    assert [recipe.learning_rate_at(step, 30) for step in reversed(range(30))] == forwards[::-1]
+    assert recipe.learning_rate_at(0, 1) > 0
 
 
 # --- optimisers
@@ -340,7 +342,7 @@ def test_one_step_of_nesterov_sgd_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("asked", "text"),
+    ("settings", "text"),
     [
         ({"optimizer": "adam"}, "no optimizer named 'adam'. Did you mean 'adamw'"),
         ({"optimizer": "SGD"}, "no optimizer named 'SGD'"),
@@ -366,12 +368,12 @@ def test_one_step_of_nesterov_sgd_by_hand():
         ({"clip": math.nan}, "clip is a positive norm, or None; got nan"),
     ],
 )
-def test_settings_that_make_no_sense(asked: dict, text: str):
+def test_settings_that_make_no_sense(settings: dict, text: str):
     with pytest.raises(ValueError, match=text):
-        Recipe(**asked)
+        Recipe(**settings)
 
 
-def test_the_corners_of_what_makes_sense():
+def test_the_extremes_of_what_makes_sense():
     Recipe(warmup=0, momentum=0, weight_decay=0, batch_size=2, clip=1e-9, learning_rate=1e-12)
     with pytest.raises(AttributeError):
         Recipe().learning_rate = 1.0

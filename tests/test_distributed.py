@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,19 +42,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_train_the_student_of_one(trained: dict[str, Path], name: str) -> None:
-    (ours, facts), (theirs, theirs_facts) = (
-        load_tensors(trained[who] / f"{name}.safetensors") for who in ("one", "two")
+    (one, one_facts), (two, two_facts) = (
+        load_tensors(trained[count] / f"{name}.safetensors") for count in ("one", "two")
     )
-    for key, value in ours.items():
-        torch.testing.assert_close(theirs[key], value, rtol=0, atol=1e-5)
-    for a, b in zip(facts["rows"], theirs_facts["rows"], strict=True):
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5)
+    for a, b in zip(one_facts["rows"], two_facts["rows"], strict=True):
         assert {**a, "seconds": 0} == pytest.approx({**b, "seconds": 0}, abs=1e-4)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux names the threads of a process")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_no_thread_of_gloo_outlives_the_work(trained: dict[str, Path], rank: int) -> None:
-    threads = json.loads((trained["two"] / f"threads-{rank}.json").read_text())
+    threads = json.loads((trained["two"] / f"process-{rank}.json").read_text())
     assert threads["inside"]
     assert threads["after"] == []  # one that is left can abort the process when the interpreter ends
 
@@ -68,24 +67,24 @@ def test_a_process_that_dies_ends_the_job_and_the_run_goes_on_to_the_bit(
     assert dead.returncode != 0
     assert "SIGKILL" in dead.stderr or "exitcode  : -9" in dead.stderr
     assert not (killed / "student.safetensors").exists()
-    _, described = load_tensors(killed / "checkpoint")
-    assert described["facts"]["step"] == 6  # it died in the eighth step; every second one is written
+    _, metadata = load_tensors(killed / "checkpoint")
+    assert metadata["facts"]["step"] == 6  # it died in the eighth step; every second one is written
     assert torchrun(SCRIPT, "whole", str(killed)).returncode == 0
-    ours, _ = load_tensors(whole / "student.safetensors")
-    theirs, _ = load_tensors(killed / "student.safetensors")
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    expected, _ = load_tensors(whole / "student.safetensors")
+    resumed, _ = load_tensors(killed / "student.safetensors")
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
-def test_a_checkpoint_that_only_some_processes_see_is_refused(trained: dict[str, Path], tmp_path: Path) -> None:
-    shutil.copy(trained["two"] / "checkpoint", tmp_path / "checkpoint")
-    done = torchrun(SCRIPT, "unshared", str(tmp_path))
-    assert done.returncode != 0
-    assert "1 of 2 processes see the checkpoint" in done.stderr
-    assert "a disk that all of them share" in done.stderr
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_checkpoint_that_only_some_processes_see_is_refused(trained: dict[str, Path], rank: int) -> None:
+    refusal = json.loads((trained["two"] / f"process-{rank}.json").read_text())["refusal"]
+    assert "1 of 2 processes see the checkpoint" in refusal
+    assert "a disk that all of them share" in refusal
 
 
-def test_the_command_line_speaks_and_writes_once(tmp_path: Path) -> None:
-    options = ["--student", "resnet8", "--images", "128", "--epochs", "1", "--views", "1", "--batch-size", "64"]
+def test_the_command_line_prints_and_writes_once(tmp_path: Path) -> None:
+    options = ["--teacher", "resnet20-fashion", "--student", "resnet8", "--images", "128", "--epochs", "1"]
+    options += ["--views", "1", "--batch-size", "64"]
     done = torchrun(SCRIPT, "command", "distill", *options, "--out", str(tmp_path), "--quiet", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Written to") == 1
@@ -103,9 +102,9 @@ def test_batches_that_cannot_be_shared_are_refused_with_advice(tmp_path: Path) -
 
 
 def test_a_process_of_its_own_needs_nothing() -> None:
-    with distributed.together():
-        assert (distributed.size(), distributed.rank()) == (1, 0)
-        assert distributed.part(7) == slice(0, 7)
-        places = torch.arange(8)
-        assert torch.equal(distributed.share(places, 4), places)
-        assert distributed.total({"a": 1.5}) == {"a": 1.5}
+    with distributed.process_group():
+        assert (distributed.world_size(), distributed.rank()) == (1, 0)
+        assert distributed.shard(7) == slice(0, 7)
+        positions = torch.arange(8)
+        assert torch.equal(distributed.shard_batches(positions, 4), positions)
+        assert distributed.all_reduce_values({"a": 1.5}) == {"a": 1.5}

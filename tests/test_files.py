@@ -49,10 +49,10 @@ class Trap:
         return os.mkdir, (str(self.mark),)
 
 
-# --- replacing
+# --- atomic_write
 
 
-def test_replacing_makes_folders_and_leaves_only_the_file(tmp_path: Path):
+def test_atomic_write_makes_folders_and_leaves_only_the_file(tmp_path: Path):
     path = tmp_path / "a" / "b" / "c.txt"
     files.write_text(path, "grüße\n")
     assert path.read_bytes() == "grüße\n".encode()
@@ -65,7 +65,7 @@ def test_replacing_makes_folders_and_leaves_only_the_file(tmp_path: Path):
 def test_the_target_keeps_its_old_content_until_the_body_has_ended(tmp_path: Path):
     path = tmp_path / "result.txt"
     path.write_text("old")
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         assert temporary.parent == path.parent  # a rename is only atomic within one file system
         temporary.write_text("new")
         assert path.read_text() == "old"
@@ -78,7 +78,7 @@ def test_a_failure_leaves_the_old_content_and_no_temporary_file(tmp_path: Path, 
     path.write_text("old")
 
     def fail_half_way() -> None:
-        with files.replacing(path) as temporary:
+        with files.atomic_write(path) as temporary:
             temporary.write_text("half of the n")
             raise error
 
@@ -151,7 +151,7 @@ def test_an_operating_system_error_names_path_reason_and_remedy(tmp_path: Path, 
 def test_a_full_disk(tmp_path: Path):
     path = tmp_path / "result.txt"
     path.write_text("old")
-    with pytest.raises(OSError, match="No space left on device") as caught, files.replacing(path):
+    with pytest.raises(OSError, match="No space left on device") as caught, files.atomic_write(path):
         Path("/dev/full").write_text("text")
     assert caught.value.errno == errno.ENOSPC
     assert path.read_text() == "old"
@@ -178,8 +178,8 @@ def test_tensors_that_do_not_fit(tmp_path: Path):
         files.save_tensors(path, {"a": torch.ones(3_000)}, {"step": 2})
     assert caught.value.errno == errno.EFBIG  # safetensors hides the number in its text
     assert "None" not in str(caught.value)
-    tensors, described = files.load_tensors(path)
-    assert (described, tensors["a"].tolist()) == ({"step": 1}, [1, 1, 1])
+    tensors, metadata = files.load_tensors(path)
+    assert (metadata, tensors["a"].tolist()) == ({"step": 1}, [1, 1, 1])
     assert entries(tmp_path) == ["model.safetensors"]
 
 
@@ -208,10 +208,10 @@ def hard_tensors() -> dict[str, torch.Tensor]:
 def test_tensors_come_back_exactly(tmp_path: Path):
     wanted = hard_tensors()
     assert not wanted["last"].is_contiguous()
-    described = {"architecture": "resnet18", "accuracy": 0.931, "list": [1, None, "ü"]}
-    files.save_tensors(tmp_path / "t.safetensors", wanted, described)
+    metadata = {"architecture": "resnet18", "accuracy": 0.931, "list": [1, None, "ü"]}
+    files.save_tensors(tmp_path / "t.safetensors", wanted, metadata)
     found, text = files.load_tensors(tmp_path / "t.safetensors")
-    assert text == described
+    assert text == metadata
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype, name
@@ -234,7 +234,7 @@ def test_changing_what_was_read_does_not_change_the_file(tmp_path: Path):
     assert files.load_tensors(tmp_path / "t.safetensors")[0]["a"].tolist() == [0, 1, 2, 3]
 
 
-def test_a_description_that_is_not_json_leaves_the_old_file(tmp_path: Path):
+def test_metadata_that_is_not_json_leaves_the_old_file(tmp_path: Path):
     path = tmp_path / "t.safetensors"
     files.save_tensors(path, {"a": torch.ones(1)}, {"fine": 1})
     with pytest.raises(TypeError):
@@ -243,12 +243,12 @@ def test_a_description_that_is_not_json_leaves_the_old_file(tmp_path: Path):
     assert entries(tmp_path) == ["t.safetensors"]
 
 
-def test_a_foreign_safetensors_file_has_an_empty_description(tmp_path: Path):
+def test_a_safetensors_file_of_another_program_has_empty_metadata(tmp_path: Path):
     save_file({"a": torch.ones(2)}, tmp_path / "plain.safetensors")
     save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors", metadata={"format": "pt"})
     for name in ("plain", "other"):
-        tensors, described = files.load_tensors(tmp_path / f"{name}.safetensors")
-        assert described == {}
+        tensors, metadata = files.load_tensors(tmp_path / f"{name}.safetensors")
+        assert metadata == {}
         assert tensors["a"].tolist() == [1, 1]
 
 
@@ -310,59 +310,61 @@ def test_a_missing_file_and_a_folder(tmp_path: Path):
             files.load_tensors(path)
 
 
-# --- digest
+# --- fingerprint
 
 
-def test_digest_by_hand():
+def test_fingerprint_by_hand():
     import hashlib
 
     tensor = torch.tensor([1, 258], dtype=torch.int16)
     content = b"a torch.int16 (2,)" + bytes([1, 0, 2, 1]) + b"('more', 3)"
-    assert files.digest({"a": tensor}, "more", 3) == hashlib.sha256(content).hexdigest()
+    assert files.fingerprint({"a": tensor}, "more", 3) == hashlib.sha256(content).hexdigest()
 
 
-def test_digest_differs_when_anything_that_matters_differs():
+def test_fingerprint_differs_when_anything_that_matters_differs():
     base = torch.arange(6.0).view(2, 3)
     changed = base.clone()
     changed[1, 2] = 5.0000005
     variants = [
-        files.digest({"a": base}),
-        files.digest({"b": base}),
-        files.digest({"a": changed}),
-        files.digest({"a": base.view(3, 2)}),
-        files.digest({"a": base.view(6)}),
-        files.digest({"a": base.double()}),
-        files.digest({"a": base.view(torch.int32)}),
-        files.digest({"a": base}, "more"),
-        files.digest({"a": base}, None),
-        files.digest({"a": base, "b": changed}),
-        files.digest({"b": changed, "a": base}),
-        files.digest({"a": changed, "b": base}),
-        files.digest([base, changed]),
-        files.digest([changed, base]),
-        files.digest([base]),
-        files.digest([]),
-        files.digest([torch.tensor(0.0)]),
-        files.digest([torch.tensor(-0.0)]),
-        files.digest([torch.zeros(1)]),
-        files.digest([torch.zeros(0)]),
+        files.fingerprint({"a": base}),
+        files.fingerprint({"b": base}),
+        files.fingerprint({"a": changed}),
+        files.fingerprint({"a": base.view(3, 2)}),
+        files.fingerprint({"a": base.view(6)}),
+        files.fingerprint({"a": base.double()}),
+        files.fingerprint({"a": base.view(torch.int32)}),
+        files.fingerprint({"a": base}, "more"),
+        files.fingerprint({"a": base}, None),
+        files.fingerprint({"a": base, "b": changed}),
+        files.fingerprint({"b": changed, "a": base}),
+        files.fingerprint({"a": changed, "b": base}),
+        files.fingerprint([base, changed]),
+        files.fingerprint([changed, base]),
+        files.fingerprint([base]),
+        files.fingerprint([]),
+        files.fingerprint([torch.tensor(0.0)]),
+        files.fingerprint([torch.tensor(-0.0)]),
+        files.fingerprint([torch.zeros(1)]),
+        files.fingerprint([torch.zeros(0)]),
     ]
     assert len(set(variants)) == len(variants)
 
 
-def test_digest_ignores_strides_and_gradients():
+def test_fingerprint_ignores_strides_and_gradients():
     images = torch.randn(2, 3, 4, 5)
-    assert files.digest([images]) == files.digest([images.to(memory_format=torch.channels_last)])
-    assert files.digest([images]) == files.digest([images.clone().requires_grad_()])
-    assert files.digest([images[::2]]) == files.digest([images[::2].contiguous()])
-    assert files.digest([images.mT]) == files.digest([images.mT.contiguous()])
+    assert files.fingerprint([images]) == files.fingerprint([images.to(memory_format=torch.channels_last)])
+    assert files.fingerprint([images]) == files.fingerprint([images.clone().requires_grad_()])
+    assert files.fingerprint([images[::2]]) == files.fingerprint([images[::2].contiguous()])
+    assert files.fingerprint([images.mT]) == files.fingerprint([images.mT.contiguous()])
 
 
 @settings(max_examples=30, deadline=None)
-@given(values=st.lists(st.integers(0, 255), min_size=1, max_size=20), place=st.integers(0, 19), by=st.integers(1, 255))
-def test_digest_sees_any_single_byte(values: list[int], place: int, by: int):
+@given(
+    values=st.lists(st.integers(0, 255), min_size=1, max_size=20), position=st.integers(0, 19), by=st.integers(1, 255)
+)
+def test_fingerprint_sees_any_single_byte(values: list[int], position: int, by: int):
     tensor = torch.tensor(values, dtype=torch.uint8)
     other = tensor.clone()
-    other[place % len(values)] += by
-    assert files.digest([tensor]) == files.digest([tensor.clone()])
-    assert files.digest([tensor]) != files.digest([other])
+    other[position % len(values)] += by
+    assert files.fingerprint([tensor]) == files.fingerprint([tensor.clone()])
+    assert files.fingerprint([tensor]) != files.fingerprint([other])

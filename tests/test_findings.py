@@ -10,15 +10,17 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic import TEACHER, write
 
 from kdlib import study, verdict
-from kdlib.study import entries, grid, rows, stored
-from kdlib.study.findings import Results
-from kdlib.study.grid import Cell, Choice
-from kdlib.study.rows import COLUMNS, Table
+from kdlib.study import analysis
+from kdlib.study.analysis import Results
+from kdlib.study.method_specs import FAMILIES, METHODS
+from kdlib.study.plans import FULL, PLANS, RunConfig, TunedSettings
+from kdlib.study.runs_file import RUN_COLUMNS, RunsFile, read_frame, read_rows
 from kdlib.verdict import Verdict
 
 BY_HAND = {  # three seeds
@@ -28,13 +30,13 @@ BY_HAND = {  # three seeds
 }
 
 
-def by_hand(cell: Cell, chance: random.Random) -> float:
-    if cell.method in BY_HAND:
-        return BY_HAND[cell.method][cell.seed]
-    return BY_HAND["hard"][cell.seed] + 0.0001 * chance.random()
+def by_hand(config: RunConfig, chance: random.Random) -> float:
+    if config.method in BY_HAND:
+        return BY_HAND[config.method][config.seed]
+    return BY_HAND["hard"][config.seed] + 0.0001 * chance.random()
 
 
-def hard(folder: Path, **options: object) -> Results:
+def load(folder: Path, **options: Any) -> Results:
     return study.results(folder=folder, **options)
 
 
@@ -49,17 +51,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(folder: Path) -> Results:
-    return hard(folder)
+    return load(folder)
 
 
 def changed(folder: Path, source: Path, change: Mapping[int, Mapping[str, str]], extra: int | None = None) -> Path:
     """A copy of a file with other values in some rows, and perhaps one row twice."""
-    found = rows.parse(source.read_bytes(), COLUMNS, source)
-    with Table(folder / source.name, COLUMNS).opened() as table:
+    found = read_rows(source, RUN_COLUMNS)
+    with RunsFile(folder / source.name, RUN_COLUMNS).open() as file:
         for number, row in enumerate(found):
-            table.append(row | change.get(number, {}))
+            file.append(row | change.get(number, {}))
         if extra is not None:
-            table.append(found[extra])
+            file.append(found[extra])
     return folder
 
 
@@ -67,12 +69,12 @@ def changed(folder: Path, source: Path, change: Mapping[int, Mapping[str, str]],
 
 
 def test_methods_come_by_family_and_not_in_the_order_of_the_file(results: Results) -> None:
-    families = [entries.FAMILIES.index(results.family(name)) for name in results.methods]
+    families = [FAMILIES.index(results.family(name)) for name in results.methods]
     assert families == sorted(families)
-    assert set(results.methods) == set(entries.ENTRIES) - {"hard"}
+    assert set(results.methods) == set(METHODS) - {"hard"}
     assert (results.seeds, results.images, results.comparisons) == ((0, 1, 2, 3, 4), 10_000, 19)
     assert results.title("kd+rkd") == "logits + RKD"
-    assert results.troubles == {}
+    assert results.problems == {}
     assert repr(results).endswith("100 runs, 20 methods, 5 seeds")
 
 
@@ -83,13 +85,13 @@ def test_the_order_of_the_rows_does_not_matter(folder: Path, results: Results) -
 
 
 def test_settings_are_those_that_were_run(tmp_path: Path) -> None:
-    chosen = replace(entries.ENTRIES["kd"].start, learning_rate=0.3, alpha=0.5)
-    other = {name: Choice(entries.ENTRIES[name].start, "elsewhere") for name in grid.FULL}
-    write(tmp_path, choices=other | {"kd": Choice(chosen, "elsewhere")})
-    assert hard(tmp_path).settings("kd") == chosen
-    line = hard(tmp_path).chosen(["kd"]).set_index("method").loc["logits (KD)"]
-    assert (line["learning_rate"], line["alpha"], line["chosen on"]) == (0.3, 0.5, "elsewhere")
-    assert len(hard(tmp_path).chosen()) == 17
+    chosen = replace(METHODS["kd"].start, learning_rate=0.3, alpha=0.5)
+    other = {spec.name: TunedSettings(spec.start, "elsewhere") for spec in FULL}
+    write(tmp_path, tuned=other | {"kd": TunedSettings(chosen, "elsewhere")})
+    assert load(tmp_path).settings("kd") == chosen
+    line = load(tmp_path).settings_table(["kd"]).set_index("method").loc["logits (KD)"]
+    assert (line["learning_rate"], line["alpha"], line["tuned on"]) == (0.3, 0.5, "elsewhere")
+    assert len(load(tmp_path).settings_table()) == 17
 
 
 # --- gains -------------------------------------------------------------------------------------------------------
@@ -97,7 +99,7 @@ def test_settings_are_those_that_were_run(tmp_path: Path) -> None:
 
 def test_a_gain_by_hand(tmp_path: Path) -> None:
     write(tmp_path, ("full", "controls"), seeds=range(3), score=by_hand)
-    found = hard(tmp_path).gain("kd")
+    found = load(tmp_path).gain("kd")
     assert list(found.by_seed.values()) == pytest.approx([0.010, 0.012, 0.011])
     assert (found.mean, found.std) == (pytest.approx(0.011), pytest.approx(0.001))
     alone = verdict.compare(BY_HAND["kd"], BY_HAND["hard"], comparisons=19)
@@ -106,11 +108,11 @@ def test_a_gain_by_hand(tmp_path: Path) -> None:
         pytest.approx(alone.high),
         alone.verdict,
     )
-    assert hard(tmp_path).gain("shuffled").mean == pytest.approx(-0.010)
+    assert load(tmp_path).gain("shuffled").mean == pytest.approx(-0.010)
 
 
 def test_gains_are_those_of_the_verdicts_table(folder: Path, results: Results) -> None:
-    table = verdict.table(rows.read(folder / "methods-*.csv")).set_index("method")
+    table = verdict.table(read_frame(folder / "methods-*.csv")).set_index("method")
     for name in results.methods:
         found, line = results.gain(name), table.loc[name]
         assert (found.mean, found.low, found.high) == pytest.approx((line.gain, line.low, line.high))
@@ -124,12 +126,12 @@ def test_a_table_of_a_few_methods_keeps_the_family_of_all(results: Results) -> N
     assert results.gain("kd").comparisons == 19
     assert "one of 19 intervals" in str(results.gain("kd"))
     assert len(results.table()) == 20
-    assert (results.table()["trouble"] == "").all()
+    assert (results.table()["problem"] == "").all()
 
 
 def test_the_gap_recovered_by_hand(tmp_path: Path) -> None:
     write(tmp_path, seeds=range(3), score=by_hand)
-    found = hard(tmp_path).recovered("kd")
+    found = load(tmp_path).gap_recovered("kd")
     shares = [(k - h) / (TEACHER - h) for k, h in zip(BY_HAND["kd"], BY_HAND["hard"], strict=True)]
     assert list(found.by_seed.values()) == pytest.approx(shares)
     assert found.mean == pytest.approx(sum(shares) / 3)
@@ -138,12 +140,16 @@ def test_the_gap_recovered_by_hand(tmp_path: Path) -> None:
 
 
 def test_there_is_no_gap_where_the_teacher_is_not_ahead(tmp_path: Path) -> None:
-    write(tmp_path, seeds=range(3), score=lambda cell, chance: by_hand(cell, chance) + (0.07 if cell.seed == 1 else 0))
-    found = hard(tmp_path).recovered("kd")
-    assert found.trouble == "the teacher is not ahead of the baseline at seed 1"
+    write(
+        tmp_path,
+        seeds=range(3),
+        score=lambda config, chance: by_hand(config, chance) + (0.07 if config.seed == 1 else 0),
+    )
+    found = load(tmp_path).gap_recovered("kd")
+    assert found.problem == "the teacher is not ahead of the baseline at seed 1"
     assert math.isnan(found.mean)
     assert found.verdict is None
-    assert hard(tmp_path).gain("kd").verdict is not None
+    assert load(tmp_path).gain("kd").verdict is not None
 
 
 def test_less_is_better_for_the_calibration_error(results: Results) -> None:
@@ -161,47 +167,51 @@ def test_a_score_has_an_interval_of_its_own_and_no_verdict(results: Results) -> 
     found = results.score("kd")
     alone = verdict.compare(found.by_seed, dict.fromkeys(found.by_seed, 0.0))
     assert (found.low, found.high, found.verdict) == (alone.low, alone.high, None)
-    assert str(found) == f"logits (KD): {found.said(signed=False)}"
+    assert str(found) == f"logits (KD): {found.format(signed=False)}"
 
 
 def test_equal_seeds_give_no_verdict_in_favour(tmp_path: Path) -> None:
-    write(tmp_path, score=lambda cell, chance: 0.9 if cell.method == "kd" else 0.88 + 0.001 * cell.seed)
-    found = hard(tmp_path).gain("dist")  # every seed equals hard labels
+    write(tmp_path, score=lambda config, chance: 0.9 if config.method == "kd" else 0.88 + 0.001 * config.seed)
+    found = load(tmp_path).gain("dist")  # every seed equals hard labels
     assert (found.mean, found.verdict) == (0.0, Verdict.INCONCLUSIVE)
-    assert found.half == math.inf
-    assert found.said() == "+0.00 (all seeds equal)"
+    assert found.half_width == math.inf
+    assert found.format() == "+0.00 (all seeds equal)"
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 4])
 def test_gains_that_are_equal_but_for_rounding_give_no_verdict(tmp_path: Path, seeds: int) -> None:
-    def score(cell: Cell, chance: random.Random) -> float:
-        return round(0.8989 + 0.0029 * cell.seed + (0.0109 if cell.method == "kd" else 0.0), 4)
+    def score(config: RunConfig, chance: random.Random) -> float:
+        return round(0.8989 + 0.0029 * config.seed + (0.0109 if config.method == "kd" else 0.0), 4)
 
     write(tmp_path, score=score, seeds=range(seeds))
-    found = hard(tmp_path).gain("kd")
+    found = load(tmp_path).gain("kd")
     assert len(set(found.by_seed.values())) > 1  # differences of floats
-    assert (found.verdict, found.half, found.said()) == (Verdict.INCONCLUSIVE, math.inf, "+1.09 (all seeds equal)")
+    assert (found.verdict, found.half_width, found.format()) == (
+        Verdict.INCONCLUSIVE,
+        math.inf,
+        "+1.09 (all seeds equal)",
+    )
 
 
 def test_costs_are_relative_to_hard_labels_seed_by_seed(results: Results) -> None:
     cost = results.cost("hint")
-    ours, theirs = ([float(row["seconds_per_epoch"]) for row in results.runs(m).values()] for m in ("hint", "hard"))
-    ratios = sorted(our / their for our, their in zip(ours, theirs, strict=True))
-    assert cost.epoch == pytest.approx(ratios[2])
-    assert (cost.extra_parameters, cost.n) == (4096, 5)
-    assert results.cost("hard").epoch == 1
+    hint, hard = ([float(row["seconds_per_epoch"]) for row in results.runs(m).values()] for m in ("hint", "hard"))
+    ratios = sorted(own / base for own, base in zip(hint, hard, strict=True))
+    assert cost.relative_time == pytest.approx(ratios[2])
+    assert (cost.extra_parameters, cost.num_pairs) == (4096, 5)
+    assert results.cost("hard").relative_time == 1
     assert results.cost("kd").extra_parameters == 0
 
 
 def test_times_of_different_threads_are_not_compared(tmp_path: Path, folder: Path) -> None:
     path = next(folder.glob("methods-*.csv"))
-    found = rows.parse(path.read_bytes(), COLUMNS, path)
+    found = read_rows(path, RUN_COLUMNS)
     mine = [number for number, row in enumerate(found) if row["method"] == "kd"]
-    some = hard(changed(tmp_path / "a", path, {number: {"threads": "2"} for number in mine[:2]}))
-    assert some.cost("kd").n == 3
-    none = hard(changed(tmp_path / "b", path, {number: {"threads": "2"} for number in mine})).cost("kd")
-    assert none.n == 0
-    assert math.isnan(none.epoch)
+    some = load(changed(tmp_path / "a", path, {number: {"threads": "2"} for number in mine[:2]}))
+    assert some.cost("kd").num_pairs == 3
+    none = load(changed(tmp_path / "b", path, {number: {"threads": "2"} for number in mine})).cost("kd")
+    assert none.num_pairs == 0
+    assert math.isnan(none.relative_time)
 
 
 def test_times_of_different_machines_are_not_compared(tmp_path: Path) -> None:
@@ -210,72 +220,72 @@ def test_times_of_different_machines_are_not_compared(tmp_path: Path) -> None:
     parts = (([1, 85], "A"), ([86, 100], "B"))
     first, second = ({"rows": span, "machine": {"processor": name}} for span, name in parts)
     path.with_suffix(".json").write_text(json.dumps({"sessions": [first, second]}))
-    found = hard(tmp_path)
-    assert (found.cost("kd").n, found.cost("shuffled").n) == (5, 0)
-    assert math.isnan(found.cost("shuffled").epoch)
+    found = load(tmp_path)
+    assert (found.cost("kd").num_pairs, found.cost("shuffled").num_pairs) == (5, 0)
+    assert math.isnan(found.cost("shuffled").relative_time)
     assert found.cost("shuffled").seconds_per_epoch > 0
     path.with_suffix(".json").write_text(json.dumps({"sessions": [first | {"rows": [1, 100]}]}))
-    assert hard(tmp_path).cost("shuffled").n == 5
+    assert load(tmp_path).cost("shuffled").num_pairs == 5
 
 
 def test_methods_that_were_tuned_otherwise_are_not_compared(tmp_path: Path) -> None:
     path = write(tmp_path / "a")
-    found = rows.parse(path.read_bytes(), COLUMNS, path)
-    mine = {number: {"chosen_on": "elsewhere"} for number, row in enumerate(found) if row["method"] == "kd"}
-    with pytest.raises(ValueError, match="chosen on .*elsewhere"):
-        hard(changed(tmp_path / "b", path, mine))
+    found = read_rows(path, RUN_COLUMNS)
+    mine = {number: {"tuned_on": "elsewhere"} for number, row in enumerate(found) if row["method"] == "kd"}
+    with pytest.raises(ValueError, match="tuned on .*elsewhere"):
+        load(changed(tmp_path / "b", path, mine))
 
 
 # --- seeds that diverged or are missing --------------------------------------------------------------------------
 
 
-def diverging(cell: Cell, chance: random.Random) -> float | None:
-    return None if (cell.method, cell.seed) == ("fsp", 2) else 0.88 + 0.01 * chance.random()
+def diverging(config: RunConfig, chance: random.Random) -> float | None:
+    return None if (config.method, config.seed) == ("fsp", 2) else 0.88 + 0.01 * chance.random()
 
 
 def test_a_diverged_seed_is_seen_and_leaves_no_mean(tmp_path: Path) -> None:
     write(tmp_path, score=diverging)
-    results = hard(tmp_path)
-    said = "seed 2 diverged (The loss is nan (not a number) at step 7.)"
-    assert results.troubles == {"fsp": said}
+    results = load(tmp_path)
+    problem = "seed 2 diverged (The loss is nan (not a number) at step 7.)"
+    assert results.problems == {"fsp": problem}
     found = results.gain("fsp")
-    assert (found.trouble, found.verdict) == (said, None)
+    assert (found.problem, found.verdict) == (problem, None)
     assert math.isnan(found.mean)
     assert [seed for seed, value in found.by_seed.items() if math.isnan(value)] == [2]
-    assert said in str(found)
+    assert problem in str(found)
     line = results.table().set_index("method").loc["flow between layers (FSP)"]
-    assert (line["verdict"], line["trouble"]) == ("none", said)
+    assert (line["verdict"], line["problem"]) == ("none", problem)
     assert math.isnan(line["accuracy"])
     assert results.gain("kd").verdict is not None
     assert results.comparisons == 16  # it still counts
 
 
 def test_a_missing_seed_is_seen_and_leaves_no_mean(tmp_path: Path) -> None:
-    write(tmp_path, skip=lambda cell: cell.method == "kd" and cell.seed in (1, 4))
-    found = hard(tmp_path).gain("kd")
-    assert found.trouble == "seed 1, 4 not run"
+    write(tmp_path, skip=lambda config: config.method == "kd" and config.seed in (1, 4))
+    found = load(tmp_path).gain("kd")
+    assert found.problem == "seed 1, 4 not run"
     assert list(found.by_seed) == [0, 1, 2, 3, 4]
-    assert math.isnan(hard(tmp_path).score("kd").mean)
+    assert math.isnan(load(tmp_path).score("kd").mean)
 
 
-def test_trouble_of_the_baseline_is_everybodys(tmp_path: Path) -> None:
-    write(tmp_path, score=lambda cell, chance: None if cell.method == "hard" and cell.seed == 0 else 0.9)
-    results = hard(tmp_path)
-    assert results.gain("kd").trouble.startswith("hard labels: seed 0 diverged")
-    assert results.recovered("kd").verdict is None
-    assert results.score("kd").trouble == ""
+def test_a_problem_of_the_baseline_is_one_of_every_method(tmp_path: Path) -> None:
+    write(tmp_path, score=lambda config, chance: None if config.method == "hard" and config.seed == 0 else 0.9)
+    results = load(tmp_path)
+    assert results.gain("kd").problem.startswith("hard labels: seed 0 diverged")
+    assert results.gap_recovered("kd").verdict is None
+    assert results.score("kd").problem == ""
 
 
 def test_a_run_that_diverged_at_its_last_step_has_no_validation_accuracy_either(tmp_path: Path, folder: Path) -> None:
     path = next(folder.glob("methods-*.csv"))
-    results = hard(changed(tmp_path, path, {0: {"test_accuracy": "", "note": "no finite logits"}}))
+    results = load(changed(tmp_path, path, {0: {"test_accuracy": "", "error": "no finite logits"}}))
     assert math.isnan(results.score("hard", "validation_accuracy").by_seed[0])
 
 
 def test_one_seed_is_no_evidence(tmp_path: Path) -> None:
     write(tmp_path, seeds=[0])
-    found = hard(tmp_path).gain("kd")
-    assert found.trouble == "one seed says nothing about spread"
+    found = load(tmp_path).gain("kd")
+    assert found.problem == "one seed says nothing about spread"
     assert found.verdict is None
 
 
@@ -283,12 +293,12 @@ def test_one_seed_is_no_evidence(tmp_path: Path) -> None:
 
 
 def test_the_grid_is_compared_with_the_tuned_hard_labels(folder: Path, results: Results) -> None:
-    grid = hard(folder, kind="grid")
-    assert (len(grid.cells), grid.comparisons, grid.baseline) == (25, 21, "hard")
-    assert {grid.cells[1.0, temperature] for temperature in grid.temperatures} == {"kd alpha=1"}  # T plays no part
+    grid = load(folder, kind="grid")
+    assert (len(grid.grid), grid.comparisons, grid.baseline) == (25, 21, "hard")
+    assert {grid.grid[1.0, temperature] for temperature in grid.temperatures} == {"kd alpha=1"}  # T plays no part
     assert grid.alphas == (0, 0.1, 0.5, 0.9, 1)
     assert grid.temperatures == (1, 2, 4, 8, 16)
-    assert grid.cells[0.1, 4.0] == "kd alpha=0.1 T=4"
+    assert grid.grid[0.1, 4.0] == "kd alpha=0.1 T=4"
     assert grid.title("kd alpha=0.1 T=4") == "logits (KD) alpha=0.1 T=4"
     expected = [
         grid.score("kd alpha=0.1 T=4").by_seed[seed] - results.score("hard").by_seed[seed] for seed in grid.seeds
@@ -298,38 +308,38 @@ def test_the_grid_is_compared_with_the_tuned_hard_labels(folder: Path, results: 
 
 
 def test_the_grid_may_be_compared_with_its_own_alpha_1(folder: Path) -> None:
-    grid = hard(folder, kind="grid", baseline="kd alpha=1")
-    assert (len(grid.cells), grid.comparisons) == (25, 20)
+    grid = load(folder, kind="grid", baseline="kd alpha=1")
+    assert (len(grid.grid), grid.comparisons) == (25, 20)
     assert "hard" not in grid.methods
 
 
 def test_more_seeds_of_the_methods_do_not_spoil_the_grid(tmp_path: Path) -> None:
     write(tmp_path, seeds=range(7))
     write(tmp_path, "grid", seeds=range(5))
-    assert hard(tmp_path, kind="grid").troubles == {}
+    assert load(tmp_path, kind="grid").problems == {}
 
 
 def test_the_grid_needs_the_methods_of_its_own_budget(tmp_path: Path) -> None:
     write(tmp_path, "grid")
     with pytest.raises(FileNotFoundError, match=r"methods-resnet8.*kdlib study full --student resnet8"):
-        hard(tmp_path, kind="grid")
+        load(tmp_path, kind="grid")
     write(tmp_path, "full", epochs=3)
     with pytest.raises(ValueError, match="hold runs of epochs 15 and 3, which cannot be compared"):
-        hard(tmp_path, kind="grid")
+        load(tmp_path, kind="grid")
     with pytest.raises(ValueError, match="holds no grid of alpha and T"):
-        _ = hard(tmp_path).cells
+        _ = load(tmp_path).grid
 
 
-def test_the_class_that_was_left_out(folder: Path, tmp_path: Path) -> None:
-    results = hard(folder, kind="missing-class")
-    found = results.gain("kd alpha=0 T=4", "left_out_accuracy")
+def test_the_class_that_was_excluded(folder: Path, tmp_path: Path) -> None:
+    results = load(folder, kind="missing-class")
+    found = results.gain("kd alpha=0 T=4", "excluded_class_accuracy")
     assert found.verdict is Verdict.BEATS
-    assert results.score("hard", "left_out_accuracy").mean == 0
+    assert results.score("hard", "excluded_class_accuracy").mean == 0
     path = next(folder.glob("missing-class-*.csv"))
-    two = changed(tmp_path, path, {number: {"left_out": "9"} for number in range(10)})
-    with pytest.raises(ValueError, match=r"leaves out classes \[3, 9\]: name one of them, as left_out=3"):
-        hard(two, kind="missing-class")
-    assert len(hard(two, kind="missing-class", left_out=9).rows) == 10
+    two = changed(tmp_path, path, {number: {"excluded_class": "9"} for number in range(10)})
+    with pytest.raises(ValueError, match=r"excludes classes \[3, 9\]: name one of them, as excluded_class=3"):
+        load(two, kind="missing-class")
+    assert len(load(two, kind="missing-class", excluded_class=9).rows) == 10
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
@@ -339,7 +349,7 @@ def test_a_missing_file_says_which_command_makes_it(folder: Path, tmp_path: Path
     with pytest.raises(FileNotFoundError, match="kdlib study grid --student resnet8 --teacher t --images 500$"):
         study.results("grid", images=500, teacher="t", folder=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"Of this kind there are: methods-resnet8-resnet20-fashion-10000\.csv"):
-        hard(folder, images=1_000)
+        load(folder, images=1_000)
 
 
 def test_the_folder_of_the_data_is_the_default(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -352,51 +362,51 @@ def test_unknown_names_are_answered_with_near_ones(folder: Path, results: Result
     for ask, message in (
         (lambda: study.results("method", folder=folder), "Did you mean 'methods'"),
         (lambda: results.gain("attentoin"), "Did you mean 'attention'"),
-        (lambda: results.gain("kd", "accuracy"), "no quantity named 'accuracy'. Did you mean 'test_accuracy'"),
+        (lambda: results.gain("kd", "accuracy"), "no metric named 'accuracy'. Did you mean 'test_accuracy'"),
         (lambda: results.label("agrement"), "Did you mean 'agreement'"),
-        (lambda: hard(folder, baseline="hart"), "no baseline .* named 'hart'. Did you mean 'hard'"),
+        (lambda: load(folder, baseline="hart"), "no baseline .* named 'hart'. Did you mean 'hard'"),
     ):
         with pytest.raises(ValueError, match=message):
             ask()
 
 
 def test_a_file_without_the_quantity_is_not_a_zero(results: Results) -> None:
-    with pytest.raises(ValueError, match=r"The runs of 'kd' in methods-.* hold no left_out_accuracy"):
-        results.score("kd", "left_out_accuracy")
+    with pytest.raises(ValueError, match=r"The runs of 'kd' in methods-.* hold no excluded_class_accuracy"):
+        results.score("kd", "excluded_class_accuracy")
 
 
 def test_a_file_without_runs_or_of_another_kind_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, skip=lambda cell: True)
+    path = write(tmp_path, skip=lambda config: True)
     with pytest.raises(ValueError, match="no finished run yet. This goes on with it: kdlib study full"):
-        hard(tmp_path)
+        load(tmp_path)
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="has no column data, student.*not a file of finished runs"):
-        hard(tmp_path)
+        load(tmp_path)
 
 
 def test_a_file_without_hard_labels_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, skip=lambda cell: cell.method == "hard")
+    write(tmp_path, skip=lambda config: config.method == "hard")
     with pytest.raises(ValueError, match="There is no baseline in .* named 'hard'"):
-        hard(tmp_path)
+        load(tmp_path)
 
 
 def test_rows_that_do_not_belong_together_are_refused(folder: Path, tmp_path: Path) -> None:
     path = next(folder.glob("methods-*.csv"))
     for name, change, message in (
         ("views", {0: {"views": "1"}}, "hold runs of views 1 and 5"),
-        ("place", {0: {"place": "cpu, float32"}}, "hold runs of place cpu, bfloat16 and cpu, float32"),
+        ("device", {0: {"device": "cpu, float32"}}, "hold runs of device cpu, bfloat16 and cpu, float32"),
         ("settings", {0: {"weight_decay": "0.1"}}, "hard was run with learning_rate 0.1, weight_decay 0.1 and with"),
     ):
         with pytest.raises(ValueError, match=message):
-            hard(changed(tmp_path / name, path, change))
+            load(changed(tmp_path / name, path, change))
     with pytest.raises(ValueError, match="several runs of hard, seed 0. Keep one of them"):
-        hard(changed(tmp_path / "twice", path, {}, extra=0))
+        load(changed(tmp_path / "twice", path, {}, extra=0))
 
 
 def test_a_line_that_is_being_written_is_left_out(folder: Path, tmp_path: Path) -> None:
     path = next(folder.glob("methods-*.csv"))
     (tmp_path / path.name).write_bytes(path.read_bytes()[:-20])
-    assert hard(tmp_path).trouble("own-size") == "seed 4 not run"
+    assert load(tmp_path).problem("own-size") == "seed 4 not run"
 
 
 def test_asking_for_results_costs_nothing_before() -> None:
@@ -405,7 +415,10 @@ def test_asking_for_results_costs_nothing_before() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_the_commands_are_lists_of_the_study() -> None:
-    from kdlib.study import grid
-
-    assert all(grid.named(which).kind == kind for kind, which in stored.COMMANDS.items())
+def test_each_kind_of_results_is_made_by_a_plan_of_the_study(tmp_path: Path) -> None:
+    assert {kind: PLANS[name].kind for kind, name in analysis.PLAN_OF_KIND.items()} == {
+        kind: kind for kind in ("methods", "grid", "missing-class")
+    }
+    for kind, name in (("methods", "full"), ("grid", "grid"), ("missing-class", "missing-class")):
+        with pytest.raises(FileNotFoundError, match=f"This makes it, in hours: kdlib study {name} --student"):
+            load(tmp_path, kind=kind)

@@ -44,7 +44,7 @@ def as_logits(*probabilities: list[float]) -> torch.Tensor:
     return torch.tensor(probabilities).log().clamp(min=-200)
 
 
-def answers(count: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def make_logits(count: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(count, classes, generator=generator)
     return logits, torch.randint(classes, (count,), generator=generator)
@@ -70,7 +70,7 @@ def test_accuracy_is_over_examples_not_a_mean_over_classes():
 @settings(max_examples=25, deadline=None)
 @given(count=st.integers(1, 40), classes=st.integers(2, 7), seed=st.integers(0, 10_000), data=st.data())
 def test_accuracy_and_confusion_against_plain_loops(count, classes, seed, data):
-    logits, labels = answers(count, classes, seed)
+    logits, labels = make_logits(count, classes, seed)
     top_k = data.draw(st.integers(1, classes))
     ranked = [sorted(range(classes), key=lambda c: -row[c]) for row in logits.tolist()]
     hits = sum(label in order[:top_k] for order, label in zip(ranked, labels.tolist(), strict=True))
@@ -85,9 +85,9 @@ def test_accuracy_and_confusion_against_plain_loops(count, classes, seed, data):
 
 
 def test_accuracy_counts_the_rows_of_every_chunk(monkeypatch):
-    logits, labels = answers(103, 6)
+    logits, labels = make_logits(103, 6)
     whole = measure.accuracy(logits, labels, top_k=2)
-    monkeypatch.setattr(measure, "ROWS", 10)
+    monkeypatch.setattr(measure, "CHUNK_SIZE", 10)
     assert measure.accuracy(logits, labels, top_k=2) == whole
 
 
@@ -132,7 +132,7 @@ def loop_calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins: int
 @pytest.mark.parametrize("bins", [1, 3, 15, 40])
 @pytest.mark.parametrize(("scale", "shift"), [(0.3, 0), (1, 0), (30, 0), (1, 50)])
 def test_calibration_error_against_an_independent_implementation(bins, scale, shift):
-    logits, labels = answers(500, 6, seed=bins)
+    logits, labels = make_logits(500, 6, seed=bins)
     logits = logits * scale + shift
     expected = loop_calibration_error(logits, labels, bins)
     assert measure.calibration_error(logits, labels, bins) == pytest.approx(expected, abs=1e-5)
@@ -174,12 +174,12 @@ def test_a_confidence_of_exactly_one_belongs_to_the_last_bin():
 
 
 def test_probabilities_in_place_of_logits_are_warned_about():
-    logits, labels = answers(20, 4)
+    logits, labels = make_logits(20, 4)
     with pytest.warns(UserWarning, match="look like probabilities"):
         measure.calibration_error(logits.softmax(1), labels)
 
 
-# --- what a user can get wrong in the answers
+# --- what a user can get wrong in logits and labels
 
 
 @pytest.mark.parametrize("function", [measure.accuracy, measure.calibration_error, measure.confusion])
@@ -197,13 +197,13 @@ def test_probabilities_in_place_of_logits_are_warned_about():
         (torch.tensor([[1, math.inf], [0, 1]]), torch.tensor([0, 1]), "diverged"),
     ],
 )
-def test_answers_that_do_not_fit(function, logits, labels, message):
+def test_logits_and_labels_that_do_not_fit(function, logits, labels, message):
     with pytest.raises(ValueError, match=message):
         function(logits, labels)
 
 
-def test_answers_of_the_wrong_type():
-    logits, labels = answers(4, 3)
+def test_logits_and_labels_of_the_wrong_type():
+    logits, labels = make_logits(4, 3)
     with pytest.raises(TypeError, match="logits must be a floating-point tensor N x C, not list"):
         measure.accuracy(logits.tolist(), labels)
     with pytest.raises(TypeError, match=r"not torch\.int64"):
@@ -215,7 +215,7 @@ def test_answers_of_the_wrong_type():
 
 
 def test_settings_out_of_range():
-    logits, labels = answers(4, 3)
+    logits, labels = make_logits(4, 3)
     for top_k in (0, 4, 1.5, True):
         with pytest.raises(ValueError, match="top_k of 3 classes is .* whole number from 1 to 3"):
             measure.accuracy(logits, labels, top_k)
@@ -246,13 +246,13 @@ def test_agreement_names_the_logits_at_fault():
 def test_published_counts_on_the_meta_device(name, parameters, gmacs):
     with torch.device("meta"):
         model = getattr(torchvision.models, name)()
-    assert measure.parameters(model) == parameters
+    assert measure.count_parameters(model) == parameters
     assert measure.macs(model, (3, 224, 224)) / 1e9 == pytest.approx(gmacs, abs=0.006)
 
 
 def test_counts_by_hand():
     model = tiny()
-    assert measure.parameters(model) == TINY_PARAMETERS
+    assert measure.count_parameters(model) == TINY_PARAMETERS
     assert measure.macs(model, SHAPE) == TINY_MACS
     # 4 + 4 + 8: batch norm's mean, variance and its count of batches
     assert measure.bytes_in_memory(model) == 4 * (TINY_PARAMETERS + 4 + 4) + 8
@@ -268,9 +268,9 @@ def test_macs_counts_attention():
 
 def test_frozen_parameters_count_and_shared_ones_count_once():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4)).requires_grad_(False)
-    assert measure.parameters(model) == 40
+    assert measure.count_parameters(model) == 40
     model[2].weight = model[1].weight
-    assert measure.parameters(model) == 24
+    assert measure.count_parameters(model) == 24
     assert measure.bytes_in_memory(model) == 24 * 4
     state = model.state_dict()
     del state["1.weight"]
@@ -321,7 +321,7 @@ def test_macs_falls_back_to_the_models_own_device():
         measure.macs(Awkward().to("meta"), (1, 2, 2))
 
 
-def test_macs_leaves_the_models_forward_hooks_in_peace():
+def test_macs_does_not_run_the_models_forward_hooks():
     model, seen = tiny(), []
     model[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
     measure.macs(model, SHAPE)
@@ -331,18 +331,18 @@ def test_macs_leaves_the_models_forward_hooks_in_peace():
 
 
 def test_macs_of_a_model_that_holds_activations():
-    """Tensors with a graph cannot be deep-copied, so what a tap's hook has kept must not be reached."""
+    """Tensors with a graph cannot be deep-copied, so what a hook has kept must not be reached."""
 
-    class Tap:
+    class Keeper:
         def hook(self, module, inputs, output):
             self.kept = output
 
-    model, tap = tiny(), Tap()
-    model[0].register_forward_hook(tap.hook)
+    model, keeper = tiny(), Keeper()
+    model[0].register_forward_hook(keeper.hook)
     model(torch.zeros(2, *SHAPE))
-    assert tap.kept.grad_fn is not None
+    assert keeper.kept.grad_fn is not None
     assert measure.macs(model, SHAPE) == TINY_MACS
-    assert tap.kept.shape == (2, 4, 8, 8)
+    assert keeper.kept.shape == (2, 4, 8, 8)
 
 
 # --- latency
@@ -358,7 +358,7 @@ def test_latency_reports_what_was_timed():
 
 
 def test_latency_is_the_time_of_one_pass():
-    """A layer that sleeps 5 ms: the unit is seconds, a pass is not a block, and the batch is as asked."""
+    """A layer that sleeps 5 ms: the unit is seconds, a pass is not a block, and the batch is the given one."""
 
     class Slow(nn.Module):
         def forward(self, images):
@@ -403,7 +403,7 @@ def test_latency_reads_well():
     assert text == "1250.000 ms (IQR 0.000 ms over 1 run, batch of 1, 1 thread)"
 
 
-def test_latency_on_the_device_asked_for():
+def test_latency_on_the_given_device():
     model = tiny()
     assert measure.latency(model, SHAPE, min_run_time=0.001, device="cpu").median > 0
     with pytest.raises(ValueError, match="meta device has shapes but no weights"):
@@ -505,7 +505,7 @@ def test_a_shape_that_the_model_refuses(function):
 @pytest.mark.parametrize(
     "function",
     [
-        measure.parameters,
+        measure.count_parameters,
         measure.bytes_in_memory,
         measure.bytes_saved,
         lambda model: measure.macs(model, SHAPE),
@@ -546,7 +546,7 @@ def half_trained() -> nn.Module:
 @pytest.mark.parametrize(
     "function",
     [
-        measure.parameters,
+        measure.count_parameters,
         measure.bytes_in_memory,
         measure.bytes_saved,
         lambda model: measure.macs(model, SHAPE),
@@ -607,6 +607,7 @@ def test_summary_needs_a_dict(models):
         measure.summary(models, SHAPE)
 
 
+@pytest.mark.slow
 def test_importing_measure_is_cheap():
     root = Path(measure.__file__).parents[1]
     code = "import sys, kdlib.measure; print([m for m in ('torchmetrics', 'pandas') if m in sys.modules])"

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlib import losses
-from kdlib.methods import Feature, HardLabels, Logit, Method, Project, Relation, Sum
-from kdlib.taps import Answer, Taps
+from kdlib.hooks import FeatureExtractor, ModelOutput
+from kdlib.loss_table import LOSSES, Family
+from kdlib.methods import Feature, HardLabels, Logit, Method, Relation, WeightedSum, create
+from kdlib.projectors import AttentionProjector, ConvProjector, GaussianProjector, WidthProjector
 
 LABELS = torch.tensor([0, 3, 1, 4])
 
@@ -24,7 +26,7 @@ def lin(shape: tuple[int, ...], a: float, b: float) -> Tensor:
     return torch.sin(torch.arange(math.prod(shape)) * a + b).reshape(shape)
 
 
-STUDENT = Answer(
+STUDENT = ModelOutput(
     2 * lin((4, 5), 0.7, 0.1),
     {
         "low": lin((4, 3, 6, 4), 0.11, 0.2),
@@ -34,7 +36,7 @@ STUDENT = Answer(
         "sequence": lin((4, 5, 6), 0.41, 0.3),
     },
 )
-TEACHER = Answer(
+TEACHER = ModelOutput(
     3 * lin((4, 5), 1.3, 0.4),
     {
         "low": lin((4, 3, 8, 3), 0.23, 0.5),
@@ -44,7 +46,7 @@ TEACHER = Answer(
         "sequence": lin((4, 7, 6), 0.41, 0.3),
     },
 )
-SAME = {name: name for name in STUDENT.layers}
+SAME = {name: name for name in STUDENT.features}
 
 
 def pairs(*names: str) -> dict[str, str]:
@@ -52,9 +54,9 @@ def pairs(*names: str) -> dict[str, str]:
 
 
 def ready(method: Method) -> Method:
-    """The method, attached, with projections from a fixed seed."""
+    """The method after its setup, with projections from a fixed seed."""
     torch.manual_seed(0)
-    method.attach(STUDENT, TEACHER)
+    method.setup(STUDENT, TEACHER)
     return method
 
 
@@ -83,18 +85,18 @@ class Constant(Method):
     def __init__(self, layers: dict[str, str] | None = None, **values: float) -> None:
         super().__init__()
         self.layers, self.values = layers or {}, values
-        self.attached: list[tuple[Answer, Answer | None]] = []
+        self.setups: list[tuple[ModelOutput, ModelOutput | None]] = []
 
-    def attach(self, student: Answer, teacher: Answer | None) -> None:
-        self.attached.append((student, teacher))
+    def setup(self, student: ModelOutput, teacher: ModelOutput | None) -> None:
+        self.setups.append((student, teacher))
 
-    def forward(self, student: Answer, teacher: Answer | None, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor) -> dict[str, Tensor]:
         return {name.replace("_", " "): torch.tensor(value) for name, value in self.values.items()}
 
 
 def test_a_sum_has_the_terms_of_both_in_order():
     total = Constant(b=2.0) + Constant(a=3.0, c=5.0)
-    assert isinstance(total, Sum)
+    assert isinstance(total, WeightedSum)
     assert list(total(None, None, None)) == ["b", "a", "c"]
     assert terms(total) == {"b": 2.0, "a": 3.0, "c": 5.0}
     assert total.weights == [1.0, 1.0]
@@ -105,7 +107,7 @@ def test_a_sum_has_the_terms_of_both_in_order():
 )
 def test_a_number_scales_every_term_from_either_side(scaled: Callable[[Method], Method]):
     total = scaled(Constant(a=3.0, b=0.5))
-    assert isinstance(total, Sum)
+    assert isinstance(total, WeightedSum)
     assert terms(total) == {"a": 150.0, "b": 25.0}
     assert total.weights == [50.0]
 
@@ -118,7 +120,7 @@ def test_nested_sums_are_flat_and_their_weights_multiplied():
     assert terms(total) == {"a": 2.0, "b": 6.0, "c": 30.0, "b (4)": 1.0}
 
 
-def test_a_sum_leaves_the_sums_that_it_is_made_of_alone():
+def test_a_sum_does_not_change_the_sums_that_it_is_made_of():
     inner = Constant(a=1.0) + Constant(b=1.0)
     assert terms(3 * inner) == {"a": 3.0, "b": 3.0}
     assert inner.weights == [1.0, 1.0]
@@ -166,7 +168,7 @@ def test_what_is_neither_method_nor_number_is_refused(wrong: Callable[[Method], 
         wrong(HardLabels())
 
 
-def test_weights_and_parts_that_fell_out_of_step_are_not_passed_over():
+def test_a_weight_without_a_part_is_an_error():
     total = Constant(a=1.0) + Constant(b=1.0)
     total.weights.append(3.0)
     with pytest.raises(ValueError, match="argument"):
@@ -175,21 +177,21 @@ def test_weights_and_parts_that_fell_out_of_step_are_not_passed_over():
         2 * total
 
 
-def test_a_sum_asks_for_the_layers_of_all_parts_once_in_order():
+def test_a_sum_has_the_layers_of_all_parts_once_in_order():
     total = Constant({"b": "t2", "a": "t1"}) + Constant({"a": "t2", "c": "t3"}) + HardLabels()
     assert total.student_layers == ("b", "a", "c")
     assert total.teacher_layers == ("t2", "t1", "t3")
 
 
-def test_a_method_asks_for_its_layers():
+def test_a_method_has_the_layers_of_its_mapping():
     assert (Method().student_layers, Method().teacher_layers) == ((), ())
     both = Constant({"x": "same", "y": "other", "z": "same"})
     assert both.student_layers == ("x", "y", "z")
     assert both.teacher_layers == ("same", "other")
 
 
-def test_a_method_must_say_what_its_terms_are():
-    assert Method().attach(STUDENT, TEACHER) is None
+def test_a_method_must_define_forward():
+    assert Method().setup(STUDENT, TEACHER) is None
     with pytest.raises(NotImplementedError):
         Method()(STUDENT, TEACHER, LABELS)
 
@@ -213,19 +215,19 @@ def test_what_a_method_needs_and_trains(method: Method, needs_teacher: bool, tra
     assert method.trains_logits is trains_logits
 
 
-def test_attach_reaches_every_part_with_both_answers():
+def test_setup_reaches_every_part_with_both_outputs():
     parts = [Constant(a=1.0), Constant(b=1.0)]
-    (parts[0] + 2 * parts[1]).attach(STUDENT, TEACHER)
-    assert [part.attached for part in parts] == [[(STUDENT, TEACHER)]] * 2
+    (parts[0] + 2 * parts[1]).setup(STUDENT, TEACHER)
+    assert [part.setups for part in parts] == [[(STUDENT, TEACHER)]] * 2
 
 
-def test_every_part_gets_the_answers_and_the_labels():
-    class Looks(Method):
-        def forward(self, student: Answer, teacher: Answer, labels: Tensor) -> dict[str, Tensor]:
+def test_every_part_gets_the_outputs_and_the_labels():
+    class Combines(Method):
+        def forward(self, student: ModelOutput, teacher: ModelOutput, labels: Tensor) -> dict[str, Tensor]:
             return {"x": student.logits[0, 0] + 10 * teacher.logits[0, 1] + 100 * labels[3]}
 
     expected = STUDENT.logits[0, 0] + 10 * TEACHER.logits[0, 1] + 400
-    assert terms(HardLabels() + Looks()) == near({"hard": hard(), "x": expected})
+    assert terms(HardLabels() + Combines()) == near({"hard": hard(), "x": expected})
 
 
 def test_learned_parts_of_a_sum_are_parameters_of_the_sum():
@@ -233,8 +235,8 @@ def test_learned_parts_of_a_sum_are_parameters_of_the_sum():
     total = ready(Logit() + 2 * (feature + 3 * vid))
     assert {id(p) for p in total.parameters()} == {id(p) for part in (feature, vid) for p in part.parameters()}
     assert len(list(total.parameters())) == 1 + 7
-    assert "parts.1.connectors.0.project.weight" in total.state_dict()
-    assert "parts.2.connectors.0.raw_variance" in total.state_dict()
+    assert "parts.1.projectors.0.conv.weight" in total.state_dict()
+    assert "parts.2.projectors.0.raw_variance" in total.state_dict()
 
 
 def test_print_shows_weights_projections_and_sizes():
@@ -244,7 +246,7 @@ def test_print_shows_weights_projections_and_sizes():
         "temperature=2, alpha=0.3, loss=kd",
         "loss=hint",
         "high -> high: 2 x 2 x 3 -> 4 x 4 x 6, compared at 2 x 3",
-        "(project): Conv2d(2, 4, kernel_size=(1, 1), stride=(1, 1), bias=False)",
+        "(conv): Conv2d(2, 4, kernel_size=(1, 1), stride=(1, 1), bias=False)",
         "loss=fsp, layers={'low': 'low', 'mid': 'mid'}",
         "Conv2d(3, 5, kernel_size=(1, 1)",
     ):
@@ -298,7 +300,7 @@ def test_logit_defaults():
 @pytest.mark.parametrize("temperature", [1, 4, 9])
 def test_the_gradient_of_the_soft_term_carries_t_squared_at_every_alpha(temperature: float, alpha: float):
     student = STUDENT.logits.clone().requires_grad_()
-    soft_term = Logit(temperature, alpha)(Answer(student), TEACHER, LABELS)["soft"]
+    soft_term = Logit(temperature, alpha)(ModelOutput(student), TEACHER, LABELS)["soft"]
     (gradient,) = torch.autograd.grad(soft_term, student)
     gap = F.softmax(STUDENT.logits / temperature, 1) - F.softmax(TEACHER.logits / temperature, 1)
     torch.testing.assert_close(gradient, (1 - alpha) * temperature * gap / 4)
@@ -307,7 +309,7 @@ def test_the_gradient_of_the_soft_term_carries_t_squared_at_every_alpha(temperat
 def test_the_gradient_hardly_depends_on_a_high_temperature():
     def size(temperature: float) -> float:
         student = STUDENT.logits.clone().requires_grad_()
-        sum(Logit(temperature, 0)(Answer(student), TEACHER, LABELS).values()).backward()
+        sum(Logit(temperature, 0)(ModelOutput(student), TEACHER, LABELS).values()).backward()
         return student.grad.norm().item()
 
     assert size(200) / size(50) == pytest.approx(1, abs=0.02)  # without T^2 it would be 1 / 16
@@ -315,8 +317,8 @@ def test_the_gradient_hardly_depends_on_a_high_temperature():
 
 @pytest.mark.parametrize("loss", ["kd", "dkd", "standardized_kd"])
 def test_a_batch_repeated_has_the_same_loss(loss: str):
-    def twice(answer: Answer) -> Answer:
-        return Answer(answer.logits.repeat(2, 1))
+    def twice(output: ModelOutput) -> ModelOutput:
+        return ModelOutput(output.logits.repeat(2, 1))
 
     method = Logit(3, 0.2, loss)
     doubled = method(twice(STUDENT), twice(TEACHER), LABELS.repeat(2))
@@ -388,7 +390,7 @@ def test_an_unknown_loss_is_named_with_near_matches(make: Callable[[], Method], 
             "^dist takes no option 'beta'. Its options: temperature, inter, in",
         ),
         (lambda: Feature(pairs("low"), gamma=1), "^hint takes no option 'gamma'. Its options: none.$"),
-        (lambda: Relation(pairs("low"), "rkd", gamma=1), "^rkd_distance takes no option 'gamma'. Its options: none.$"),
+        (lambda: Relation(pairs("low"), "rkd", gamma=1), "^rkd takes no option 'gamma'. Its options: none.$"),
     ],
 )
 def test_an_option_that_the_loss_does_not_take_is_refused_at_once(make: Callable[[], Method], message: str):
@@ -407,37 +409,37 @@ def pooled(student: Tensor, teacher: Tensor, size: tuple[int, int]) -> tuple[Ten
 @pytest.mark.parametrize(("layer", "size"), [("low", (6, 3)), ("mid", (4, 4)), ("high", (2, 3))])
 def test_hint_compares_projected_and_pooled_maps(layer: str, size: tuple[int, int]):
     method = ready(Feature(pairs(layer)))
-    connector = method.connectors[0]
-    a, b = pooled(STUDENT.layers[layer], TEACHER.layers[layer], size)
-    weight = connector.project.weight
+    projector = method.projectors[0]
+    a, b = pooled(STUDENT.features[layer], TEACHER.features[layer], size)
+    weight = projector.conv.weight
     assert weight.shape == (b.shape[1], a.shape[1], 1, 1)
     projected = torch.einsum("dc,bchw->bdhw", weight[:, :, 0, 0], a)
     assert terms(method) == near({f"hint {layer}": losses.hint(projected, b)})
-    assert (connector.size, connector.channels) == (size, (a.shape[1], b.shape[1]))
+    assert (projector.size, projector.channels) == (size, (a.shape[1], b.shape[1]))
 
 
 def test_maps_of_the_same_size_are_passed_on_uncopied():
-    connector = ready(Feature(pairs("mid"), "attention")).connectors[0]
-    ours, theirs = connector(STUDENT.layers["mid"], TEACHER.layers["mid"])
-    assert ours is STUDENT.layers["mid"]
-    assert theirs is TEACHER.layers["mid"]
+    projector = ready(Feature(pairs("mid"), "attention")).projectors[0]
+    student, teacher = projector(STUDENT.features["mid"], TEACHER.features["mid"])
+    assert student is STUDENT.features["mid"]
+    assert teacher is TEACHER.features["mid"]
 
 
 def test_a_larger_student_is_pooled_too():
     torch.manual_seed(0)
     method = Feature({"big": "small"})
-    student = Answer(STUDENT.logits, {"big": TEACHER.layers["high"]})
-    teacher = Answer(TEACHER.logits, {"small": STUDENT.layers["high"]})
-    method.attach(student, teacher)
-    a, b = pooled(student.layers["big"], teacher.layers["small"], (2, 3))
-    expected = losses.hint(method.connectors[0].project(a), b)
+    student = ModelOutput(STUDENT.logits, {"big": TEACHER.features["high"]})
+    teacher = ModelOutput(TEACHER.logits, {"small": STUDENT.features["high"]})
+    method.setup(student, teacher)
+    a, b = pooled(student.features["big"], teacher.features["small"], (2, 3))
+    expected = losses.hint(method.projectors[0].conv(a), b)
     assert method(student, teacher, LABELS)["hint big"].item() == pytest.approx(expected.item())
 
 
 def test_vectors_are_features_too():
     method = ready(Feature(pairs("code")))
-    weight = method.connectors[0].project.weight[:, :, 0, 0]
-    expected = F.mse_loss(STUDENT.layers["code"] @ weight.T, TEACHER.layers["code"])
+    weight = method.projectors[0].conv.weight[:, :, 0, 0]
+    expected = F.mse_loss(STUDENT.features["code"] @ weight.T, TEACHER.features["code"])
     assert terms(method) == near({"hint code": expected})
     assert "code -> code: 6 x 1 x 1 -> 8 x 1 x 1, compared at 1 x 1" in repr(method)
 
@@ -445,17 +447,17 @@ def test_vectors_are_features_too():
 def test_a_map_and_a_vector_meet_in_the_maps_mean():
     torch.manual_seed(0)
     method = Feature({"mid": "code"})
-    method.attach(STUDENT, TEACHER)
-    projected = method.connectors[0].project(STUDENT.layers["mid"].mean((2, 3), keepdim=True))
-    expected = F.mse_loss(projected.flatten(1), TEACHER.layers["code"])
+    method.setup(STUDENT, TEACHER)
+    projected = method.projectors[0].conv(STUDENT.features["mid"].mean((2, 3), keepdim=True))
+    expected = F.mse_loss(projected.flatten(1), TEACHER.features["code"])
     assert terms(method) == near({"hint mid": expected})
 
 
 def test_attention_pools_and_learns_nothing():
     method = ready(Feature(pairs("low", "high"), "attention"))
     expected = {
-        "attention low": losses.attention(*pooled(STUDENT.layers["low"], TEACHER.layers["low"], (6, 3))),
-        "attention high": losses.attention(*pooled(STUDENT.layers["high"], TEACHER.layers["high"], (2, 3))),
+        "attention low": losses.attention(*pooled(STUDENT.features["low"], TEACHER.features["low"], (6, 3))),
+        "attention high": losses.attention(*pooled(STUDENT.features["high"], TEACHER.features["high"], (2, 3))),
     }
     assert terms(method) == near(expected)
     assert list(method.parameters()) == []
@@ -463,38 +465,38 @@ def test_attention_pools_and_learns_nothing():
 
 
 @pytest.mark.parametrize("layers", [{"code": "code"}, {"low": "code"}])
-def test_attention_where_there_is_only_one_place_to_look(layers: dict[str, str]):
+def test_attention_of_maps_with_one_position_is_refused(layers: dict[str, str]):
     method = Feature(layers, "attention")
-    title = f"{next(iter(layers))} -> code"
+    pair = f"{next(iter(layers))} -> code"
     message = (
-        f"^attention compares where two layers look, but {title} would be compared at 1 x 1, and then its loss is "
+        f"^attention compares where two layers look, but {pair} would be compared at 1 x 1, and then its loss is "
         r"always 0\. Name layers with larger maps, or use loss='hint'\.$"
     )
     with pytest.raises(ValueError, match=message):
-        method.attach(STUDENT, TEACHER)
-    assert len(method.connectors) == 0
+        method.setup(STUDENT, TEACHER)
+    assert len(method.projectors) == 0
     ready(Feature({"code": "code"}, "hint"))
-    narrow = Answer(STUDENT.logits, {"row": torch.rand(4, 2, 1, 3), "column": torch.rand(4, 2, 3, 1)})
-    Feature({"row": "row", "column": "column"}, "attention").attach(narrow, narrow)  # one line is enough
+    narrow = ModelOutput(STUDENT.logits, {"row": torch.rand(4, 2, 1, 3), "column": torch.rand(4, 2, 3, 1)})
+    Feature({"row": "row", "column": "column"}, "attention").setup(narrow, narrow)  # one line is enough
 
 
 def test_vid_predicts_a_mean_and_a_variance_for_each_channel():
     method = ready(Feature(pairs("high"), "vid"))
-    connector = method.connectors[0]
-    a, b = pooled(STUDENT.layers["high"], TEACHER.layers["high"], (2, 3))
-    expected = losses.vid(connector.mean(a), connector.raw_variance, b)
+    projector = method.projectors[0]
+    a, b = pooled(STUDENT.features["high"], TEACHER.features["high"], (2, 3))
+    expected = losses.vid(projector.mean(a), projector.raw_variance, b)
     assert terms(method) == near({"vid high": expected})
-    assert [type(part).__name__ for part in connector.mean] == ["Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2d"]
-    assert [tuple(p.shape) for p in connector.mean.parameters() if p.ndim == 4] == [
+    assert [type(part).__name__ for part in projector.mean] == ["Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2d"]
+    assert [tuple(p.shape) for p in projector.mean.parameters() if p.ndim == 4] == [
         (2, 2, 1, 1),
         (2, 2, 1, 1),
         (4, 2, 1, 1),
     ]
 
 
-def test_vids_variance_is_a_parameter_that_starts_at_five_and_trains():
+def test_the_variance_of_vid_is_a_parameter_that_starts_at_five_and_trains():
     method = ready(Feature(pairs("high"), "vid"))
-    raw = dict(method.named_parameters())["connectors.0.raw_variance"]
+    raw = dict(method.named_parameters())["projectors.0.raw_variance"]
     assert raw.shape == (4,)
     assert F.softplus(raw).tolist() == pytest.approx([5.0] * 4, rel=1e-5)
     before, first = raw.detach().clone(), terms(method)["vid high"]
@@ -511,8 +513,8 @@ def test_vids_variance_is_a_parameter_that_starts_at_five_and_trains():
 def test_any_function_of_two_maps_is_a_feature_loss(kind: str):
     loss = nn.L1Loss() if kind == "module" else F.l1_loss
     method = ready(Feature(pairs("mid"), loss, **({"reduction": "sum"} if kind == "options" else {})))
-    projected = method.connectors[0].project(STUDENT.layers["mid"])
-    gap = (projected - TEACHER.layers["mid"]).abs()
+    projected = method.projectors[0].conv(STUDENT.features["mid"])
+    gap = (projected - TEACHER.features["mid"]).abs()
     name = "L1Loss mid" if kind == "module" else "l1_loss mid"
     assert terms(method) == near({name: gap.sum() if kind == "options" else gap.mean()})
 
@@ -533,35 +535,35 @@ def test_a_loss_that_learns_is_trained_with_the_method():
 def test_several_layers_give_a_term_each_in_order():
     method = ready(Feature(pairs("high", "low", "mid")))
     assert list(terms(method)) == ["hint high", "hint low", "hint mid"]
-    assert [connector.title for connector in method.connectors] == ["high -> high", "low -> low", "mid -> mid"]
+    assert [projector.pair for projector in method.projectors] == ["high -> high", "low -> low", "mid -> mid"]
     alone = ready(Feature(pairs("high")))  # the same seed gives its projection the same weights
     assert terms(method)["hint high"] == terms(alone)["hint high"]
 
 
 @pytest.mark.parametrize("loss", ["hint", "attention", "vid"])
 def test_the_gradient_reaches_the_student_and_the_projection_but_not_the_teacher(loss: str):
-    ours = STUDENT.layers["mid"].clone().requires_grad_()
-    theirs = TEACHER.layers["mid"].clone()
+    student = STUDENT.features["mid"].clone().requires_grad_()
+    teacher = TEACHER.features["mid"].clone()
     method = ready(Feature(pairs("mid"), loss))
     before = [p.detach().clone() for p in method.parameters()]
-    optimizer = torch.optim.SGD([ours, *method.parameters()], lr=0.1)
-    method(Answer(STUDENT.logits, {"mid": ours}), Answer(TEACHER.logits, {"mid": theirs}), LABELS)[
+    optimizer = torch.optim.SGD([student, *method.parameters()], lr=0.1)
+    method(ModelOutput(STUDENT.logits, {"mid": student}), ModelOutput(TEACHER.logits, {"mid": teacher}), LABELS)[
         f"{loss} mid"
     ].backward()
     optimizer.step()
-    assert ours.grad.abs().sum() > 0
-    assert theirs.grad is None
+    assert student.grad.abs().sum() > 0
+    assert teacher.grad is None
     assert all(not torch.equal(p, old) for p, old in zip(method.parameters(), before, strict=True))
 
 
-def test_a_second_attach_keeps_what_was_learned():
+def test_a_second_setup_keeps_what_was_learned():
     for method in (Feature(pairs("mid")), Relation(pairs("mid", "high"))):
         learned = ready(method).state_dict()
         learned = {name: value.clone() for name, value in learned.items()}
-        connectors = list(method.connectors)
+        projectors = list(method.projectors)
         torch.manual_seed(1)
-        method.attach(STUDENT, TEACHER)
-        assert list(method.connectors) == connectors
+        method.setup(STUDENT, TEACHER)
+        assert list(method.projectors) == projectors
         assert all(torch.equal(value, learned[name]) for name, value in method.state_dict().items())
 
 
@@ -570,25 +572,25 @@ def test_a_second_attach_keeps_what_was_learned():
 )
 def test_what_was_learned_for_other_widths_is_refused_and_kept(method: Method):
     learned = {name: value.clone() for name, value in ready(method).state_dict().items()}
-    wider = Answer(STUDENT.logits, STUDENT.layers | {"mid": torch.rand(4, 9, 4, 4)})
+    wider = ModelOutput(STUDENT.logits, STUDENT.features | {"mid": torch.rand(4, 9, 4, 4)})
     message = (
         r"^What this method has learned compares mid -> mid with 3 -> 5 channels; these networks have 9 -> 5\. "
         r"Take networks like those of its first run, or a new method\.$"
     )
     with pytest.raises(ValueError, match=message):
-        method.attach(wider, TEACHER)
-    deeper = Answer(TEACHER.logits, TEACHER.layers | {"mid": torch.rand(4, 6, 4, 4)})
+        method.setup(wider, TEACHER)
+    deeper = ModelOutput(TEACHER.logits, TEACHER.features | {"mid": torch.rand(4, 6, 4, 4)})
     with pytest.raises(ValueError, match="these networks have 3 -> 6"):
-        method.attach(STUDENT, deeper)
-    method.attach(STUDENT, TEACHER)
+        method.setup(STUDENT, deeper)
+    method.setup(STUDENT, TEACHER)
     assert all(torch.equal(value, learned[name]) for name, value in method.state_dict().items())
 
 
 def test_attention_learned_nothing_and_fits_other_networks():
     method = ready(Feature(pairs("mid"), "attention"))
     larger = {"mid": torch.rand(4, 9, 16, 16)}
-    method.attach(Answer(STUDENT.logits, larger), Answer(TEACHER.logits, larger))
-    assert method.connectors[0].size == (16, 16)
+    method.setup(ModelOutput(STUDENT.logits, larger), ModelOutput(TEACHER.logits, larger))
+    assert method.projectors[0].size == (16, 16)
 
 
 def test_projections_made_without_gradient_learn_all_the_same():
@@ -604,32 +606,32 @@ def test_what_is_neither_map_nor_vector_is_refused(loss: str):
         r"Name another layer\.$"
     )
     with pytest.raises(ValueError, match=message):
-        Feature(pairs("sequence"), loss).attach(STUDENT, TEACHER)
+        Feature(pairs("sequence"), loss).setup(STUDENT, TEACHER)
     with pytest.raises(ValueError, match=r"In mid -> sequence a layer gives \(4, 7, 6\)"):
-        Feature({"mid": "sequence"}, loss).attach(STUDENT, TEACHER)
+        Feature({"mid": "sequence"}, loss).setup(STUDENT, TEACHER)
 
 
-def test_a_layer_that_changes_its_kind_after_attach_is_refused():
+def test_a_layer_that_changes_its_kind_after_setup_is_refused():
     method = ready(Feature(pairs("mid")))
     for student, teacher in (
         (torch.rand(4, 3, 2), torch.rand(4, 5, 2, 2)),
         (torch.rand(4, 3, 2, 2), torch.rand(4, 5, 2)),
     ):
         with pytest.raises(ValueError, match=r"In mid -> mid a layer gives \(4, \d, 2\)"):
-            method(Answer(STUDENT.logits, {"mid": student}), Answer(TEACHER.logits, {"mid": teacher}), LABELS)
+            method(ModelOutput(STUDENT.logits, {"mid": student}), ModelOutput(TEACHER.logits, {"mid": teacher}), LABELS)
     relation = ready(Relation(pairs("mid", "high")))
     odd = {"mid": torch.rand(4, 5, 2), "high": torch.rand(4, 5, 2)}
     with pytest.raises(ValueError, match=r"In mid a layer gives \(4, 5, 2\)"):
-        relation(Answer(STUDENT.logits, odd), TEACHER, LABELS)
+        relation(ModelOutput(STUDENT.logits, odd), TEACHER, LABELS)
     with pytest.raises(ValueError, match=r"In the teacher a layer gives \(4, 5, 2\)"):
-        relation(STUDENT, Answer(TEACHER.logits, odd), LABELS)
+        relation(STUDENT, ModelOutput(TEACHER.logits, odd), LABELS)
 
 
 @pytest.mark.parametrize("method", [Feature(pairs("mid")), Relation(pairs("mid", "high"))])
-def test_a_method_that_was_never_attached_says_so(method: Method):
+def test_a_method_that_was_never_set_up_is_refused(method: Method):
     message = (
-        r"^The method does not know the sizes of its layers yet\. Call method\.attach\(student_answer, "
-        r"teacher_answer\) once before the first step, as train\.fit does\.$"
+        r"^The method does not know the sizes of its layers yet\. Call method\.setup\(student_output, "
+        r"teacher_output\) once before the first step, as train\.fit does\.$"
     )
     with pytest.raises(RuntimeError, match=message):
         method(STUDENT, TEACHER, LABELS)
@@ -656,15 +658,15 @@ def test_the_methods_own_a_copy_of_the_mapping():
 def test_fsp_relates_neighbours_and_projects_only_where_widths_differ():
     method = ready(Relation(pairs("low", "mid", "high")))
     assert method.loss == "fsp"
-    assert [type(connector).__name__ for connector in method.connectors] == ["Identity", "Conv2d", "Conv2d"]
-    mid, high = method.connectors[1], method.connectors[2]
+    assert [type(projector.conv).__name__ for projector in method.projectors] == ["Identity", "Conv2d", "Conv2d"]
+    mid, high = method.projectors[1].conv, method.projectors[2].conv
     assert (mid.weight.shape, high.weight.shape) == ((5, 3, 1, 1), (4, 2, 1, 1))
     assert mid.bias is None
-    ours = [STUDENT.layers["low"], mid(STUDENT.layers["mid"]), high(STUDENT.layers["high"])]
-    theirs = [TEACHER.layers[name] for name in ("low", "mid", "high")]
+    student = [STUDENT.features["low"], mid(STUDENT.features["mid"]), high(STUDENT.features["high"])]
+    teacher = [TEACHER.features[name] for name in ("low", "mid", "high")]
     expected = {
-        "fsp low-mid": losses.fsp(ours[:2], theirs[:2]),
-        "fsp mid-high": losses.fsp(ours[1:], theirs[1:]),
+        "fsp low-mid": losses.fsp(student[:2], teacher[:2]),
+        "fsp mid-high": losses.fsp(student[1:], teacher[1:]),
     }
     assert terms(method) == near(expected)
     assert list(terms(method)) == ["fsp low-mid", "fsp mid-high"]
@@ -684,28 +686,28 @@ def test_fsp_trains_its_projections():
 
 def test_fsp_takes_a_vector_for_a_map_of_one_position():
     method = ready(Relation(pairs("mid", "code")))
-    mid, code = method.connectors
-    ours = (mid(STUDENT.layers["mid"]), code(STUDENT.layers["code"][:, :, None, None]))
-    theirs = (TEACHER.layers["mid"], TEACHER.layers["code"][:, :, None, None])
-    assert terms(method) == near({"fsp mid-code": losses.fsp(ours, theirs)})
+    mid, code = method.projectors
+    student = (mid(STUDENT.features["mid"]), code(STUDENT.features["code"][:, :, None, None]))
+    teacher = (TEACHER.features["mid"], TEACHER.features["code"][:, :, None, None])
+    assert terms(method) == near({"fsp mid-code": losses.fsp(student, teacher)})
 
 
 @pytest.mark.parametrize("layers", [{"sequence": "mid", "mid": "mid"}, {"mid": "mid", "low": "sequence"}])
 def test_fsp_refuses_what_is_neither_map_nor_vector(layers: dict[str, str]):
     method = Relation(layers)
-    title = next(f"{a} -> {b}" for a, b in layers.items() if "sequence" in (a, b))
-    with pytest.raises(ValueError, match=rf"^In {title} a layer gives \(4, \d, 6\)"):
-        method.attach(STUDENT, TEACHER)
-    assert len(method.connectors) == 0
+    pair = next(f"{a} -> {b}" for a, b in layers.items() if "sequence" in (a, b))
+    with pytest.raises(ValueError, match=rf"^In {pair} a layer gives \(4, \d, 6\)"):
+        method.setup(STUDENT, TEACHER)
+    assert len(method.projectors) == 0
 
 
 @pytest.mark.parametrize("loss", ["layer_correlation", "layer_information"])
-def test_relations_between_layers_give_one_term_and_need_no_attach(loss: str):
+def test_relations_between_layers_give_one_term_and_need_no_setup(loss: str):
     layers = {"low": "high", "high": "code", "code": "low", "sequence": "mid"}
     method = Relation(layers, loss)
-    ours = [STUDENT.layers[name] for name in layers]
-    theirs = [TEACHER.layers[name] for name in layers.values()]
-    expected = getattr(losses, loss)(ours, theirs)
+    student = [STUDENT.features[name] for name in layers]
+    teacher = [TEACHER.features[name] for name in layers.values()]
+    expected = getattr(losses, loss)(student, teacher)
     assert expected > 1e-4
     assert terms(method) == near({loss: expected})
     assert list(ready(method).parameters()) == []
@@ -722,27 +724,28 @@ def test_relations_between_layers_need_two_layers(loss: str):
 def test_rkd_is_distance_plus_twice_the_angle_for_each_pair_of_layers():
     method = Relation({"low": "mid", "code": "code"}, "rkd")
     expected = {}
-    for ours, theirs in (("low", "mid"), ("code", "code")):
-        a, b = STUDENT.layers[ours].flatten(1), TEACHER.layers[theirs].flatten(1)
-        expected[f"rkd_distance {ours}"] = losses.rkd_distance(a, b)
-        expected[f"rkd_angle {ours}"] = 2 * losses.rkd_angle(a, b)
+    for name, teacher_name in (("low", "mid"), ("code", "code")):
+        a, b = STUDENT.features[name].flatten(1), TEACHER.features[teacher_name].flatten(1)
+        expected[f"rkd_distance {name}"] = losses.rkd_distance(a, b)
+        expected[f"rkd_angle {name}"] = 2 * losses.rkd_angle(a, b)
     assert terms(method) == near(expected)
     assert list(ready(method).parameters()) == []
 
 
 @pytest.mark.parametrize("loss", ["rkd_distance", "rkd_angle", "similarity", "correlation_congruence"])
 def test_relations_between_samples(loss: str):
-    method = Relation({"low": "mid", "sequence": "code"}, loss)
+    layers = {"low": "mid", "sequence": "code"}
+    method, function = Relation(layers, loss), getattr(losses, loss)
     expected = {
-        f"{loss} {ours}": getattr(losses, loss)(STUDENT.layers[ours].flatten(1), TEACHER.layers[theirs].flatten(1))
-        for ours, theirs in (("low", "mid"), ("sequence", "code"))
+        f"{loss} {a}": function(STUDENT.features[a].flatten(1), TEACHER.features[b].flatten(1))
+        for a, b in layers.items()
     }
     assert all(value > 1e-6 for value in expected.values())
     assert terms(method) == near(expected)
 
 
 def test_options_reach_the_loss():
-    expected = losses.correlation_congruence(STUDENT.layers["code"], TEACHER.layers["code"], gamma=1.5, order=3)
+    expected = losses.correlation_congruence(STUDENT.features["code"], TEACHER.features["code"], gamma=1.5, order=3)
     assert terms(Relation(pairs("code"), "correlation_congruence", gamma=1.5, order=3)) == near(
         {"correlation_congruence code": expected}
     )
@@ -755,7 +758,7 @@ def test_any_function_of_two_outputs_is_a_relation():
         return (student.mean() - 3 * teacher.mean()).abs() ** power
 
     for options in ({}, {"power": 2}):
-        expected = gap(STUDENT.layers["low"].flatten(1), TEACHER.layers["mid"].flatten(1), **options)
+        expected = gap(STUDENT.features["low"].flatten(1), TEACHER.features["mid"].flatten(1), **options)
         assert terms(Relation({"low": "mid"}, gap, **options)) == near({"gap low": expected})
 
 
@@ -770,7 +773,7 @@ def test_a_function_named_like_a_relation_is_still_called_for_each_pair():
     assert seen == [((4, 72), (4, 72)), ((4, 6), (4, 8))]
 
 
-# -------------------- losses of one's own
+# -------------------- custom losses
 
 
 class Net(nn.Module):
@@ -790,9 +793,9 @@ class SameNorm(Method):
     layers = {"relu": "relu"}
     trains_logits = True
 
-    def forward(self, student: Answer, teacher: Answer, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, student: ModelOutput, teacher: ModelOutput, labels: Tensor) -> dict[str, Tensor]:
         norm = F.mse_loss(student.logits.norm(dim=1), teacher.logits.norm(dim=1))
-        light = F.mse_loss(student.layers["relu"].mean((1, 2, 3)), teacher.layers["relu"].mean((1, 2, 3)))
+        light = F.mse_loss(student.features["relu"].mean((1, 2, 3)), teacher.features["relu"].mean((1, 2, 3)))
         return {"norm": norm, "light": light}
 
 
@@ -805,18 +808,21 @@ def as_far(student: Tensor, teacher: Tensor) -> Tensor:
     [SameNorm, lambda: Feature({"relu": "relu"}, as_far), lambda: 2 * Relation({"fc": "fc"}, as_far)],
     ids=["method", "feature", "relation"],
 )
-def test_a_loss_of_ones_own_trains_a_student(make: Callable[[], Method]):
+def test_a_custom_loss_trains_a_student(make: Callable[[], Method]):
     torch.manual_seed(0)
     student, teacher, method = Net(4), Net(6), make()
     images, labels = torch.randn(12, 1, 5, 5), torch.arange(12) % 3
-    with Taps(student, method.student_layers) as ours, Taps(teacher, method.teacher_layers) as theirs:
+    with (
+        FeatureExtractor(student, method.student_layers) as run_student,
+        FeatureExtractor(teacher, method.teacher_layers) as run_teacher,
+    ):
         with torch.no_grad():
-            answer = theirs(images)
-        method.attach(ours(images), answer)
+            output = run_teacher(images)
+        method.setup(run_student(images), output)
         optimizer = torch.optim.Adam([*student.parameters(), *method.parameters()], lr=0.02)
         history = []
         for _ in range(15):
-            values = method(ours(images), answer, labels)
+            values = method(run_student(images), output, labels)
             optimizer.zero_grad()
             sum(values.values()).backward()
             optimizer.step()
@@ -824,5 +830,60 @@ def test_a_loss_of_ones_own_trains_a_student(make: Callable[[], Method]):
     assert all(history[-1][name] < 0.9 * value for name, value in history[0].items())
 
 
-def test_a_projection_is_shown_with_its_class():
-    assert isinstance(ready(Feature(pairs("mid"))).connectors[0], Project)
+@pytest.mark.parametrize(
+    ("method", "projector"),
+    [
+        (Feature(pairs("mid")), ConvProjector),
+        (Feature(pairs("mid"), "attention"), AttentionProjector),
+        (Feature(pairs("mid"), "vid"), GaussianProjector),
+        (Relation(pairs("mid", "high")), WidthProjector),
+    ],
+)
+def test_a_projector_is_shown_with_its_class(method: Method, projector: type[nn.Module]):
+    assert type(ready(method).projectors[0]) is projector
+    assert f"(0): {projector.__name__}(" in repr(method)
+
+
+# -------------------- methods by the name of their loss
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_create_makes_the_method_of_every_loss_with_the_settings_of_the_table(name: str):
+    spec = LOSSES[name]
+    kind = {Family.LOGIT: Logit, Family.FEATURE: Feature, Family.RELATION: Relation}[spec.family]
+    if kind is Logit:
+        method, expected = create(name), Logit(spec.temperature, spec.alpha, name, **spec.options)
+        assert (method.temperature, method.alpha, method.options) == (spec.temperature, spec.alpha, dict(spec.options))
+    else:
+        method, expected = create(name, pairs("mid", "high")), kind(pairs("mid", "high"), name)
+        assert method.student_layers == ("mid", "high")
+    assert type(method) is kind
+    assert repr(method) == repr(expected)
+    assert terms(ready(method)) == terms(ready(expected))
+
+
+def test_create_lets_temperature_alpha_and_options_be_given():
+    method = create("dkd", temperature=2.0, alpha=0.25)
+    assert terms(method) == near(
+        {"hard": 0.25 * hard(), "soft": 0.75 * losses.dkd(STUDENT.logits, TEACHER.logits, LABELS, 2.0, 1.0, 4.0)}
+    )
+    assert create("dkd", beta=1.5).options == {"beta": 1.5}
+    assert (create("kd", temperature=9).alpha, create("kd", alpha=0).temperature) == (0.1, 4.0)
+    assert create("kd", alpha=0).alpha == 0  # a zero is a value, not a gap
+    assert create("correlation_congruence", pairs("mid"), gamma=1.5).options == {"gamma": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: create("rkdd", pairs("mid")), ValueError, "no loss named 'rkdd'. Did you mean 'rkd'"),
+        (lambda: create("hint"), ValueError, "^layers maps student layers to teacher layers"),
+        (lambda: create("fsp", pairs("mid")), ValueError, "^fsp relates .* name at least two"),
+        (lambda: create("kd", temperature=0), ValueError, "^temperature is a positive number"),
+        (lambda: create("kd", alpha=2), ValueError, "^alpha is the weight of the hard-label loss"),
+        (lambda: create("kd", beta=1), TypeError, "^kd takes no option 'beta'"),
+    ],
+)
+def test_create_refuses_what_the_methods_refuse(call: Callable[[], Method], error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        call()

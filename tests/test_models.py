@@ -18,10 +18,10 @@ from kdlib.models import STEMS
 THIN = (8, 20, 32, 56)
 
 
-def empty(name: str, num_classes: int = 10, **asked) -> nn.Module:
+def empty(name: str, num_classes: int = 10, **options) -> nn.Module:
     """A model without weights: enough to count and to name, and quick."""
     with torch.device("meta"):
-        return models.build(name, num_classes=num_classes, **asked)
+        return models.build(name, num_classes=num_classes, **options)
 
 
 def count(model: nn.Module) -> int:
@@ -39,14 +39,14 @@ def trained(seed: int = 0, num_classes: int = 10, name: str = "resnet8") -> nn.M
 
 
 def test_names():
-    assert models.names() == [
+    assert models.list_models() == [
         *("resnet18", "resnet34", "resnet50", "resnet8", "resnet20", "resnet32", "resnet56"),
         *("article-teacher", "article-student", "mobilenet-v3-small"),
     ]
 
 
 @pytest.mark.parametrize("size", [(1, 28), (3, 32)], ids=["grey 28", "colour 32"])
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", models.list_models())
 def test_every_model_runs_forward_and_backward(name: str, size: tuple[int, int]):
     channels, side = size
     model = models.build(name, num_classes=7, in_channels=channels, image_size=side, seed=0)
@@ -58,7 +58,7 @@ def test_every_model_runs_forward_and_backward(name: str, size: tuple[int, int])
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key
-    assert model.described == {
+    assert model.config == {
         "architecture": name,
         "num_classes": 7,
         "in_channels": channels,
@@ -119,7 +119,7 @@ def test_the_articles_networks_by_hand():
     ]
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", models.list_models())
 def test_outputs_are_logits(name: str):
     model = empty(name)
     assert not [m for m in model.modules() if isinstance(m, (nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Sigmoid))]
@@ -166,12 +166,12 @@ def test_the_default_stem_is_stride2():
 def test_the_imagenet_stem_is_torchvisions_network():
     from torchvision import models as zoo
 
-    theirs = zoo.resnet18(num_classes=5).eval()
-    ours = models.build("resnet18", num_classes=5, stem="imagenet").eval()
-    ours.load_state_dict(theirs.state_dict())
+    original = zoo.resnet18(num_classes=5).eval()
+    built = models.build("resnet18", num_classes=5, stem="imagenet").eval()
+    built.load_state_dict(original.state_dict())
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(ours(images), theirs(images))
+        assert torch.equal(built(images), original(images))
 
 
 def test_new_stems_are_initialised_as_torchvision_does():
@@ -194,8 +194,8 @@ def test_a_seed_gives_the_same_weights_and_draws_from_no_global_generator(name: 
     state = torch.get_rng_state()
     first, again, other = (models.build(name, num_classes=10, seed=s).state_dict() for s in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), state)
-    assert files.digest(first) == files.digest(again)
-    assert files.digest(first) != files.digest(other)
+    assert files.fingerprint(first) == files.fingerprint(again)
+    assert files.fingerprint(first) != files.fingerprint(other)
 
 
 def test_without_a_seed_the_global_generator_decides():
@@ -203,9 +203,9 @@ def test_without_a_seed_the_global_generator_decides():
     first, second = (models.build("resnet8", num_classes=2).state_dict() for _ in range(2))
     torch.manual_seed(5)
     again = models.build("resnet8", num_classes=2).state_dict()
-    assert files.digest(first) == files.digest(again)
-    assert files.digest(first) != files.digest(second)
-    assert files.digest(again) == files.digest(models.build("resnet8", num_classes=2, seed=5).state_dict())
+    assert files.fingerprint(first) == files.fingerprint(again)
+    assert files.fingerprint(first) != files.fingerprint(second)
+    assert files.fingerprint(again) == files.fingerprint(models.build("resnet8", num_classes=2, seed=5).state_dict())
 
 
 # --- bad requests
@@ -248,12 +248,12 @@ def test_weights_come_back_exactly(tmp_path: Path):
     state = torch.get_rng_state()
     loaded = models.load(tmp_path / "m.safetensors")
     assert torch.equal(torch.get_rng_state(), state)  # opening a teacher must not change what the student draws
-    assert files.digest(loaded.state_dict()) == files.digest(model.state_dict())
+    assert files.fingerprint(loaded.state_dict()) == files.fingerprint(model.state_dict())
     assert int(loaded.bn1.num_batches_tracked) == 1
     assert not any(module.training for module in loaded.modules())
     assert model.training  # the saved one stays as it was
-    assert loaded.described == model.described
-    assert files.load_tensors(tmp_path / "m.safetensors")[1] == {**model.described, "accuracy": 0.93}
+    assert loaded.config == model.config
+    assert files.load_tensors(tmp_path / "m.safetensors")[1] == {**model.config, "accuracy": 0.93}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet20", "article-teacher", "article-student", "mobilenet-v3-small"])
@@ -261,7 +261,7 @@ def test_a_model_is_built_again_as_it_was(name: str, tmp_path: Path):
     model = models.build(name, num_classes=3, in_channels=1, stem="stride1", image_size=20, seed=1)
     models.save(model, tmp_path / "m.safetensors")
     loaded = models.load(str(tmp_path / "m.safetensors"))
-    assert loaded.described == model.described
+    assert loaded.config == model.config
     images = torch.randn(2, 1, 20, 20)
     with torch.no_grad():
         assert torch.equal(loaded(images), model.eval()(images))
@@ -272,12 +272,12 @@ def test_half_precision_keeps_three_digits_in_half_the_bytes(tmp_path: Path):
     before = copy.deepcopy(model.state_dict())
     models.save(model, tmp_path / "full.safetensors")
     models.save(model, tmp_path / "half.safetensors", half=True)
-    assert files.digest(model.state_dict()) == files.digest(before)
+    assert files.fingerprint(model.state_dict()) == files.fingerprint(before)
     loaded = models.load(tmp_path / "half.safetensors").state_dict()
     for name, tensor in before.items():
         assert loaded[name].dtype == tensor.dtype, name
         torch.testing.assert_close(loaded[name], tensor, rtol=1e-3, atol=1e-6, msg=name)
-    assert files.digest(loaded) != files.digest(before)
+    assert files.fingerprint(loaded) != files.fingerprint(before)
     full, half = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("full", "half"))
     assert half < 0.6 * full
 
@@ -312,8 +312,8 @@ def test_shipped_models_are_found_by_name(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("KDLIB_DATA", str(tmp_path))
     for name in ("resnet8-fashion", "article-fashion"):
         models.save(trained(), tmp_path / f"{name}.safetensors")
-    assert models.shipped() == ["article-fashion", "resnet8-fashion"]
-    assert models.load("resnet8-fashion").described["architecture"] == "resnet8"
+    assert models.list_pretrained() == ["article-fashion", "resnet8-fashion"]
+    assert models.load("resnet8-fashion").config["architecture"] == "resnet8"
     with pytest.raises(ValueError, match="no trained model named 'resnet8-fasion'. Did you mean 'resnet8-fashion'"):
         models.load("resnet8-fasion")
     with pytest.raises(ValueError, match="no trained model named 'xyz'. Known: .*resnet50-imagenet, PATH.safetensors"):
@@ -353,19 +353,19 @@ def test_a_pickle_is_refused_whatever_its_name(tmp_path: Path, ending: str):
     assert not (tmp_path / "ran").exists()
 
 
-def test_weights_without_a_description(tmp_path: Path):
+def test_weights_without_a_config(tmp_path: Path):
     save_file(trained().state_dict(), tmp_path / "m.safetensors")
-    with pytest.raises(ValueError, match="does not say which architecture.*models.restore"):
+    with pytest.raises(ValueError, match="does not say which architecture.*models.load_weights"):
         models.load(tmp_path / "m.safetensors")
 
 
-def test_a_description_that_does_not_fit_the_weights(tmp_path: Path):
+def test_a_config_that_does_not_fit_the_weights(tmp_path: Path):
     path = tmp_path / "m.safetensors"
-    described = models.build("resnet20", num_classes=10, in_channels=1).described
-    files.save_tensors(path, trained().state_dict(), described)
+    config = models.build("resnet20", num_classes=10, in_channels=1).config
+    files.save_tensors(path, trained().state_dict(), config)
     with pytest.raises(ValueError, match="m.safetensors belong to another architecture: .* are missing"):
         models.load(path)
-    files.save_tensors(path, trained().state_dict(), {**described, "architecture": "resnet21"})
+    files.save_tensors(path, trained().state_dict(), {**config, "architecture": "resnet21"})
     with pytest.raises(ValueError, match="no model named 'resnet21'"):
         models.load(path)
     files.save_tensors(path, trained().state_dict(), {"architecture": "resnet8", "num_classes": 10})
@@ -373,12 +373,12 @@ def test_a_description_that_does_not_fit_the_weights(tmp_path: Path):
         models.load(path)
 
 
-# --- restore
+# --- load_weights
 
 
-def test_restore_puts_every_tensor_in_place():
+def test_load_weights_sets_every_tensor():
     source, target = trained(0), trained(1)
-    models.restore(
+    models.load_weights(
         target,
         {name: t.half() for name, t in source.state_dict().items() if t.is_floating_point()}
         | {name: t for name, t in source.state_dict().items() if not t.is_floating_point()},
@@ -407,18 +407,18 @@ def test_weights_that_do_not_fit_leave_the_model_unchanged(text: str):
     else:
         tensors = broken_weights()[text]
     model = trained()
-    before = files.digest(model.state_dict())
+    before = files.fingerprint(model.state_dict())
     with pytest.raises(ValueError, match="The weights in run.ckpt belong to another architecture") as caught:
-        models.restore(model, tensors, "run.ckpt")
+        models.load_weights(model, tensors, "run.ckpt")
     assert text in str(caught.value)
     assert "the same number of classes and channels" in str(caught.value)
-    assert files.digest(model.state_dict()) == before
+    assert files.fingerprint(model.state_dict()) == before
 
 
 # --- stages and embedding
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", models.list_models())
 def test_stages_and_embedding_are_layers_in_forward_order(name: str):
     model, order = empty(name).eval(), []
     sizes: dict[str, torch.Size] = {}
@@ -430,14 +430,14 @@ def test_stages_and_embedding_are_layers_in_forward_order(name: str):
 
         return hook
 
-    wanted = [*models.stages(model), models.embedding(model)]
+    wanted = [*models.stage_layers(model), models.embedding_layer(model)]
     assert len(wanted) >= 3
     assert len(set(wanted)) == len(wanted)
     for layer in wanted:
         dict(model.named_modules())[layer].register_forward_hook(note(layer))
     model(torch.empty(2, 3, 28, 28, device="meta"))
     assert order == wanted
-    sides = [sizes[layer][-1] for layer in models.stages(model)]
+    sides = [sizes[layer][-1] for layer in models.stage_layers(model)]
     assert sides == sorted(set(sides), reverse=True)  # each stage has a resolution of its own
     first_linear = next(
         m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features == sizes[wanted[-1]][1:].numel()
@@ -451,10 +451,10 @@ def test_stages_are_the_last_layer_of_each_resolution():
         block.register_forward_hook(lambda module, given, made: sides.append(made.shape[-1]))
     model(torch.empty(1, 3, 224, 224, device="meta"))
     last = [i for i in range(len(sides)) if sides[i] < 112 and (i + 1 == len(sides) or sides[i + 1] < sides[i])]
-    assert models.stages(model) == [f"features.{i}" for i in last]
-    assert models.stages(empty("resnet20")) == ["layer1", "layer2", "layer3"]
-    assert models.stages(empty("resnet50")) == ["layer1", "layer2", "layer3", "layer4"]
-    assert models.stages(empty("article-teacher")) == ["pool1", "pool2", "pool3"]
+    assert models.stage_layers(model) == [f"features.{i}" for i in last]
+    assert models.stage_layers(empty("resnet20")) == ["layer1", "layer2", "layer3"]
+    assert models.stage_layers(empty("resnet50")) == ["layer1", "layer2", "layer3", "layer4"]
+    assert models.stage_layers(empty("article-teacher")) == ["pool1", "pool2", "pool3"]
 
 
 @pytest.mark.parametrize("foreign", ["efficientnet_b0", "vgg11", "densenet121", "vit_b_16", "mobilenet_v3_large"])
@@ -464,12 +464,47 @@ def test_unknown_stages_are_not_guessed(foreign: str):
     with torch.device("meta"):
         model = getattr(zoo, foreign)()
     with pytest.raises(ValueError, match="stages of a .* are not known. Name two layers from named_modules"):
-        models.stages(model)
+        models.stage_layers(model)
 
 
 def test_an_unknown_embedding():
     with pytest.raises(ValueError, match="embedding of a Linear is not known"):
-        models.embedding(nn.Linear(2, 2))
+        models.embedding_layer(nn.Linear(2, 2))
+
+
+# --- pairs of layers
+
+PAIRS = {
+    ("resnet8", "resnet20", "last"): {"layer3": "layer3"},
+    ("resnet8", "resnet20", "late"): {"layer2": "layer2", "layer3": "layer3"},
+    ("resnet8", "resnet20", "all"): {"layer1": "layer1", "layer2": "layer2", "layer3": "layer3"},
+    ("resnet8", "resnet20", "embedding"): {"avgpool": "avgpool"},
+    # networks of different depth are paired from the end
+    ("resnet8", "resnet50", "last"): {"layer3": "layer4"},
+    ("resnet8", "resnet50", "late"): {"layer2": "layer3", "layer3": "layer4"},
+    ("resnet8", "resnet50", "all"): {"layer1": "layer2", "layer2": "layer3", "layer3": "layer4"},
+    ("resnet18", "resnet8", "all"): {"layer2": "layer1", "layer3": "layer2", "layer4": "layer3"},
+    ("article-student", "resnet20", "all"): {"pool1": "layer2", "pool2": "layer3"},
+    ("article-student", "resnet20", "late"): {"pool1": "layer2", "pool2": "layer3"},
+    ("article-student", "resnet20", "embedding"): {"flatten": "avgpool"},
+    ("mobilenet-v3-small", "resnet18", "late"): {"features.8": "layer3", "features.12": "layer4"},
+}
+
+
+@pytest.mark.parametrize(("student", "teacher", "which"), PAIRS)
+def test_layers_are_paired_in_the_order_of_the_networks(student: str, teacher: str, which: str):
+    pairs = models.pair_layers(empty(student), empty(teacher), which)
+    assert list(pairs.items()) == list(PAIRS[student, teacher, which].items())
+
+
+def test_an_unknown_choice_of_layers_lists_near_matches():
+    student, teacher = empty("resnet8"), empty("resnet20")
+    with pytest.raises(
+        ValueError, match="no choice of layers named 'lst'. Did you mean 'last'.* Known: last, late, al"
+    ):
+        models.pair_layers(student, teacher, "lst")
+    with pytest.raises(ValueError, match="stages of a Linear are not known. Name two layers"):
+        models.pair_layers(nn.Linear(2, 2), teacher, "last")
 
 
 # --- torchvision's weights, without a network
@@ -509,7 +544,7 @@ def test_cached_imagenet_weights_are_used(hub: Path):
     source = zoo.mobilenet_v3_small()
     torch.save(source.state_dict(), cached_file(hub, "mobilenet_v3_small"))
     loaded = models.load("mobilenet_v3_small-imagenet")
-    assert files.digest(loaded.state_dict()) == files.digest(source.state_dict())
+    assert files.fingerprint(loaded.state_dict()) == files.fingerprint(source.state_dict())
     assert not any(module.training for module in loaded.modules())
     assert loaded(torch.zeros(1, 3, 64, 64)).shape == (1, 1_000)
 
@@ -521,11 +556,11 @@ def test_torchvisions_resnet_can_be_trained_on_and_saved(hub: Path, tmp_path: Pa
     loaded = models.load("resnet18-imagenet")
     models.save(loaded, tmp_path / "again.safetensors")
     again = models.load(tmp_path / "again.safetensors")
-    assert files.digest(again.state_dict()) == files.digest(loaded.state_dict())
-    assert again.described["num_classes"] == 1_000
+    assert files.fingerprint(again.state_dict()) == files.fingerprint(loaded.state_dict())
+    assert again.config["num_classes"] == 1_000
     torch.save(zoo.mobilenet_v3_small().state_dict(), cached_file(hub, "mobilenet_v3_small"))
     with pytest.raises(ValueError, match="not made by models.build"):  # whose architecture has no name here
-        models.description(models.load("mobilenet_v3_small-imagenet"))
+        models.get_config(models.load("mobilenet_v3_small-imagenet"))
 
 
 def test_a_pickle_in_the_cache_runs_no_code(hub: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The lessons keep the rules, and are written and compared as promised; each rule has examples that break it."""
+"""The lessons keep the rules, and are written and compared as documented; each rule has examples that break it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import pytest
 from lesson_rules import RULES, Lesson
 from nbformat import NotebookNode
 
-from kdlib.classroom import exercises, notebooks
-from kdlib.classroom.notebooks import IGNORED, WIDGET_VIEW, LessonError
+from course import exercises, notebooks
+from course.notebooks import HIDE_TAG, IGNORE_TAG, WIDGET_VIEW, LessonError
 
-LESSONS = notebooks.every()
+LESSONS = notebooks.list_notebooks()
 NAMES = [path.stem for path in LESSONS]
-CONFTEST = notebooks.FOLDER / "conftest.py"
+CONFTEST = notebooks.NOTEBOOKS_DIR.parent / "conftest.py"
 
 # The stored lessons.
 
@@ -44,7 +44,7 @@ def test_lessons_have_numbers_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in LESSONS if path.stem[:2] in exercises.numbers()], ids=lambda p: p.stem
+    "path", [path for path in LESSONS if path.stem[:2] in exercises.list_lessons()], ids=lambda p: p.stem
 )
 def test_a_lesson_has_its_exercises_and_they_are_unfilled(path: Path) -> None:
     lesson, tasks = Lesson.read(path), exercises.load(path.stem[:2])
@@ -162,6 +162,17 @@ def without_claim(notebook: NotebookNode) -> None:
     code(notebook, 5).outputs = []
 
 
+def collapsed(number: int, *outputs: str) -> Callable[[NotebookNode], None]:
+    """A change of a notebook: a code cell has collapsed outputs that print these texts."""
+
+    def change(notebook: NotebookNode) -> None:
+        code(notebook, number).metadata.tags = [HIDE_TAG]
+        for text in outputs:
+            prints(number, text)(notebook)
+
+    return change
+
+
 def out_of_order(notebook: NotebookNode) -> None:
     code(notebook, 1).execution_count = 9
 
@@ -225,7 +236,11 @@ BROKEN: list[tuple[str, tuple[str, str] | Callable[[NotebookNode], None], str]] 
     ("tags", without_claim, "after code cell 4"),
     ("tags", (f"```python\nwhole = 1\n{HALF}", f"```python\n# NBVAL_IGNORE_OUTPUT\n{HALF}"), "code cell 1 is marked"),
     ("tags", ('tags=["nbval-ignore-output"]', 'tags=["nbval-skip"]'), "code cell 4 is marked"),
-    ("tags", (LOOK, LOOK.replace("python", f'python tags=["{IGNORED}"]')), "more than a fifth"),
+    ("tags", ('tags=["nbval-ignore-output"]', 'tags=["hide-cell"]'), "code cell 4 is marked"),
+    ("tags", (LOOK, LOOK.replace("python", f'python tags=["{IGNORE_TAG}"]')), "more than a fifth"),
+    ("collapsed_outputs", collapsed(2, "0.5\n"), "by '0.5', which JupyterLab shows"),
+    ("collapsed_outputs", collapsed(2, "\nIt is 0.5.\nIs that so:\n"), "by 'It is 0.5.'"),
+    ("collapsed_outputs", collapsed(2), "by ''"),
     ("self_contained", (HALF, "%pip install halves"), "not plain Python"),
     ("self_contained", (HALF, "!wget https://example.org"), "not plain Python"),
     ("self_contained", (HALF, "import os"), "uses os"),
@@ -264,6 +279,9 @@ def test_what_only_looks_forbidden_is_allowed(tmp_path: Path) -> None:
     lines = ["losses = model.eval()", 'name = "T-shirt/top"', "explorers.Temperature()", 'plots.show(fig, alt="a/b.")']
     lesson = stored(tmp_path, made(GOOD.replace("half = 1 / 2", "\n".join(lines))))
     assert [found for rule in RULES if rule.__name__ == "self_contained" for found in rule(lesson)] == []
+    notebook = made()
+    collapsed(2, "One half:\n0.5\n")(notebook)
+    assert [found for rule in RULES for found in rule(stored(tmp_path, notebook))] == []
 
 
 # The command that writes lessons.
@@ -301,9 +319,9 @@ time.time()
 Two cells of prose
 
 
-in a row.
+in a row, and the answer to a prediction.
 
-```python
+```python tags=["hide-output"]
 1 + 1
 ```
 """
@@ -328,13 +346,46 @@ def test_a_written_notebook_is_canonical(tiny: Path) -> None:
     content = json.loads(text)
     assert text == json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
     assert content["metadata"] == notebooks.METADATA
-    assert all(set(cell["metadata"]) <= {"tags"} for cell in content["cells"])
-    first, second, third, _ = (cell for cell in content["cells"] if cell["cell_type"] == "code")
+    first, second, third, hidden = (cell for cell in content["cells"] if cell["cell_type"] == "code")
     assert [output["text"] for output in first["outputs"]] == [["off True\n", "flushed\n", "and more\n"]]
     assert [sorted(output["data"]) for output in second["outputs"]] == [["image/png", "text/plain"], ["text/plain"]]
     assert second["outputs"][0]["data"]["image/png"] == "iVBORw0KGgo="
     assert second["outputs"][0]["metadata"] == {"image/png": {"alt": "A dot."}}
     assert [output["output_type"] for output in third["outputs"]] == ["execute_result"]
+    assert [cell["metadata"] for cell in content["cells"] if cell["metadata"]] == [
+        {"tags": [IGNORE_TAG]},
+        {"tags": [HIDE_TAG], "jupyter": {"outputs_hidden": True}},
+    ]
+    assert hidden["outputs"][0]["data"] == {"text/plain": ["2"]}  # collapsed, but there
+
+
+def test_collapsed_outputs_follow_from_the_tag_alone(tiny: Path, tmp_path: Path) -> None:
+    notebook, path = notebooks.read(tiny), tmp_path / tiny.name
+    hidden = code(notebook, 4)
+    hidden.metadata = {
+        "tags": [HIDE_TAG],
+        "collapsed": True,
+        "jupyter": {"outputs_hidden": True},
+    }  # as JupyterLab saves
+    assert notebooks.dumps(notebook) == tiny.read_text()
+    hidden.metadata = {"tags": [HIDE_TAG]}  # as it was opened and saved by hand
+    assert notebooks.dumps(notebook) == tiny.read_text()
+    path.write_text(nbformat.writes(notebook) + "\n")
+    assert "not in canonical form" in "; ".join(notebooks.problems(path))
+    hidden.metadata = {"jupyter": {"outputs_hidden": True}}
+    assert code(notebooks.canonicalize(notebook), 4).metadata == {}
+    prose = nbformat.v4.new_markdown_cell("Prose.", metadata={"tags": [HIDE_TAG]})
+    (kept,) = notebooks.canonicalize(nbformat.v4.new_notebook(cells=[prose])).cells
+    assert "jupyter" not in kept.metadata  # nbformat permits it for code
+
+
+def test_a_notebook_with_collapsed_outputs_becomes_a_page(tiny: Path) -> None:
+    nbconvert = pytest.importorskip("nbconvert")
+    notebook = notebooks.read(tiny)
+    nbformat.validate(notebook)
+    page, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
+    assert "<pre>2</pre>" in page
+    assert "A dot." in page
 
 
 def test_writing_again_changes_only_cells_that_are_not_compared(tiny: Path, tmp_path: Path) -> None:
@@ -343,7 +394,7 @@ def test_writing_again_changes_only_cells_that_are_not_compared(tiny: Path, tmp_
     before, after = notebooks.read(tiny), notebooks.read(path)
     assert before != after
     for cell in [*before.cells, *after.cells]:
-        if IGNORED in cell.metadata.get("tags", []):
+        if IGNORE_TAG in cell.metadata.get("tags", []):
             cell.outputs = []
     assert before == after
 
@@ -371,7 +422,7 @@ def test_a_cell_that_fails_is_named_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: str
 ) -> None:
     if source.startswith("while"):
-        monkeypatch.setattr(notebooks, "SECONDS", 5)
+        monkeypatch.setattr(notebooks, "CELL_TIMEOUT", 5)
     path = tmp_path / "07_broken.ipynb"
     path.write_text("what stood there")
     text = f"Fine.\n\n```python\n1 + 1\n```\n\nNot fine.\n\n```python\n{source}\n```\n"
@@ -406,10 +457,10 @@ def with_version(notebook: NotebookNode) -> None:
         (not_run, "were not executed once each, in order"),
         (failed, "code cell 1 ended with an error"),
         (prints(1, "careful", "stderr"), "code cell 1 wrote to stderr"),
-        (shows(2, WIDGET_VIEW), "another form"),
-        (with_state, "another form"),
-        (with_time, "another form"),
-        (with_version, "another form"),
+        (shows(2, WIDGET_VIEW), "not in canonical form"),
+        (with_state, "not in canonical form"),
+        (with_time, "not in canonical form"),
+        (with_version, "not in canonical form"),
     ],
 )
 def test_the_check_finds_what_was_not_written_by_the_command(
@@ -425,7 +476,7 @@ def test_the_check_finds_another_form_of_the_same(tiny: Path, tmp_path: Path) ->
     path = tmp_path / tiny.name
     for text in (tiny.read_text().rstrip(), tiny.read_text() + "\n", json.dumps(json.loads(tiny.read_text()))):
         path.write_text(text)
-        assert "another form" in notebooks.problems(path)[0]
+        assert "not in canonical form" in notebooks.problems(path)[0]
     path.write_text("{")
     assert "01_tiny.ipynb is not a readable notebook" in notebooks.problems(path)[0]
 
@@ -433,12 +484,14 @@ def test_the_check_finds_another_form_of_the_same(tiny: Path, tmp_path: Path) ->
 def test_as_text_and_back(tiny: Path) -> None:
     assert notebooks.to_text(notebooks.read(tiny)) == TINY
     assert notebooks.to_text(made()) == GOOD
+    hidden = code(notebooks.from_text(TINY), 4)
+    assert hidden.metadata == {"tags": [HIDE_TAG], "jupyter": {"outputs_hidden": True}}
     for path in LESSONS:
         notebook = notebooks.read(path)
         back = notebooks.from_text(notebooks.to_text(notebook))
         assert [cell.id for cell in back.cells] == [cell.id for cell in notebook.cells]
     fenced = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("Write:\n```python\n1 + 1\n```")])
-    with pytest.raises(ValueError, match="cannot be told apart"):
+    with pytest.raises(ValueError, match="cannot be separated"):
         notebooks.to_text(fenced)
 
 
@@ -449,11 +502,11 @@ def test_ids_depend_on_what_the_cells_say() -> None:
 
 
 def test_lessons_are_found_by_number_name_and_path(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notebooks, "FOLDER", tiny.parent)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS_DIR", tiny.parent)
     assert notebooks.find("01") == notebooks.find("1") == notebooks.find("01_tiny") == notebooks.find(str(tiny)) == tiny
     with pytest.raises(ValueError, match="no lesson named '02'.*01_tiny"):
         notebooks.find("02")
-    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS_DIR", tmp_path)
     for name in ("01_a", "01_b"):
         shutil.copy(tiny, tmp_path / f"{name}.ipynb")
     with pytest.raises(ValueError, match="Two lessons are numbered 01"):
@@ -463,15 +516,15 @@ def test_lessons_are_found_by_number_name_and_path(tiny: Path, tmp_path: Path, m
 def test_the_command_line(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS_DIR", tmp_path)
     shutil.copy(tiny, tmp_path)
     assert notebooks.main(["--text", "01"]) == 0
     assert capsys.readouterr().out == TINY
     assert notebooks.main(["--check"]) == 0
-    assert capsys.readouterr().out == "1 notebook, as written by make notebooks\n"
+    assert capsys.readouterr().out == "1 notebook in canonical form\n"
     (tmp_path / tiny.name).write_text(tiny.read_text() + "\n")
     assert notebooks.main(["--check"]) == 1
-    assert "Mend with: make notebooks" in capsys.readouterr().out
+    assert "To fix this, run: make notebooks" in capsys.readouterr().out
     assert notebooks.main(["03"]) == 1
     assert "There is no lesson named '03'" in capsys.readouterr().err
     (tmp_path / "02_new.md").write_text("New.\n\n```python\n1 + 1\n```\n")
@@ -480,7 +533,7 @@ def test_the_command_line(
     assert notebooks.problems(tmp_path / "02_new.ipynb") == []
     shutil.copy(tiny, tmp_path)
     assert notebooks.main(["--check"]) == 0
-    assert capsys.readouterr().out == "2 notebooks, all as written by make notebooks\n"
+    assert capsys.readouterr().out == "2 notebooks in canonical form\n"
 
 
 # The comparison.
@@ -498,6 +551,7 @@ def test_a_corrupted_output_makes_the_comparison_fail(tiny: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "--nbval-lax", "."]
     run = subprocess.run(command, cwd=tiny.parent, capture_output=True, text=True, timeout=600)
     assert run.returncode == 1, run.stdout + run.stderr
+    # The corrupted output is a collapsed one.
     assert re.findall(r"^FAILED (.*?)(?: - .*)?$", run.stdout, re.MULTILINE) == ["02_other_sum.ipynb::Cell 3"]
     assert len(re.findall("^PASSED .*::Cell", run.stdout, re.MULTILINE)) == 11
     assert "Cell outputs differ" in run.stdout

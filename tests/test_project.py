@@ -11,14 +11,20 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
+import kdlib
 from kdlib.data.sources import FASHION_FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "kdlib").rglob("*.py"))
 CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
-# Arrows run from left to right only.
-ROOMS = ("classroom", "cli", "distill", "study", "verdict", "train", "methods", "losses")
+# A part of kdlib may import those that come after it, and no other.
+ORDER = (
+    *("__main__", "cli", "environment", "study", "distill", "method_parser", "train", "trainer", "distiller"),
+    *("checkpoints", "evaluation", "models", "teachers", "methods", "loss_table", "projectors", "hooks"),
+    *("training_log", "data", "recipes", "devices", "distributed", "files", "measure", "verdict", "losses", "errors"),
+)
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -45,9 +51,14 @@ def test_pip_can_read_what_conda_hands_it(tmp_path: Path) -> None:
     assert "Obtaining file://" in done.stdout, done.stderr  # the line was read; to build it takes an index
 
 
-def test_make_test_runs_the_lessons_too() -> None:
+def test_make_test_runs_everything_that_there_is() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert settings["testpaths"] == ["tests", "notebooks"]
+    recipe = re.search(r"^test:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    parts = re.findall(r"-m pytest (.*)", recipe)
+    assert [part.split()[0] for part in parts] == ["tests", "notebooks", "tests/browser"]
+    assert "--ignore tests/browser" in parts[0]
+    assert not re.search(r"-m |-k |\|\|", " ".join(parts))  # nothing left out, no failure passed over
 
 
 def test_what_is_fast_comes_first_then_what_is_slow_the_lessons_and_the_browser(
@@ -97,43 +108,58 @@ def test_shipped_files_have_their_checksums_in_three_places_that_agree() -> None
     assert FASHION_FILES.items() <= sums.items()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=names(MODULES))
-def test_modules_and_functions_are_short_and_typed(path: Path) -> None:
-    text = path.read_text()
-    assert len(text.splitlines()) <= 400
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            # The signature and the docstring of a command are its options: they do not count.
-            body = node.body[1:] if ast.get_docstring(node) else node.body
-            lines = (body[-1].end_lineno - body[0].lineno + 1) if body else 0
-            assert lines <= 45, f"{path.name}: {node.name} has {lines} lines"
-            arguments = [*node.args.args, *node.args.kwonlyargs]
-            untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
-            assert not untyped, f"{path.name}: {node.name} {untyped}"
-            assert node.returns is not None or node.name == "__init__", f"{path.name}: {node.name} lacks a return type"
-
-
 def imported(path: Path) -> set[str]:
-    """The rooms of kdlib that a module names in its imports."""
-    rooms = set()
+    """What a module names in its imports: `kdlib.data` for each of `from kdlib import data`, `import kdlib.data`."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:  # relative: within the package
+            continue
         if isinstance(node, ast.ImportFrom) and node.module:
-            parts = node.module.split(".")
-            if parts[0] == "kdlib":
-                rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+            whole = node.module == "kdlib"
+            found |= {f"kdlib.{alias.name}" for alias in node.names} if whole else {node.module}
         elif isinstance(node, ast.Import):
-            rooms |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("kdlib.")}
-    return rooms
+            found |= {alias.name for alias in node.names}
+    return found
 
 
 @pytest.mark.parametrize("path", MODULES, ids=names(MODULES))
-def test_arrows_run_downwards_only(path: Path) -> None:
-    room = path.relative_to(ROOT / "kdlib").parts[0].removesuffix(".py")
-    if room in ROOMS:
-        above = set(ROOMS[: ROOMS.index(room)])
-        assert not imported(path) & above
-    if room == "losses":
-        assert imported(path) <= {"losses"}
+def test_imports_run_downwards_only(path: Path) -> None:
+    part = path.relative_to(ROOT / "kdlib").parts[0].removesuffix(".py")
+    modules = {name.split(".")[1] for name in imported(path) if name.startswith("kdlib.")}
+    if part == "__init__":
+        assert not modules
+        return
+    assert part in ORDER, f"{part} has no place in the order of imports yet"
+    assert modules - {part} <= set(ORDER[ORDER.index(part) + 1 :])
+
+
+@pytest.mark.parametrize("path", MODULES, ids=names(MODULES))
+def test_the_library_never_imports_the_course(path: Path) -> None:
+    assert not {name for name in imported(path) if name.split(".")[0] == "course"}
+    assert not re.search(r"\bimport_module\([^)]*course", path.read_text())
+
+
+def test_notebooks_holds_notebooks_and_nothing_else() -> None:
+    listed = subprocess.run(["git", "ls-files", "notebooks"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("This is no git checkout.")
+    assert [name for name in listed.stdout.split() if not name.endswith(".ipynb")] == []
+
+
+def test_one_version_is_said_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert kdlib.__version__ == version
+    assert f"version: {version}" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version
+
+
+def test_the_workflow_runs_commands_that_exist() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    steps = [step for job in yaml.safe_load(workflow)["jobs"].values() for step in job["steps"]]
+    commands = [step["run"] for step in steps if "run" in step]
+    assert "make lint" in commands
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {word.split()[1] for word in commands if word.startswith("make ")} <= set(targets)
 
 
 def test_importing_kdlib_loads_nothing_that_is_not_used_yet() -> None:
@@ -147,14 +173,14 @@ def test_importing_kdlib_loads_nothing_that_is_not_used_yet() -> None:
 def test_the_readmes_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example is executed as it stands, with fewer images."""
     from kdlib import train
-    from kdlib.data import DataSet
+    from kdlib.data import DataModule
 
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     assert "train.fit(" in code
     fit = train.fit
 
-    def quick(student: object, data: DataSet, **options: object) -> object:
-        return fit(student, data.take(256), **{**options, "epochs": 1, "progress": False, "test": False})
+    def quick(student: object, data: DataModule, **options: object) -> object:
+        return fit(student, data.subset(256), **{**options, "epochs": 1, "progress": False, "test": False})
 
     monkeypatch.setattr(train, "fit", quick)
     exec(compile(code, "README.md", "exec"), {})

@@ -11,132 +11,131 @@ import pytest
 from synthetic import Score, write
 
 from kdlib import files
-from kdlib.study import grid, results, rows
-from kdlib.study.gains import gains_table
-from kdlib.study.grid import Cell
-from kdlib.study.readme import GAINS, RUNS, write_readme
-from kdlib.study.rows import Diary
+from kdlib.study import results, runs_file
+from kdlib.study.plans import PLANS, RunConfig
+from kdlib.study.report import GAINS_MARKER, RUNS_MARKER, gains_table, update_readme
+from kdlib.study.runs_file import RUN_COLUMNS, SessionLog
 
-SKELETON = f"# Results\n\n{RUNS}\n{RUNS}\n\nAnd:\n\n{GAINS}\n{GAINS}\n\nThe end.\n"
+SKELETON = f"# Results\n\n{RUNS_MARKER}\n{RUNS_MARKER}\n\nAnd:\n\n{GAINS_MARKER}\n{GAINS_MARKER}\n\nThe end.\n"
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "results" / "README.md"
 
 
-def some(cell: Cell, chance: random.Random) -> float | None:
-    return None if (cell.method, cell.seed) == ("fsp", 2) else 0.9
+def some(config: RunConfig, chance: random.Random) -> float | None:
+    return None if (config.method, config.seed) == ("fsp", 2) else 0.9
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     path = write(tmp_path, score=some)
     other = "kdlib study full --data 'imagefolder:a|b'"
-    said = ("kdlib study full", 1.0, 0, 40), ("kdlib study full", 2.5, 40, 60), (other, 0.25, 60, 85)
-    for command, hours, there, finished in said:
-        diary = Diary(path, command, there)
-        diary._started -= 3600 * hours
-        diary.write(finished)
+    sessions = ("kdlib study full", 1.0, 0, 40), ("kdlib study full", 2.5, 40, 60), (other, 0.25, 60, 85)
+    for command, hours, before, finished in sessions:
+        log = SessionLog(path, command, before)
+        log._started -= 3600 * hours
+        log.write(finished)
     (tmp_path / "README.md").write_text(SKELETON)
     return tmp_path
 
 
 def lines(folder: Path) -> list[list[str]]:
-    table = (folder / "README.md").read_text().split(RUNS)[1].strip().splitlines()
+    table = (folder / "README.md").read_text().split(RUNS_MARKER)[1].strip().splitlines()
     return [[cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")] for line in table]
 
 
-def test_a_line_says_what_was_run_where_and_how_long(folder: Path) -> None:
-    assert write_readme(folder) == folder / "README.md"
+def test_a_row_holds_what_was_run_where_and_how_long(folder: Path) -> None:
+    assert update_readme(folder) == folder / "README.md"
     head, _, first, second = lines(folder)
     assert head == ["file", "runs", "command", "machine", "dates", "versions", "hours"]
     assert first[:3] == ["`methods-resnet8-resnet20-fashion-10000.csv`", "60, 1 diverged", "`kdlib study full`"]
-    machine = rows.machine()
+    machine = runs_file.machine_info()
     assert first[3].startswith(f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} thread")
     assert first[4] == json.loads(next(folder.glob("*.json")).read_text())["sessions"][0]["started"][:10]
-    assert f"torch {rows.versions()['torch']}" in first[5]
+    assert f"torch {runs_file.library_versions()['torch']}" in first[5]
     assert first[6] == "3.5"  # two sessions of the same command
     assert second[1] == "25"
     assert second[2] == "`kdlib study full --data 'imagefolder:a/b'`"
 
 
 def test_a_session_that_was_stopped_before_its_first_run_is_left_out(folder: Path) -> None:
-    Diary(next(folder.glob("*.csv")), "kdlib study full --workers 3", 85).write(85)
-    write_readme(folder)
+    SessionLog(next(folder.glob("*.csv")), "kdlib study full --workers 3", 85).write(85)
+    update_readme(folder)
     assert len(lines(folder)) == 4
 
 
 def test_a_command_is_shown_as_anyone_would_give_it(folder: Path) -> None:
     name = next(folder.glob("*.csv")).name
-    said = f"kdlib study short --choices /somebody/results/{name} --out=/somebody/results --cache '/tmp/a b' --quiet"
+    command = f"kdlib study short --choices /somebody/results/{name} --out=/somebody/results --cache '/tmp/a b' --quiet"
     path = folder / f"{Path(name).stem}.json"
-    path.write_text(json.dumps({"sessions": [{"command": f"{said} --workers 2", "hours": 1}]}))
-    write_readme(folder)
+    path.write_text(json.dumps({"sessions": [{"command": f"{command} --workers 2", "hours": 1}]}))
+    update_readme(folder)
     assert lines(folder)[2][2] == f"`kdlib study short --choices data/results/{name} --workers 2`"
 
 
 def test_the_rest_of_the_text_is_kept_and_twice_is_once(folder: Path) -> None:
-    write_readme(folder)
+    update_readme(folder)
     path = folder / "README.md"
     once, when = path.read_text(), path.stat().st_mtime_ns
-    assert once.startswith(f"# Results\n\n{RUNS}\n\n| file |")
-    assert f" |\n\n{RUNS}\n\nAnd:\n\n{GAINS}\n\n| student |" in once
-    assert once.endswith(f" |\n\n{GAINS}\n\nThe end.\n")
-    write_readme(folder)
+    assert once.startswith(f"# Results\n\n{RUNS_MARKER}\n\n| file |")
+    assert f" |\n\n{RUNS_MARKER}\n\nAnd:\n\n{GAINS_MARKER}\n\n| student |" in once
+    assert once.endswith(f" |\n\n{GAINS_MARKER}\n\nThe end.\n")
+    update_readme(folder)
     assert (path.read_text(), path.stat().st_mtime_ns) == (once, when)
 
 
 def test_sessions_of_several_days_give_a_range(folder: Path) -> None:
     path = next(folder.glob("*.json"))
-    said = json.loads(path.read_text())
-    said["sessions"][1] |= {"started": "2031-02-03T10:00:00", "ended": "2031-02-04T01:00:00"}
-    path.write_text(json.dumps(said))
-    write_readme(folder)
+    log = json.loads(path.read_text())
+    log["sessions"][1] |= {"started": "2031-02-03T10:00:00", "ended": "2031-02-04T01:00:00"}
+    path.write_text(json.dumps(log))
+    update_readme(folder)
     assert lines(folder)[2][4].endswith(" to 2031-02-04")
 
 
-def test_files_are_sorted_and_one_without_a_diary_is_there_too(folder: Path) -> None:
+def test_files_are_sorted_and_one_without_a_session_log_is_there_too(folder: Path) -> None:
     write(folder, "grid")
-    (folder / "other.json").write_text("{}")  # no diary, as no CSV file stands beside it
-    write_readme(folder)
+    (folder / "other.json").write_text("{}")  # no session log, as no CSV file stands beside it
+    update_readme(folder)
     assert [line[0][1:5] for line in lines(folder)[2:]] == ["grid", "meth", "meth"]
     assert lines(folder)[2][1:4] == [str(21 * 5), "not known", ""]
 
 
-def test_a_diary_with_gaps_is_no_reason_to_fail(folder: Path) -> None:
+def test_a_session_log_with_gaps_is_no_reason_to_fail(folder: Path) -> None:
     path = next(folder.glob("*.json"))
     path.write_text(json.dumps({"sessions": [{"command": "x"}]}))
-    write_readme(folder)
+    update_readme(folder)
     assert lines(folder)[2][2:] == ["`x`", "not known", "", "not known", "0.0"]
 
 
-def test_nothing_run_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_runs_has_one_sentence_for_each_table(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(SKELETON)
-    write_readme(tmp_path)
+    update_readme(tmp_path)
     assert lines(tmp_path) == [["No study has been run yet."]]
     assert "No method has been run yet." in (tmp_path / "README.md").read_text()
 
 
 def test_a_folder_without_a_readme_gets_none(tmp_path: Path) -> None:
     write(tmp_path)
-    assert write_readme(tmp_path) is None
-    assert write_readme(tmp_path / "nowhere") is None
+    assert update_readme(tmp_path) is None
+    assert update_readme(tmp_path / "nowhere") is None
     assert not (tmp_path / "README.md").exists()
 
 
-@pytest.mark.parametrize("mark", [RUNS, GAINS])
+@pytest.mark.parametrize("mark", [RUNS_MARKER, GAINS_MARKER])
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_readme_without_two_marks_is_refused_and_left_alone(tmp_path: Path, mark: str, count: int) -> None:
     text = SKELETON.replace(mark, "") + mark * count
     (tmp_path / "README.md").write_text(text)
     with pytest.raises(ValueError, match=f"has {count} lines {mark}, expected two"):
-        write_readme(tmp_path)
+        update_readme(tmp_path)
     assert (tmp_path / "README.md").read_text() == text
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "{}"])
-def test_a_damaged_diary_is_named(folder: Path, text: str) -> None:
+def test_a_damaged_session_log_is_named(folder: Path, text: str) -> None:
     path = next(folder.glob("*.json"))
     path.write_text(text)
     with pytest.raises(ValueError, match=r"\.json cannot be read .* Restore it, or move it away"):
-        write_readme(folder)
+        update_readme(folder)
     assert (folder / "README.md").read_text() == SKELETON
 
 
@@ -146,7 +145,7 @@ def test_a_failed_write_leaves_the_readme_as_it_was(folder: Path, monkeypatch: p
 
     monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="Could not write"):
-        write_readme(folder)
+        update_readme(folder)
     assert (folder / "README.md").read_text() == SKELETON
     assert not list(folder.glob(".*.tmp"))
 
@@ -155,21 +154,21 @@ def test_a_failed_write_leaves_the_readme_as_it_was(folder: Path, monkeypatch: p
 
 
 def gains(folder: Path) -> dict[str, list[str]]:
-    """The cells by the first of each line."""
+    """The cells of each row by its first."""
     split = ([cell.strip() for cell in line.strip("|").split("|")] for line in gains_table(folder).splitlines())
     return {first: others for first, *others in split}
 
 
-def all_but(*names: str) -> Callable[[Cell], bool]:
-    return lambda cell: cell.method not in names
+def all_but(*names: str) -> Callable[[RunConfig], bool]:
+    return lambda config: config.method not in names
 
 
 def planted(gain: float) -> Score:
     """Accuracies at which kd is ahead of hard labels by `gain`, and dkd ahead and behind in turn."""
 
-    def score(cell: Cell, chance: random.Random) -> float:
-        added = {"kd": gain, "dkd": 0.01 * (-1) ** cell.seed}.get(cell.method, 0.0)
-        return 0.8 + 0.01 * cell.seed + added + chance.uniform(-0.001, 0.001)
+    def score(config: RunConfig, chance: random.Random) -> float:
+        added = {"kd": gain, "dkd": 0.01 * (-1) ** config.seed}.get(config.method, 0.0)
+        return 0.8 + 0.01 * config.seed + added + chance.uniform(-0.001, 0.001)
 
     return score
 
@@ -178,7 +177,7 @@ def test_a_gain_is_shown_with_half_of_its_interval_and_its_verdict(tmp_path: Pat
     write(tmp_path, skip=all_but("hard", "kd", "dkd"), score=planted(0.02))
     found = results(folder=tmp_path).gain("kd")
     assert found.verdict == "BEATS"
-    assert gains(tmp_path)["logits (KD)"] == [f"**{100 * found.mean:+.2f} ± {100 * found.half:.2f}**"]
+    assert gains(tmp_path)["logits (KD)"] == [f"**{100 * found.mean:+.2f} ± {100 * found.half_width:.2f}**"]
     assert gains(tmp_path)["decoupled logits (DKD)"][0][0] in "+-"  # neither bold nor in italics
     assert gains(tmp_path)["hard labels, %"] == [f"{100 * results(folder=tmp_path).score('hard').mean:.2f}"]
 
@@ -216,22 +215,22 @@ def test_a_seed_that_diverged_leaves_no_mean(folder: Path) -> None:
 
 
 def test_the_shipped_table_is_up_to_date(tmp_path: Path) -> None:
-    """If it is not: python -c "from kdlib.study.readme import write_readme; write_readme('data/results')"."""
+    """If it is not: python -c "from kdlib.study.report import update_readme; update_readme('data/results')"."""
     for path in SHIPPED.parent.glob("*.csv"):
         with path.open("rb") as file:
             try:
-                rows._lock(file, path)
+                runs_file._lock(file, path)
             except ValueError:
                 pytest.skip("a study is running, and writes its table at the end")
     for path in SHIPPED.parent.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    write_readme(tmp_path)
+    update_readme(tmp_path)
     assert (tmp_path / "README.md").read_text() == SHIPPED.read_text()
 
 
-def test_the_shipped_text_names_every_column_and_every_list() -> None:
+def test_the_shipped_text_names_every_column_and_every_plan() -> None:
     text = SHIPPED.read_text()
     named = {name.strip() for line in text.splitlines() for name in line.split("|")[1:2] for name in name.split(",")}
-    assert set(rows.COLUMNS) <= named
-    assert all(f"kdlib study {which}" in text for which in grid.LISTS)
+    assert set(RUN_COLUMNS) <= named
+    assert all(f"kdlib study {plan}" in text for plan in PLANS)
     assert "kdlib study --again" in text

@@ -26,24 +26,43 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from kdlib import data, models, train, verdict
-from kdlib.data import DataSet
-from kdlib.study import choose, clock, command, entries, grid, rows
-from kdlib.study import run as runs
-from kdlib.study.bench import TEACHERS, Bench, derangement
-from kdlib.study.entries import ENTRIES, RATES, TRIALS, Settings
-from kdlib.study.grid import Budget, Cell, Choice
-from kdlib.study.rows import COLUMNS, TIMES, TRIAL_COLUMNS, Diary, Table
-from kdlib.study.run import Request
-from kdlib.study.workers import Crew
+from kdlib.data import DataModule
+from kdlib.study import command, method_specs, plans, runner, runs_file
+from kdlib.study.experiment import Experiment, WorkerPool, derangement
+from kdlib.study.method_specs import (
+    FAMILIES,
+    LEARNING_RATES,
+    METHODS,
+    SETTING_NAMES,
+    TRIALS_PER_METHOD,
+    Settings,
+    TeacherKind,
+)
+from kdlib.study.plans import CONTROLS, FULL, PLANS, Budget, RunConfig, TunedSettings, Variant
+from kdlib.study.runner import StudyConfig
+from kdlib.study.runs_file import (
+    RUN_COLUMNS,
+    TIME_COLUMNS,
+    TRIAL_COLUMNS,
+    RunsFile,
+    SessionLog,
+    read_frame,
+    read_rows,
+    to_text,
+)
+
+FULL_NAMES = tuple(spec.name for spec in FULL)
+CONTROL_NAMES = tuple(spec.name for spec in CONTROLS)
 
 COMMAND = """
 import sys, torch
 torch.set_num_threads(1)
 from kdlib import data
-from kdlib.data import Augmentation, DataSet, MemorySplit
+from kdlib.data import Augmentation, DataModule, InMemoryDataset
 parts = torch.load(sys.argv.pop(1), weights_only=True)
-splits = {name: MemorySplit(*tensors, (0.3,), (0.15,)) for name, tensors in parts.items()}
-data.load = lambda name: DataSet("blobs", ("a", "b", "c"), **splits, augmentation=Augmentation(crop=1), size=8)
+splits = {name: InMemoryDataset(*tensors, (0.3,), (0.15,)) for name, tensors in parts.items()}
+options = {"augmentation": Augmentation(padding=1), "image_size": 8}
+data.load = lambda name: DataModule("blobs", ("a", "b", "c"), **splits, **options)
 from kdlib.study import command
 command.main()
 """
@@ -57,79 +76,79 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def budget(teacher: str, blobs: DataSet, monkeypatch: pytest.MonkeyPatch) -> Budget:
+def budget(teacher: str, blobs: DataModule, monkeypatch: pytest.MonkeyPatch) -> Budget:
     monkeypatch.setattr(data, "load", lambda name: blobs)
     return Budget("blobs", "article-student", teacher, images=48, epochs=2, views=2, device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")
-def finished(teacher: str, blobs: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(teacher: str, blobs: DataModule, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole study: trials of all methods, then the full list with two seeds."""
     folder = tmp_path_factory.mktemp("finished")
     budget = Budget("blobs", "article-student", teacher, images=48, epochs=1, views=2, device="cpu", precision="fp32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", lambda name: blobs)
-        request = Request("full", budget, (0, 1), folder, folder / "cache", tuning_seeds=(1000,))
-        runs.run(request, progress=False)
+        config = StudyConfig(PLANS["full"], budget, (0, 1), folder, folder / "cache", tuning_seeds=(1000,))
+        runner.run(config, progress=False)
     return folder
 
 
-def content(path: Path, columns: tuple[str, ...] = COLUMNS) -> list[dict[str, str]]:
-    return rows.parse(path.read_bytes(), columns, path)
+def content(path: Path, columns: tuple[str, ...] = RUN_COLUMNS) -> list[dict[str, str]]:
+    return read_rows(path, columns)
 
 
 def timeless(some: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in some]
+    return [{name: value for name, value in row.items() if name not in TIME_COLUMNS} for row in some]
 
 
-def request(budget: Budget, folder: Path, which: str = "controls", **options: Any) -> Request:
-    settings = {"seeds": (0, 1), "out": folder, "cache": folder / "cache", "defaults": True}
-    return Request(which, budget, **{**settings, **options})
+def study_config(budget: Budget, folder: Path, plan: str = "controls", **options: Any) -> StudyConfig:
+    defaults = {"plan": PLANS[plan], "seeds": (0, 1), "out": folder, "cache": folder / "cache", "defaults": True}
+    return StudyConfig(budget=budget, **{**defaults, **options})
 
 
-def cell(name: str = "kd", seed: int = 0, left_out: int | None = None, **settings: Any) -> Cell:
-    start = replace(ENTRIES[name].start, **settings)
-    return Cell("methods" if left_out is None else "missing-class", name, name, start, seed, left_out)
+def run_config(name: str = "kd", seed: int = 0, excluded_class: int | None = None, **settings: Any) -> RunConfig:
+    spec, kind = METHODS[name], "methods" if excluded_class is None else "missing-class"
+    return RunConfig(kind, name, spec, replace(spec.start, **settings), seed, excluded_class)
 
 
-# --- methods and lists -------------------------------------------------------------------------------------------
+# --- methods and plans -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_the_same_number_of_different_trials(name: str) -> None:
-    entry = ENTRIES[name]
-    trials = [replace(entry.start, learning_rate=rate) for rate in RATES]
-    trials += [replace(entry.start, **change) for change in entry.others]
-    assert len(trials) == TRIALS
-    assert len({*trials, entry.start}) == TRIALS  # the start is among them, with the rate 0.1
-    assert entry.family in entries.FAMILIES
-    assert all(set(change) <= set(entries.HYPER) - {"learning_rate"} for change in entry.others)
+    spec = METHODS[name]
+    trials = [*spec.first_settings(), *spec.further_settings(spec.start)]
+    assert [settings.learning_rate for settings in trials] == [*LEARNING_RATES, *[spec.start.learning_rate] * 6]
+    assert len(trials) == TRIALS_PER_METHOD
+    assert len({*trials, spec.start}) == TRIALS_PER_METHOD  # the start is among them, with the rate 0.1
+    assert (spec.name, spec.family in FAMILIES) == (name, True)
+    assert {setting for setting, _ in spec.variations} <= set(SETTING_NAMES) - {"learning_rate"}
 
 
-def test_the_lists_are_those_that_the_study_needs() -> None:
-    assert set(grid.FULL) == {
+def test_the_plans_are_those_that_the_study_needs() -> None:
+    assert set(FULL_NAMES) == {
         *("hard", "label-smoothing", "kd", "dkd", "dist", "standardized", "hint", "attention", "vid", "fsp"),
         *("layer-correlation", "layer-information", "rkd", "similarity", "kd+hint", "kd+fsp", "kd+rkd"),
     }
-    assert set(grid.CONTROLS) == {"shuffled", "untrained", "own-size"}
-    cells = grid.cells("grid", grid.named("grid").lines({}), range(5), {})
-    assert len({(c.settings.alpha, c.settings.temperature, c.seed) for c in cells}) == (4 * 5 + 1) * 5
-    assert {c.method for c in cells} >= {"kd alpha=0 T=1", "kd alpha=0.1 T=16", "kd alpha=1"}
+    assert set(CONTROL_NAMES) == {"shuffled", "untrained", "own-size"}
+    configs = PLANS["grid"].run_configs(PLANS["grid"].variants({}), range(5), {})
+    assert len({(c.settings.alpha, c.settings.temperature, c.seed) for c in configs}) == (4 * 5 + 1) * 5
+    assert {c.method for c in configs} >= {"kd alpha=0 T=1", "kd alpha=0.1 T=16", "kd alpha=1"}
 
 
-def test_the_short_list_takes_the_best_of_each_family_by_validation_score() -> None:
-    scores = dict.fromkeys(grid.FULL, 0.8) | {"dist": 0.9, "vid": 0.9, "rkd": 0.9, "kd+fsp": 0.9}
-    choices = {name: Choice(ENTRIES[name].start, "somewhere", score) for name, score in scores.items()}
-    names = [line.name for line in grid.named("short").lines(choices)]
+def test_the_short_plan_takes_the_best_of_each_family_by_validation_score() -> None:
+    scores = dict.fromkeys(FULL_NAMES, 0.8) | {"dist": 0.9, "vid": 0.9, "rkd": 0.9, "kd+fsp": 0.9}
+    tuned = {name: TunedSettings(METHODS[name].start, "somewhere", score) for name, score in scores.items()}
+    names = [variant.name for variant in PLANS["short"].variants(tuned)]
     assert names == ["hard", "label-smoothing", "kd", "dist", "vid", "rkd", "kd+fsp", "shuffled"]
-    choices["kd"] = replace(choices["kd"], score=0.95)
-    assert len(grid.named("short").lines(choices)) == 7  # kd is the best of its family itself
+    tuned["kd"] = replace(tuned["kd"], score=0.95)
+    assert len(PLANS["short"].variants(tuned)) == 7  # kd is the best of its family itself
 
 
 def test_the_missing_class_is_learned_from_soft_labels_alone_or_not_at_all() -> None:
-    lines = grid.named("missing-class").lines({})
-    cells = grid.cells("missing-class", lines, (0, 1), {}, (3, 9))
-    assert {(c.method, c.seed, c.left_out) for c in cells} == {
+    plan = PLANS["missing-class"]
+    configs = plan.run_configs(plan.variants({}), (0, 1), {}, (3, 9))
+    assert {(c.method, c.seed, c.excluded_class) for c in configs} == {
         (name, seed, label)
         for name in ("hard", "kd alpha=0 T=4", "kd alpha=0 T=16", "kd alpha=0.1 T=4")
         for seed in (0, 1)
@@ -137,32 +156,32 @@ def test_the_missing_class_is_learned_from_soft_labels_alone_or_not_at_all() -> 
     }
 
 
-def test_a_list_takes_what_was_chosen_and_sets_its_own_beside_it() -> None:
-    chosen = {"kd": Choice(Settings(learning_rate=0.3, alpha=0.5, temperature=8), "elsewhere")}
-    made = grid.cells("grid", grid.named("grid").lines(chosen), [7], chosen)
+def test_a_plan_takes_the_tuned_settings_and_changes_its_own() -> None:
+    tuned = {"kd": TunedSettings(Settings(learning_rate=0.3, alpha=0.5, temperature=8), "elsewhere")}
+    made = PLANS["grid"].run_configs(PLANS["grid"].variants(tuned), [7], tuned)
     assert {c.settings.learning_rate for c in made} == {0.3}
     assert made[0].settings.alpha == 0
-    assert made[0].origin == "elsewhere"
+    assert made[0].tuned_on == "elsewhere"
 
 
 def test_unknown_names_are_answered_with_near_ones() -> None:
-    for ask, message in (
-        (lambda: entries.entry("attentoin"), "Did you mean 'attention'"),
-        (lambda: grid.named("ful"), "Did you mean 'full'"),
-        (lambda: Request("kontrols"), "Did you mean 'controls'"),
-        (lambda: entries.pairs(*[models.build("resnet8", num_classes=3)] * 2, "lst"), "Did you mean 'last'"),
+    for call, message in (
+        (lambda: method_specs.find("attentoin"), "Did you mean 'attention'"),
+        (lambda: plans.find("ful"), "Did you mean 'full'"),
+        (lambda: plans.find("kontrols"), "Did you mean 'controls'"),
+        (lambda: models.pair_layers(*[models.build("resnet8", num_classes=3)] * 2, "lst"), "Did you mean 'last'"),
     ):
         with pytest.raises(ValueError, match=message):
-            ask()
+            call()
 
 
 def test_layers_are_paired_from_the_end() -> None:
     student, teacher = models.build("article-student", num_classes=3), models.build("resnet8", num_classes=3)
-    pairs = {where: entries.pairs(student, teacher, where) for where in ("last", "late", "all", "embedding")}
+    pairs = {where: models.pair_layers(student, teacher, where) for where in ("last", "late", "all", "embedding")}
     assert pairs["last"] == {"pool2": "layer3"}
     assert pairs["late"] == pairs["all"] == {"pool1": "layer2", "pool2": "layer3"}
     assert pairs["embedding"] == {"flatten": "avgpool"}
-    assert entries.pairs(teacher, teacher, "late") == {"layer2": "layer2", "layer3": "layer3"}
+    assert models.pair_layers(teacher, teacher, "late") == {"layer2": "layer2", "layer3": "layer3"}
 
 
 def test_few_images_come_in_small_batches_with_a_learning_rate_in_proportion() -> None:
@@ -172,10 +191,10 @@ def test_few_images_come_in_small_batches_with_a_learning_rate_in_proportion() -
     assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == (0.05, 1e-3, 32)
 
 
-def test_settings_survive_a_file_and_are_said_in_words() -> None:
+def test_settings_survive_a_file_and_have_a_text() -> None:
     settings = Settings(weight=10, layers="last", learning_rate=0.1)
-    assert Settings.read({name: rows.as_text(getattr(settings, name)) for name in entries.HYPER}) == settings
-    assert repr(Settings(weight=10)) == repr(Settings(weight=10.0))  # and so have one digest
+    assert Settings.from_row({name: to_text(getattr(settings, name)) for name in SETTING_NAMES}) == settings
+    assert repr(Settings(weight=10)) == repr(Settings(weight=10.0))  # and so have one fingerprint
     assert str(settings) == "learning_rate 0.1, weight_decay 0.0005, weight 10, layers last"
 
 
@@ -185,15 +204,17 @@ def test_a_budget_below_one_is_refused(options: dict) -> None:
         Budget(**options)
 
 
-def test_contradicting_requests_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="settings chosen on a seed must not be judged on it"):
-        Request(seeds=(0, 1), tuning_seeds=(1,))
+def test_contradicting_options_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="settings tuned on a seed must not be judged on it"):
+        StudyConfig(seeds=(0, 1), tuning_seeds=(1,))
     with pytest.raises(ValueError, match="must be there"):
-        Request(seeds=())
+        StudyConfig(seeds=())
     with pytest.raises(ValueError, match="name that file"):
-        Request(retune=True)
+        StudyConfig(retune=True)
+    with pytest.raises(TypeError, match=r"such as plans.find\('full'\); got 'full'"):
+        StudyConfig(plan="full")
     with pytest.raises(ValueError, match="contradict each other"):
-        Request(defaults=True, choices=tmp_path / "choose.csv")
+        StudyConfig(defaults=True, trials_file=tmp_path / "choose.csv")
 
 
 # --- rows --------------------------------------------------------------------------------------------------------
@@ -201,42 +222,42 @@ def test_contradicting_requests_are_refused(tmp_path: Path) -> None:
 
 def test_rows_come_back_to_the_last_bit(tmp_path: Path) -> None:
     values = {"a": 0.1 + 0.2, "b": "two\nlines, and a comma", "c": None, "d": 7}
-    with Table(tmp_path / "x.csv", ("a", "b", "c", "d")).opened() as table:
+    with RunsFile(tmp_path / "x.csv", ("a", "b", "c", "d")).open() as table:
         table.append(values)
     (row,) = content(tmp_path / "x.csv", ("a", "b", "c", "d"))
     assert float(row["a"]) == 0.1 + 0.2
     assert (row["b"], row["c"], row["d"]) == ("two lines, and a comma", "", "7")
-    frame = rows.read(tmp_path / "x.csv")
+    frame = read_frame(tmp_path / "x.csv")
     assert frame["a"][0] == 0.1 + 0.2
     assert list(frame.columns) == ["a", "b", "c", "d"]
 
 
 def test_a_file_cut_anywhere_loses_no_whole_row(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
-    with Table(path, ("a", "b")).opened() as table:
+    with RunsFile(path, ("a", "b")).open() as table:
         for number in range(3):
             table.append({"a": number, "b": f"text {number}"})
     whole = path.read_bytes()
     for end in range(len(whole) + 1):
         path.write_bytes(whole[:end])
         kept = max(0, whole[:end].count(b"\n") - 1)
-        said: list[str] = []
-        with Table(path, ("a", "b"), said.append).opened() as table:
+        messages: list[str] = []
+        with RunsFile(path, ("a", "b"), messages.append).open() as table:
             assert len(table.rows) == kept
             for number in range(kept, 3):
                 table.append({"a": number, "b": f"text {number}"})
         assert path.read_bytes() == whole
-        assert bool(said) == (end not in (0, *[i + 1 for i, byte in enumerate(whole) if byte == 10]))
+        assert bool(messages) == (end not in (0, *[i + 1 for i, byte in enumerate(whole) if byte == 10]))
 
 
 def test_reading_leaves_out_a_line_that_is_being_written(tmp_path: Path) -> None:
     (tmp_path / "x-1.csv").write_text("a,b\n1,0.5\n2,0.2")
     (tmp_path / "x-2.csv").write_text("a,b\n3,\n")
-    frame = rows.read(tmp_path / "x-*.csv")
+    frame = read_frame(tmp_path / "x-*.csv")
     assert list(frame["a"]) == [1, 3]
     assert frame["b"].isna().tolist() == [False, True]
     with pytest.raises(FileNotFoundError, match="Run the study first"):
-        rows.read(tmp_path / "y.csv")
+        read_frame(tmp_path / "y.csv")
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
@@ -244,10 +265,10 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     path.write_text("a,b\n1,2\n3\n4,5\n")
     with (
         pytest.raises(ValueError, match=r"Line 3 of .* has 1 values, expected 2\. Remove that line"),
-        Table(path, ("a", "b")).opened(),
+        RunsFile(path, ("a", "b")).open(),
     ):
         pass
-    with pytest.raises(ValueError, match=r"other columns \(b, c\)"), Table(path, ("a", "c")).opened():
+    with pytest.raises(ValueError, match=r"other columns \(b, c\)"), RunsFile(path, ("a", "c")).open():
         pass
     assert path.read_text() == "a,b\n1,2\n3\n4,5\n"
 
@@ -255,9 +276,9 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
 def test_two_studies_never_write_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     refused = pytest.raises(ValueError, match="Another study is writing")
-    with Table(path, ("a",)).opened(), refused, Table(path, ("a",)).opened():
+    with RunsFile(path, ("a",)).open(), refused, RunsFile(path, ("a",)).open():
         pass
-    with Table(path, ("a",)).opened():
+    with RunsFile(path, ("a",)).open():
         pass
 
 
@@ -265,18 +286,18 @@ def test_windows_locks_one_byte_far_behind_the_rows(tmp_path: Path, monkeypatch:
     held = []
 
     def locking(handle: int, mode: int, count: int) -> None:
-        assert (mode, count, os.lseek(handle, 0, os.SEEK_CUR)) == (3, 1, rows.LOCKED)
+        assert (mode, count, os.lseek(handle, 0, os.SEEK_CUR)) == (3, 1, runs_file.LOCK_POSITION)
         if held:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         held.append(handle)
 
     monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=3, locking=locking))
-    monkeypatch.setattr(rows, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(runs_file, "sys", SimpleNamespace(platform="win32"))
     path = tmp_path / "x.csv"
     refused = pytest.raises(ValueError, match="Another study is writing")
-    with Table(path, ("a",)).opened() as table:
+    with RunsFile(path, ("a",)).open() as table:
         table.append({"a": 1})
-        with refused, Table(path, ("a",)).opened():
+        with refused, RunsFile(path, ("a",)).open():
             pass
     assert path.read_text() == "a\n1\n"
 
@@ -287,7 +308,7 @@ def test_a_full_disk_leaves_the_rows_as_they_were(tmp_path: Path, monkeypatch: p
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with Table(path, ("a",)).opened() as table:
+    with RunsFile(path, ("a",)).open() as table:
         table.append({"a": 1})
         before = path.read_bytes()
         with monkeypatch.context() as patch:
@@ -299,12 +320,12 @@ def test_a_full_disk_leaves_the_rows_as_they_were(tmp_path: Path, monkeypatch: p
     assert path.read_text() == "a\n1\n2\n"
 
 
-def test_the_diary_adds_up_sessions_and_names_the_machine(tmp_path: Path) -> None:
-    for said, count in (("first", 3), ("second", 5)):
-        diary = Diary(tmp_path / "x.csv", said)
-        diary.facts["chosen"] = {"kd": 0.5}
-        diary._started -= 3600  # an hour ago
-        diary.write(count)
+def test_the_session_log_adds_up_sessions_and_names_the_machine(tmp_path: Path) -> None:
+    for name, count in (("first", 3), ("second", 5)):
+        log = SessionLog(tmp_path / "x.csv", name)
+        log.facts["chosen"] = {"kd": 0.5}
+        log._started -= 3600  # an hour ago
+        log.write(count)
     found = json.loads((tmp_path / "x.json").read_text())
     assert found["runs"] == 5
     assert found["hours"] == pytest.approx(2.0, abs=0.01)
@@ -316,24 +337,25 @@ def test_the_diary_adds_up_sessions_and_names_the_machine(tmp_path: Path) -> Non
     assert session["versions"]["torch"] == torch.__version__
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(ValueError, match="Restore it, or move it away"):
-        Diary(tmp_path / "x.csv", "third")
+        SessionLog(tmp_path / "x.csv", "third")
 
 
-def test_a_row_whose_note_was_not_written_any_more_belongs_to_the_session_before(tmp_path: Path) -> None:
+def test_a_row_that_was_written_after_the_log_belongs_to_the_session_before(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
-    Diary(path, "killed", 0).write(2)  # a third row was written, and this no more
-    Diary(path, "gone on", 3).write(5)
-    assert [author["command"] for author in rows.authors(path, 5)] == ["killed"] * 3 + ["gone on"] * 2
-    Diary(path, "nothing to do", 5).write(5)
-    assert [author["command"] for author in rows.authors(path, 5)] == ["killed"] * 3 + ["gone on"] * 2
+    SessionLog(path, "killed", 0).write(2)  # a third row was written, and this no more
+    SessionLog(path, "gone on", 3).write(5)
+    for _ in range(2):
+        sessions = runs_file.session_of_each_row(path, 5)
+        assert [session["command"] for session in sessions] == ["killed"] * 3 + ["gone on"] * 2
+        SessionLog(path, "nothing to do", 5).write(5)
 
 
 def test_a_session_is_noted_before_its_first_run(
     budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Table, "append", lambda table, row: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(RunsFile, "append", lambda table, row: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        runs.run(request(budget, tmp_path, seeds=(0,)), progress=False, command="killed")
+        runner.run(study_config(budget, tmp_path, seeds=(0,)), progress=False, command="killed")
     found = json.loads(next(tmp_path.glob("*.json")).read_text())
     assert [(session["command"], session["rows"]) for session in found["sessions"]] == [("killed", [1, 0])]
 
@@ -344,53 +366,53 @@ def test_a_session_is_noted_before_its_first_run(
 def test_a_run_gives_every_column_and_repeats_to_the_bit(budget: Budget, tmp_path: Path) -> None:
     found = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        bench = Bench(budget, folder)
-        with bench.seat([cell("kd+hint")], tmp_path / "x.csv") as seat:
-            found.append(seat.run(cell("kd+hint"), test=True))
-    empty = {"left_out", "left_out_accuracy", "note", "smoothing", "beta"}
-    assert {name for name in COLUMNS if found[0].get(name) is None} == empty
-    one, two = ({name: value for name, value in row.items() if name not in TIMES} for row in found)
+        experiment = Experiment(budget, folder)
+        with experiment.seed_runner([run_config("kd+hint")], tmp_path / "x.csv") as seed_runner:
+            found.append(seed_runner.run(run_config("kd+hint"), test=True))
+    empty = {"excluded_class", "excluded_class_accuracy", "error", "smoothing", "beta"}
+    assert {name for name in RUN_COLUMNS if found[0].get(name) is None} == empty
+    one, two = ({name: value for name, value in row.items() if name not in TIME_COLUMNS} for row in found)
     assert one == two
     assert one["extra_parameters"] == 32 * 64  # the projection of pool2 to the teacher's layer3
     assert not list((tmp_path / "a").iterdir())  # the teacher's answers are gone
 
 
 def test_seeds_differ_in_images_and_weights_and_methods_of_a_seed_do_not(budget: Budget, tmp_path: Path) -> None:
-    bench = Bench(budget, tmp_path)
+    experiment = Experiment(budget, tmp_path)
     images = []
     for seed in (0, 1):
-        with bench.seat([cell(seed=seed)], tmp_path / "x.csv") as seat:
-            images.append(seat.data.train.indices)
+        with experiment.seed_runner([run_config(seed=seed)], tmp_path / "x.csv") as seed_runner:
+            images.append(seed_runner.data.train.indices)
     assert not torch.equal(*images)
-    weights = [bench.student(seed).state_dict()["conv1.weight"] for seed in (0, 0, 1)]
+    weights = [experiment.build_student(seed).state_dict()["conv1.weight"] for seed in (0, 0, 1)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_the_loop_gets_the_seed_and_settings_of_the_cell_and_no_test_set_for_a_trial(
+def test_fit_gets_the_seed_and_settings_of_the_run_and_no_test_set(
     budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
-    def fit(student: torch.nn.Module, data: DataSet, **options: Any) -> None:
+    def fit(student: torch.nn.Module, data: DataModule, **options: Any) -> None:
         calls.append({"weight": student.state_dict()["conv1.weight"].clone(), "data": data, **options})
         raise FloatingPointError("stopped here")
 
-    monkeypatch.setattr("kdlib.study.bench.train.fit", fit)
-    bench = Bench(budget, tmp_path)
+    monkeypatch.setattr("kdlib.study.experiment.train.fit", fit)
+    experiment = Experiment(budget, tmp_path)
     for seed, test in ((4, False), (5, True)):
-        one = cell("kd", seed, learning_rate=0.3, weight_decay=1e-3)
-        with bench.seat([one], tmp_path / "x.csv") as seat:
-            assert seat.run(one, test=test)["note"] == "stopped here"
-            assert calls[-1]["teacher"] is seat.teacher("reference")
-        assert torch.equal(calls[-1]["weight"], bench.student(seed).state_dict()["conv1.weight"])
+        one = run_config("kd", seed, learning_rate=0.3, weight_decay=1e-3)
+        with experiment.seed_runner([one], tmp_path / "x.csv") as seed_runner:
+            assert seed_runner.run(one, test=test)["error"] == "stopped here"
+            assert calls[-1]["teacher"] is seed_runner.teacher(TeacherKind.REFERENCE)
+        assert torch.equal(calls[-1]["weight"], experiment.build_student(seed).state_dict()["conv1.weight"])
         assert (calls[-1]["seed"], calls[-1]["views"], calls[-1]["epochs"], calls[-1]["test"]) == (seed, 2, 2, False)
         recipe = calls[-1]["recipe"]
         assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == (0.3 / 4, 1e-3, 32)
     for call in calls:  # a run of the study reads the test set after training, and a trial never
-        with pytest.raises(RuntimeError, match="asked for its labels before training was over"):
+        with pytest.raises(RuntimeError, match="The labels of the test set were read before training was over"):
             _ = call["data"].test.labels
-        with pytest.raises(RuntimeError, match="asked for its length"):
+        with pytest.raises(RuntimeError, match="The length of the test set was read"):
             len(call["data"].test)
 
 
@@ -409,160 +431,161 @@ def test_one_image_cannot_be_shuffled() -> None:
 
 
 def test_the_shuffled_teacher_answers_for_another_image(budget: Budget, tmp_path: Path) -> None:
-    bench = Bench(budget, tmp_path)
-    with bench.seat([cell("shuffled")], tmp_path / "x.csv") as seat:
-        honest, shuffled = seat.teacher("reference"), seat.teacher("shuffled")
-        split = seat.data.train
+    experiment = Experiment(budget, tmp_path)
+    with experiment.seed_runner([run_config("shuffled")], tmp_path / "x.csv") as seed_runner:
+        honest, shuffled = seed_runner.teacher(TeacherKind.REFERENCE), seed_runner.teacher(TeacherKind.SHUFFLED)
+        split = seed_runner.data.train
         partners = dict(zip(derangement(split.indices, 0).tolist(), split.indices.tolist(), strict=True))
         for view in (0, 1):
-            batch = next(split.batches(48, augmentation=seat.data.augmentation, seed=0, view=view))
+            batch = next(split.iter_batches(48, augmentation=seed_runner.data.augmentation, seed=0, view=view))
             other = replace(batch, indices=torch.tensor([partners[index] for index in batch.indices.tolist()]))
             assert torch.equal(shuffled(batch).logits, honest(other).logits)
             assert not torch.equal(shuffled(batch).logits, honest(batch).logits)
 
 
-def test_stand_in_teachers_are_made_once_and_made_again_the_same(budget: Budget, tmp_path: Path) -> None:
-    made = [Bench(budget, tmp_path / folder).own_size() for folder in ("a", "a", "b")]
+def test_control_teachers_are_made_once_and_made_again_the_same(budget: Budget, tmp_path: Path) -> None:
+    made = [Experiment(budget, tmp_path / folder).same_size_teacher() for folder in ("a", "a", "b")]
     assert all(torch.equal(m.fc.weight, made[0].fc.weight) for m in made)
     assert type(made[0]).__name__ == "Sequential"  # the student's architecture
     assert len(list((tmp_path / "a").iterdir())) == 1
-    bench = Bench(budget, tmp_path / "a")
-    untrained = bench.untrained()
-    assert type(untrained) is type(bench.reference)
-    assert not torch.equal(untrained.fc.weight, bench.reference.fc.weight)
-    assert torch.equal(untrained.fc.weight, bench.untrained().fc.weight)
+    experiment = Experiment(budget, tmp_path / "a")
+    untrained = experiment.untrained_teacher()
+    assert type(untrained) is type(experiment.reference)
+    assert not torch.equal(untrained.fc.weight, experiment.reference.fc.weight)
+    assert torch.equal(untrained.fc.weight, experiment.untrained_teacher().fc.weight)
 
 
 def test_the_missing_class_is_in_no_training_image_and_is_tested_by_itself(budget: Budget, tmp_path: Path) -> None:
-    one = cell("hard", left_out=1)
-    with Bench(budget, tmp_path).seat([one], tmp_path / "x.csv") as seat:
-        assert set(seat.data.train.labels.tolist()) == {0, 2}
-        row = seat.run(one, test=True)
-    assert row["left_out"] == 1
-    assert row["left_out_accuracy"] == 0  # hard labels never name it
+    one = run_config("hard", excluded_class=1)
+    with Experiment(budget, tmp_path).seed_runner([one], tmp_path / "x.csv") as seed_runner:
+        assert set(seed_runner.data.train.labels.tolist()) == {0, 2}
+        row = seed_runner.run(one, test=True)
+    assert row["excluded_class"] == 1
+    assert row["excluded_class_accuracy"] == 0  # hard labels never name it
     assert 0 < row["test_accuracy"] < 0.7
 
 
-def test_a_run_that_diverges_is_a_row_with_a_note(budget: Budget, tmp_path: Path) -> None:
-    wild = cell("hint", learning_rate=1e30)
+def test_a_run_that_diverges_is_a_row_with_an_error(budget: Budget, tmp_path: Path) -> None:
+    wild = run_config("hint", learning_rate=1e30)
     with (
-        Bench(budget, tmp_path).seat([wild], tmp_path / "x.csv") as seat,
-        Table(tmp_path / "x.csv", COLUMNS).opened() as t,
+        Experiment(budget, tmp_path).seed_runner([wild], tmp_path / "x.csv") as seed_runner,
+        RunsFile(tmp_path / "x.csv", RUN_COLUMNS).open() as t,
     ):
-        t.append(seat.run(wild, test=True))
+        t.append(seed_runner.run(wild, test=True))
     (row,) = content(tmp_path / "x.csv")
-    assert "not finite" in row["note"]
+    assert "not finite" in row["error"]
     assert row["test_accuracy"] == row["validation_accuracy"] == ""
-    assert row["digest"]
+    assert row["fingerprint"]
 
 
-# --- choosing ----------------------------------------------------------------------------------------------------
+# --- tuning ------------------------------------------------------------------------------------------------------
 
 
 class Sealed:
     """A test set that must not be opened."""
 
     def __getattr__(self, name: str) -> None:
-        raise RuntimeError(f"the test set was asked for {name}")
+        raise RuntimeError(f"{name} of the test set was read")
 
     def __len__(self) -> int:
-        raise RuntimeError("the test set was asked for its length")
+        raise RuntimeError("the length of the test set was read")
 
 
-def test_choosing_never_touches_the_test_set(
-    budget: Budget, blobs: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_tuning_never_touches_the_test_set(
+    budget: Budget, blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data, "load", lambda name: replace(blobs, test=Sealed()))
     options = {"defaults": False, "tuning_seeds": (1000,), "seeds": (0,)}
-    with pytest.raises(RuntimeError, match="the test set was asked for"):
-        runs.run(request(budget, tmp_path, **options), progress=False)
-    trials = content(budget.file("choose", tmp_path), TRIAL_COLUMNS)
-    assert len(trials) == 3 * TRIALS  # all of them were made; only then, for the first run, was it asked for
-    assert content(budget.file("methods", tmp_path)) == []
+    with pytest.raises(RuntimeError, match="of the test set was read"):
+        runner.run(study_config(budget, tmp_path, **options), progress=False)
+    trials = content(budget.path("choose", tmp_path), TRIAL_COLUMNS)
+    assert len(trials) == 3 * TRIALS_PER_METHOD  # all of them were made; only then, for the first run, was it read
+    assert content(budget.path("methods", tmp_path)) == []
     assert not [name for name in TRIAL_COLUMNS if "test" in name or name == "agreement"]
 
 
 def test_every_method_gets_equally_many_trials_and_its_best_is_used(finished: Path) -> None:
     (path,) = finished.glob("choose-*.csv")
     trials = content(path, TRIAL_COLUMNS)
-    assert Counter(row["method"] for row in trials) == dict.fromkeys(grid.FULL, TRIALS)
+    assert Counter(row["method"] for row in trials) == dict.fromkeys(FULL_NAMES, TRIALS_PER_METHOD)
     assert {row["seed"] for row in trials} == {"1000"}
     (results,) = finished.glob("methods-*.csv")
     for row in content(results):
         own = [trial for trial in trials if trial["method"] == row["method"]]
         best = max(own, key=lambda trial: float(trial["validation_accuracy"]))
-        assert Settings.read(row) == Settings.read(best)
-        assert row["chosen_on"] == "article-student, 48 images, 1 epochs"
-    said = json.loads(path.with_suffix(".json").read_text())
-    assert set(said["chosen"]) == set(grid.FULL)
-    assert said["runs"] == len(trials)
+        assert Settings.from_row(row) == Settings.from_row(best)
+        assert row["tuned_on"] == "article-student, 48 images, 1 epochs"
+    log = json.loads(path.with_suffix(".json").read_text())
+    assert set(log["chosen"]) == set(FULL_NAMES)
+    assert log["runs"] == len(trials)
 
 
 def trial(name: str, settings: Settings, score: float | None, seed: int = 1000) -> dict[str, str]:
     budget = Budget(student="resnet8", images=500, epochs=3)
-    values = Cell("choose", name, name, settings, seed).row(budget) | {"validation_accuracy": score}
-    return {column: rows.as_text(values.get(column)) for column in TRIAL_COLUMNS}
+    values = RunConfig("choose", name, METHODS[name], settings, seed).to_row(budget) | {"validation_accuracy": score}
+    return {column: to_text(values.get(column)) for column in TRIAL_COLUMNS}
 
 
 def trials(name: str, scores: dict[float, list[float | None]], others: float) -> list[dict[str, str]]:
     """All trials of a method with two seeds: the scores of learning rates (others: poor), and of all other values."""
     seeds = (1000, 1001)
-    scores = {rate: [0.2, 0.2] for rate in RATES} | scores
-    first = choose.first_trials([name], seeds)
+    scores = {rate: [0.2, 0.2] for rate in LEARNING_RATES} | scores
+    first = plans.first_trials([METHODS[name]], seeds)
     made = [trial(name, c.settings, scores[c.settings.learning_rate][seeds.index(c.seed)], c.seed) for c in first]
-    further = choose.further_trials([name], seeds, made)
+    further = plans.further_trials([METHODS[name]], seeds, made)
     return made + [trial(name, c.settings, others, c.seed) for c in further]
 
 
 def test_the_choice_is_the_best_mean_over_its_seeds() -> None:
     scores = {0.03: [0.5, 0.9], 0.1: [0.75, 0.75], 0.3: [0.95, 0.1]}
-    found = choose.choices(trials("kd", scores, others=0.6))["kd"]
+    found = plans.best_settings(trials("kd", scores, others=0.6))["kd"]
     assert (found.settings.learning_rate, found.settings.alpha) == (0.1, 0.1)
     assert found.score == pytest.approx(0.75)
-    assert found.origin == "resnet8, 500 images, 3 epochs, 2 tuning seeds"
-    better = choose.choices(trials("kd", scores, others=0.8))["kd"]
-    assert better.settings == replace(ENTRIES["kd"].start, learning_rate=0.1, **ENTRIES["kd"].others[0])
+    assert found.tuned_on == "resnet8, 500 images, 3 epochs, 2 tuning seeds"
+    better = plans.best_settings(trials("kd", scores, others=0.8))["kd"]
+    assert better.settings == replace(METHODS["kd"].start, learning_rate=0.1, temperature=2)
 
 
 def test_further_trials_go_on_from_the_best_rate() -> None:
     made = trials("hint", {0.03: [0.9, 0.9], 0.1: [0.5, 0.5], 0.3: [0.5, 0.5]}, others=0.1)
-    assert {row["learning_rate"] for row in made[2 * len(RATES) :]} == {"0.03"}
-    assert len(made) == 2 * TRIALS
+    assert {row["learning_rate"] for row in made[2 * len(LEARNING_RATES) :]} == {"0.03"}
+    assert len(made) == 2 * TRIALS_PER_METHOD
 
 
 def test_a_trial_that_diverged_counts_and_is_never_chosen() -> None:
     made = trials("kd", {0.03: [0.4, 0.4], 0.1: [0.5, 0.5], 0.3: [0.99, None]}, others=0.3)
-    assert choose.choices(made)["kd"].settings.learning_rate == 0.1
-    first = [row | {"validation_accuracy": ""} for row in made[: 2 * len(RATES)]]
-    assert {c.settings.learning_rate for c in choose.further_trials(["kd"], (1000, 1001), first)} == {RATES[0]}
+    assert plans.best_settings(made)["kd"].settings.learning_rate == 0.1
+    first = [row | {"validation_accuracy": ""} for row in made[: 2 * len(LEARNING_RATES)]]
+    further = plans.further_trials([METHODS["kd"]], (1000, 1001), first)
+    assert {c.settings.learning_rate for c in further} == {LEARNING_RATES[0]}
     nothing = [row | {"validation_accuracy": ""} for row in made]
     with pytest.raises(ValueError, match="Every trial of 'kd' diverged"):
-        choose.choices(nothing)
+        plans.best_settings(nothing)
 
 
 def test_incomplete_trials_are_refused() -> None:
-    made = trials("kd", {rate: [0.5, 0.5] for rate in RATES}, others=0.3)
-    said = f"trials of 'kd' are not complete: {2 * TRIALS - 1} runs of {TRIALS} settings"
-    with pytest.raises(ValueError, match=rf"{said} with seeds \[1000, 1001\]"):
-        choose.choices(made[:-1])
-    assert choose.choices(made, seeds=(1001, 1000)).keys() == {"kd"}
+    made = trials("kd", {rate: [0.5, 0.5] for rate in LEARNING_RATES}, others=0.3)
+    message = f"trials of 'kd' are not complete: {2 * TRIALS_PER_METHOD - 1} runs of {TRIALS_PER_METHOD} settings"
+    with pytest.raises(ValueError, match=rf"{message} with seeds \[1000, 1001\]"):
+        plans.best_settings(made[:-1])
+    assert plans.best_settings(made, seeds=(1001, 1000)).keys() == {"kd"}
     with pytest.raises(ValueError, match=r"expected 11 settings with each of the seeds \[1000, 1001, 1002\]"):
-        choose.choices(made, seeds=(1000, 1001, 1002))
+        plans.best_settings(made, seeds=(1000, 1001, 1002))
     with pytest.raises(ValueError, match="trials of 'dkd' are not complete: 0 runs"):
-        choose.choices(made, ["dkd"])
+        plans.best_settings(made, [METHODS["dkd"]])
 
 
 def test_the_best_of_a_family_without_trials_is_not_guessed() -> None:
     with pytest.raises(ValueError, match="no trials of the feature methods .*--choices, or --defaults"):
-        grid.named("short").lines({"kd": Choice(ENTRIES["kd"].start, "somewhere", 0.9)})
+        PLANS["short"].variants({"kd": TunedSettings(METHODS["kd"].start, "somewhere", 0.9)})
 
 
 def test_methods_tuned_alike_share_a_file(finished: Path, budget: Budget) -> None:
     more = {"seeds": (0,), "tuning_seeds": (1000,)}
-    with pytest.raises(ValueError, match="settings chosen on article-student.* and on defaults: .*only where"):
-        runs.run(request(replace(budget, epochs=1), finished, "controls", defaults=True, **more), progress=False)
+    with pytest.raises(ValueError, match="settings tuned on article-student.* and on defaults: .*only where"):
+        runner.run(study_config(replace(budget, epochs=1), finished, "controls", defaults=True, **more), progress=False)
     with pytest.raises(ValueError, match="names a class twice: 3, 3"):
-        request(budget, finished, "missing-class", left_out=(3, 3))
+        study_config(budget, finished, "missing-class", excluded_classes=(3, 3))
 
 
 @pytest.mark.parametrize("seeds", [(1001,), (1000, 1001)])
@@ -571,28 +594,29 @@ def test_other_tuning_seeds_are_refused_before_any_trial(
 ) -> None:
     trials = next(finished.glob("choose-*.csv"))
     before = trials.read_bytes()
-    ask = request(replace(budget, epochs=1), finished, "full", defaults=False, tuning_seeds=seeds)
-    for attempt in (runs.plan, partial(runs.run, progress=False)):
-        with pytest.raises(ValueError, match=r"tuning seeds|with each of the seeds|settings chosen on"):
-            attempt(ask)
+    config = study_config(replace(budget, epochs=1), finished, "full", defaults=False, tuning_seeds=seeds)
+    for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+        with pytest.raises(ValueError, match=r"tuning seeds|with each of the seeds|settings tuned on"):
+            attempt(config)
     assert trials.read_bytes() == before
 
 
 def test_choices_of_another_budget_are_taken_or_made_anew(finished: Path, budget: Budget, tmp_path: Path) -> None:
     (file,) = finished.glob("choose-*.csv")
-    options = {"choices": file, "defaults": False, "seeds": (0,), "tuning_seeds": (1000,)}
-    with pytest.raises(ValueError, match="holds no trials of shuffled, which this list needs"):
-        runs.run(request(budget, tmp_path, "short", **options), progress=False)
-    path = runs.run(request(budget, tmp_path, "grid", **options), progress=False)
+    options = {"trials_file": file, "defaults": False, "seeds": (0,), "tuning_seeds": (1000,)}
+    with pytest.raises(ValueError, match="holds no trials of shuffled, which this plan needs"):
+        runner.run(study_config(budget, tmp_path, "short", **options), progress=False)
+    path = runner.run(study_config(budget, tmp_path, "grid", **options), progress=False)
     assert len(content(path)) == 4 * 5 + 1  # with alpha 1 the temperature plays no part
-    assert {row["chosen_on"] for row in content(path)} == {"article-student, 48 images, 1 epochs"}
+    assert {row["tuned_on"] for row in content(path)} == {"article-student, 48 images, 1 epochs"}
     other = replace(budget, images=30)
-    path = runs.run(request(other, tmp_path, "missing-class", retune=True, left_out=(1,), **options), progress=False)
-    assert Counter(row["method"] for row in content(other.file("choose", tmp_path), TRIAL_COLUMNS)) == {
-        "hard": TRIALS,
-        "kd": TRIALS,
+    options |= {"retune": True, "excluded_classes": (1,)}
+    path = runner.run(study_config(other, tmp_path, "missing-class", **options), progress=False)
+    assert Counter(row["method"] for row in content(other.path("choose", tmp_path), TRIAL_COLUMNS)) == {
+        "hard": TRIALS_PER_METHOD,
+        "kd": TRIALS_PER_METHOD,
     }
-    assert {row["chosen_on"] for row in content(path)} == {"article-student, 30 images, 2 epochs"}
+    assert {row["tuned_on"] for row in content(path)} == {"article-student, 30 images, 2 epochs"}
 
 
 @pytest.mark.parametrize("change", [{"student": "resnet8"}, {"teacher": "another"}, {"images": 6000}])
@@ -602,41 +626,40 @@ def test_choices_made_with_another_student_teacher_or_batch_are_refused(
     """Hard labels at a ResNet-18 lost three points by a learning rate that was chosen with batches of 32."""
     made = content(next(finished.glob("choose-*.csv")), TRIAL_COLUMNS)
     file = tmp_path / "choose.csv"
-    with Table(file, TRIAL_COLUMNS).opened() as table:
+    with RunsFile(file, TRIAL_COLUMNS).open() as table:
         for row in made:
             table.append(row | change)
-    ask = request(
-        budget, tmp_path, "missing-class", choices=file, defaults=False, seeds=(0,), left_out=(1,), tuning_seeds=(1000,)
-    )
+    options = {"trials_file": file, "defaults": False, "seeds": (0,), "excluded_classes": (1,), "tuning_seeds": (1000,)}
+    config = study_config(budget, tmp_path, "missing-class", **options)
     other = replace(budget, **change)
-    theirs, ours = (
+    found, expected = (
         re.escape(f"{one.student}, taught by {one.teacher}, in batches of {one.batch_size}") for one in (other, budget)
     )
-    for attempt in (runs.plan, partial(runs.run, progress=False)):
-        with pytest.raises(ValueError, match=f"holds settings of {theirs}; this study has {ours}.*--retune"):
-            attempt(ask)
-    assert "22 trials" in runs.plan(replace(ask, retune=True))  # then none of the settings is taken
+    for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+        with pytest.raises(ValueError, match=f"holds settings of {found}; this study has {expected}.*--retune"):
+            attempt(config)
+    assert "22 trials" in runner.dry_run(replace(config, retune=True))  # then none of the settings is taken
 
 
 # --- whole studies -----------------------------------------------------------------------------------------------
 
 
 def test_a_study_gives_rows_that_a_verdict_can_be_made_of(finished: Path) -> None:
-    found = verdict.table(rows.read(finished / "methods-*.csv"))
-    assert set(found["method"]) == set(grid.FULL) - {"hard"}
+    found = verdict.table(read_frame(finished / "methods-*.csv"))
+    assert set(found["method"]) == set(FULL_NAMES) - {"hard"}
     assert set(found["n"]) == {2}
     assert set(found["comparisons"]) == {16}
 
 
 def test_killed_and_started_again_it_comes_to_the_same_rows(
-    budget: Budget, blobs: DataSet, tmp_path: Path, teacher: str
+    budget: Budget, blobs: DataModule, tmp_path: Path, teacher: str
 ) -> None:
     parts = {name: getattr(blobs, name) for name in ("train", "validation", "test")}
     torch.save({name: [s.images, s.labels, s.indices] for name, s in parts.items()}, tmp_path / "blobs.pt")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     options = f"full --data blobs --student article-student --teacher {teacher} --images 48 --epochs 2 --views 2"
     options += f" --seeds 1 --defaults --quiet --device cpu --precision fp32 --out {killed} --cache {tmp_path / 'c'}"
-    path = budget.file("methods", killed)
+    path = budget.path("methods", killed)
     arguments = [sys.executable, "-c", COMMAND, str(tmp_path / "blobs.pt"), *options.split()]
     with subprocess.Popen(arguments) as process:
         while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= 4):
@@ -644,73 +667,73 @@ def test_killed_and_started_again_it_comes_to_the_same_rows(
         process.kill()  # SIGKILL: nothing is tidied up
     assert process.returncode != 0
     before = content(path)
-    assert 3 <= len(before) < len(grid.FULL)
+    assert 3 <= len(before) < len(FULL_NAMES)
     with path.open("ab") as file:
         file.write(b"methods,blobs,article-stu")  # as if it had hit in the middle of a line
-    again = request(budget, killed, "full", seeds=(0,), cache=tmp_path / "c")
-    runs.run(again, progress=False, say=lambda text: None)
+    again = study_config(budget, killed, "full", seeds=(0,), cache=tmp_path / "c")
+    runner.run(again, progress=False, log=lambda text: None)
     assert content(path)[: len(before)] == before
-    runs.run(request(budget, whole, "full", seeds=(0,)), progress=False)
-    assert timeless(content(path)) == timeless(content(budget.file("methods", whole)))
+    runner.run(study_config(budget, whole, "full", seeds=(0,)), progress=False)
+    assert timeless(content(path)) == timeless(content(budget.path("methods", whole)))
     assert not list((tmp_path / "c").iterdir())  # also the answers that the kill had left
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A split that counts how often it is read."""
+    """A dataset that counts how often it is read."""
 
-    split: Any
+    dataset: Any
     reads: list[int] = field(default_factory=list)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.split, name)
+        return getattr(self.dataset, name)
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self.dataset)
 
-    def batches(self, *args: Any, **options: Any) -> Any:
+    def iter_batches(self, *args: Any, **options: Any) -> Any:
         self.reads.append(1)
-        return self.split.batches(*args, **options)
+        return self.dataset.iter_batches(*args, **options)
 
 
 def test_the_test_set_is_read_once_a_run_and_once_for_the_teacher(
-    budget: Budget, blobs: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    budget: Budget, blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     test = Watched(blobs.test)
     monkeypatch.setattr(data, "load", lambda name: replace(blobs, test=test))
-    runs.run(request(budget, tmp_path), progress=False)
+    runner.run(study_config(budget, tmp_path), progress=False)
     assert len(test.reads) == 3 * 2 + 1
-    runs.run(request(budget, tmp_path), progress=False)  # nothing is missing
+    runner.run(study_config(budget, tmp_path), progress=False)  # nothing is missing
     assert len(test.reads) == 7
 
 
-def test_more_seeds_and_lists_are_added_to_the_file_and_the_rest_is_kept(budget: Budget, tmp_path: Path) -> None:
-    path = runs.run(request(budget, tmp_path, seeds=(0,)), progress=False)
+def test_more_seeds_and_plans_are_added_to_the_file_and_the_rest_is_kept(budget: Budget, tmp_path: Path) -> None:
+    path = runner.run(study_config(budget, tmp_path, seeds=(0,)), progress=False)
     before = path.read_bytes()
-    runs.run(request(budget, tmp_path, seeds=(0, 1)), progress=False)
+    runner.run(study_config(budget, tmp_path, seeds=(0, 1)), progress=False)
     assert path.read_bytes().startswith(before)
-    assert [(row["method"], row["seed"]) for row in content(path)[3:]] == [(name, "1") for name in grid.CONTROLS]
+    assert [(row["method"], row["seed"]) for row in content(path)[3:]] == [(name, "1") for name in CONTROL_NAMES]
     assert len(json.loads(path.with_suffix(".json").read_text())["sessions"]) == 2
 
 
 def test_runs_of_another_budget_or_other_settings_do_not_get_into_a_file(budget: Budget, tmp_path: Path) -> None:
-    path = runs.run(request(budget, tmp_path, seeds=(0,)), progress=False)
+    path = runner.run(study_config(budget, tmp_path, seeds=(0,)), progress=False)
     with pytest.raises(ValueError, match=r"were made with epochs 2 \(now 3\); runs in one file share one budget"):
-        runs.run(request(replace(budget, epochs=3), tmp_path), progress=False)
-    with pytest.raises(ValueError, match=r"place cpu, float32 \(now cpu, bfloat16\)"):
-        runs.run(request(replace(budget, precision="bf16"), tmp_path), progress=False)
+        runner.run(study_config(replace(budget, epochs=3), tmp_path), progress=False)
+    with pytest.raises(ValueError, match=r"device cpu, float32 \(now cpu, bfloat16\)"):
+        runner.run(study_config(replace(budget, precision="bf16"), tmp_path), progress=False)
     with pytest.raises(ValueError, match=r"made with epochs 2 \(now 3\)"):
-        runs.plan(request(replace(budget, epochs=3), tmp_path))
+        runner.dry_run(study_config(replace(budget, epochs=3), tmp_path))
     made = content(path)
     assert made[0]["learning_rate"] == "0.1"
-    with Table(tmp_path / "changed" / path.name, COLUMNS).opened() as table:
+    with RunsFile(tmp_path / "changed" / path.name, RUN_COLUMNS).open() as table:
         row = made[0] | {"learning_rate": "0.3"}
-        digest = runs._cell(row).digest(budget, Bench(budget, tmp_path).identity)
-        table.append(row | {"digest": digest})
+        fingerprint = Experiment(budget, tmp_path).run_fingerprint(RunConfig.from_row(row))
+        table.append(row | {"fingerprint": fingerprint})
     with pytest.raises(
         ValueError, match=r"run of shuffled, seed 0, made with learning_rate 0.3.*; now learning_rate 0.1"
     ):
-        runs.run(request(budget, tmp_path / "changed"), progress=False)
+        runner.run(study_config(budget, tmp_path / "changed"), progress=False)
 
 
 def test_another_teacher_of_the_same_name_is_refused_before_any_trial(
@@ -724,11 +747,11 @@ def test_another_teacher_of_the_same_name_is_refused_before_any_trial(
     other = models.load(tmp_path / "other.safetensors")
     monkeypatch.setattr(models, "load", lambda name: other)
     options = {"defaults": False, "seeds": (0, 1, 2), "tuning_seeds": (1000,)}
-    ask = request(replace(budget, epochs=1), tmp_path, "full", **options)
+    config = study_config(replace(budget, epochs=1), tmp_path, "full", **options)
     for path in sorted(tmp_path.glob("methods-*")):  # with the runs, and with the trials alone
-        for attempt in (runs.plan, partial(runs.run, progress=False)):
+        for attempt in (runner.dry_run, partial(runner.run, progress=False)):
             with pytest.raises(ValueError, match="made with another teacher or other data of the same name"):
-                attempt(ask)
+                attempt(config)
         if path.suffix == ".csv":
             assert path.read_bytes() == before[path.name]
         path.unlink()
@@ -737,7 +760,7 @@ def test_another_teacher_of_the_same_name_is_refused_before_any_trial(
 
 
 def test_one_row_is_repeated_to_the_bit_and_an_altered_one_is_found(
-    finished: Path, blobs: DataSet, tmp_path: Path
+    finished: Path, blobs: DataModule, tmp_path: Path
 ) -> None:
     (path,) = finished.glob("methods-*.csv")
     made = content(path)
@@ -747,44 +770,44 @@ def test_one_row_is_repeated_to_the_bit_and_an_altered_one_is_found(
         threads = torch.get_num_threads()
         torch.set_num_threads(threads + 1)  # the repeated run takes those of the row
         try:
-            assert runs.again(path, number, cache=tmp_path, precision="fp32") == {}
+            assert runner.reproduce(path, number, cache=tmp_path, precision="fp32") == {}
             assert torch.get_num_threads() == threads + 1
         finally:
             torch.set_num_threads(threads)
-        with Table(tmp_path / "x.csv", COLUMNS).opened() as table:
+        with RunsFile(tmp_path / "x.csv", RUN_COLUMNS).open() as table:
             table.append(made[number - 1] | {"test_accuracy": "0.125"})
-        differ = runs.again(tmp_path / "x.csv", 1, cache=tmp_path, precision="fp32")
+        differ = runner.reproduce(tmp_path / "x.csv", 1, cache=tmp_path, precision="fp32")
         assert differ == {"test_accuracy": ("0.125", made[number - 1]["test_accuracy"])}
         with pytest.raises(ValueError, match="rows 1 to 1; there is no row 2"):
-            runs.again(tmp_path / "x.csv", 2)
+            runner.reproduce(tmp_path / "x.csv", 2)
         with pytest.raises(FileNotFoundError, match="Check the path"):
-            runs.again(tmp_path / "y.csv", 1)
+            runner.reproduce(tmp_path / "y.csv", 1)
         with pytest.raises(ValueError, match="holds trials; what can be repeated are runs"):
-            runs.again(next(finished.glob("choose-*.csv")), 1)
+            runner.reproduce(next(finished.glob("choose-*.csv")), 1)
 
 
 def test_a_repeated_run_has_its_threads_and_its_teacher_those_of_a_study(
     budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = runs.run(request(budget, tmp_path, seeds=(0,)), progress=False)
+    path = runner.run(study_config(budget, tmp_path, seeds=(0,)), progress=False)
     number = next(i for i, row in enumerate(content(path), start=1) if row["method"] == "own-size")
-    seen, made, trained = [], Bench.own_size, train.fit
+    seen, made, trained = [], Experiment.same_size_teacher, train.fit
 
-    def own_size(bench: Bench) -> torch.nn.Module:
+    def same_size_teacher(experiment: Experiment) -> torch.nn.Module:
         seen.append(("teacher", torch.get_num_threads()))
-        return made(bench)
+        return made(experiment)
 
-    def fit(student: torch.nn.Module, *args: Any, teacher: Any = None, **options: Any) -> train.Run:
+    def fit(student: torch.nn.Module, *args: Any, teacher: Any = None, **options: Any) -> train.Result:
         if teacher is not None:
             seen.append(("student", torch.get_num_threads()))
         return trained(student, *args, teacher=teacher, **options)
 
     monkeypatch.setattr(train, "fit", fit)
-    monkeypatch.setitem(TEACHERS, "own-size", own_size)
+    monkeypatch.setattr(Experiment, "same_size_teacher", same_size_teacher)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        runs.again(path, number, cache=tmp_path / "again", precision="fp32")
+        runner.reproduce(path, number, cache=tmp_path / "again", precision="fp32")
     finally:
         torch.set_num_threads(threads)
     assert seen == [("teacher", threads + 1), ("student", threads)]
@@ -794,28 +817,28 @@ def test_a_repeated_run_has_its_threads_and_its_teacher_those_of_a_study(
 
 
 def test_the_time_left_comes_from_finished_runs_of_the_same_kind(budget: Budget, tmp_path: Path) -> None:
-    bench = Bench(budget, tmp_path)
-    place = str(bench.place)
+    experiment = Experiment(budget, tmp_path)
+    device = str(experiment.device_config)
     measured = [
-        {"entry": "kd", "seconds": "10", "seconds_per_epoch": "1", "place": place},
-        {"entry": "kd", "seconds": "14", "seconds_per_epoch": "1", "place": place},
-        {"entry": "hard", "seconds": "6", "seconds_per_epoch": "1", "place": place},
-        {"entry": "hard", "seconds": "500", "seconds_per_epoch": "1", "place": "another machine"},
-        {"entry": "hard", "seconds": "0.1", "seconds_per_epoch": "", "place": place},  # it diverged
+        {"spec": "kd", "seconds": "10", "seconds_per_epoch": "1", "device": device},
+        {"spec": "kd", "seconds": "14", "seconds_per_epoch": "1", "device": device},
+        {"spec": "hard", "seconds": "6", "seconds_per_epoch": "1", "device": device},
+        {"spec": "hard", "seconds": "500", "seconds_per_epoch": "1", "device": "another machine"},
+        {"spec": "hard", "seconds": "0.1", "seconds_per_epoch": "", "device": device},  # it diverged
     ]
-    found = clock.Clock(bench, measured)
-    assert (found.expected("kd"), found.expected("hard"), found.expected("fsp")) == (12, 6, 10)
+    found = runner.TimeEstimate(experiment, measured)
+    assert (found.seconds_per_run("kd"), found.seconds_per_run("hard"), found.seconds_per_run("fsp")) == (12, 6, 10)
     ahead = Counter({"kd": 2, "hard": 1, "fsp": 0})
     assert found.total(ahead) == 30
     assert found.basis(ahead) == "from finished runs of the same methods"
     assert "partly of other methods" in found.basis(Counter(fsp=1))
-    fresh = clock.Clock(bench)
-    assert 0 < fresh.expected("kd") < 60
+    fresh = runner.TimeEstimate(experiment)
+    assert 0 < fresh.seconds_per_run("kd") < 60
     assert "probe" in fresh.basis(ahead)
 
 
-def test_times_are_said_as_people_say_them() -> None:
-    assert [clock.spoken(s) for s in (8.2, 89, 754, 3_600, 11_123)] == [
+def test_durations_have_a_short_text() -> None:
+    assert [runner.format_duration(s) for s in (8.2, 89, 754, 3_600, 11_123)] == [
         "8 s",
         "89 s",
         "13 min",
@@ -825,14 +848,15 @@ def test_times_are_said_as_people_say_them() -> None:
 
 
 def test_the_plan_counts_what_is_left_and_writes_nothing(budget: Budget, tmp_path: Path) -> None:
-    ask = request(budget, tmp_path / "new", "full", defaults=False)
-    text = runs.plan(ask)
-    assert f"{17 * TRIALS} trials on the validation split, 0 of them finished, {17 * TRIALS} left" in text
+    config = study_config(budget, tmp_path / "new", "full", defaults=False)
+    text = runner.dry_run(config)
+    trials = 17 * TRIALS_PER_METHOD
+    assert f"{trials} trials on the validation split, 0 of them finished, {trials} left" in text
     assert "34 runs of the study, 0 of them finished, 34 left" in text
     assert "from a probe" in text
     assert not (tmp_path / "new").exists()
-    runs.run(request(budget, tmp_path, seeds=(0,)), progress=False)
-    text = runs.plan(request(budget, tmp_path))
+    runner.run(study_config(budget, tmp_path, seeds=(0,)), progress=False)
+    text = runner.dry_run(study_config(budget, tmp_path))
     assert "6 runs of the study, 3 of them finished, 3 left" in text
     assert "trials" not in text
     assert "from finished runs of the same methods" in text
@@ -855,12 +879,12 @@ def test_the_command_runs_plans_and_repeats(
 
     assert "3 runs of the study, 0 of them finished" in call("controls", *options(budget, tmp_path), "--dry")[1]
     code, out, err = call("controls", *options(budget, tmp_path))
-    path = budget.file("methods", tmp_path)
+    path = budget.path("methods", tmp_path)
     assert (code, out) == (0, f"All runs are in {path}\n")
     assert "3/3 runs" in err  # the bar
     assert "3 of them finished" in call("controls", *options(budget, tmp_path), "--dry")[1]
-    said = json.loads(path.with_suffix(".json").read_text())["sessions"][0]["command"]
-    assert said.startswith("kdlib study controls --defaults --data blobs")
+    noted = json.loads(path.with_suffix(".json").read_text())["sessions"][0]["command"]
+    assert noted.startswith("kdlib study controls --defaults --data blobs")
     repeat = ("--again", str(path), "--row", "2", "--precision", "fp32", "--cache", str(tmp_path / "cache"))
     code, out, _ = call(*repeat)
     assert (code, out) == (0, f"Row 2 of {path}: the same to the bit.\n")
@@ -868,7 +892,7 @@ def test_the_command_runs_plans_and_repeats(
     assert both.count("runs of the study") == 2
     code, _, err = call("kontrols")
     assert code == 2
-    assert err.startswith("kdlib: There is no list of runs named 'kontrols'. Did you mean 'controls'?")
+    assert err.startswith("kdlib: There is no plan of runs named 'kontrols'. Did you mean 'controls'?")
 
 
 def test_an_interrupted_command_says_how_to_go_on(
@@ -879,7 +903,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     def interrupted(*args: Any, **options: Any) -> Path:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "run", interrupted)
+    monkeypatch.setattr(runner, "run", interrupted)
     app = typer.Typer()
     app.command()(command.study)
     result = CliRunner().invoke(app, ["controls", *options(budget, tmp_path)])
@@ -894,15 +918,15 @@ def test_the_commands_help_costs_no_torch() -> None:
 
 
 def test_scores_lie_where_they_must(finished: Path) -> None:
-    frame = rows.read(finished / "methods-*.csv")
-    assert len(frame) == 2 * len(grid.FULL)
+    frame = read_frame(finished / "methods-*.csv")
+    assert len(frame) == 2 * len(FULL_NAMES)
     for name in ("validation_accuracy", "test_accuracy", "agreement", "calibration_error", "teacher_accuracy"):
         assert frame[name].between(0, 1).all(), name
     assert frame["teacher_accuracy"].nunique() == 1
     assert (frame.set_index("method").loc["hard", "extra_parameters"] == 0).all()
     assert frame.set_index("method").loc["vid", "extra_parameters"].min() > 0
     assert math.isfinite(frame["seconds"].sum())
-    assert frame["note"].isna().all()
+    assert frame["error"].isna().all()
 
 
 # --- several processes -------------------------------------------------------------------------------------------
@@ -916,13 +940,14 @@ def real(teacher: str) -> Budget:
 
 @pytest.mark.slow
 def test_two_processes_come_to_the_rows_of_one(real: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [grid.Line(name, name) for name in ("shuffled", "untrained", "kd")]
-    monkeypatch.setitem(grid.LISTS, "controls", replace(grid.LISTS["controls"], lines=lambda choices: lines))
+    variants = [Variant(name, METHODS[name]) for name in ("shuffled", "untrained", "kd")]
+    plan = replace(PLANS["controls"], variants=lambda tuned: variants)
     torch.set_num_threads(1)
     for workers, name in ((1, "one"), (2, "two")):
-        runs.run(request(real, tmp_path / name, seeds=(0, 1), workers=workers), progress=False)
-    one, two = (content(real.file("methods", tmp_path / name)) for name in ("one", "two"))
-    assert len(one) == 2 * len(lines)
+        config = replace(study_config(real, tmp_path / name, seeds=(0, 1), workers=workers), plan=plan)
+        runner.run(config, progress=False)
+    one, two = (content(real.path("methods", tmp_path / name)) for name in ("one", "two"))
+    assert len(one) == 2 * len(variants)
     assert sorted(timeless(one), key=str) == sorted(timeless(two), key=str)
 
 
@@ -930,22 +955,22 @@ def test_a_process_that_is_killed_ends_the_study_with_what_to_do(
     real: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = set(multiprocessing.active_children())  # workers of loaders that earlier tests have left half read
-    with Crew(Bench(real, tmp_path), 2).at_work() as crew:
-        cells = [cell("hard", 0), cell("label-smoothing", 0)]
-        with crew.bench.seat(cells, tmp_path / "x.csv") as seat:
-            found = crew.rows(seat, cells, test=False)
+    with WorkerPool(Experiment(real, tmp_path), 2).open() as pool:
+        configs = [run_config("hard", 0), run_config("label-smoothing", 0)]
+        with pool.experiment.seed_runner(configs, tmp_path / "x.csv") as seed_runner:
+            found = pool.run(seed_runner, configs, test=False)
             next(found)
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
             with pytest.raises(ChildProcessError, match="Finished runs are kept: start the same command again"):
-                list(crew.rows(seat, cells, test=False))
+                list(pool.run(seed_runner, configs, test=False))
 
 
 def test_processes_of_the_caller_are_left_alone(real: Budget, tmp_path: Path) -> None:
     other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
     other.start()
     try:
-        with Crew(Bench(real, tmp_path), 2).at_work():
+        with WorkerPool(Experiment(real, tmp_path), 2).open():
             pass
         other.join(0.5)
         assert other.is_alive()
@@ -956,4 +981,4 @@ def test_processes_of_the_caller_are_left_alone(real: Budget, tmp_path: Path) ->
 
 def test_less_than_one_process_is_refused(budget: Budget, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 1; got 0"):
-        request(budget, tmp_path, workers=0)
+        study_config(budget, tmp_path, workers=0)

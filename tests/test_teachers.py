@@ -1,4 +1,4 @@
-"""Teachers: rule 1 (never trained, never changed) and rule 3 (the answer belongs to this view of this image)."""
+"""Teachers: rule 1 (never trained, never changed) and rule 3 (the output belongs to this view of this image)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from kdlib import devices, teachers
-from kdlib.data import NONE, Augmentation, Batch, MemorySplit, epoch_order
-from kdlib.devices import Place
-from kdlib.taps import Answer
-from kdlib.teachers import Cached, Frozen
+from kdlib.data import NO_AUGMENTATION, Augmentation, Batch, InMemoryDataset, epoch_order
+from kdlib.devices import DeviceConfig
+from kdlib.hooks import ModelOutput
+from kdlib.teachers import CachedTeacher, FrozenTeacher
 
-CPU = Place(torch.device("cpu"), bfloat16=False)
-SHIFTS = Augmentation(crop=2, flip=True)
+CPU = DeviceConfig(torch.device("cpu"), bfloat16=False)
+SHIFTS = Augmentation(padding=2, flip=True)
 
 
 class Net(nn.Module):
@@ -58,21 +58,21 @@ def net() -> Net:
     return make_net()
 
 
-def make_split(count: int = 11, seed: int = 0) -> MemorySplit:
+def make_dataset(count: int = 11, seed: int = 0) -> InMemoryDataset:
     """Sample indices with gaps, out of order: not one of them is its position."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 2, 6, 5), generator=generator, dtype=torch.uint8)
     indices = 100 - 3 * torch.randperm(count, generator=generator) if count < 33 else torch.arange(count) + 7
-    return MemorySplit(images, torch.arange(count) % 4, indices, (0.4, 0.6), (0.2, 0.3))
+    return InMemoryDataset(images, torch.arange(count) % 4, indices, (0.4, 0.6), (0.2, 0.3))
 
 
 @pytest.fixture
-def split() -> MemorySplit:
-    return make_split()
+def dataset() -> InMemoryDataset:
+    return make_dataset()
 
 
-def first(split: MemorySplit, size: int = 4, **options: Any) -> Batch:
-    return next(split.batches(size, **options))
+def first(dataset: InMemoryDataset, size: int = 4, **options: Any) -> Batch:
+    return next(dataset.iter_batches(size, **options))
 
 
 def by_hand(net: Net, images: Tensor) -> dict[str, Tensor]:
@@ -82,23 +82,23 @@ def by_hand(net: Net, images: Tensor) -> dict[str, Tensor]:
         return {"logits": net(images), "stem": net.stem(images)}
 
 
-def build(net: Net, split: MemorySplit, **options: Any) -> Cached:
+def build(net: Net, dataset: InMemoryDataset, **options: Any) -> CachedTeacher:
     settings = {"device": "cpu", "precision": "fp32", "progress": False, "batch_size": 4}
-    return Cached.build(net, split, **{**settings, **options})
+    return CachedTeacher.build(net, dataset, **{**settings, **options})
 
 
 class Silent(Net):
-    """Has the weights, but must not be asked."""
+    """Has the weights, but must not be run."""
 
     def forward(self, images: Tensor) -> Tensor:
-        raise AssertionError("the teacher was asked again")
+        raise AssertionError("the teacher was run again")
 
 
 Silent.__name__ = "Net"
 
 
 def silent(net: Net) -> Net:
-    """A model equal to `net` in all that a cache looks at."""
+    """A model equal to `net` in all that a cache compares."""
     model = Silent(net.scale)
     model.load_state_dict(net.state_dict())
     return model
@@ -107,53 +107,53 @@ def silent(net: Net) -> Net:
 # -------------------- a frozen teacher
 
 
-def test_frozen_answers_are_those_of_the_model_in_eval_mode(net: Net, split: MemorySplit):
-    batch = first(split)
-    with Frozen(net).opened(["stem", "fc"], CPU) as teacher:
-        answer = teacher(batch)
+def test_frozen_outputs_are_those_of_the_model_in_eval_mode(net: Net, dataset: InMemoryDataset):
+    batch = first(dataset)
+    with FrozenTeacher(net).activate(["stem", "fc"], CPU) as teacher:
+        output = teacher(batch)
     expected = by_hand(net, batch.images)
-    assert list(answer.layers) == ["stem", "fc"]
-    torch.testing.assert_close(answer.logits, expected["logits"], rtol=0, atol=1e-6)
-    torch.testing.assert_close(answer.layers["stem"], expected["stem"], rtol=0, atol=1e-6)
+    assert list(output.features) == ["stem", "fc"]
+    torch.testing.assert_close(output.logits, expected["logits"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(output.features["stem"], expected["stem"], rtol=0, atol=1e-6)
 
 
-def test_frozen_is_in_eval_mode_at_every_call(net: Net, split: MemorySplit):
-    batch = first(split)
+def test_frozen_is_in_eval_mode_at_every_call(net: Net, dataset: InMemoryDataset):
+    batch = first(dataset)
     expected = by_hand(net, batch.images)["logits"]
     state = {name: value.clone() for name, value in net.state_dict().items()}
-    teacher = Frozen(net)
-    with teacher.opened([], CPU):
-        for spoil in (net.train, net.stem.train, net.drop.train):
-            spoil()
+    teacher = FrozenTeacher(net)
+    with teacher.activate([], CPU):
+        for set_training in (net.train, net.stem.train, net.drop.train):
+            set_training()
             torch.testing.assert_close(teacher(batch).logits, expected, rtol=0, atol=1e-6)
             assert not any(module.training for module in net.modules())
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 
-def test_frozen_gives_no_gradient_and_no_graph_but_can_be_learned_from(net: Net, split: MemorySplit):
-    batch = first(split)
-    with Frozen(net).opened(["stem"], CPU) as teacher, torch.enable_grad():
-        answer = teacher(batch)
+def test_frozen_gives_no_gradient_and_no_graph_but_can_be_learned_from(net: Net, dataset: InMemoryDataset):
+    batch = first(dataset)
+    with FrozenTeacher(net).activate(["stem"], CPU) as teacher, torch.enable_grad():
+        output = teacher(batch)
         assert torch.is_grad_enabled()
-    for output in (answer.logits, answer.layers["stem"]):
-        assert not output.requires_grad
-        assert output.grad_fn is None
-        assert not output.is_inference()
-    student = torch.ones_like(answer.logits, requires_grad=True)
-    (student * answer.logits).sum().backward()
-    torch.testing.assert_close(student.grad, answer.logits)
+    for tensor in (output.logits, output.features["stem"]):
+        assert not tensor.requires_grad
+        assert tensor.grad_fn is None
+        assert not tensor.is_inference()
+    student = torch.ones_like(output.logits, requires_grad=True)
+    (student * output.logits).sum().backward()
+    torch.testing.assert_close(student.grad, output.logits)
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_frozen_gives_modes_back_module_by_module(net: Net, split: MemorySplit, fails: bool):
+def test_frozen_gives_modes_back_module_by_module(net: Net, dataset: InMemoryDataset, fails: bool):
     net.train()
     net.stem[1].eval()  # as people do who freeze batch statistics
     before = {name: module.training for name, module in net.named_modules()}
     state = {name: value.clone() for name, value in net.state_dict().items()}
     try:
-        with Frozen(net).opened(["stem"], CPU) as teacher:
-            teacher(first(split))
+        with FrozenTeacher(net).activate(["stem"], CPU) as teacher:
+            teacher(first(dataset))
             assert not net.training
             if fails:
                 raise KeyboardInterrupt
@@ -165,110 +165,112 @@ def test_frozen_gives_modes_back_module_by_module(net: Net, split: MemorySplit, 
 
 
 def test_frozen_keeps_modes_when_a_layer_is_unknown(net: Net):
-    with pytest.raises(ValueError, match="no layer in Net named 'stm'"), Frozen(net).opened(["stm"], CPU):
+    with pytest.raises(ValueError, match="no layer in Net named 'stm'"), FrozenTeacher(net).activate(["stm"], CPU):
         pass
     assert net.training
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_frozen_moves_the_model_to_the_place_and_back(fails: bool):
+def test_frozen_moves_the_model_to_the_device_and_back(fails: bool):
     moves = []
 
     class Moved(nn.Linear):
-        def to(self, *args: Any, **options: Any) -> Moved:
-            moves.append((args, options))
+        def to(self, device: torch.device, **options: Any) -> Moved:
+            moves.append((device, options))
             return self
 
-    model = Moved(2, 2, device="meta")  # a device that the place is not on
+    model = Moved(2, 2, device="meta")  # another device than that of the config
     try:
-        with Frozen(model).opened([], CPU):
-            assert moves == [((torch.device("cpu"),), {"memory_format": torch.channels_last})]
+        with FrozenTeacher(model).activate([], CPU):
+            assert moves == [(torch.device("cpu"), {"memory_format": torch.channels_last})]
             if fails:
                 raise RuntimeError
     except RuntimeError:
         assert fails
-    assert moves[1:] == [((torch.device("meta"),), {})]
+    assert moves[1:] == [(torch.device("meta"), {})]
 
 
-def test_frozen_takes_a_model_without_parameters(split: MemorySplit):
-    with Frozen(nn.Flatten()).opened([], CPU) as teacher:
-        assert teacher(first(split)).logits.shape == (4, 60)
+def test_frozen_takes_a_model_without_parameters(dataset: InMemoryDataset):
+    with FrozenTeacher(nn.Flatten()).activate([], CPU) as teacher:
+        assert teacher(first(dataset)).logits.shape == (4, 60)
 
 
-def test_frozen_outside_its_block_is_an_error_and_leaves_the_model_alone(net: Net, split: MemorySplit):
-    teacher = Frozen(net)
-    message = r"^A Frozen teacher answers inside `with teacher\.opened\(layers, place\):`\.$"
+def test_frozen_outside_its_block_is_an_error_and_leaves_the_model_alone(net: Net, dataset: InMemoryDataset):
+    teacher = FrozenTeacher(net)
+    message = r"^A FrozenTeacher is called inside `with teacher\.activate\(layers, device_config\):`\.$"
     with pytest.raises(RuntimeError, match=message):
-        teacher(first(split))
-    with teacher.opened([], CPU) as same:
+        teacher(first(dataset))
+    with teacher.activate([], CPU) as same:
         assert same is teacher
     with pytest.raises(RuntimeError, match=message):
-        teacher(first(split))
+        teacher(first(dataset))
     assert net.training
 
 
-def test_frozen_can_be_opened_again(net: Net, split: MemorySplit):
-    teacher = Frozen(net)
+def test_frozen_can_be_activated_again(net: Net, dataset: InMemoryDataset):
+    teacher = FrozenTeacher(net)
     for layers in (["stem"], ["fc"], []):
-        with teacher.opened(layers, CPU):
-            assert list(teacher(first(split)).layers) == layers
+        with teacher.activate(layers, CPU):
+            assert list(teacher(first(dataset)).features) == layers
 
 
 @pytest.mark.parametrize(("bfloat16", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
-def test_frozen_computes_in_the_places_precision(net: Net, split: MemorySplit, bfloat16: bool, dtype: torch.dtype):
-    with Frozen(net).opened(["stem.0"], Place(torch.device("cpu"), bfloat16)) as teacher:
-        answer = teacher(first(split))
-    assert answer.logits.dtype == dtype
-    assert answer.layers["stem.0"].dtype == dtype
+def test_frozen_computes_in_the_configs_precision(
+    net: Net, dataset: InMemoryDataset, bfloat16: bool, dtype: torch.dtype
+):
+    with FrozenTeacher(net).activate(["stem.0"], DeviceConfig(torch.device("cpu"), bfloat16)) as teacher:
+        output = teacher(first(dataset))
+    assert output.logits.dtype == dtype
+    assert output.features["stem.0"].dtype == dtype
 
 
-def test_frozen_accepts_any_pictures_and_any_view(net: Net, split: MemorySplit):
-    assert Frozen(net).accept(split, SHIFTS, 3) is None
-    assert Frozen(net).views is None
-    assert Frozen(net).model is net
+def test_frozen_is_compatible_with_any_images_and_any_view(net: Net, dataset: InMemoryDataset):
+    assert FrozenTeacher(net).check_compatible(dataset, SHIFTS, 3) is None
+    assert FrozenTeacher(net).views is None
+    assert FrozenTeacher(net).model is net
 
 
-# -------------------- a cached teacher gives the same answers
+# -------------------- a cached teacher gives the same outputs
 
 
-def test_cached_answers_are_the_live_teachers_in_any_order(net: Net, split: MemorySplit):
-    asked = {"augmentation": SHIFTS, "seed": 5}
-    cached = build(net, split, views=3, layers=["stem", "fc"], **asked)
+def test_cached_outputs_are_the_live_teachers_in_any_order(net: Net, dataset: InMemoryDataset):
+    settings = {"augmentation": SHIFTS, "seed": 5}
+    cached = build(net, dataset, views=3, layers=["stem", "fc"], **settings)
     assert cached.views == 3
-    with Frozen(net).opened(["stem", "fc"], CPU) as live, cached.opened(["stem", "fc"], CPU) as stored:
+    with FrozenTeacher(net).activate(["stem", "fc"], CPU) as live, cached.activate(["stem", "fc"], CPU) as stored:
         assert stored is cached
         for view in (2, 0, 1):
-            order = epoch_order(split, seed=view, epoch=0)
-            for batch in split.batches(3, places=order, view=view, **asked):
-                ours, theirs = live(batch), stored(batch)
-                assert isinstance(theirs, Answer)
-                torch.testing.assert_close(theirs.logits, ours.logits, rtol=1e-5, atol=1e-6)
-                assert list(theirs.layers) == ["stem", "fc"]
-                for name, output in ours.layers.items():
-                    torch.testing.assert_close(theirs.layers[name], output, rtol=1e-5, atol=1e-6)
+            order = epoch_order(dataset, seed=view, epoch=0)
+            for batch in dataset.iter_batches(3, sampler=order, view=view, **settings):
+                expected, output = live(batch), stored(batch)
+                assert isinstance(output, ModelOutput)
+                torch.testing.assert_close(output.logits, expected.logits, rtol=1e-5, atol=1e-6)
+                assert list(output.features) == ["stem", "fc"]
+                for name, feature in expected.features.items():
+                    torch.testing.assert_close(output.features[name], feature, rtol=1e-5, atol=1e-6)
 
 
-def test_views_differ_and_so_do_their_answers(net: Net, split: MemorySplit):
-    cached = build(net, split, views=2, augmentation=SHIFTS)
-    answers = [cached(first(split, 11, view=view, augmentation=SHIFTS)).logits for view in (0, 1)]
-    assert not torch.allclose(*answers)
+def test_views_differ_and_so_do_their_outputs(net: Net, dataset: InMemoryDataset):
+    cached = build(net, dataset, views=2, augmentation=SHIFTS)
+    outputs = [cached(first(dataset, 11, view=view, augmentation=SHIFTS)).logits for view in (0, 1)]
+    assert not torch.allclose(*outputs)
 
 
-def test_defaults_are_one_view_unaugmented_seed_zero_in_memory(net: Net, split: MemorySplit):
-    cached = build(net, split)
-    batch = first(split, 11)
+def test_defaults_are_one_view_unaugmented_seed_zero_in_memory(net: Net, dataset: InMemoryDataset):
+    cached = build(net, dataset)
+    batch = first(dataset, 11)
     torch.testing.assert_close(cached(batch).logits, by_hand(net, batch.images)["logits"], rtol=1e-5, atol=1e-6)
-    assert {name: cached.key[name] for name in ("views", "seed", "layers", "half", "precision")} == {
+    assert {name: cached.metadata[name] for name in ("views", "seed", "layers", "half", "precision")} == {
         "views": 1,
         "seed": 0,
         "layers": [],
         "half": False,
         "precision": "float32",
     }
-    assert cached.key["augmentation"] == {"crop": 0, "flip": False, "smallest": 1.0}
-    assert cached.key["data"] == split.fingerprint
-    assert list(cached.key) == [
-        "origin",
+    assert cached.metadata["augmentation"] == {"padding": 0, "flip": False, "scale": [1.0, 1.0]}
+    assert cached.metadata["data"] == dataset.fingerprint
+    assert list(cached.metadata) == [
+        "view_fingerprint",
         "data",
         "augmentation",
         "seed",
@@ -280,183 +282,188 @@ def test_defaults_are_one_view_unaugmented_seed_zero_in_memory(net: Net, split: 
     ]
 
 
-def test_the_teacher_is_asked_once_about_each_view_in_batches_of_256(net: Net):
-    split = make_split(257)
-    Cached.build(net, split, views=2, device="cpu", precision="fp32", progress=False)
+def test_the_teacher_is_run_once_on_each_view_in_batches_of_256(net: Net):
+    dataset = make_dataset(257)
+    CachedTeacher.build(net, dataset, views=2, device="cpu", precision="fp32", progress=False)
     assert net.calls == [256, 1, 256, 1]
 
 
-def test_device_and_precision_are_chosen_as_asked(net: Net, split: MemorySplit, monkeypatch: pytest.MonkeyPatch):
-    asked, choose = [], devices.choose
-    monkeypatch.setattr(devices, "choose", lambda *wishes: asked.append(wishes) or choose("cpu", "bf16"))
-    cached = Cached.build(net, split, progress=False)
-    Cached.build(net, split, device="cuda", precision="fp32", progress=False)
-    assert asked == [("auto", "auto"), ("cuda", "fp32")]
-    assert cached.key["precision"] == "bfloat16"
-    batch = first(split, 11)
-    with Frozen(net).opened([], Place(torch.device("cpu"), bfloat16=True)) as live:
+def test_device_and_precision_are_resolved_from_the_arguments(
+    net: Net, dataset: InMemoryDataset, monkeypatch: pytest.MonkeyPatch
+):
+    requested, resolve = [], devices.resolve
+    monkeypatch.setattr(devices, "resolve", lambda *given: requested.append(given) or resolve("cpu", "bf16"))
+    cached = CachedTeacher.build(net, dataset, progress=False)
+    CachedTeacher.build(net, dataset, device="cuda", precision="fp32", progress=False)
+    assert requested == [("auto", "auto"), ("cuda", "fp32")]
+    assert cached.metadata["precision"] == "bfloat16"
+    batch = first(dataset, 11)
+    with FrozenTeacher(net).activate([], DeviceConfig(torch.device("cpu"), bfloat16=True)) as live:
         torch.testing.assert_close(cached(batch).logits, live(batch).logits.float(), rtol=0, atol=1e-2)
     assert not torch.equal(cached(batch).logits, by_hand(net, batch.images)["logits"])
 
 
-def test_pictures_are_put_where_the_teacher_is(net: Net, split: MemorySplit, monkeypatch: pytest.MonkeyPatch):
-    asked, batches = [], MemorySplit.batches
+def test_images_are_made_on_the_teachers_device(net: Net, dataset: InMemoryDataset, monkeypatch: pytest.MonkeyPatch):
+    requested, iter_batches = [], InMemoryDataset.iter_batches
 
-    def watch(self: MemorySplit, size: int, **options: Any) -> Iterator[Batch]:
-        assert torch.equal(options.pop("places"), torch.arange(len(split)))
-        asked.append((size, options))
-        return batches(self, size, **options)
+    def watch(self: InMemoryDataset, batch_size: int, **options: Any) -> Iterator[Batch]:
+        assert torch.equal(options.pop("sampler"), torch.arange(len(dataset)))
+        requested.append((batch_size, options))
+        return iter_batches(self, batch_size, **options)
 
-    monkeypatch.setattr(MemorySplit, "batches", watch)
-    build(net, split, views=2, augmentation=SHIFTS, seed=9)
+    monkeypatch.setattr(InMemoryDataset, "iter_batches", watch)
+    build(net, dataset, views=2, augmentation=SHIFTS, seed=9)
     common = {"augmentation": SHIFTS, "seed": 9, "device": torch.device("cpu")}
-    assert asked == [(4, {"view": view, **common}) for view in (0, 1)]
+    assert requested == [(4, {"view": view, **common}) for view in (0, 1)]
 
 
-def test_building_leaves_the_teacher_as_it_was(net: Net, split: MemorySplit):
+def test_building_leaves_the_teacher_as_it_was(net: Net, dataset: InMemoryDataset):
     net.stem.eval()
     state = {name: value.clone() for name, value in net.state_dict().items()}
-    build(net, split, layers=["stem"])
+    build(net, dataset, layers=["stem"])
     assert net.training
     assert not net.stem.training
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_progress_is_shown_unless_silenced(net: Net, split: MemorySplit, capfd: pytest.CaptureFixture[str]):
-    build(net, split, views=2)
+def test_progress_is_shown_unless_silenced(net: Net, dataset: InMemoryDataset, capfd: pytest.CaptureFixture[str]):
+    build(net, dataset, views=2)
     assert capfd.readouterr() == ("", "")
-    Cached.build(net, split, views=2, device="cpu", precision="fp32")
+    CachedTeacher.build(net, dataset, views=2, device="cpu", precision="fp32")
     shown = capfd.readouterr().err
-    assert "asking the teacher: 100%" in shown
+    assert "teacher: 100%" in shown
     assert "22/22" in shown
     assert "img/s" in shown
 
 
-def test_only_the_layers_asked_for_are_answered_and_only_in_the_block(net: Net, split: MemorySplit):
-    cached = build(net, split, layers=["stem", "stem.1", "fc"])
-    batch = first(split)
-    assert cached(batch).layers == {}
-    with cached.opened(["fc"], CPU):
-        assert list(cached(batch).layers) == ["fc"]
-    with cached.opened(["stem", "stem.1"], CPU):
-        assert list(cached(batch).layers) == ["stem", "stem.1"]
-    with pytest.raises(ValueError, match="no answer"), cached.opened(["stem"], CPU):
+def test_features_are_those_of_the_active_layers_and_only_in_the_block(net: Net, dataset: InMemoryDataset):
+    cached = build(net, dataset, layers=["stem", "stem.1", "fc"])
+    batch = first(dataset)
+    assert cached(batch).features == {}
+    with cached.activate(["fc"], CPU):
+        assert list(cached(batch).features) == ["fc"]
+    with cached.activate(["stem", "stem.1"], CPU):
+        assert list(cached(batch).features) == ["stem", "stem.1"]
+    with pytest.raises(ValueError, match="no output"), cached.activate(["stem"], CPU):
         cached(replace(batch, view=1))
-    assert cached(batch).layers == {}  # also after an exception
+    assert cached(batch).features == {}  # also after an exception
 
 
-def test_answers_come_to_the_place_in_float32(net: Net, split: MemorySplit, tmp_path: Path):
-    cached = build(net, split, layers=["stem"], directory=tmp_path)
-    batch = first(split)
-    with cached.opened(["stem"], Place(torch.device("meta"), bfloat16=True)):
-        answer = cached(batch)
-        for output in (answer.logits, answer.layers["stem"]):
-            assert output.device.type == "meta"
-            assert output.dtype == torch.float32
+def test_outputs_come_to_the_device_in_float32(net: Net, dataset: InMemoryDataset, tmp_path: Path):
+    cached = build(net, dataset, layers=["stem"], directory=tmp_path)
+    batch = first(dataset)
+    with cached.activate(["stem"], DeviceConfig(torch.device("meta"), bfloat16=True)):
+        output = cached(batch)
+        for tensor in (output.logits, output.features["stem"]):
+            assert tensor.device.type == "meta"
+            assert tensor.dtype == torch.float32
     assert cached(batch).logits.device.type == "cpu"
     assert cached(batch).logits.dtype == torch.float32
 
 
-def test_an_answer_can_be_written_to_without_harm(net: Net, split: MemorySplit, tmp_path: Path):
-    batch = first(split)
+def test_an_output_can_be_written_to_without_harm(net: Net, dataset: InMemoryDataset, tmp_path: Path):
+    batch = first(dataset)
     for directory in (None, tmp_path):
-        cached = build(net, split, directory=directory)
+        cached = build(net, dataset, directory=directory)
         before = cached(batch).logits.clone()
         cached(batch).logits.zero_()
         assert torch.equal(cached(batch).logits, before)
 
 
-# -------------------- and refuses what it has no answers for
+# -------------------- and refuses what it has no outputs for
 
 
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ({"augmentation": Augmentation(crop=1, flip=True)}, "augmentation"),
-        ({"augmentation": NONE}, "augmentation"),
+        ({"augmentation": Augmentation(padding=1, flip=True)}, "augmentation"),
+        ({"augmentation": NO_AUGMENTATION}, "augmentation"),
         ({"seed": 6}, "seed"),
-        ({"split": make_split(seed=1)}, "data"),
-        ({"split": make_split().select(torch.arange(5))}, "data"),
-        ({"split": replace(make_split(), mean=(0.4, 0.5))}, "data"),
-        ({"split": make_split(seed=1), "seed": 6, "augmentation": NONE}, "data and augmentation and seed"),
+        ({"dataset": make_dataset(seed=1)}, "data"),
+        ({"dataset": make_dataset().select(torch.arange(5))}, "data"),
+        ({"dataset": replace(make_dataset(), mean=(0.4, 0.5))}, "data"),
+        (
+            {"dataset": make_dataset(seed=1), "seed": 6, "augmentation": NO_AUGMENTATION},
+            "data and augmentation and seed",
+        ),
     ],
 )
-def test_cached_refuses_other_pictures(net: Net, split: MemorySplit, other: dict[str, Any], named: str):
-    cached = build(net, split, views=2, augmentation=SHIFTS, seed=5)
-    asked = {"split": split, "augmentation": SHIFTS, "seed": 5}
-    cached.accept(**asked)
-    cached(first(split, augmentation=SHIFTS, seed=5, view=1))
-    asked |= other
-    message = f"^The cached answers were given for another {named}. A teacher's answer belongs to the same view"
+def test_cached_refuses_other_images(net: Net, dataset: InMemoryDataset, other: dict[str, Any], named: str):
+    cached = build(net, dataset, views=2, augmentation=SHIFTS, seed=5)
+    given = {"dataset": dataset, "augmentation": SHIFTS, "seed": 5}
+    cached.check_compatible(**given)
+    cached(first(dataset, augmentation=SHIFTS, seed=5, view=1))
+    given |= other
+    message = f"^The cached outputs were stored for another {named}. A teacher's output belongs to the same view"
     with pytest.raises(ValueError, match=message):
-        cached.accept(**asked)
-    pictures = asked.pop("split")
+        cached.check_compatible(**given)
+    images = given.pop("dataset")
     message = (
-        r"^The cache has no answer for view 1 of these pictures \(it holds 2 views of one data set under one "
+        r"^The cache has no output for view 1 of these images \(it holds 2 views of one dataset under one "
         r"augmentation and seed\)\. Train with what it was built for\.$"
     )
     with pytest.raises(ValueError, match=message):
-        cached(first(pictures, view=1, **asked))
+        cached(first(images, view=1, **given))
 
 
-def test_without_augmentation_the_seed_does_not_matter(net: Net, split: MemorySplit):
-    cached = build(net, split, seed=5)
-    cached.accept(split, NONE, 6)
-    cached(first(split, seed=6))
+def test_without_augmentation_the_seed_does_not_matter(net: Net, dataset: InMemoryDataset):
+    cached = build(net, dataset, seed=5)
+    cached.check_compatible(dataset, NO_AUGMENTATION, 6)
+    cached(first(dataset, seed=6))
 
 
 @pytest.mark.parametrize("view", [-1, 2, 3])
-def test_cached_refuses_a_view_out_of_range(net: Net, split: MemorySplit, view: int):
-    cached = build(net, split, views=2, augmentation=SHIFTS)
-    with pytest.raises(ValueError, match=f"no answer for view {view} of these pictures .it holds 2 views"):
-        cached(first(split, augmentation=SHIFTS, view=view))
+def test_cached_refuses_a_view_out_of_range(net: Net, dataset: InMemoryDataset, view: int):
+    cached = build(net, dataset, views=2, augmentation=SHIFTS)
+    with pytest.raises(ValueError, match=f"no output for view {view} of these images .it holds 2 views"):
+        cached(first(dataset, augmentation=SHIFTS, view=view))
 
 
 @pytest.mark.parametrize("index", [0, 99, 101, 10**9])
-def test_cached_refuses_a_sample_that_it_was_not_asked_about(net: Net, split: MemorySplit, index: int):
-    assert index not in split.indices
-    batch = first(split, 3)
+def test_cached_refuses_a_sample_that_it_was_not_built_with(net: Net, dataset: InMemoryDataset, index: int):
+    assert index not in dataset.indices
+    batch = first(dataset, 3)
     stranger = replace(batch, indices=torch.tensor([*batch.indices[:2], index]))
-    with pytest.raises(ValueError, match="no answer for view 0 of these pictures"):
-        build(net, split)(stranger)
+    with pytest.raises(ValueError, match="no output for view 0 of these images"):
+        build(net, dataset)(stranger)
 
 
-def test_cached_refuses_layers_that_were_not_stored(net: Net, split: MemorySplit):
-    cached = build(net, split, layers=["stem", "fc"])
+def test_cached_refuses_layers_that_were_not_stored(net: Net, dataset: InMemoryDataset):
+    cached = build(net, dataset, layers=["stem", "fc"])
     message = (
         r"^The cache holds no outputs of \['drop', 'stem\.0'\] \(stored layers: stem, fc\)\. "
         r"Build it with layers=\['drop', 'fc', 'stem\.0'\], or use the teacher itself\.$"
     )
-    with pytest.raises(ValueError, match=message), cached.opened(["drop", "fc", "stem.0"], CPU):
+    with pytest.raises(ValueError, match=message), cached.activate(["drop", "fc", "stem.0"], CPU):
         pass
-    with pytest.raises(ValueError, match=r"stored layers: none"), build(net, split).opened(["fc"], CPU):
+    with pytest.raises(ValueError, match=r"stored layers: none"), build(net, dataset).activate(["fc"], CPU):
         pass
 
 
 @pytest.mark.parametrize("views", [0, -1])
-def test_a_cache_needs_a_view(net: Net, split: MemorySplit, views: int):
+def test_a_cache_needs_a_view(net: Net, dataset: InMemoryDataset, views: int):
     message = f"^A cache needs at least one view of one sample; got {views} views of 11.$"
     with pytest.raises(ValueError, match=message):
-        build(net, split, views=views)
+        build(net, dataset, views=views)
     assert net.calls == []
 
 
-def test_a_cache_needs_a_sample(net: Net, split: MemorySplit):
+def test_a_cache_needs_a_sample(net: Net, dataset: InMemoryDataset):
     with pytest.raises(ValueError, match=r"^A cache needs at least one view of one sample; got 2 views of 0\.$"):
-        build(net, split.select(torch.arange(0)), views=2)
+        build(net, dataset.select(torch.arange(0)), views=2)
 
 
-def test_one_sample_is_enough(net: Net, split: MemorySplit):
-    one = split.select(torch.tensor([3]))
+def test_one_sample_is_enough(net: Net, dataset: InMemoryDataset):
+    one = dataset.select(torch.tensor([3]))
     cached = build(net, one)
     batch = first(one)
     torch.testing.assert_close(cached(batch).logits, by_hand(net, batch.images)["logits"], rtol=1e-5, atol=1e-6)
 
 
-def test_layers_are_known_before_anything_is_asked_or_written(net: Net, split: MemorySplit, tmp_path: Path):
+def test_layers_are_checked_before_anything_is_run_or_written(net: Net, dataset: InMemoryDataset, tmp_path: Path):
     with pytest.raises(ValueError, match="no layer in Net named 'stm'. Did you mean 'stem'"):
-        build(net, split, layers=["stm"], directory=tmp_path)
+        build(net, dataset, layers=["stm"], directory=tmp_path)
     assert net.calls == []
     assert list(tmp_path.iterdir()) == []
 
@@ -464,29 +471,29 @@ def test_layers_are_known_before_anything_is_asked_or_written(net: Net, split: M
 # -------------------- in a directory
 
 
-def test_a_directory_is_opened_again_without_asking_the_teacher(net: Net, split: MemorySplit, tmp_path: Path):
+def test_a_directory_is_opened_again_without_running_the_teacher(net: Net, dataset: InMemoryDataset, tmp_path: Path):
     options = {"views": 2, "augmentation": SHIFTS, "seed": 5, "layers": ["stem", "stem.1"]}
-    built = build(net, split, directory=tmp_path / "new" / "cache", **options)
+    built = build(net, dataset, directory=tmp_path / "new" / "cache", **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        opened = build(silent(net), split, directory=str(tmp_path / "new" / "cache"), **options)
-    assert opened.key == built.key
+        opened = build(silent(net), dataset, directory=str(tmp_path / "new" / "cache"), **options)
+    assert opened.metadata == built.metadata
     assert opened.views == 2
-    batch = first(split, view=1, augmentation=SHIFTS, seed=5)
+    batch = first(dataset, view=1, augmentation=SHIFTS, seed=5)
     for cached in (built, opened):
-        with cached.opened(["stem", "stem.1"], CPU), Frozen(net).opened(["stem", "stem.1"], CPU) as live:
-            ours, theirs = live(batch), cached(batch)
+        with cached.activate(["stem", "stem.1"], CPU), FrozenTeacher(net).activate(["stem", "stem.1"], CPU) as live:
+            expected, output = live(batch), cached(batch)
         # half precision keeps 11 binary digits
-        torch.testing.assert_close(theirs.logits, ours.logits, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(output.logits, expected.logits, rtol=1e-3, atol=1e-4)
         for name in ("stem", "stem.1"):
-            torch.testing.assert_close(theirs.layers[name], ours.layers[name], rtol=1e-3, atol=1e-4)
-    assert not torch.equal(theirs.logits, ours.logits)
+            torch.testing.assert_close(output.features[name], expected.features[name], rtol=1e-3, atol=1e-4)
+    assert not torch.equal(output.logits, expected.logits)
 
 
-def test_the_answers_are_stored_in_half_precision_only_in_a_directory_unless_asked(
-    net: Net, split: MemorySplit, tmp_path: Path
+def test_outputs_are_stored_in_half_precision_only_in_a_directory_by_default(
+    net: Net, dataset: InMemoryDataset, tmp_path: Path
 ):
-    batch = first(split, 11)
+    batch = first(dataset, 11)
     exact = by_hand(net, batch.images)["logits"]
     rounded = exact.half().float()
     for half, directory, expected in (
@@ -496,24 +503,24 @@ def test_the_answers_are_stored_in_half_precision_only_in_a_directory_unless_ask
         (True, tmp_path / "b", rounded),
         (False, tmp_path / "c", exact),
     ):
-        cached = build(net, split, half=half, directory=directory, batch_size=11)
+        cached = build(net, dataset, half=half, directory=directory, batch_size=11)
         torch.testing.assert_close(cached(batch).logits, expected, rtol=1e-6, atol=1e-7)
-        assert cached.key["half"] is (expected is rounded)
+        assert cached.metadata["half"] is (expected is rounded)
     dtypes = [np.load(tmp_path / name / "logits.npy", mmap_mode="r").dtype for name in "abc"]
     assert dtypes == [np.float16, np.float16, np.float32]
 
 
-def test_what_lies_in_the_directory(net: Net, split: MemorySplit, tmp_path: Path):
-    cached = build(net, split, views=2, layers=["stem.1"], directory=tmp_path, half=False, augmentation=SHIFTS)
+def test_what_lies_in_the_directory(net: Net, dataset: InMemoryDataset, tmp_path: Path):
+    cached = build(net, dataset, views=2, layers=["stem.1"], directory=tmp_path, half=False, augmentation=SHIFTS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache.json", "layer-stem.1.npy", "logits.npy"]
     assert np.load(tmp_path / "logits.npy").shape == (2, 11, 4)
     assert np.load(tmp_path / "layer-stem.1.npy").shape == (2, 11, 3, 6, 5)
     text = (tmp_path / "cache.json").read_text()
-    assert json.loads(text) == cached.key
+    assert json.loads(text) == cached.metadata
     assert '\n "seed": 0' in text  # a line each, to be read by people
 
 
-def test_a_layer_called_logits_does_not_overwrite_the_logits(split: MemorySplit, tmp_path: Path):
+def test_a_layer_called_logits_does_not_overwrite_the_logits(dataset: InMemoryDataset, tmp_path: Path):
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -522,17 +529,19 @@ def test_a_layer_called_logits_does_not_overwrite_the_logits(split: MemorySplit,
         def forward(self, images: Tensor) -> Tensor:
             return 2 * self.logits(images.flatten(1))
 
-    cached = build(Named(), split, layers=["logits"], directory=tmp_path)
-    with cached.opened(["logits"], CPU):
-        answer = cached(first(split))
-    torch.testing.assert_close(answer.logits, 2 * answer.layers["logits"], rtol=1e-3, atol=1e-3)
+    cached = build(Named(), dataset, layers=["logits"], directory=tmp_path)
+    with cached.activate(["logits"], CPU):
+        output = cached(first(dataset))
+    torch.testing.assert_close(output.logits, 2 * output.features["logits"], rtol=1e-3, atol=1e-3)
 
 
-def test_the_files_are_not_altered_by_what_is_done_with_an_opened_cache(net: Net, split: MemorySplit, tmp_path: Path):
-    build(net, split, directory=tmp_path)
+def test_the_files_are_not_altered_by_what_is_done_with_an_opened_cache(
+    net: Net, dataset: InMemoryDataset, tmp_path: Path
+):
+    build(net, dataset, directory=tmp_path)
     before = (tmp_path / "logits.npy").read_bytes()
-    opened = build(silent(net), split, directory=tmp_path)
-    opened(first(split)).logits.zero_()
+    opened = build(silent(net), dataset, directory=tmp_path)
+    opened(first(dataset)).logits.zero_()
     opened._stored[""].zero_()  # nobody should, but the file would survive it
     assert (tmp_path / "logits.npy").read_bytes() == before
 
@@ -540,11 +549,11 @@ def test_the_files_are_not_altered_by_what_is_done_with_an_opened_cache(net: Net
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ({"augmentation": Augmentation(crop=1)}, "augmentation"),
+        ({"augmentation": Augmentation(padding=1)}, "augmentation"),
         ({"seed": 6}, "seed"),
         ({"views": 3}, "views"),
-        ({"split": make_split(seed=1)}, "data"),
-        ({"split": make_split().select(torch.arange(5))}, "data"),
+        ({"dataset": make_dataset(seed=1)}, "data"),
+        ({"dataset": make_dataset().select(torch.arange(5))}, "data"),
         ({"net": make_net(seed=1)}, "teacher"),
         ({"net": nn.Sequential(nn.Flatten(), nn.Linear(60, 4))}, "teacher"),
         ({"layers": ["stem", "fc"]}, "layers"),
@@ -555,32 +564,32 @@ def test_the_files_are_not_altered_by_what_is_done_with_an_opened_cache(net: Net
     ],
 )
 def test_a_directory_of_something_else_is_refused(
-    net: Net, split: MemorySplit, tmp_path: Path, other: dict[str, Any], named: str
+    net: Net, dataset: InMemoryDataset, tmp_path: Path, other: dict[str, Any], named: str
 ):
-    asked = {"net": net, "split": split, "views": 2, "augmentation": SHIFTS, "seed": 5, "layers": ["stem"]}
-    build(**asked, directory=tmp_path)
+    settings = {"net": net, "dataset": dataset, "views": 2, "augmentation": SHIFTS, "seed": 5, "layers": ["stem"]}
+    build(**settings, directory=tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     message = (
-        f"^The cache in {re.escape(str(tmp_path))} was built for another {named}\\. Its answers would belong to other "
-        "pictures or another teacher: delete the folder or name a new one.$"
+        f"^The cache in {re.escape(str(tmp_path))} was built for another {named}\\. Its outputs would belong to other "
+        "images or another teacher: delete the folder or name a new one.$"
     )
-    asked["net"] = silent(net)
+    settings["net"] = silent(net)
     with pytest.raises(ValueError, match=message):
-        build(**{**asked, **other}, directory=tmp_path)
+        build(**{**settings, **other}, directory=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    build(**asked, directory=tmp_path)  # and it still answers its own question
+    build(**settings, directory=tmp_path)  # and it still opens with its own settings
 
 
-def test_a_teacher_with_other_activations_is_another_teacher(split: MemorySplit, tmp_path: Path):
+def test_a_teacher_with_other_activations_is_another_teacher(dataset: InMemoryDataset, tmp_path: Path):
     torch.manual_seed(0)
     one = nn.Sequential(nn.Flatten(), nn.Linear(60, 4), nn.ReLU())
     other = nn.Sequential(*one[:2], nn.Tanh())  # with the very same weights
-    build(one, split, directory=tmp_path)
+    build(one, dataset, directory=tmp_path)
     with pytest.raises(ValueError, match="built for another teacher"):
-        build(other, split, directory=tmp_path)
+        build(other, dataset, directory=tmp_path)
 
 
-def test_an_interrupted_build_is_done_again(net: Net, split: MemorySplit, tmp_path: Path):
+def test_an_interrupted_build_is_done_again(net: Net, dataset: InMemoryDataset, tmp_path: Path):
     class Stops(Net):
         def forward(self, images: Tensor) -> Tensor:
             if len(self.calls) == 2:
@@ -588,43 +597,45 @@ def test_an_interrupted_build_is_done_again(net: Net, split: MemorySplit, tmp_pa
             return super().forward(images)
 
     with pytest.raises(KeyboardInterrupt):
-        build(Stops(), split, directory=tmp_path)
+        build(Stops(), dataset, directory=tmp_path)
     assert (tmp_path / "logits.npy").exists()
     assert not (tmp_path / "cache.json").exists()
-    cached = build(net, split, directory=tmp_path)
+    cached = build(net, dataset, directory=tmp_path)
     assert net.calls == [4, 4, 3]
-    batch = first(split, 11)
+    batch = first(dataset, 11)
     expected = by_hand(net, batch.images)["logits"]
     torch.testing.assert_close(cached(batch).logits, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"views": 2', "\xff"])
-def test_a_damaged_description_is_refused(net: Net, split: MemorySplit, tmp_path: Path, text: str):
-    build(net, split, directory=tmp_path)
+def test_damaged_metadata_is_refused(net: Net, dataset: InMemoryDataset, tmp_path: Path, text: str):
+    build(net, dataset, directory=tmp_path)
     (tmp_path / "cache.json").write_text(text, encoding="latin-1")
     with pytest.raises(
         ValueError, match=rf"^The cache in {re.escape(str(tmp_path))} cannot be read \(.*Delete the folder\.$"
     ):
-        build(net, split, directory=tmp_path)
+        build(net, dataset, directory=tmp_path)
     if text == "[]":
         with pytest.raises(ValueError, match=r"\(cache.json describes no cache\)"):
-            build(net, split, directory=tmp_path)
+            build(net, dataset, directory=tmp_path)
 
 
-def test_a_description_without_an_entry_is_of_another_cache(net: Net, split: MemorySplit, tmp_path: Path):
-    build(net, split, directory=tmp_path)
+def test_metadata_without_an_entry_is_of_another_cache(net: Net, dataset: InMemoryDataset, tmp_path: Path):
+    build(net, dataset, directory=tmp_path)
     (tmp_path / "cache.json").write_text("{}", encoding="utf-8")
     with pytest.raises(
         ValueError, match="for another data, augmentation, seed, views, teacher, layers, half, precision"
     ):
-        build(net, split, directory=tmp_path)
+        build(net, dataset, directory=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["logits.npy", "layer-stem.npy"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "header", "short", "shape", "views", "text", "pickle"])
-def test_missing_or_damaged_answers_are_refused(net: Net, split: MemorySplit, tmp_path: Path, name: str, damage: str):
+def test_missing_or_damaged_outputs_are_refused(
+    net: Net, dataset: InMemoryDataset, tmp_path: Path, name: str, damage: str
+):
     options = {"layers": ["stem"], "directory": tmp_path, "views": 2, "augmentation": SHIFTS}
-    build(net, split, **options)
+    build(net, dataset, **options)
     path = tmp_path / name
     whole = path.read_bytes()
     if damage == "missing":
@@ -638,7 +649,7 @@ def test_missing_or_damaged_answers_are_refused(net: Net, split: MemorySplit, tm
     with pytest.raises(
         ValueError, match=rf"^The cache in {re.escape(str(tmp_path))} cannot be read \(.*Delete"
     ) as error:
-        build(net, split, **options)
+        build(net, dataset, **options)
     if damage == "shape":
         assert f"{name} holds (2, 10, 4), not 2 views of 11 samples" in str(error.value)
 
@@ -647,14 +658,14 @@ def test_missing_or_damaged_answers_are_refused(net: Net, split: MemorySplit, tm
 
 
 @pytest.mark.parametrize("where", ["memory", "directory"])
-def test_logits_too_large_for_16_bits(split: MemorySplit, tmp_path: Path, where: str):
+def test_logits_too_large_for_16_bits(dataset: InMemoryDataset, tmp_path: Path, where: str):
     net = make_net(scale=1e6)
     options = {"half": True} if where == "memory" else {"directory": tmp_path}
     with pytest.raises(ValueError, match=r"^The teacher's logits are too large for 16 bits\. Build .* half=False\.$"):
-        build(net, split, **options)
+        build(net, dataset, **options)
     assert not (tmp_path / "cache.json").exists()
-    cached = build(net, split, **{**options, "half": False})
-    batch = first(split)
+    cached = build(net, dataset, **{**options, "half": False})
+    batch = first(dataset)
     expected = by_hand(net, batch.images)["logits"]
     assert expected.abs().max() > 65504
     torch.testing.assert_close(cached(batch).logits, expected, rtol=1e-5, atol=1)
@@ -662,21 +673,21 @@ def test_logits_too_large_for_16_bits(split: MemorySplit, tmp_path: Path, where:
 
 @pytest.mark.parametrize("half", [True, False])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_teacher_that_is_not_finite(net: Net, split: MemorySplit, half: bool, value: float):
+def test_a_teacher_that_is_not_finite(net: Net, dataset: InMemoryDataset, half: bool, value: float):
     with torch.no_grad():
         net.fc.bias[2] = value
     message = r"^The teacher's logits are not finite\. Evaluate the teacher: its weights may be damaged\.$"
     with pytest.raises(ValueError, match=message):
-        build(net, split, half=half)
+        build(net, dataset, half=half)
 
 
-def test_a_layer_that_is_not_finite_is_named(net: Net, split: MemorySplit):
+def test_a_layer_that_is_not_finite_is_named(net: Net, dataset: InMemoryDataset):
     with torch.no_grad():
         net.stem[0].bias.fill_(math.inf)
     net.fc = nn.Identity()
     net.drop.forward = lambda x: torch.zeros(len(x), 4)
     with pytest.raises(ValueError, match=r"^The teacher's outputs of 'stem' are not finite\."):
-        build(net, split, layers=["stem"])
+        build(net, dataset, layers=["stem"])
 
 
 class Big(nn.Module):
@@ -692,7 +703,7 @@ def full(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize(("half", "size"), [(True, "11"), (False, "22")])
 def test_a_full_disk_is_named_with_size_and_path(
-    split: MemorySplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: bool, size: str
+    dataset: InMemoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: bool, size: str
 ):
     monkeypatch.setattr(np.lib.format, "open_memmap", full)
     path = re.escape(str(tmp_path / "cache" / "logits.npy"))
@@ -700,41 +711,42 @@ def test_a_full_disk_is_named_with_size_and_path(
         rf"Could not write {path} \({size} MB\): No space left on device\. Free some space or choose another folder"
     )
     with pytest.raises(OSError, match=message) as error:
-        build(Big(), split.select(torch.arange(10)), directory=tmp_path / "cache", half=half)
+        build(Big(), dataset.select(torch.arange(10)), directory=tmp_path / "cache", half=half)
     assert error.value.errno == errno.ENOSPC
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve space on a disk")
-def test_the_space_is_reserved_before_anything_is_asked_to_fill_it(
-    net: Net, split: MemorySplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_space_is_reserved_before_it_is_filled(
+    net: Net, dataset: InMemoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     reserved = []
     monkeypatch.setattr(os, "posix_fallocate", lambda file, *part: reserved.append(part))
-    build(net, split, directory=tmp_path / "watched", layers=["stem"])
+    build(net, dataset, directory=tmp_path / "watched", layers=["stem"])
     files = [tmp_path / "watched" / name for name in ("logits.npy", "layer-stem.npy")]
     assert reserved == [(0, path.stat().st_size) for path in files]
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match=r"Could not write .*logits\.npy \(0 MB\): No space left on device\. Free some"):
-        build(net, split, directory=tmp_path / "full")
+        build(net, dataset, directory=tmp_path / "full")
     assert list((tmp_path / "full").iterdir()) == []
 
 
 def test_a_system_that_cannot_reserve_space_writes_all_the_same(
-    net: Net, split: MemorySplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: Net, dataset: InMemoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
-    cached = build(net, split, directory=tmp_path)
-    assert cached(first(split)).logits.shape == (4, 4)
+    cached = build(net, dataset, directory=tmp_path)
+    assert cached(first(dataset)).logits.shape == (4, 4)
 
 
-def test_a_file_in_place_of_the_directory(net: Net, split: MemorySplit, tmp_path: Path):
+def test_a_file_in_place_of_the_directory(net: Net, dataset: InMemoryDataset, tmp_path: Path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match=r"Could not write .*file.logits\.npy .*: .*choose another folder"):
-        build(net, split, directory=tmp_path / "file")
+        build(net, dataset, directory=tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_the_protocol_is_what_both_keep():
-    for name in ("opened", "accept", "__call__"):
+def test_both_teachers_follow_the_protocol(net: Net, dataset: InMemoryDataset):
+    assert FrozenTeacher(net).fingerprint == build(net, dataset).fingerprint != FrozenTeacher(make_net(1)).fingerprint
+    for name in ("activate", "check_compatible", "__call__"):
         assert callable(getattr(teachers.Teacher, name))
-        assert all(callable(getattr(kind, name)) for kind in (Frozen, Cached))
+        assert all(callable(getattr(kind, name)) for kind in (FrozenTeacher, CachedTeacher))

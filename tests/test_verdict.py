@@ -41,10 +41,10 @@ def test_a_comparison_by_hand() -> None:
 @given(pairs, st.sampled_from([0.8, 0.95, 0.99]))
 def test_the_interval_is_that_of_scipys_paired_t_test(sample: list[tuple[float, float]], confidence: float) -> None:
     assume(spread(sample))
-    ours, theirs = zip(*sample, strict=True)
-    theirs_low, theirs_high = stats.ttest_rel(ours, theirs).confidence_interval(confidence)
-    found = compare(ours, theirs, confidence=confidence)
-    assert (found.low, found.high) == pytest.approx((theirs_low, theirs_high), rel=1e-9, abs=1e-12)
+    method, baseline = zip(*sample, strict=True)
+    low, high = stats.ttest_rel(method, baseline).confidence_interval(confidence)
+    found = compare(method, baseline, confidence=confidence)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9, abs=1e-12)
 
 
 @given(pairs, st.integers(1, 40))
@@ -66,30 +66,30 @@ def test_verdict_and_interval_never_contradict_each_other(sample: list[tuple[flo
 
 @given(pairs)
 def test_exchanging_the_sides_turns_everything_round(sample: list[tuple[float, float]]) -> None:
-    ours, theirs = zip(*sample, strict=True)
-    there, back = compare(ours, theirs), compare(theirs, ours)
+    method, baseline = zip(*sample, strict=True)
+    there, back = compare(method, baseline), compare(baseline, method)
     assert (back.mean, back.low, back.high, back.std) == (-there.mean, -there.high, -there.low, there.std)
     turned = {"BEATS": "LOSES", "LOSES": "BEATS", "INCONCLUSIVE": "INCONCLUSIVE"}
     assert back.verdict == turned[there.verdict]
-    assert compare(ours, theirs, better="lower").verdict == back.verdict
+    assert compare(method, baseline, better="lower").verdict == back.verdict
 
 
 @given(pairs, st.floats(-5, 5))
 def test_adding_the_same_to_both_sides_changes_nothing(sample: list[tuple[float, float]], shift: float) -> None:
     assume(spread(sample))
-    ours, theirs = (np.array(side) for side in zip(*sample, strict=True))
-    one, other = compare(ours, theirs), compare(ours + shift, theirs + shift)
+    method, baseline = (np.array(side) for side in zip(*sample, strict=True))
+    one, other = compare(method, baseline), compare(method + shift, baseline + shift)
     assert (one.mean, one.low, one.high) == pytest.approx((other.mean, other.low, other.high), abs=1e-9)
 
 
 @given(pairs, st.randoms())
 def test_seeds_are_paired_by_key_whatever_their_order(sample: list[tuple[float, float]], random: object) -> None:
-    ours, theirs = ({seed: pair[side] for seed, pair in enumerate(sample)} for side in (0, 1))
-    mixed = list(theirs.items())
+    method, baseline = ({seed: pair[side] for seed, pair in enumerate(sample)} for side in (0, 1))
+    mixed = list(baseline.items())
     random.shuffle(mixed)
     expected = compare(*zip(*sample, strict=True))
-    assert compare(ours, dict(mixed)) == expected
-    assert compare(pd.Series(ours), pd.Series(dict(mixed))) == expected
+    assert compare(method, dict(mixed)) == expected
+    assert compare(pd.Series(method), pd.Series(dict(mixed))) == expected
 
 
 @given(pairs)

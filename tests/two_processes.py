@@ -20,7 +20,7 @@ from torch import nn
 from kdlib import data, distributed, files, models, train
 from kdlib.methods import Feature, HardLabels, Logit, Terms
 from kdlib.recipes import Recipe
-from kdlib.teachers import Cached
+from kdlib.teachers import CachedTeacher
 
 IMAGES, BATCH = 320, 64
 LOAD = data.load
@@ -33,26 +33,26 @@ METHODS = {
 }
 
 
-def fashion_with_few_to_judge_by(name: str = "fashion-mnist", **options: Any) -> data.DataSet:
-    """Fashion-MNIST as ever, but 501 images to validate and to test on: an odd number, for two processes."""
-    whole, few = LOAD(name, **options), torch.arange(501)
+def fashion_with_few_to_test_on(name: str = "fashion-mnist", **options: Any) -> data.DataModule:
+    """Fashion-MNIST, but with 51 images to validate and to test on: an odd number, for two processes."""
+    whole, few = LOAD(name, **options), torch.arange(51)
     return replace(whole, validation=whole.validation.select(few), test=whole.test.select(few))
 
 
 def fit_all(folder: Path) -> None:
     """Train a student without batch statistics by each method; called by one process and by two."""
-    fashion = fashion_with_few_to_judge_by().take(IMAGES, seed=0)
+    fashion = fashion_with_few_to_test_on().subset(IMAGES, seed=0)
     teacher = models.load("resnet20-fashion")
     for name, method in METHODS.items():
-        answers: Any = teacher
+        outputs: Any = teacher
         if name in ("cached", "stored"):
-            answers = Cached.build(
+            outputs = CachedTeacher.build(
                 teacher,
                 fashion.train,
                 augmentation=fashion.augmentation,
                 seed=0,
                 views=2,
-                directory=folder / "answers" if name == "stored" else None,
+                directory=folder / "outputs" if name == "stored" else None,
                 half=False,
                 precision="fp32",
                 progress=False,
@@ -61,7 +61,7 @@ def fit_all(folder: Path) -> None:
         run = train.fit(
             student,
             fashion,
-            teacher=answers if method.needs_teacher else None,
+            teacher=outputs if method.needs_teacher else None,
             method=method,
             epochs=2,
             recipe=Recipe(learning_rate=0.05, batch_size=BATCH),
@@ -98,12 +98,12 @@ def fit_resumably(folder: Path, step: int) -> None:
     )
     run = train.fit(
         student,
-        fashion_with_few_to_judge_by().take(IMAGES, seed=0),
+        fashion_with_few_to_test_on().subset(IMAGES, seed=0),
         method=Dies(step),
         epochs=3,
         recipe=Recipe(learning_rate=0.05, batch_size=BATCH),
         checkpoint=folder / "checkpoint",
-        every=2,
+        checkpoint_every=2,
         resume=True,
         progress=False,
     )
@@ -112,29 +112,33 @@ def fit_resumably(folder: Path, step: int) -> None:
 
 
 def gloo_threads() -> list[str]:
-    """The names of this process's threads that still work for gloo; none where /proc does not tell."""
+    """The names of this process's threads that still work for gloo; none where there is no /proc."""
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     return [name for name in names if "gloo" in name]
 
 
 def main(task: str, *given: str) -> None:
     if task == "command":
-        data.load = fashion_with_few_to_judge_by
+        data.load = fashion_with_few_to_test_on
         sys.argv = ["kdlib", *given]
         runpy.run_module("kdlib", run_name="__main__")
         return
     folder = Path(given[0])
-    with distributed.together():
+    with distributed.process_group():
         if task == "methods":
             fit_all(folder)
         if task in ("methods", "whole"):
             fit_resumably(folder, step=0)
-        if task == "unshared":  # a disk that only the first process sees
-            fit_resumably(folder if distributed.rank() == 0 else folder / "elsewhere", step=0)
         if task == "dies":
             fit_resumably(folder, step=8)
-        rank, inside = distributed.rank(), gloo_threads()
-    (folder / f"threads-{rank}.json").write_text(json.dumps({"inside": inside, "after": gloo_threads()}))
+        rank, inside, refusal = distributed.rank(), gloo_threads(), None
+        if task == "methods":  # once more, from a disk that only the first process sees
+            try:
+                fit_resumably(folder if rank == 0 else folder / "elsewhere", step=0)
+            except ValueError as error:
+                refusal = str(error)
+    facts = {"inside": inside, "after": gloo_threads(), "refusal": refusal}
+    (folder / f"process-{rank}.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":

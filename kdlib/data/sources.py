@@ -1,4 +1,4 @@
-"""Where data sets come from: the files shipped in data/, torchvision's downloads, folders of images."""
+"""Where datasets come from: the files shipped in data/, torchvision's downloads, folders of images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdlib.data.augment import Augmentation, shuffled
-from kdlib.data.splits import LazySplit, MemorySplit
-from kdlib.files import digest
+from kdlib.data.augment import Augmentation, permutation
+from kdlib.data.datasets import InMemoryDataset, LazyDataset
+from kdlib.files import fingerprint
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -34,7 +34,7 @@ CIFAR_STATISTICS = {
 }
 
 
-def folder() -> Path:
+def data_dir() -> Path:
     """The folder of the shipped data and weights: $KDLIB_DATA, else data/ beside the package, else ./data."""
     if os.environ.get("KDLIB_DATA"):
         return Path(os.environ["KDLIB_DATA"])
@@ -42,23 +42,23 @@ def folder() -> Path:
     return beside if beside.is_dir() else Path.cwd() / "data"
 
 
-def checked(name: str) -> bytes:
+def read_verified(name: str) -> bytes:
     """The contents of one shipped gzip file, after its sha256 was compared.
 
     Raises FileNotFoundError when it is missing and ValueError when it is truncated or altered.
     """
-    path = folder() / name
-    mend = f"Restore it with 'git checkout -- data/{name}', or copy it from Debian's package dataset-fashion-mnist."
+    path = data_dir() / name
+    fix = f"Restore it with 'git checkout -- data/{name}', or copy it from Debian's package dataset-fashion-mnist."
     if not path.is_file():
         raise FileNotFoundError(
-            f"The data file {path} is missing. {mend} If the data lies elsewhere, set KDLIB_DATA to that folder."
+            f"The data file {path} is missing. {fix} If the data lies elsewhere, set KDLIB_DATA to that folder."
         )
     packed = path.read_bytes()
     found = hashlib.sha256(packed).hexdigest()
     if found != FASHION_FILES[name]:
         raise ValueError(
             f"The data file {path} is truncated or altered: {len(packed):,} bytes with sha256 {found[:16]}..., "
-            f"expected sha256 {FASHION_FILES[name][:16]}.... {mend}"
+            f"expected sha256 {FASHION_FILES[name][:16]}.... {fix}"
         )
     return zlib.decompress(packed, wbits=zlib.MAX_WBITS | 16)
 
@@ -75,30 +75,30 @@ def parse_idx(content: bytes) -> Tensor:
 
 def hold_out(count: int, size: int) -> tuple[Tensor, Tensor]:
     """Positions (kept, held out): the same `size` of `count` samples are held out on every machine."""
-    order = shuffled(torch.arange(count), "hold out")
+    order = permutation(torch.arange(count), "hold out")
     return order[size:].sort().values, order[:size].sort().values
 
 
-def memory_splits(
-    images: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor], validation: int, mean: tuple, std: tuple
-) -> dict[str, MemorySplit]:
-    """Train, validation and test splits of images in memory; (train, test) pairs in, validation held out."""
-    whole = MemorySplit(images[0], labels[0].long(), torch.arange(len(labels[0])), mean, std)
+def in_memory_datasets(
+    images: Sequence[Tensor], labels: Sequence[Tensor], validation: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, InMemoryDataset]:
+    """Train, validation and test sets of images in memory; (train, test) pairs in, validation held out."""
+    whole = InMemoryDataset(images[0], labels[0].long(), torch.arange(len(labels[0])), mean, std)
     kept, held_out = hold_out(len(whole), validation)
-    test = MemorySplit(images[1], labels[1].long(), torch.arange(len(labels[1])), mean, std)
+    test = InMemoryDataset(images[1], labels[1].long(), torch.arange(len(labels[1])), mean, std)
     return {"train": whole.select(kept), "validation": whole.select(held_out), "test": test}
 
 
 @lru_cache(maxsize=2)  # reading and checking 31 MB takes a second; what is returned is never changed in place
 def fashion_mnist(where: Path) -> dict[str, Any]:
     """Fashion-MNIST (Xiao et al. 2017): 55,000 / 5,000 / 10,000 grey images of 28 x 28 pixels."""
-    train, train_labels, test, test_labels = (parse_idx(checked(name)) for name in FASHION_FILES)
+    train, train_labels, test, test_labels = (parse_idx(read_verified(name)) for name in FASHION_FILES)
     pairs = ((train[:, None], test[:, None]), (train_labels, test_labels))
     return {
         "classes": FASHION_CLASSES,
-        "augmentation": Augmentation(crop=2, flip=True),
-        "size": 28,
-        **memory_splits(*pairs, validation=5_000, mean=(0.2860,), std=(0.3530,)),
+        "augmentation": Augmentation(padding=2, flip=True),
+        "image_size": 28,
+        **in_memory_datasets(*pairs, validation=5_000, mean=(0.2860,), std=(0.3530,)),
     }
 
 
@@ -115,14 +115,14 @@ def cifar(name: str, root: str | Path | None, download: bool) -> dict[str, Any]:
             f"Could not get {name} into {root} ({error}). It is downloaded once from {kind.url}: check the network, "
             f"or fetch {kind.filename} on another machine and put it there."
         ) from error
-    images = tuple(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts)
-    labels = tuple(torch.tensor(part.targets) for part in parts)
+    images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts]
+    labels = [torch.tensor(part.targets) for part in parts]
     mean, std = CIFAR_STATISTICS[name]
     return {
         "classes": tuple(parts[0].classes),
-        "augmentation": Augmentation(crop=4, flip=True),
-        "size": 32,
-        **memory_splits(images, labels, validation=len(labels[0]) // 10, mean=mean, std=std),
+        "augmentation": Augmentation(padding=4, flip=True),
+        "image_size": 32,
+        **in_memory_datasets(images, labels, validation=len(labels[0]) // 10, mean=mean, std=std),
     }
 
 
@@ -134,19 +134,19 @@ def image_transform(size: int) -> Callable[[Augmentation], Callable[[Any], Tenso
 def _image_steps(size: int, augmentation: Augmentation) -> Callable[[Any], Tensor]:
     from torchvision.transforms import v2
 
-    if augmentation.smallest < 1:
-        steps = [v2.RandomResizedCrop(size, scale=(augmentation.smallest, 1.0), antialias=True)]
+    if augmentation.resizes:
+        steps = [v2.RandomResizedCrop(size, scale=augmentation.scale, antialias=True)]
     else:
         # ImageNet's evaluation protocol: the shorter side at 256/224 of the size, then the centre.
         steps = [v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)]
-    if augmentation.crop:
-        steps.append(v2.RandomCrop(size, padding=augmentation.crop))
+    if augmentation.padding:
+        steps.append(v2.RandomCrop(size, padding=augmentation.padding))
     if augmentation.flip:
         steps.append(v2.RandomHorizontalFlip())
     return v2.Compose([v2.PILToTensor(), v2.RGB(), *steps])
 
 
-def image_folder(path: str | Path, size: int, workers: int | None) -> dict[str, Any]:
+def image_folder(path: str | Path, image_size: int, num_workers: int | None) -> dict[str, Any]:
     """Images in ImageNet's layout: PATH/train/CLASS/*, PATH/val/CLASS/* and, if there is one, PATH/test/CLASS/*.
 
     Without a test folder, val is the test set and a tenth of train (at most 10,000 images) is held out for
@@ -156,10 +156,13 @@ def image_folder(path: str | Path, size: int, workers: int | None) -> dict[str, 
     train = _open_folder(path, "train")
     last = "test" if (path / "test").is_dir() else "val"
     test = _open_folder(path, last)
-    workers = min(8, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers
-    splits = {"train": _lazy(train, size, workers), "test": _lazy(test, size, workers)}
+    num_workers = min(8, max(0, (os.cpu_count() or 1) - 1)) if num_workers is None else num_workers
+    splits = {
+        "train": _lazy_dataset(train, image_size, num_workers),
+        "test": _lazy_dataset(test, image_size, num_workers),
+    }
     if last == "test" and (path / "val").is_dir():
-        splits["validation"] = _lazy(_open_folder(path, "val"), size, workers)
+        splits["validation"] = _lazy_dataset(_open_folder(path, "val"), image_size, num_workers)
     elif len(train) < 2:
         raise ValueError(f"{train.root} holds 1 image: too few to hold out a tenth for validation.")
     else:
@@ -172,8 +175,8 @@ def image_folder(path: str | Path, size: int, workers: int | None) -> dict[str, 
                 f"The class folders of {part.root} and {train.root} differ: "
                 f"{sorted(set(part.classes) ^ set(train.classes))[:5]}. Each class needs a folder in both."
             )
-    augmentation = Augmentation(flip=True, smallest=0.35)
-    return {"classes": tuple(train.classes), "augmentation": augmentation, "size": size, **splits}
+    augmentation = Augmentation(flip=True, scale=(0.35, 1.0))
+    return {"classes": tuple(train.classes), "augmentation": augmentation, "image_size": image_size, **splits}
 
 
 def _open_folder(path: Path, part: str) -> Any:
@@ -188,17 +191,17 @@ def _open_folder(path: Path, part: str) -> Any:
         ) from error
 
 
-def _lazy(source: Any, size: int, workers: int) -> LazySplit:
+def _lazy_dataset(source: Any, image_size: int, num_workers: int) -> LazyDataset:
     everything = torch.arange(len(source))
     lengths = [(Path(name).name, os.path.getsize(name)) for name, _ in source.samples]
-    return LazySplit(
+    return LazyDataset(
         source,
-        within=everything,
+        source_positions=everything,
         labels=torch.tensor(source.targets),
         indices=everything,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        transform=image_transform(size),
-        identity=digest([], size, lengths),  # a teacher's answers for 224 pixels are not those for 160
-        workers=workers,
+        transform=image_transform(image_size),
+        source_fingerprint=fingerprint([], image_size, lengths),  # outputs for 224 pixels are not those for 160
+        num_workers=num_workers,
     )

@@ -3,17 +3,14 @@
     results = study.results("methods", student="resnet8", images=10_000)
     print(results.gain("kd"))
 
-entries   the methods, their hyper-parameters and the trials by which these are chosen: a table
-grid      which runs make up a study
-rows      CSV files that survive a kill, and the JSON file beside each that says how it came about
-bench     one run: data, teachers, a student, a row
-workers   several runs at a time, each in a process of its own
-choose    hyper-parameters by trials on the validation split, equally many for each method
-run       a whole study: go on with what is missing
-findings  what finished rows say: accuracies, gains with verdicts, the gap recovered, costs
-stored    the files of a budget, read and checked
-readme    the table of runs in data/results/README.md
-command   `kdlib study` and `python -m kdlib.study`
+method_specs  the methods: their losses, start settings and the variations that are tried
+plans         which runs make up a study: trials that tune the settings, and the plans of runs
+experiment    how runs are made: data, teachers, a student, a row; several at a time
+runs_file     CSV files that survive a kill, and the JSON file beside each that says how it came about
+runner        a whole study: go on with what is missing, plan it, repeat one run
+analysis      what finished runs say: accuracies, gains with verdicts, the gap recovered, costs
+report        the tables in data/results/README.md
+command       `kdlib study` and `python -m kdlib.study`
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kdlib.study.findings import Results
+    from kdlib.study.analysis import Results
 
 __all__ = ["results"]
 
@@ -33,19 +30,25 @@ def results(
     student: str = "resnet8",
     teacher: str = "resnet20-fashion",
     images: int = 10_000,
-    left_out: int | None = None,
+    excluded_class: int | None = None,
     baseline: str = "hard",
     folder: str | Path | None = None,
 ) -> Results:
-    """What the study of this kind and budget has found, for lessons: see `findings.Results`.
+    """What the study of this kind and budget has found, for lessons: see `analysis.Results`.
 
     kind: "methods", "grid" or "missing-class"; the grid takes its hard labels from the methods of the same budget.
-    left_out: the class that was never seen, if the file has several. folder: default data/results.
+    excluded_class: the class that was never seen, if the file has several. folder: default data/results.
     Raises FileNotFoundError, with the command that makes the file; ValueError for rows that do not belong together,
     and for a baseline that is not there.
     """
-    from kdlib.study.stored import load  # reading needs torch; the command's help does not
+    from kdlib.study.analysis import load  # reading needs torch; the command's help does not
 
     return load(
-        kind, student=student, teacher=teacher, images=images, left_out=left_out, baseline=baseline, folder=folder
+        kind,
+        student=student,
+        teacher=teacher,
+        images=images,
+        excluded_class=excluded_class,
+        baseline=baseline,
+        folder=folder,
     )

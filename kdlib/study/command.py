@@ -11,7 +11,7 @@ import typer
 
 
 def study(
-    which: Annotated[str, typer.Argument(help="full, short, controls, grid or missing-class.")] = "full",
+    plan: Annotated[str, typer.Argument(help="full, short, controls, grid or missing-class.")] = "full",
     data: Annotated[str, typer.Option(help="fashion-mnist, cifar10, cifar100, imagefolder:PATH.")] = "fashion-mnist",
     student: Annotated[
         list[str] | None, typer.Option(help="Architecture; repeat it for more; default: resnet8.")
@@ -24,18 +24,19 @@ def study(
     views: Annotated[int, typer.Option(min=1, help="Augmented views of each image.")] = 5,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Give more to add some.")] = 5,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="How many seeds each trial is made with.")] = 1,
-    choices: Annotated[
-        Path | None, typer.Option(help="Take the settings from this file of trials, made with other images or epochs.")
+    trials_file: Annotated[
+        Path | None,
+        typer.Option("--choices", help="Take the settings from this file of trials, made with other images or epochs."),
     ] = None,
     retune: Annotated[
-        bool, typer.Option("--retune", help="Take only the best of each family from --choices; choose settings anew.")
+        bool, typer.Option("--retune", help="Take only the best of each family from --choices; tune settings anew.")
     ] = False,
-    defaults: Annotated[
-        bool, typer.Option("--defaults", help="No trials: the starting values of each method.")
-    ] = False,
-    left_out: Annotated[list[int] | None, typer.Option(help="missing-class: the class; repeat it for more.")] = None,
+    defaults: Annotated[bool, typer.Option("--defaults", help="No trials: the start settings of each method.")] = False,
+    excluded_classes: Annotated[
+        list[int] | None, typer.Option("--left-out", help="missing-class: the class; repeat it for more.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
-    cache: Annotated[Path, typer.Option(help="Scratch folder for the teachers' answers.")] = Path("runs/study"),
+    cache: Annotated[Path, typer.Option(help="Scratch folder for the teachers' outputs.")] = Path("runs/study"),
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
@@ -48,50 +49,49 @@ def study(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
-    """Measure what each method is worth: paired seeds, settings chosen on validation, a row a run.
+    """Measure what each method is worth: paired seeds, settings tuned on validation, a row a run.
 
     Stopped at any moment, the same command goes on with what is missing.
     """
-    from kdlib.study import choose, grid
-    from kdlib.study import run as runs
+    from kdlib.study import plans, runner
 
     if again is not None:
-        raise typer.Exit(_repeat(again, row, cache, device, precision))
-    first = choose.TUNING_SEEDS[0]
-    requests = [
-        runs.Request(
-            which=which,
-            budget=grid.Budget(data, one, teacher, count, epochs, views, device, precision),
+        raise typer.Exit(_reproduce(again, row, cache, device, precision))
+    first = plans.TUNING_SEEDS[0]
+    configs = [
+        runner.StudyConfig(
+            plan=plans.find(plan),
+            budget=plans.Budget(data, architecture, teacher, count, epochs, views, device, precision),
             seeds=range(seeds),
             out=out,
             cache=cache,
-            choices=choices,
+            trials_file=trials_file,
             retune=retune,
             defaults=defaults,
-            left_out=tuple(left_out or (3,)),
+            excluded_classes=tuple(excluded_classes or (3,)),
             tuning_seeds=range(first, first + tuning_seeds),
             workers=workers,
         )
-        for one in student or ["resnet8"]
+        for architecture in student or ["resnet8"]
         for count in images or [10_000]
     ]
     try:
-        for request in requests:
+        for config in configs:
             if dry:
-                print(runs.plan(request))
+                print(runner.dry_run(config))
             else:
-                path = runs.run(request, progress=not quiet, command=shlex.join(["kdlib", "study", *_arguments()]))
+                path = runner.run(config, progress=not quiet, command=shlex.join(["kdlib", "study", *_arguments()]))
                 print(f"All runs are in {path}")
     except KeyboardInterrupt:
         print("\nkdlib: stopped. The same command goes on with what is missing.", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
-def _repeat(file: Path, row: int, cache: Path, device: str, precision: str) -> int:
+def _reproduce(file: Path, row: int, cache: Path, device: str, precision: str) -> int:
     """Repeat one run and print in what it differs; the exit code."""
-    from kdlib.study import run as runs
+    from kdlib.study import runner
 
-    differ = runs.again(file, row, cache=cache, device=device, precision=precision)
+    differ = runner.reproduce(file, row, cache=cache, device=device, precision=precision)
     for name, (old, new) in differ.items():
         print(f"{name}: {old} in the file, {new} now")
     print(f"Row {row} of {file}: {'repeated with differences.' if differ else 'the same to the bit.'}")

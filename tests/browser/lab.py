@@ -58,7 +58,7 @@ class Lab:
     def __init__(self, folder: Path, *options: str, course: Path = ROOT) -> None:
         self._temporary, self.log = folder / "temporary", folder / "jupyterlab.log"
         self._temporary.mkdir(parents=True)
-        command = [sys.executable, "-m", "kdlib.classroom.lab", "--no-browser", *options]
+        command = [sys.executable, "-m", "course.lab", "--no-browser", *options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(folder, course), cwd=folder

@@ -14,7 +14,7 @@ import pytest
 from lab import Notebook, milliseconds
 
 GOAL, LOOSE = (50, 100), (400, 1200)  # median and 95th percentile, ms
-EXPLORER = "from kdlib.classroom import explorers, plots\nexplorer = explorers.Temperature(temperature=0.125)\nexplorer"
+EXPLORER = "from course import explorers, plots\nexplorer = explorers.Temperature(temperature=0.125)\nexplorer"
 # The same artists from the same numbers, but a new figure each time, shown as an output.
 SLOW = """import copy
 from types import SimpleNamespace

@@ -13,9 +13,9 @@ import nbformat
 import pytest
 from lab import ROOT, Lab
 
-from kdlib.classroom import notebooks
+from course import notebooks
 
-FIRST = notebooks.every()[0]
+FIRST = notebooks.list_notebooks()[0]
 POP_UPS = ".Toastify__toast, .jp-Dialog"
 SILENCE = 5_000  # ms; without the launcher's settings Jupyter's question about news comes within one second
 
@@ -23,7 +23,7 @@ SILENCE = 5_000  # ms; without the launcher's settings Jupyter's question about 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("course")
-    for name in ("kdlib", "notebooks"):
+    for name in ("kdlib", "course", "notebooks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     (folder / "data").symlink_to(ROOT / "data")
     return folder
@@ -43,7 +43,7 @@ def test_make_lab_starts_what_is_tested_here() -> None:
     # Inside `make test` a second make would tell which directory it enters and leaves.
     command = ["make", "--no-print-directory", "-n", "lab"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert said.splitlines()[-1] == ".venv/bin/python -m kdlib.classroom.lab"
+    assert said.splitlines()[-1] == ".venv/bin/python -m course.lab"
 
 
 def test_the_first_lesson_is_shown_and_nothing_pops_up(

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from lab import Live, Notebook
 
-from kdlib.classroom import explorers
+from course import explorers
 
-IMPORT = "from kdlib.classroom import explorers"
+IMPORT = "from course import explorers"
 GOAL, LOOSE = 10, 0.5  # pictures a second
 SECONDS = 4
 COUNT = """() => {
@@ -25,12 +25,12 @@ COUNT = """() => {
 }"""
 BROKEN = f"""{IMPORT}
 broken = explorers.Playground(steps=3000)
-learn = broken.trial._learn
+learn = broken.training._train_step
 def fails():
-    if broken.trial.step == 20:
+    if broken.training.step == 20:
         raise RuntimeError("injected")
     learn()
-broken.trial._learn = fails
+broken.training._train_step = fails
 broken"""
 
 
@@ -60,10 +60,18 @@ def running(opened: Callable[..., Notebook]) -> tuple[Notebook, Live]:
     return notebook, live
 
 
-def test_it_draws_many_pictures_a_second(
+def test_it_draws_many_pictures_a_second_listens_pauses_and_starts_anew(
     running: tuple[Notebook, Live], capsys: pytest.CaptureFixture[str], look: Callable[[str], None]
 ) -> None:
-    notebook, live = running
+    """One notebook for all of it: its teacher has to be trained first."""
+    it_draws_many_pictures_a_second(*running, capsys, look)
+    it_listens_while_it_runs(*running, capsys, look)
+    pause_stops_run_goes_on_and_reset_starts_anew(*running, look)
+
+
+def it_draws_many_pictures_a_second(
+    notebook: Notebook, live: Live, capsys: pytest.CaptureFixture[str], look: Callable[[str], None]
+) -> None:
     before, first = live.pixels(), step(live)
     notebook.page.evaluate(COUNT)
     start = time.monotonic()
@@ -77,10 +85,9 @@ def test_it_draws_many_pictures_a_second(
     assert rate >= (GOAL if os.environ.get("KDLIB_LATENCY") == "1" else LOOSE)
 
 
-def test_it_listens_while_it_runs(
-    running: tuple[Notebook, Live], capsys: pytest.CaptureFixture[str], look: Callable[[str], None]
+def it_listens_while_it_runs(
+    notebook: Notebook, live: Live, capsys: pytest.CaptureFixture[str], look: Callable[[str], None]
 ) -> None:
-    notebook, live = running
     for label, key, expected in (
         ("Share of wrong labels", "Home", ", 0 of the labels wrong"),
         ("Temperature", "Home", "at T = 1 on these"),
@@ -104,10 +111,7 @@ def test_it_listens_while_it_runs(
     look("Playground with three classes")
 
 
-def test_pause_stops_run_goes_on_and_reset_starts_anew(
-    running: tuple[Notebook, Live], look: Callable[[str], None]
-) -> None:
-    notebook, live = running
+def pause_stops_run_goes_on_and_reset_starts_anew(notebook: Notebook, live: Live, look: Callable[[str], None]) -> None:
     press(live, "Pause")
     live.until(lambda: progress(live).startswith("Paused at step"), "the pause")
     notebook.page.wait_for_timeout(300)  # what was on its way

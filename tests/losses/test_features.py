@@ -122,7 +122,7 @@ def test_attention_lies_between_zero_and_two_over_the_positions(seed):
     assert torch.allclose(attention_map(student).norm(dim=1), torch.ones(2, dtype=torch.float64))
 
 
-def test_attention_to_disjoint_places_is_the_largest():
+def test_attention_to_disjoint_positions_is_the_largest():
     student, teacher = torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2)
     student[:, :, 0, 0] = 5
     teacher[:, :, 1, 1] = 7

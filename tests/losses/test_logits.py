@@ -388,7 +388,7 @@ def test_renaming_classes_and_reordering_samples_changes_nothing(seed):
 
 @few
 @given(seed=seeds)
-def test_never_negative_and_zero_only_for_the_teachers_answer(seed):
+def test_never_negative_and_zero_only_for_the_teachers_output(seed):
     student, teacher = random_logits(seed), random_logits(seed + 1)
     for loss in PAIRED:
         assert loss(student, teacher) > 0
@@ -625,7 +625,7 @@ def test_the_losses_themselves_do_not_look():
 
 
 def test_warn_if_probabilities_names_what_is_no_batch_of_floats():
-    with pytest.raises(TypeError, match="^answers must hold floating-point numbers, got torch.int64"):
-        warn_if_probabilities(y, "answers")
-    with pytest.raises(ValueError, match=r"^answers is empty, shape \(0, 5\)"):
-        warn_if_probabilities(s[:0], "answers")
+    with pytest.raises(TypeError, match="^outputs must hold floating-point numbers, got torch.int64"):
+        warn_if_probabilities(y, "outputs")
+    with pytest.raises(ValueError, match=r"^outputs is empty, shape \(0, 5\)"):
+        warn_if_probabilities(s[:0], "outputs")

@@ -1,0 +1,185 @@
+"""Lesson 01: the cost of depth, width, resolution and precision, against the budget of a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from course import plots
+from course.explorers.base import CONTROL_STYLE, Explorer
+from course.explorers.latency_model import LatencyModel, NetworkSize, TimedNetwork, network_size, time_networks
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
+
+BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
+DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+WIDTHS = (4, 8, 16, 32, 64)
+RESOLUTIONS = (28, 56, 112, 224)
+FRAME_TIME = 1 / 30  # seconds per image of a video with 30 images a second
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The limits of a device: MACs per image, bytes of weights, seconds per image; None where none is stated."""
+
+    macs: float | None
+    weight_bytes: float | None
+    seconds: float | None
+    source: str
+
+
+DEVICES = {
+    "phone": Budget(
+        600e6,
+        None,
+        FRAME_TIME,
+        'the "mobile setting" of the literature is fewer than 600 million MACs (DARTS, arXiv:1806.09055); 30 pictures '
+        "a second are the choice of this course",
+    ),
+    "microcontroller, 250 kB": Budget(
+        60e6,
+        250e3,
+        None,
+        "the rules of the Visual Wake Words challenge: 250 kB, 60 million MACs (arXiv:1906.05721)",
+    ),
+    "microcontroller, 1 MB flash": Budget(
+        None, 1e6, None, "an STM32F746 has 1 MB of flash (and 320 kB of memory; MCUNet, arXiv:2007.10319)"
+    ),
+    "this machine, 30 pictures/s": Budget(None, None, FRAME_TIME, "30 pictures a second leave 33 ms for each"),
+}
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """The size of a network, bytes of its weights in each precision, estimated seconds, and whether each limit holds.
+
+    fits: "MACs", "weights" and "latency" to True, False, or None where the device states no limit.
+    """
+
+    size: NetworkSize
+    weight_bytes: dict[str, float]
+    seconds: float
+    fits: dict[str, bool | None]
+
+
+class Cost(Explorer):
+    """Depth, width, resolution and precision of a thin ResNet; its parameters, MACs, bytes and likely latency.
+
+    The latency is an estimate from five to ten networks, timed when the first such explorer is made (about two
+    seconds). networks: timed networks to use instead.
+    """
+
+    name = "Cost"
+    alt = (
+        "Left: latency against MACs on logarithmic axes, with the networks that were timed, an estimate for the chosen "
+        "one, and the limits of the device as lines. Right: bytes of its weights in four precisions, the chosen one "
+        "marked, with the limit of the device."
+    )
+    size = (9.0, 3.5)
+
+    def __init__(self, networks: Sequence[TimedNetwork] | None = None, **initial: Any) -> None:
+        self.networks = tuple(time_networks() if networks is None else networks)
+        self.latency_model = LatencyModel.fit(self.networks)
+        super().__init__(**initial)
+
+    def make_controls(self, widgets: Any) -> dict[str, Any]:
+        def slider(options: Sequence[int], value: int, text: str) -> Any:
+            return widgets.SelectionSlider(options=options, value=value, description=text, **CONTROL_STYLE)
+
+        def choice(options: Iterable[str], text: str) -> Any:
+            return widgets.Dropdown(options=list(options), description=text, **CONTROL_STYLE)
+
+        return {
+            "depth": slider(DEPTHS, 20, "Depth (layers)"),
+            "width": slider(WIDTHS, 16, "Width (channels)"),
+            "resolution": slider(RESOLUTIONS, 28, "Resolution (pixels)"),
+            "precision": choice(BITS, "Precision"),
+            "device": choice(DEVICES, "Device"),
+        }
+
+    def inputs(self) -> tuple[Any, ...]:
+        return *self.state.values(), self.latency_model
+
+    @staticmethod
+    @lru_cache(maxsize=4096)
+    def compute(
+        depth: int, width: int, resolution: int, precision: str, device: str, latency_model: LatencyModel
+    ) -> NetworkCost:
+        """Size, bytes, estimated latency and whether they fit the device."""
+        size = network_size(depth, width, resolution)
+        weight_bytes = {name: size.parameters * bits / 8 for name, bits in BITS.items()}
+        seconds, budget = latency_model.seconds(size), DEVICES[device]
+        limits = {
+            "MACs": (size.macs, budget.macs),
+            "weights": (weight_bytes[precision], budget.weight_bytes),
+            "latency": (seconds, budget.seconds),
+        }
+        fits = {name: None if limit is None else cost <= limit for name, (cost, limit) in limits.items()}
+        return NetworkCost(size, weight_bytes, seconds, fits)
+
+    def build(self, figure: Figure) -> tuple[Iterable[Artist], Iterable[Artist]]:
+        left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+        macs = [network.size.macs for network in self.networks]
+        milliseconds = [1e3 * network.seconds for network in self.networks]
+        left.plot(macs, milliseconds, **plots.NEUTRAL.line("timed on this machine", linestyle=""))
+        chosen = plots.OTHER.line("chosen network (estimate)", linestyle="", markersize=12)
+        (self._point,) = left.plot([1e6], [1], **chosen)
+        limit: dict[str, Any] = {"color": plots.ALERT, "linestyle": "--", "linewidth": 1.8}
+        self._limits = [left.axvline(1e6, label="limit of the device", **limit), left.axhline(1, **limit)]
+        left.set(xscale="log", yscale="log", xlim=(3e5, 3e11), ylim=(0.05, 2e5))
+        left.set(xlabel="MACs for one picture", ylabel="latency on this machine (ms)")
+        legend = plots.legend(left, loc="upper left", frameon=True)
+        positions = range(len(BITS))
+        (self._weights,) = right.plot(positions, [1e5 for _ in positions], **plots.NEUTRAL.line())
+        (self._chosen_weights,) = right.plot([0], [1e5], **chosen)
+        self._limits.append(right.axhline(1e5, **limit))
+        right.set_xticks(positions, list(BITS))
+        right.set(yscale="log", xlim=(-0.4, len(BITS) - 0.6), ylim=(1e3, 1e9))
+        right.set(xlabel="precision of the weights", ylabel="weights (bytes)")
+        return (), (*self._limits, self._weights, self._point, self._chosen_weights, legend)
+
+    def update(self, result: NetworkCost) -> None:
+        self._point.set_data([result.size.macs], [1e3 * result.seconds])
+        self._weights.set_ydata(list(result.weight_bytes.values()))
+        precision = self.state["precision"]
+        self._chosen_weights.set_data([list(BITS).index(precision)], [result.weight_bytes[precision]])
+        budget = DEVICES[self.state["device"]]
+        macs, milliseconds, weights = self._limits
+        limits = (
+            (macs, budget.macs),
+            (milliseconds, budget.seconds and 1e3 * budget.seconds),
+            (weights, budget.weight_bytes),
+        )
+        for line, limit in limits:
+            line.set_visible(limit is not None)
+            if limit is not None:
+                (line.set_xdata if line is macs else line.set_ydata)([limit, limit])
+
+    def describe_lines(self, result: NetworkCost) -> list[str]:
+        depth, width, resolution, precision, device = self.state.values()
+        size, budget = result.size, DEVICES[device]
+        is_beyond = size.macs > self.latency_model.largest
+        note = " It is larger than all that were timed, so trust it less." if is_beyond else ""
+        limits = {
+            "MACs": None if budget.macs is None else f"{budget.macs / 1e6:,.0f} million",
+            "weights": None if budget.weight_bytes is None else f"{budget.weight_bytes / 1e6:,.2f} MB",
+            "latency": None if budget.seconds is None else f"{1e3 * budget.seconds:.0f} ms on this machine",
+        }
+        verdicts = [_describe_limit(name, limit, result.fits[name]) for name, limit in limits.items()]
+        return [
+            f"ResNet-{depth}, {width} channels, {resolution} x {resolution} pixels, {precision}: "
+            f"{size.parameters:,} parameters, {size.macs / 1e6:,.1f} million MACs, "
+            f"{result.weight_bytes[precision] / 1e6:,.3f} MB of weights.",
+            f"Latency: about {1e3 * result.seconds:,.3g} ms for one picture in fp32 on this machine. This is an "
+            f"estimate from {len(self.networks)} networks that were timed; for one that it does not know it is off by "
+            f"{self.latency_model.error:.0%} (median). Lower precision is counted in bytes only.{note}",
+            f"Limits of the device ({device}): {'; '.join(verdicts)}. Source: {budget.source}.",
+        ]
+
+
+def _describe_limit(name: str, limit: str | None, fits: bool | None) -> str:
+    return f"{name}: none named" if limit is None else f"{name}: {'within' if fits else 'OVER'} {limit}"

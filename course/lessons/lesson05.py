@@ -1,0 +1,393 @@
+"""Exercises of lesson 05, How do logits teach?: the joint loss, other people's settings, and mistakes in a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from course.specs import Case, CodeSpec, LessonSpec, Mistake, MultipleChoice, Numeric, Option, QuestionSpec
+from kdlib.verdict import Verdict
+
+
+def joint_loss(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, alpha: float
+) -> Tensor:
+    """alpha times the cross-entropy with the labels + (1 - alpha) times T^2 KL(teacher || student)."""
+    hard = torch.nn.functional.cross_entropy(student_logits, labels)
+    log_q = torch.log_softmax(student_logits / temperature, dim=1)
+    log_p = torch.log_softmax(teacher_logits / temperature, dim=1)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+    soft = temperature**2 * divergence
+    return alpha * hard + (1 - alpha) * soft
+
+
+def _triples() -> list[Case]:
+    generator = torch.Generator().manual_seed(51)
+
+    def case(images: int, classes: int, temperature: float, alpha: float) -> Case:
+        student, teacher = (size * torch.randn(images, classes, generator=generator) for size in (1.0, 2.0))
+        labels = torch.randint(classes, (images,), generator=generator)
+        return Case((student, teacher, labels, temperature, alpha))
+
+    small = torch.tensor([[1.0, 0.0, 0.5]]), torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([1])
+    student = torch.tensor([[200.0, -150.0, 0.0], [1.0, 2.0, 400.0]])
+    teacher = torch.tensor([[-180.0, 190.0, 0.0], [300.0, 0.0, 1.0]])
+    advice = (
+        "A softmax that is exactly 0 has no logarithm. Go there in one step: log_softmax, and for the hard part "
+        "cross_entropy, which does the same inside."
+    )
+    far = Case((student, teacher, torch.tensor([1, 0]), 1.5, 0.3), "a student that is sure and wrong", advice)
+    shapes = (4, 3, 4.0, 0.1), (5, 5, 3.0, 0.7), (1, 6, 0.7, 0.4), (6, 10, 6.0, 0.9)
+    return [Case((*small, 2.0, 0.25)), *(case(*shape) for shape in shapes), far]
+
+
+def _hard(z: Tensor, y: Tensor, t: float = 1.0) -> Tensor:
+    return F.cross_entropy(z / t, y)
+
+
+def _logs(z: Tensor, t: float) -> Tensor:
+    return torch.log_softmax(z / t, dim=1)
+
+
+def _each(log_q: Tensor, log_p: Tensor) -> Tensor:
+    return log_p.exp() * (log_p - log_q)
+
+
+def _kl(s: Tensor, z: Tensor, t: float) -> Tensor:
+    return _each(_logs(s, t), _logs(z, t)).sum(dim=1).mean()
+
+
+def _soft(s: Tensor, z: Tensor, t: float) -> Tensor:
+    return t**2 * _kl(s, z, t)
+
+
+def _log_of_softmax(s: Tensor, z: Tensor, y: Tensor, t: float, a: float) -> Tensor:
+    p, q = torch.softmax(z / t, dim=1), torch.softmax(s / t, dim=1)
+    return a * _hard(s, y) + (1 - a) * t**2 * (p * (p.log() - q.log())).sum(dim=1).mean()
+
+
+def _raw_kl_div(first: Tensor, second: Tensor) -> Tensor:
+    return F.kl_div(first, second, reduction="batchmean")
+
+
+_LOGARITHMS = (
+    "kl_div takes the student's log-probabilities first, and the teacher's probabilities second. With logarithms in "
+    "both it needs log_target=True."
+)
+_ROLES = "alpha and 1 - alpha have changed places: in this course alpha is the weight of the hard labels."
+_NO_T2 = "The factor T^2 is missing: at T = 4 the soft loss is 16 times too small, whatever alpha is."
+
+JOINT = CodeSpec(
+    "joint_loss",
+    "The joint loss",
+    "code",
+    "medium",
+    8,
+    "Write joint_loss(student_logits, teacher_logits, labels, temperature, alpha): alpha times the cross-entropy with "
+    "the labels, plus 1 - alpha times the soft loss, which is T^2 times KL(teacher || student), both softened with T, "
+    "summed over the classes and averaged over the images. It must stay finite for a student that is sure and wrong.",
+    (
+        "Two parts. The hard one knows nothing of T: torch.nn.functional.cross_entropy(student_logits, labels).",
+        "The soft one needs torch.log_softmax(... / temperature, dim=1) of both, and the teacher's exp as weights.",
+        "Sum over dim=1, then the mean, then times temperature ** 2. Last: alpha * hard + (1 - alpha) * soft.",
+    ),
+    "kdlib.methods.Logit(temperature, alpha) is its tested twin. At alpha = 1 it is plain training, and at alpha = 0 "
+    "the labels are not needed at all: any pictures will do to distil.",
+    stub="def joint_loss(student_logits, teacher_logits, labels, temperature, alpha):\n    ...  # five or six lines",
+    reference=joint_loss,
+    cases=_triples,
+    grad_arguments=("student_logits",),
+    mistakes=(
+        Mistake("alpha swapped", lambda s, z, y, t, a: (1 - a) * _hard(s, y) + a * _soft(s, z, t), _ROLES),
+        Mistake("T^2 forgotten", lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * _kl(s, z, t), _NO_T2),
+        Mistake(
+            "alpha swapped, T^2 forgotten",
+            lambda s, z, y, t, a: (1 - a) * _hard(s, y) + a * _kl(s, z, t),
+            f"{_ROLES} {_NO_T2}",
+        ),
+        Mistake(
+            "T instead of T^2",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t * _kl(s, z, t),
+            "You multiplied by T once. Without a factor the soft gradient shrinks as 1/T^2, so T^2 is needed.",
+        ),
+        Mistake(
+            "T^2 on both parts",
+            lambda s, z, y, t, a: t**2 * (a * _hard(s, y) + (1 - a) * _kl(s, z, t)),
+            "T^2 stands in front of both parts. It makes up for what softening takes away, and the hard part is not "
+            "softened: multiply the soft part only.",
+        ),
+        Mistake(
+            "teacher in both parts",
+            lambda s, z, y, t, a: a * _hard(z, y) + (1 - a) * _soft(s, z, t),
+            "The hard part compares the teacher with the labels. It is the student that has to learn them.",
+        ),
+        Mistake(
+            "hard part softened",
+            lambda s, z, y, t, a: a * _hard(s, y, t) + (1 - a) * _soft(s, z, t),
+            "The hard part is softened too. The labels are met at T = 1, where the student will be used: no division.",
+        ),
+        Mistake(
+            "weights forgotten",
+            lambda s, z, y, t, a: _hard(s, y) + _soft(s, z, t),
+            "alpha does not come in: both parts have the weight 1.",
+        ),
+        Mistake(
+            "soft part not weighted",
+            lambda s, z, y, t, a: a * _hard(s, y) + _soft(s, z, t),
+            "The soft part has the weight 1. Its weight is 1 - alpha.",
+        ),
+        Mistake(
+            "hard part not weighted",
+            lambda s, z, y, t, a: _hard(s, y) + (1 - a) * _soft(s, z, t),
+            "The hard part has the weight 1. Its weight is alpha.",
+        ),
+        Mistake(
+            "hard part missing",
+            lambda s, z, y, t, a: (1 - a) * _soft(s, z, t),
+            "The labels do not come in: alpha times the cross-entropy is missing.",
+        ),
+        Mistake(
+            "soft part missing",
+            lambda s, z, y, t, a: a * _hard(s, y),
+            "The teacher does not come in: 1 - alpha times the soft loss is missing.",
+        ),
+        Mistake(
+            "student and teacher swapped",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * _soft(z, s, t),
+            "Student and teacher are swapped in the soft part: KL(student || teacher). The teacher's probabilities are "
+            "the weights (kl_div takes the student's logarithms first).",
+        ),
+        Mistake(
+            "mean over the classes",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _each(_logs(s, t), _logs(z, t)).mean(),
+            "In the soft part you took the mean over the classes as well, so the soft loss is C times too small. "
+            'Sum over the classes, mean over the images (with kl_div: reduction="batchmean").',
+        ),
+        Mistake(
+            "mean over the classes, T^2 forgotten",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * _each(_logs(s, t), _logs(z, t)).mean(),
+            f'Sum over the classes and take the mean over the images only (kl_div: reduction="batchmean"). {_NO_T2}',
+        ),
+        Mistake(
+            "sum over the batch",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _each(_logs(s, t), _logs(z, t)).sum(),
+            "The soft part is added up over the images, the hard part is their mean: its weight then depends on the "
+            "size of the batch. Take the mean in both.",
+        ),
+        Mistake(
+            "softmax twice",
+            lambda s, z, y, t, a: (
+                a * _hard(s.softmax(dim=1), y) + (1 - a) * _soft(s.softmax(dim=1), z.softmax(dim=1), t)
+            ),
+            "There is a softmax too many: the loss applies its own, so give it logits and not probabilities.",
+        ),
+        Mistake(
+            "hard part with a softmax too many",
+            lambda s, z, y, t, a: a * _hard(s.softmax(dim=1), y) + (1 - a) * _soft(s, z, t),
+            "In the hard part there is a softmax too many: cross_entropy applies its own.",
+        ),
+        Mistake(
+            "soft part with a softmax too many",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * _soft(s.softmax(dim=1), z.softmax(dim=1), t),
+            "In the soft part there is a softmax too many: it is fed probabilities, where logits belong.",
+        ),
+        Mistake(
+            "cross-entropy",
+            lambda s, z, y, t, a: (
+                a * _hard(s, y) - (1 - a) * t**2 * (_logs(z, t).exp() * _logs(s, t)).sum(dim=1).mean()
+            ),
+            "Your soft part is the cross-entropy: the teacher's own log p is missing from the difference. Its gradient "
+            "is the same, but it is not 0 when the student agrees with the teacher.",
+        ),
+        Mistake(
+            "only the student softened",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _each(_logs(s, t), _logs(z, 1)).sum(dim=1).mean(),
+            "In the soft part only the student's logits are divided by T. Both sides are softened alike.",
+        ),
+        Mistake(
+            "only the teacher softened",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _each(_logs(s, 1), _logs(z, t)).sum(dim=1).mean(),
+            "In the soft part only the teacher's logits are divided by T. Both sides are softened alike.",
+        ),
+        Mistake(
+            "nothing softened",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _kl(s, z, 1),
+            "T^2 is there, but the logits themselves are not divided by T.",
+        ),
+        Mistake(
+            "logarithms in the wrong place of kl_div",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _raw_kl_div(_logs(s, t), _logs(z, t)),
+            _LOGARITHMS,
+        ),
+        Mistake(
+            "no logarithm in kl_div",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _raw_kl_div(_logs(s, t).exp(), _logs(z, t).exp()),
+            "kl_div takes the student's log-probabilities first: log_softmax, not softmax.",
+        ),
+        Mistake(
+            "log of a softmax",
+            _log_of_softmax,
+            "The formula is right, but for a student that is sure and wrong it gives inf or NaN: its softmax is "
+            "exactly 0 there, and that has no logarithm. Go to the logarithm in one step: log_softmax.",
+        ),
+    ),
+)
+
+
+def _letter_of_verdict(comparison: Any) -> str:
+    letters = {Verdict.BEATS: "a", Verdict.LOSES: "b", Verdict.INCONCLUSIVE: "c"}
+    return letters[comparison.verdict]
+
+
+HOT = QuestionSpec(
+    "hot",
+    "What does T = 20 do?",
+    "prediction",
+    "medium",
+    3,
+    "Five students are distilled at T = 4, and five at T = 20; seed by seed they have the same start and the same "
+    "pictures in the same order, and alpha = 0.5 and T^2 are there in both. What will the verdict on T = 20 against "
+    "T = 4 be, on the validation pictures? Answer with .predict(...), run the cells, then call .check(hotter) with the "
+    "comparison.",
+    (
+        "With T^2 the size of the soft gradient hardly changes. What does change is how far down the list of classes "
+        "the student has to listen: lesson 04.",
+        "Hinton, Vinyals and Dean found that very small students did best at intermediate temperatures. Is a student "
+        "of 7,690 parameters very small here, and is five seeds enough to see it?",
+    ),
+    "Hinton, Vinyals and Dean (2015) trained on MNIST with 300 or more units in each hidden layer and found all "
+    "temperatures above 8 about equally good; with 30 units, 2.5 to 4 did better than higher or lower ones. No theorem "
+    "stands behind either: the best temperature depends on student, teacher and data. And whatever the verdict is, "
+    "it holds for one teacher, one choice of pictures and five seeds.",
+    is_prediction=True,
+    answer_key=MultipleChoice(
+        (
+            Option("T = 20 is ahead, and the interval excludes 0", ""),
+            Option("T = 20 is behind, and the interval excludes 0", ""),
+            Option("Five seeds cannot tell: the interval contains 0", ""),
+        ),
+        from_measurement=_letter_of_verdict,
+    ),
+)
+
+STEP = QuestionSpec(
+    "step",
+    "Find the mistake",
+    "question",
+    "medium",
+    4,
+    "This training step runs without an error, the loss falls, and the student learns something. But one line is "
+    "wrong.\n\n"
+    "    1  teacher.eval()\n"
+    "    2  for images, labels in loader:\n"
+    "    3      with torch.no_grad():\n"
+    "    4          t = teacher(images)\n"
+    "    5      s = student(images)\n"
+    "    6      hard = F.cross_entropy(t, labels)\n"
+    "    7      soft = losses.kd(s, t, temperature=4.0)\n"
+    "    8      loss = 0.5 * hard + 0.5 * soft\n"
+    "    9      optimizer.zero_grad()\n"
+    "    10     loss.backward()\n"
+    "    11     optimizer.step()\n\n"
+    "Which one?",
+    (
+        "Go through the lines and ask of each tensor: whose is it, and does a gradient flow through it?",
+        "Which two things should the hard loss compare?",
+    ),
+    "A variant of this was in published code until a reader found it. Two habits catch it: plot each term of the loss "
+    "by itself (a hard loss that never falls is a sign), and train once with alpha = 1, which must be plain training.",
+    answer_key=MultipleChoice(
+        (
+            Option(
+                "Line 3: without its gradient the teacher cannot teach",
+                "The gradient flows through the student, s. The teacher is not to learn, so no_grad() is right, and it "
+                "saves time and memory.",
+            ),
+            Option(
+                "Line 6: the hard loss looks at the teacher instead of the student",
+                "t carries no gradient, so this term is a number that changes nothing: the student never meets a "
+                "label, and the loss still falls, because the soft part does.",
+                correct=True,
+            ),
+            Option(
+                "Line 7: student and teacher are in the wrong order",
+                "kdlib's losses take the student first, and the divergence inside has the teacher's weights. In other "
+                "libraries the order may differ: read before use.",
+            ),
+            Option(
+                "Line 8: T^2 is missing in front of the soft loss",
+                "losses.kd carries it already. Written once more it would be T^4.",
+            ),
+        )
+    ),
+)
+
+DOUBLE = QuestionSpec(
+    "double",
+    "Twice through the softmax",
+    "figure",
+    "medium",
+    3,
+    "Look at the figure of one and of two softmaxes. After the second one no bar is longer than about 0.23, however "
+    "sure the network is. Why?",
+    (
+        "What is the largest, and what the smallest number that the first softmax can hand to the second?",
+        "exp(1) is 2.718, exp(0) is 1, and there are ten classes.",
+    ),
+    "So the cross-entropy of a network that is completely right still is log((e + 9) / e) = 1.46 instead of 0. A loss "
+    "that stops falling at 1.46 with ten classes should make you look for a softmax in the model.",
+    answer_key=MultipleChoice(
+        (
+            Option(
+                "The network is not sure of this picture",
+                "It is: the first softmax gives it nearly everything. And the bound holds for every picture.",
+            ),
+            Option(
+                "The second softmax works at a higher temperature",
+                "Both are at T = 1 in the figure. Its inputs are what is different.",
+            ),
+            Option(
+                "Its inputs lie between 0 and 1, so with ten classes no class gets more than e / (e + 9)",
+                "One input of 1 and nine of 0 are the best that can happen: e / (e + 9) = 0.232 for the first, and "
+                "1 / (e + 9) = 0.085 for each of the others.",
+                correct=True,
+            ),
+            Option(
+                "Rounding errors of the two softmaxes add up",
+                "They are about one part in ten million; this is a factor of four.",
+            ),
+        )
+    ),
+)
+
+TRANSLATE = QuestionSpec(
+    "translate",
+    "A recipe from elsewhere",
+    "question",
+    "hard",
+    5,
+    "In somebody's repository the loss is alpha * KL + (1 - alpha) * CE, with alpha = 0.9 and T = 4. The KL divergence "
+    "is that of the softened answers, CE the cross-entropy with the labels, and there is no T^2. Which alpha makes "
+    "methods.Logit(temperature=4, alpha=...) the same loss, up to a constant factor?",
+    (
+        "In this course: alpha * CE + (1 - alpha) * 16 * KL. What counts is the ratio of the two weights.",
+        "There the weight of KL is 9 times that of CE. So 16 * (1 - alpha) = 9 * alpha.",
+    ),
+    "16 (1 - alpha) = 9 alpha gives alpha = 16/25 = 0.64. The same letter, and 0.9, 0.1 or 0.64: before you copy a "
+    "setting, read which part the letter weighs, and whether T^2 is there.",
+    answer_key=Numeric(
+        0.64,
+        0.02,
+        (
+            (0.1, "That turns the roles of alpha, but forgets that kdlib's soft loss carries T^2 = 16."),
+            (0.9, "The letter is the same, its role is not: there alpha weighs the soft part, here the hard one."),
+            (0.36, "That is the weight of the soft part. alpha is the weight of the hard one: the rest."),
+            (0.3077, "You used T = 4 once: 4 (1 - alpha) = 9 alpha. kdlib's factor is T^2 = 16."),
+        ),
+    ),
+)
+
+EXERCISES = LessonSpec("05", "How do logits teach?", (JOINT, HOT, STEP, DOUBLE, TRANSLATE))

@@ -1,0 +1,238 @@
+"""The look of all figures: colour roles, style, figures with alt text.
+
+Each colour has one meaning, in figures and explorers alike:
+
+    TEACHER     green        the teacher, and what it gives: its probabilities, features, decision boundary
+    BASELINE    vermilion    hard labels, and the student that learns from nothing else; what distillation is compared
+                             with, and verdicts in its favour
+    DISTILLED   blue         a distilled student, whatever taught it, or taught by a combination; verdicts in its favour
+    LOGITS      orange       the first family of distillation: soft labels and their loss
+    FEATURES    purple       the second family: layers, projections and their losses
+    RELATIONS   light blue   the third family: relations between layers or samples, and their losses
+    NEUTRAL     grey         references, guides and controls, inconclusive verdicts
+    OTHER       black        what has no part in distillation; INK, the same black, marks what is selected
+    ALERT       dark red     what is wrong or out of bounds: wrong labels, limits of a device
+
+Where one meaning is needed twice in a figure (T = 1 beside T = 4, two feature losses), `Role.variant` keeps the colour
+and changes line style, marker and hatch. Heat maps use cividis, and for gains vermilion to white to blue.
+
+The colours are those of Okabe and Ito, which people with any colour vision can distinguish; line style, marker and
+hatch repeat what colour says. Figures are made without pyplot, so there is no current figure and nothing to close.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+# matplotlib and IPython are imported where they are used: a lesson without a figure does not wait for them.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+
+DPI = 90  # pixels of the page per inch
+PIXEL_RATIO = 2  # pixels of the image per pixel of the page, so that text is crisp on a fine screen and in print
+INK = "#222222"
+ALERT = "#B00020"
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a colour stands for, and the line style, marker and hatch that say the same without colour.
+
+    open: whether the marker is drawn without a filling.
+    """
+
+    label: str
+    colour: str
+    linestyle: str
+    marker: str
+    hatch: str
+    open: bool = False
+
+    def line(self, label: str | None = None, **options: Any) -> dict[str, Any]:
+        """Arguments for `axes.plot`; the label is the role's own unless another is given."""
+        look: dict[str, Any] = {
+            "color": self.colour,
+            "linestyle": self.linestyle,
+            "marker": self.marker,
+            "linewidth": 2,
+        }
+        look["markersize"] = 9 if self.marker == "*" else 6  # a star fills less of its box
+        look |= {"markerfacecolor": "white"} if self.open else {}
+        return {**look, "label": self.label if label is None else label, **options}
+
+    def bar(self, label: str | None = None, **options: Any) -> dict[str, Any]:
+        """Arguments for `axes.bar` and `axes.barh`."""
+        look = {"color": self.colour, "hatch": self.hatch, "edgecolor": "white", "linewidth": 0}
+        return {**look, "label": self.label if label is None else label, **options}
+
+    def variant(self, number: int) -> Role:
+        """The same meaning once more in one figure: the same colour, another line style, marker and hatch.
+
+        Variant 0 is the role itself; the first eight differ from each other.
+        """
+        if number == 0:
+            return self
+        linestyles, markers, hatches = (
+            [look for look in looks if look != own][(number - 1) % (len(looks) - 1)]
+            for own, looks in ((self.linestyle, LINESTYLES), (self.marker, MARKERS), (self.hatch, HATCHES))
+        )
+        return replace(self, linestyle=linestyles, marker=markers, hatch=hatches, open=number % 2 == 1)
+
+
+LINESTYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+HATCHES = ("", "\\\\", "oo", "++", "**")
+
+TEACHER = Role("teacher", "#009E73", "-.", "^", "")
+BASELINE = Role("hard labels", "#D55E00", "--", "s", "//")
+DISTILLED = Role("distilled", "#0072B2", "-", "o", "..")
+LOGITS = Role("logits", "#E69F00", "-", "P", "")
+FEATURES = Role("features", "#CC79A7", "--", "X", "xx")
+RELATIONS = Role("relations", "#56B4E9", "-.", "v", "--")
+NEUTRAL = Role("reference", "#6E6E6E", ":", "D", "")
+OTHER = Role("other", INK, "-", "*", "")
+ROLES = (TEACHER, BASELINE, DISTILLED, LOGITS, FEATURES, RELATIONS, NEUTRAL, OTHER)
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so a figure is the same on every machine
+    "font.size": 10,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "image.cmap": "cividis",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Inside the block new axes and texts have the course's look; afterwards matplotlib's settings are as before."""
+    from cycler import cycler
+    from matplotlib import rc_context
+
+    unnamed = (OTHER, NEUTRAL, OTHER.variant(1), NEUTRAL.variant(1))  # lines that were given no role
+    cycle = cycler(color=[role.colour for role in unnamed], linestyle=[role.linestyle for role in unnamed])
+    with rc_context({**STYLE, "axes.prop_cycle": cycle}):
+        yield
+
+
+def figure(width: float = 7.0, height: float = 3.4, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+    """A figure in the course's look, and its axes: one, or an array as `Figure.subplots` returns it.
+
+    width and height: inches of 90 pixels. options: passed to `Figure.subplots` (sharex, width_ratios, ...).
+    """
+    fig = blank(width, height)
+    with style():
+        return fig, fig.subplots(rows, columns, **options)
+
+
+def blank(width: float, height: float) -> Figure:
+    """A figure in the course's look without axes; add them inside `style()`. width and height: inches."""
+    from matplotlib.figure import Figure
+
+    with style():
+        return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def show(fig: Figure, *, alt: str) -> None:
+    """Display a figure in the notebook with its alt text, which a screen reader reads in place of the image.
+
+    The text says what can be seen and what follows from it; it is stored in the output's metadata (image/png, alt).
+    Raises ValueError for a missing text, a figure without axes and an axis without a label.
+    """
+    alt = normalize_alt(alt)
+    check_labels(fig)
+    from IPython import get_ipython
+    from IPython.display import display
+
+    if get_ipython() is None:  # a plain Python session cannot display images
+        print(alt)
+        return
+    data = {"image/png": base64.b64encode(png(fig)).decode(), "text/plain": alt}
+    width = round(DPI * fig.get_size_inches()[0])  # without a height, so that a narrow page shrinks both
+    display(data, metadata={"image/png": {"alt": alt, "width": width}}, raw=True)
+
+
+def png(fig: Figure) -> bytes:
+    """The figure as a PNG file at twice the resolution of the page; the same figure always gives the same bytes."""
+    buffer = io.BytesIO()
+    with style():  # matplotlib makes most ticks only here
+        fig.savefig(buffer, format="png", dpi=PIXEL_RATIO * DPI, metadata={"Software": None})
+    return reduce_colours(buffer.getvalue())
+
+
+def reduce_colours(image: bytes) -> bytes:
+    """The same PNG image in 256 colours: about half of the bytes, and no visible difference."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    original = Image.open(io.BytesIO(image)).convert("RGB")
+    reduced = original.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    reduced.save(buffer, "png", compress_level=9)
+    return buffer.getvalue()
+
+
+def normalize_alt(alt: str) -> str:
+    """The alt text in one line; raises ValueError for an empty one."""
+    if not isinstance(alt, str) or not alt.strip():
+        raise ValueError(
+            "The figure has no alt text. Say in a sentence what can be seen in it: "
+            'plots.show(fig, alt="The loss falls until epoch 10 and rises afterwards.")'
+        )
+    return " ".join(alt.split())
+
+
+def check_labels(fig: Figure) -> None:
+    """Raise ValueError for a figure without axes, and for an axis with numbers but without a label."""
+    if not fig.axes:
+        raise ValueError("The figure is empty: draw into the axes that plots.figure() returned with it.")
+    for number, axes in enumerate(fig.axes, start=1):
+        if not (axes.get_visible() and axes.axison):
+            continue
+        sides = {"x": (axes.xaxis, fig.get_supxlabel()), "y": (axes.yaxis, fig.get_supylabel())}
+        for side, (axis, common) in sides.items():
+            if _has_tick_labels(axis) and not axis.get_label_text().strip() and not common.strip():
+                raise ValueError(
+                    f"The {side} axis of plot {number} has no label. Say what it shows and in which unit, as in "
+                    f"axes.set_{side}label('loss (nats)'); axes.axis('off') hides axes that mean nothing."
+                )
+
+
+def _has_tick_labels(axis: Any) -> bool:
+    """Whether an axis shows tick labels; the inner axes of a shared one do not."""
+    parameters = axis.get_tick_params()
+    sides = ("labelleft", "labelright", "labelbottom", "labeltop")
+    return axis.get_visible() and len(axis.get_majorticklocs()) > 0 and any(parameters.get(side) for side in sides)
+
+
+def legend(axes: Axes, **options: Any) -> Legend:
+    """The axes' legend in the course's look."""
+    with style():
+        return axes.legend(**{"handlelength": 2.5, **options})
+
+
+def roles_for(names: Sequence[str]) -> dict[str, Role]:
+    """The role of each network: by its name where a role has that label, else a variant of the distilled student's."""
+    by_label = {role.label: role for role in ROLES}
+    variants = itertools.count(1 if DISTILLED.label in names else 0)
+    return {name: by_label.get(name) or DISTILLED.variant(next(variants)) for name in names}

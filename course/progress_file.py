@@ -1,0 +1,65 @@
+"""A learner's progress, in one small local file; lessons work whatever happens to that file.
+
+The file is `$KDLIB_PROGRESS` if that is set ("off": nothing is read or written), else `.kdlib-progress.json` in the
+cloned repository, else in the home folder: never in the current folder, which changes. It holds the names of
+exercises and "done" or "tried", no answers, and it leaves the machine only if somebody copies it. A file that cannot be
+read is kept beside the new one, with the suffix .unreadable.
+
+When notebooks are executed to compare their outputs, KDLIB_PROGRESS is "off": what `progress()` prints is then the same
+on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from kdlib.files import write_text
+
+FILE_NAME = ".kdlib-progress.json"
+STATES = ("tried", "done")
+
+
+def path() -> Path | None:
+    """The path of the progress file, or None if it is switched off."""
+    setting = os.environ.get("KDLIB_PROGRESS", "").strip()
+    if setting:
+        return None if setting.lower() == "off" else Path(setting)
+    clone = Path(__file__).resolve().parents[1]
+    try:
+        return (clone if (clone / "pyproject.toml").is_file() else Path.home()) / FILE_NAME
+    except RuntimeError:  # a user without a home folder
+        return None
+
+
+def read() -> tuple[dict[str, str], str]:
+    """The states by exercise ("04.soften" -> "done"), and a sentence if the file exists but cannot be read, else ""."""
+    file = path()
+    try:
+        if file is None or not file.exists():
+            return {}, ""
+        entries = json.loads(file.read_text(encoding="utf-8"))["exercises"]
+        return {str(name): state for name, state in entries.items() if state in STATES}, ""
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}, f"The progress file {file} cannot be read; your next answer starts a new one."
+
+
+def save(lesson: str, exercise: str, state: str) -> str:
+    """Store that an exercise was "tried" or "done"; returns "", or a sentence if that failed."""
+    file = path()
+    if file is None:
+        return ""
+    entries, problem = read()
+    name = f"{lesson}.{exercise}"
+    if entries.get(name) in ("done", state):  # an exercise that was done once stays done
+        return ""
+    try:
+        if problem and file.is_file():
+            file.replace(file.with_name(f"{file.name}.unreadable"))
+        entries[name] = state
+        write_text(file, json.dumps({"version": 1, "exercises": dict(sorted(entries.items()))}, indent=1) + "\n")
+    except (OSError, ValueError) as error:
+        reason = getattr(error.__cause__, "strerror", None) or getattr(error, "strerror", None) or error
+        return f"(Your progress could not be saved: {reason}. The exercises work without it.)"
+    return ""

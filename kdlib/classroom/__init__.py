@@ -1,1 +1,0 @@
-"""What makes a notebook a lesson: only the notebooks use it, and nothing above imports it."""

@@ -1,0 +1,285 @@
+"""Datasets that give whole batches and keep each sample's index: in memory as bytes, or decoded by workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kdlib.data.augment import NO_AUGMENTATION, Augmentation, augment, permutation, random_bits
+from kdlib.devices import pin_memory, to_device
+from kdlib.files import fingerprint
+
+CHUNK_SIZE = 1024  # images in memory that are augmented and normalized at once
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples as the network sees them.
+
+    images: float32, B x C x H x W, normalized. labels: int64, B. indices: int64, B, the sample's position in the
+    source, whatever the order or the subset. view: which augmented view of each image this is. fingerprint: of
+    everything else that the images depend on (data, augmentation, seed), see `view_fingerprint`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    view: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class IndexedDataset(Protocol):
+    """What `fit`, `evaluate` and teachers need of a dataset: batches, and an index that stays with each sample."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64, N."""
+        ...
+
+    @property
+    def indices(self) -> Tensor:
+        """int64, N: the position of each sample in the source."""
+        ...
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of each channel, for pixels in [0, 1]."""
+        ...
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Of each channel, for pixels in [0, 1]."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 of the data itself."""
+        ...
+
+    def select(self, positions: Tensor) -> IndexedDataset:
+        """The dataset with only the samples at these positions."""
+        ...
+
+    def iter_batches(
+        self,
+        batch_size: int,
+        *,
+        sampler: Tensor | None = None,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        seed: int = 0,
+        view: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[Batch]:
+        """Yield batches on `device`. sampler: positions in the dataset, in order; default, all of them."""
+        ...
+
+
+def epoch_order(dataset: IndexedDataset, seed: int, epoch: int) -> Tensor:
+    """The order of one training epoch: positions in the dataset, a function of seed, epoch and sample indices."""
+    return permutation(dataset.indices, seed, epoch)
+
+
+def view_fingerprint(dataset: IndexedDataset, augmentation: Augmentation, seed: int) -> str:
+    """What `Batch.fingerprint` carries; images that are not augmented do not depend on the seed."""
+    return fingerprint([], dataset.fingerprint, augmentation, int(seed) if augmentation != NO_AUGMENTATION else None)
+
+
+def _normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str) -> Tensor:
+    # The bytes travel and the floats are made where they are used; channels_last is what convolutions like best.
+    images = to_device(images, device)
+    images = images.to(torch.float32, memory_format=torch.channels_last)
+    shift = torch.tensor(mean, device=images.device).mul(255).view(1, -1, 1, 1)
+    scale = torch.tensor(std, device=images.device).mul(255).view(1, -1, 1, 1)
+    return images.sub_(shift).div_(scale)
+
+
+def _check_labels(labels: Tensor, indices: Tensor, count: int) -> None:
+    for name, values in {"labels": labels, "indices": indices}.items():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        if kind != torch.int64:
+            raise TypeError(f"{name} are a tensor of int64; got {kind}. torch.as_tensor(values).long() makes one.")
+        if values.shape != (count,):
+            raise ValueError(
+                f"{name} have shape {tuple(values.shape)}, but there are {count} images: give one number for each."
+            )
+
+
+@dataclass(frozen=True)
+class InMemoryDataset:
+    """Images in memory as uint8; augmentation and normalization run on whole batches.
+
+    images: uint8, N x C x H x W. labels and indices: int64, N. mean, std: per channel, for pixels in [0, 1].
+    Raises TypeError for tensors of another kind, ValueError for shapes that do not fit each other.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        kind = self.images.dtype if isinstance(self.images, Tensor) else type(self.images).__name__
+        if kind != torch.uint8:
+            raise TypeError(
+                f"images are a tensor of bytes (torch.uint8), 0 to 255; got {kind}. Of floats in [0, 1] "
+                "(255 * images).round().to(torch.uint8) makes them, of a NumPy array torch.from_numpy."
+            )
+        if self.images.ndim != 4 or not self.images.shape[1] == len(self.mean) == len(self.std):
+            raise ValueError(
+                f"images have shape {tuple(self.images.shape)}, mean {len(self.mean)} and std {len(self.std)} numbers; "
+                "expected N x C x H x W with a mean and a std for each of the C channels. Colours that come last are "
+                "moved by images.permute(0, 3, 1, 2)."
+            )
+        _check_labels(self.labels, self.indices, len(self.images))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        if "fingerprint" not in self.__dict__:  # hashing 43 MB once is enough
+            self.__dict__["fingerprint"] = fingerprint([self.images, self.labels, self.indices], self.mean, self.std)
+        return self.__dict__["fingerprint"]
+
+    def select(self, positions: Tensor) -> InMemoryDataset:
+        """The dataset with only the samples at these positions."""
+        chosen = {name: getattr(self, name)[positions] for name in ("images", "labels", "indices")}
+        return replace(self, **chosen)
+
+    def iter_batches(
+        self,
+        batch_size: int,
+        *,
+        sampler: Tensor | None = None,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        seed: int = 0,
+        view: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[Batch]:
+        positions = torch.arange(len(self)) if sampler is None else sampler
+        shared = view_fingerprint(self, augmentation, seed)
+        # Several small batches are made at once: the dozen operations cost little more for 1,000 images than for 100,
+        # and an image's view does not depend on its neighbours.
+        chunk = batch_size * max(1, CHUNK_SIZE // batch_size)
+        for chosen in positions.split(chunk) if len(positions) else ():  # torch splits nothing into one empty part
+            indices = self.indices[chosen]
+            images = augment(pin_memory(self.images[chosen], device), indices, augmentation, seed, view)
+            images = _normalize(images, self.mean, self.std, device)
+            labels = to_device(pin_memory(self.labels[chosen], device), device)
+            for parts in zip(
+                images.split(batch_size), labels.split(batch_size), indices.split(batch_size), strict=True
+            ):
+                yield Batch(*parts, view, shared)
+
+
+class _ViewDataset(Dataset):
+    """Decodes one image and augments it with a generator seeded by (seed, view, sample index)."""
+
+    def __init__(
+        self, dataset: LazyDataset, positions: Tensor, augmentation: Augmentation, seed: int, view: int
+    ) -> None:
+        self.dataset, self.positions = dataset, positions
+        self.key = ("augment", seed, view)
+        self.random = augmentation != NO_AUGMENTATION
+        self.transform = dataset.transform(augmentation)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int, int]:
+        position = int(self.positions[number])
+        image = self._decode(int(self.dataset.source_positions[position]))
+        label, index = int(self.dataset.labels[position]), self.dataset.indices[position]
+        if not self.random:
+            return self.transform(image), label, int(index)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            # torch.manual_seed would also set back the GPU's generator, which the student's dropout draws from.
+            torch.default_generator.manual_seed(int(random_bits(index, *self.key)))
+            return self.transform(image), label, int(index)
+
+    def _decode(self, number: int) -> Any:
+        """The image of the source; labels come from the dataset, which may have others than the source."""
+        try:
+            sample = self.dataset.source[number]
+        except OSError as error:  # PIL often does not say which file it was
+            name = (
+                self.dataset.source.samples[number][0] if hasattr(self.dataset.source, "samples") else f"image {number}"
+            )
+            raise OSError(f"{name} cannot be read as an image ({error}). Copy it again or remove it.") from error
+        if not isinstance(sample, tuple | list) or len(sample) != 2:
+            raise ValueError(
+                f"source[{number}] is a {type(sample).__name__}; expected a pair (image, label). Wrap the "
+                "source in a Dataset that gives such pairs."
+            )
+        return sample[0]
+
+
+@dataclass(frozen=True)
+class LazyDataset:
+    """Images that are decoded when they are needed, by worker processes, with torchvision's transforms.
+
+    source: a map-style Dataset of (PIL image, label). source_positions: int64, N, where the samples are in `source`.
+    transform: from an Augmentation to the transform that gives a uint8 tensor C x H x W. source_fingerprint: text
+    that differs when the images in `source`, or their size, differ. num_workers: decoding processes.
+    """
+
+    source: Any
+    source_positions: Tensor
+    labels: Tensor
+    indices: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    transform: Callable[[Augmentation], Callable[[Any], Tensor]]
+    source_fingerprint: str
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        _check_labels(self.labels, self.indices, len(self.source_positions))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(
+            [self.source_positions, self.labels, self.indices], self.source_fingerprint, self.mean, self.std
+        )
+
+    def select(self, positions: Tensor) -> LazyDataset:
+        """The dataset with only the samples at these positions."""
+        chosen = {name: getattr(self, name)[positions] for name in ("source_positions", "labels", "indices")}
+        return replace(self, **chosen)
+
+    def iter_batches(
+        self,
+        batch_size: int,
+        *,
+        sampler: Tensor | None = None,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        seed: int = 0,
+        view: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[Batch]:
+        positions = torch.arange(len(self)) if sampler is None else sampler
+        shared = view_fingerprint(self, augmentation, seed)
+        loader = DataLoader(
+            _ViewDataset(self, positions, augmentation, seed, view),
+            batch_size,
+            num_workers=self.num_workers,
+            pin_memory=torch.device(device).type == "cuda",
+            generator=torch.Generator().manual_seed(seed),  # else the loader draws from the global generator
+        )
+        for images, labels, indices in loader:
+            images = _normalize(images, self.mean, self.std, device)
+            yield Batch(images, to_device(labels, device), indices, view, shared)

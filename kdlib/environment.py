@@ -1,0 +1,120 @@
+"""Can this machine run the course? One call, a verdict, and what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from kdlib import devices
+from kdlib.data import data_dir
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: its name, what was found, whether that is good enough, and how to fix it if not."""
+
+    name: str
+    found: str
+    ok: bool
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class EnvironmentReport:
+    """All checks; printing it gives a table and a verdict."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything is as the course needs it."""
+        return all(check.ok for check in self.checks)
+
+    def __str__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        lines = []
+        for check in self.checks:
+            lines.append(f"{'ok ' if check.ok else 'NO '} {check.name:{width}}  {check.found}")
+            if not check.ok:
+                lines.append(f"    {'':{width}}  -> {check.fix}")
+        bad = sum(not check.ok for check in self.checks)
+        lines.append("")
+        fix = f"fix the {bad} lines marked NO" if bad > 1 else "fix the line marked NO"
+        lines.append("Ready: everything is in place." if self.ready else f"Not ready: {fix}.")
+        return "\n".join(lines)
+
+
+def check(course: bool = False) -> EnvironmentReport:
+    """Look at versions, cores, precision, data and trained teachers; what is broken is found, not raised.
+
+    course: look also for what the notebooks need beside the library.
+    """
+    return EnvironmentReport((*_versions("course" if course else ""), *_machine(), *_files()))
+
+
+def _versions(extra: str) -> list[Check]:
+    checks = [Check("python", platform.python_version(), True)]
+    try:
+        requirements = importlib.metadata.requires("kdlib") or []
+    except importlib.metadata.PackageNotFoundError:  # a clone on the path: nobody looked at its requirements
+        return [*checks, Check("kdlib", "not installed", False, "pip install -e . in the cloned repository")]
+    for text in requirements:
+        wanted = Requirement(text)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
+            continue
+        fix = f"pip install '{wanted}'"
+        try:
+            found = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            checks.append(Check(wanted.name, "missing", False, fix))
+            continue
+        fits = wanted.specifier.contains(found, prereleases=True)
+        checks.append(Check(wanted.name, f"{found} (asked: {wanted.specifier})", fits, fix))
+    return checks
+
+
+def _machine() -> list[Check]:
+    config = devices.resolve()
+    note = "" if config.bfloat16 else "; no bfloat16 in this chip, so everything takes about twice as long"
+    return [
+        Check("processor", f"{os.cpu_count()} cores, {platform.machine()}", True),
+        Check("computes on", f"{config}{note}", True),
+    ]
+
+
+def _files() -> list[Check]:
+    where = data_dir()
+    sums = where / "SHA256SUMS"
+    try:
+        text = sums.read_text("utf-8", "replace")
+    except OSError as error:
+        fix = "Clone the whole repository, or set KDLIB_DATA to its data folder."
+        found = f"{where} holds no SHA256SUMS that can be read ({error.strerror or error})"
+        return [Check("data folder", found, False, fix)]
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    if not lines or any(len(line) != 2 or len(line[0]) != 64 for line in lines):
+        return [Check("data folder", f"{sums} is not a list of sums", False, "git checkout -- data/SHA256SUMS")]
+    checks = []
+    for wanted, marked in lines:
+        name = marked.removeprefix("*")  # sha256sum's mark for binary files
+        found = _state(where / name, wanted)
+        checks.append(Check(name, found, found.startswith("intact"), f"git checkout -- data/{name}"))
+    return checks
+
+
+def _state(path: Path, wanted: str) -> str:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"unreadable ({error.strerror or error})"
+    if hashlib.sha256(content).hexdigest() != wanted:
+        return "truncated or altered"
+    return f"intact, {len(content) / 1e6:,.1f} MB"

@@ -1,0 +1,36 @@
+"""Error messages that name what was wrong, what was expected and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def unknown_name(kind: str, name: object, options: Iterable[str]) -> ValueError:
+    """The error for a name that is not among `options`; near matches come first."""
+    options = list(options)
+    near = get_close_matches(str(name), options, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    shown = ", ".join(options[:40]) + (f", ... ({len(options)} in all)" if len(options) > 40 else "")
+    return ValueError(f"There is no {kind} named {name!r}. {hint}Known: {shown}.")
+
+
+@contextmanager
+def explain_shape_errors(role: str, images: Tensor) -> Iterator[None]:
+    """Say what torch's complaint about a shape means here; role: the student, say, that was given these images."""
+    try:
+        yield
+    except RuntimeError as error:
+        # These are no matter of shape: they say themselves what is wrong.
+        if any(text in str(error) for text in ("memory", "CUDA error", "not implemented")):
+            raise
+        channels, height, width = images.shape[1:]
+        raise ValueError(
+            f"The {role} cannot take images of {channels} x {height} x {width} ({error}). Build it with "
+            f"in_channels={channels} and a stem for this size."
+        ) from error

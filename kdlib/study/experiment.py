@@ -1,0 +1,388 @@
+"""How runs are made: what all runs of a study share, what those of one seed share, and several runs at a time.
+
+Each seed has a cache of teacher outputs of its own, shared by all methods of that seed. One cache for all seeds would
+save little: a ResNet-20 processes 4,000 images/s on two cores, so 10,000 images in 5 views cost 13 s a seed beside
+some 15 minutes of training (a ResNet-50 at 450 images/s: 2 minutes). It would cost much: outputs belong to the views
+of one augmentation seed, and `fit` has one seed for order and views, so all seeds would see the same images in the
+same order, and the spread between them would be too small for the claim that is made. A seed here stands for
+everything that could have come out otherwise: which images, in which views and order, from which initial weights.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn, TypedDict, cast
+
+import torch
+from torch import Tensor, nn
+
+from kdlib import data, devices, files, measure, models, train
+from kdlib.data import DataModule, IndexedDataset
+from kdlib.methods import HardLabels, Method
+from kdlib.study.method_specs import TeacherKind
+from kdlib.study.plans import Budget, Row, RunConfig
+from kdlib.study.runs_file import BUDGET_COLUMNS, to_text
+from kdlib.teachers import CachedTeacher
+
+QUICK_VALIDATION = 100  # images that `fit` evaluates after every epoch; a study needs the last evaluation alone
+CONTROL_TEACHER_SEED = 2000  # of untrained and own-size teachers: one for all seeds, as there is one reference
+
+
+class DeviceOptions(TypedDict):
+    """Device and precision as the functions of kdlib take them."""
+
+    device: str
+    precision: str
+
+
+class Experiment:
+    """What all runs of one study share: budget, data, device and the reference teacher."""
+
+    def __init__(self, budget: Budget, cache: Path) -> None:
+        """Load data and teacher. cache: scratch folder for teacher outputs and control teachers.
+
+        Raises what `data.load`, `subset` and `models.load` raise; the test set is not read.
+        """
+        self.data = data.load(budget.data)
+        self.budget = replace(budget, images=budget.images or len(self.data.train))
+        self.data.subset(self.num_images)  # raises now if there are not that many
+        self.device_config = devices.resolve(budget.device, budget.precision)
+        self.reference = models.load(budget.teacher)
+        self.cache = cache
+        datasets = (self.data.train.fingerprint, self.data.validation.fingerprint)
+        self.fingerprint = files.fingerprint(self.reference.state_dict(), repr(self.reference), datasets)
+        self._example_student = self.build_student(0)
+
+    @property
+    def num_images(self) -> int:
+        """Training images of each run."""
+        return self.budget.images or len(self.data.train)
+
+    @property
+    def device_options(self) -> DeviceOptions:
+        """Device and precision, the same for everything here."""
+        precision = "bf16" if self.device_config.bfloat16 else "fp32"
+        return {"device": str(self.device_config.device), "precision": precision}
+
+    def build_student(self, seed: int) -> nn.Module:
+        """A student with the initial weights of this seed."""
+        return models.build(
+            self.budget.student,
+            num_classes=self.data.num_classes,
+            in_channels=self.data.in_channels,
+            image_size=self.data.image_size,
+            seed=seed,
+        )
+
+    def make_method(self, config: RunConfig) -> Method:
+        """The method of a run; its projectors are not made yet."""
+        return config.spec.make_method(config.settings, self._example_student, self.reference)
+
+    @cached_property
+    def reference_metrics(self) -> train.Metrics:
+        """The reference teacher on the test set: evaluated once for a study, and not before it is needed."""
+        return train.evaluate(self.reference, self.data.test, **self.device_options)
+
+    def teacher_network(self, kind: TeacherKind) -> nn.Module:
+        """The network of a kind of teacher."""
+        if kind is TeacherKind.UNTRAINED:
+            return self.untrained_teacher()
+        if kind is TeacherKind.SAME_SIZE:
+            return self.same_size_teacher()
+        return self.reference
+
+    def untrained_teacher(self) -> nn.Module:
+        """The reference teacher's architecture with fresh weights."""
+        config = dict(models.get_config(self.reference))
+        return models.build(config.pop("architecture"), **config, seed=CONTROL_TEACHER_SEED).eval()
+
+    def same_size_teacher(self) -> nn.Module:
+        """A teacher of the student's architecture, trained by hard labels on all training images.
+
+        It is trained once and kept in the scratch folder; trained again, it has the same weights.
+        """
+        budget = self.budget
+        key = files.fingerprint([], self.fingerprint, budget.student, budget.epochs, self.device_options)
+        path = self.cache / f"own-size-{key[:12]}.safetensors"
+        if not path.exists():
+            model = self.build_student(CONTROL_TEACHER_SEED)
+            train.fit(
+                model,
+                self.data,
+                method=HardLabels(),
+                epochs=budget.epochs,
+                seed=CONTROL_TEACHER_SEED,
+                test=False,
+                progress=False,
+                **self.device_options,
+            )
+            models.save(model, path)
+        return models.load(path)
+
+    def run_fingerprint(self, config: RunConfig) -> str:
+        """What a finished run is recognized by: a hash of everything that was set, the data and the teacher."""
+        return config.fingerprint(self.budget, self.fingerprint)
+
+    def check_rows(self, path: Path, rows: Iterable[Row]) -> None:
+        """Raise ValueError unless all rows of a file have this budget, precision, teacher and data."""
+        expected = {name: to_text(getattr(self.budget, name)) for name in BUDGET_COLUMNS}
+        expected["device"] = str(self.device_config)
+        for row in rows:
+            differ = [f"{name} {row[name]} (now {value})" for name, value in expected.items() if row[name] != value]
+            if differ:
+                raise ValueError(
+                    f"The runs in {path} were made with {', '.join(differ)}; runs in one file share one budget. "
+                    "Give the same options, or choose another folder with --out."
+                )
+            if row["fingerprint"] != self.run_fingerprint(RunConfig.from_row(row)):
+                raise ValueError(
+                    f"{path} holds a run of {row['method']}, seed {row['seed']}, made with another teacher or other "
+                    "data of the same name. Move the file away, or choose another folder with --out."
+                )
+
+    @contextmanager
+    def seed_runner(self, configs: Sequence[RunConfig], runs_path: Path) -> Iterator[SeedRunner]:
+        """A runner for the runs of one seed; `configs` are all of them, finished ones too.
+
+        runs_path: the file that the runs go to; with it in the name, no two studies use one folder of outputs. These
+        are removed in the end, and found and reused after a kill.
+        """
+        layers = sorted({name for config in configs for name in self.make_method(config).teacher_layers})
+        seed, excluded_class = configs[0].seed, configs[0].excluded_class
+        key = files.fingerprint(
+            [], str(runs_path.resolve()), self.fingerprint, self.budget, seed, excluded_class, layers
+        )
+        group = SeedGroup(seed, excluded_class, tuple(layers), self.cache / f"outputs-seed{seed}-{key[:12]}")
+        try:
+            yield SeedRunner(self, group)
+        finally:
+            shutil.rmtree(group.outputs, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """The runs of one seed: what they share beside the experiment.
+
+    layers: of the reference teacher, those that any of the runs needs. outputs: folder of the teachers' outputs.
+    """
+
+    seed: int
+    excluded_class: int | None
+    layers: tuple[str, ...]
+    outputs: Path
+
+
+class SeedRunner:
+    """Makes the runs of one seed; they share its images and the outputs of its teachers."""
+
+    def __init__(self, experiment: Experiment, group: SeedGroup) -> None:
+        self.experiment, self.group = experiment, group
+        subset = experiment.data.subset(experiment.num_images, seed=group.seed)
+        excluded = group.excluded_class
+        self.data: DataModule = subset if excluded is None else subset.exclude_class(excluded)
+        self._teachers: dict[TeacherKind, CachedTeacher] = {}
+
+    def run(self, config: RunConfig, *, test: bool) -> dict[str, Any]:
+        """Train one student and return its row; the test set is read once, afterwards, if `test`, else not at all.
+
+        A run whose loss is not finite gives a row too, without accuracies and with the reason as its error: to
+        leave out the seeds at which a method fails would be to choose seeds.
+        """
+        experiment, budget = self.experiment, self.experiment.budget
+        teacher = self.teacher(config.spec.teacher)
+        row = config.to_row(budget)
+        row |= {"device": str(experiment.device_config), "threads": torch.get_num_threads()}
+        row["fingerprint"] = experiment.run_fingerprint(config)
+        validation = self.data.validation
+        few = validation.select(torch.arange(min(QUICK_VALIDATION, len(validation))))
+        started = time.perf_counter()
+        try:
+            result = train.fit(
+                experiment.build_student(config.seed),
+                replace(self.data, validation=few, test=cast(IndexedDataset, ForbiddenDataset())),
+                teacher=teacher,
+                method=experiment.make_method(config),
+                epochs=budget.epochs,
+                recipe=config.settings.recipe(budget.batch_size),
+                views=budget.views,
+                seed=config.seed,
+                test=False,  # evaluated below, where its logits are needed as well
+                progress=False,
+                **experiment.device_options,
+            )
+            metrics = train.evaluate(result.student, validation, **experiment.device_options)
+            row["validation_accuracy"] = metrics.accuracy
+            row |= self._test_columns(result.student) if test else {}
+        except FloatingPointError as error:
+            return row | {"error": str(error), "seconds": time.perf_counter() - started}
+        row["extra_parameters"] = measure.count_parameters(result.method)
+        row["seconds_per_epoch"] = result.seconds / budget.epochs
+        return row | {"seconds": time.perf_counter() - started}
+
+    def _test_columns(self, student: nn.Module) -> dict[str, float]:
+        teacher, labels = self.experiment.reference_metrics, self.data.test.labels
+        metrics = train.evaluate(student, self.data.test, **self.experiment.device_options)
+        logits = metrics.logits
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError("The last step left weights that give no finite logits.")
+        columns = {
+            "test_accuracy": metrics.accuracy,
+            "teacher_accuracy": teacher.accuracy,
+            "agreement": measure.agreement(logits, teacher.logits),
+            "calibration_error": measure.calibration_error(logits, labels),
+        }
+        if self.group.excluded_class is not None:
+            excluded = labels == self.group.excluded_class
+            columns["excluded_class_accuracy"] = measure.accuracy(logits[excluded], labels[excluded])
+        return columns
+
+    def teacher(self, kind: TeacherKind) -> CachedTeacher | None:
+        """The cached outputs of a kind of teacher, computed when they are first needed; None for no teacher."""
+        if kind is TeacherKind.NONE:
+            return None
+        if kind not in self._teachers:
+            self._teachers[kind] = self._shuffled_teacher() if kind is TeacherKind.SHUFFLED else self._cache(kind)
+        return self._teachers[kind]
+
+    def _cache(self, kind: TeacherKind) -> CachedTeacher:
+        return CachedTeacher.build(
+            self.experiment.teacher_network(kind),
+            self.data.train,
+            augmentation=self.data.augmentation,
+            seed=self.group.seed,
+            views=self.experiment.budget.views,
+            layers=self.group.layers if kind is TeacherKind.REFERENCE else (),
+            directory=self.group.outputs / kind,
+            progress=False,
+            **self.experiment.device_options,
+        )
+
+    def _shuffled_teacher(self) -> CachedTeacher:
+        """The reference teacher's outputs, each given for another image."""
+        self.teacher(TeacherKind.REFERENCE)
+        metadata = self._teachers[TeacherKind.REFERENCE].metadata
+        # A cache keeps the sample index of each of its rows: opened with other indices, it gives the outputs of others.
+        indices = derangement(self.data.train.indices, self.group.seed)
+        return CachedTeacher.open(self.group.outputs / TeacherKind.REFERENCE, metadata, indices)
+
+
+def derangement(indices: Tensor, seed: int) -> Tensor:
+    """The same indices in an order in which none keeps its position, a function of the seed.
+
+    Raises ValueError for fewer than two.
+    """
+    if len(indices) < 2:
+        raise ValueError("One image has no other to be exchanged with.")
+    cycle = torch.argsort(data.random_bits(indices, "another image", seed))
+    deranged = torch.empty_like(indices)
+    deranged[cycle] = indices[cycle.roll(1)]  # each position gets the index of the one before it in a cycle
+    return deranged
+
+
+class ForbiddenDataset:
+    """Stands for the test set where it must not be read: whatever is read of it is an error."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise RuntimeError(f"The {name} of the test set were read before training was over.")
+
+    def __len__(self) -> NoReturn:
+        raise RuntimeError("The length of the test set was read before training was over.")
+
+
+# --- several runs at a time
+#
+# Small networks gain little from several threads, and on a busy machine these mostly wait for each other. On two quiet
+# cores two processes of one thread trained as many students as one of two; with other work beside them, far more. Rows
+# are written by one process only, the one that was started.
+
+
+class WorkerPool:
+    """Makes runs, `num_workers` at a time; with one, in this process and with all of its threads."""
+
+    def __init__(self, experiment: Experiment, num_workers: int = 1) -> None:
+        self.experiment, self.num_workers = experiment, num_workers
+        self._executor: ProcessPoolExecutor | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[WorkerPool]:
+        """The processes live inside the block; when it is left by an error or Ctrl-C, their unfinished runs end."""
+        if self.num_workers == 1:
+            yield self
+            return
+        threads = max(1, torch.get_num_threads() // self.num_workers)
+        others = set(multiprocessing.active_children())  # processes of the caller, which are left alone
+        self._executor = ProcessPoolExecutor(
+            self.num_workers,
+            mp_context=multiprocessing.get_context("spawn"),  # torch's threads do not survive a fork
+            initializer=_start_worker,
+            initargs=(self.experiment.budget, self.experiment.cache, threads),
+        )
+        try:
+            yield self
+            self._executor.shutdown()
+        finally:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            self._executor.shutdown(cancel_futures=True)
+
+    def run(
+        self, runner: SeedRunner, configs: Sequence[RunConfig], *, test: bool
+    ) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
+        """Yield each run with its row, as they are finished; ChildProcessError when a process was killed."""
+        if self._executor is None:
+            for config in configs:
+                yield config, runner.run(config, test=test)
+            return
+        for kind in dict.fromkeys(config.spec.teacher for config in configs):
+            runner.teacher(kind)  # computed here once; the workers find the outputs on the disk
+        futures: dict[Future[dict[str, Any]], RunConfig] = {}
+        try:
+            for config in configs:
+                futures[self._executor.submit(_run_in_worker, runner.group, config, test)] = config
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "A process of the study was killed, perhaps because memory ran out. Finished runs are kept: start the "
+                f"same command again, with fewer than --workers {self.num_workers} if it happens once more."
+            ) from error
+
+
+_worker_experiment: Experiment
+_worker_runner: SeedRunner | None = None
+
+
+def _start_worker(budget: Budget, cache: Path, threads: int) -> None:
+    """Set up a worker process."""
+    global _worker_experiment
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _worker_experiment = Experiment(budget, cache)
+
+
+def _exit_with_parent() -> None:
+    """End with the process that was started, even when it is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+def _run_in_worker(group: SeedGroup, config: RunConfig, test: bool) -> dict[str, Any]:
+    global _worker_runner
+    if _worker_runner is None or _worker_runner.group != group:
+        _worker_runner = SeedRunner(_worker_experiment, group)
+    return _worker_runner.run(config, test=test)

@@ -1,0 +1,303 @@
+"""Finished runs as the rows of a CSV file, and the JSON file beside it that says how they came about.
+
+A row is appended by one write and brought to the disk before the next run begins. A kill can leave at most the
+beginning of a last line: it is cut off when the file is opened again, and its run is repeated.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+
+from kdlib import files
+from kdlib.study.method_specs import SETTING_NAMES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOCK_POSITION = 2**30  # on Windows the byte that is locked, far behind the last row
+TIME_COLUMNS = ("seconds", "seconds_per_epoch")  # what may differ when a run is repeated
+BUDGET_COLUMNS = ("data", "student", "teacher", "images", "epochs", "views")
+_CONFIG_COLUMNS = ("study", *BUDGET_COLUMNS, "method", "spec", "seed", "excluded_class", *SETTING_NAMES, "tuned_on")
+_PROCESS_COLUMNS = ("extra_parameters", *TIME_COLUMNS, "device", "threads", "error", "fingerprint")
+RUN_COLUMNS = (
+    *_CONFIG_COLUMNS,
+    "validation_accuracy",
+    "test_accuracy",
+    "excluded_class_accuracy",
+    "teacher_accuracy",
+    "agreement",
+    "calibration_error",
+    *_PROCESS_COLUMNS,
+)
+TRIAL_COLUMNS = (*_CONFIG_COLUMNS, "validation_accuracy", *_PROCESS_COLUMNS)  # no column for anything of the test set
+
+
+class RunsFile:
+    """A CSV file of finished runs, open in one process at a time; `rows` are those in it, as texts."""
+
+    def __init__(self, path: Path, columns: Sequence[str], log: Callable[[str], object] = print) -> None:
+        self.path = path
+        self.columns = tuple(columns)
+        self.rows: list[dict[str, str]] = []
+        self._log = log
+        self._file: BinaryIO | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[RunsFile]:
+        """Make or repair the file, read it, and keep other processes from writing to it inside the block.
+
+        Raises ValueError if another study holds it, or it was written with other columns; OSError if its folder
+        cannot be written.
+        """
+        files.ensure_writable(self.path.parent)
+        with self.path.open("a+b", buffering=0) as file:
+            _lock(file, self.path)
+            self._cut_off_partial_line(file)
+            file.seek(0)
+            self.rows = parse(file.read(), self.columns, self.path)
+            self._file = file
+            try:
+                if file.tell() == 0:
+                    self._write(self.columns)
+                yield self
+            finally:
+                self._file = None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a finished run; when this returns, it is on the disk. Raises OSError, the file unchanged, if full."""
+        values = {name: to_text(row.get(name)) for name in self.columns}
+        self._write(list(values.values()))
+        self.rows.append(values)
+
+    def _write(self, values: Sequence[str]) -> None:
+        if self._file is None:
+            raise RuntimeError("A RunsFile is written to inside `with runs_file.open():`.")
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(values)
+        data = line.getvalue().encode()
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError("only a part of the line could be written; the disk may be full")
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(end)
+            raise OSError(
+                error.errno,
+                f"Could not append to {self.path}: {error.strerror or error}. Its {len(self.rows)} finished runs are "
+                "kept. Free some space and start the same command again",
+            ) from error
+
+    def _cut_off_partial_line(self, file: BinaryIO) -> None:
+        file.seek(0)
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            file.truncate(end)
+            self._log(f"The last line of {self.path} was not complete: it is removed, and its run is repeated.")
+
+
+def parse(content: bytes, columns: Sequence[str] | None, path: Path) -> list[dict[str, str]]:
+    """The rows in the whole lines of a file; ValueError for other columns than expected, or a damaged line."""
+    lines = csv.reader(io.StringIO(content[: content.rfind(b"\n") + 1].decode("utf-8", "replace")))
+    header = next(lines, None)
+    if header is None:
+        return []
+    if columns is not None and header != list(columns):
+        differ = sorted(set(header) ^ set(columns)) or ["their order"]
+        raise ValueError(
+            f"{path} was written with other columns ({', '.join(differ[:5])}), perhaps by another version of kdlib. "
+            "Move it away, or choose another folder with --out."
+        )
+    rows = []
+    for number, values in enumerate(lines, start=2):
+        if len(values) != len(header):
+            raise ValueError(
+                f"Line {number} of {path} has {len(values)} values, expected {len(header)}. Remove that line: its run "
+                "is then repeated."
+            )
+        rows.append(dict(zip(header, values, strict=True)))
+    return rows
+
+
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """The finished runs in a file, as texts, without a line that is still being written; none if there is no file.
+
+    Raises ValueError for other columns than these (default: any), or a damaged line.
+    """
+    return parse(path.read_bytes(), columns, path) if path.exists() else []
+
+
+def read_frame(path: str | Path) -> pd.DataFrame:
+    """The finished runs in a file, or in all files of one folder whose names match, as a table of numbers.
+
+    path: a CSV file, or a pattern such as data/results/methods-*.csv. A line that is still being written is left out.
+    Raises FileNotFoundError when there is none.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    found = sorted(path.parent.glob(path.name))
+    if not found:
+        raise FileNotFoundError(f"There is no file {path}. Run the study first: python -m kdlib.study --help")
+    rows = [row for one in found for row in read_rows(one)]
+    names = dict.fromkeys(name for row in rows for name in row) if rows else RUN_COLUMNS
+    return pd.DataFrame({name: _parse_column(name, [row.get(name, "") for row in rows]) for name in names})
+
+
+def _parse_column(name: str, texts: list[str]) -> list[Any]:
+    """A column as numbers where all of it is; pandas reads floats to the last bit in some versions only."""
+    types = () if name == "fingerprint" else (int, float)  # hexadecimal digits may look like a number
+    for number_type in types:
+        with suppress(ValueError):
+            return [number_type(text) if text else math.nan for text in texts]
+    return [text or None for text in texts]
+
+
+def to_text(value: Any) -> str:
+    """A value as it stands in a file: None as nothing, floats to the last bit."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return repr(float(value))
+    return " ".join(str(value).split())  # a line is a row
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """ValueError if another process has locked the file; the system lets go of a lock, also after kill -9."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(LOCK_POSITION)  # what is locked cannot be read either
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise ValueError(
+            f"Another study is writing to {path}. Wait until it ends, or choose another folder with --out."
+        ) from error
+    except OSError:  # some network folders know no locks
+        return
+
+
+# --- the JSON file
+
+
+class SessionLog:
+    """The JSON file beside a CSV file: for each time a command worked on it, what, where, when and how long."""
+
+    def __init__(self, path: Path, command: str, num_rows: int = 0) -> None:
+        """path: the CSV file. num_rows: how many rows it has before this session.
+
+        Raises ValueError for a JSON file that cannot be read.
+        """
+        self.path = path.with_suffix(".json")
+        self._first_row = num_rows + 1
+        self._started = time.perf_counter()
+        content = self._read()
+        self.sessions: list[dict[str, Any]] = content.pop("sessions", [])
+        if self.sessions and "rows" in self.sessions[-1]:  # killed after a row was written and before it was noted here
+            self.sessions[-1]["rows"][1] = max(self.sessions[-1]["rows"][1], num_rows)
+        self.facts = {name: value for name, value in content.items() if name not in ("runs", "hours")}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.sessions.append(
+            {"command": command, "started": now, "machine": machine_info(), "versions": library_versions()}
+        )
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self.path.read_text("utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("it holds no object")
+            return content
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise ValueError(f"{self.path} cannot be read ({error}). Restore it, or move it away.") from error
+
+    def write(self, num_rows: int) -> None:
+        """Bring the file up to date: the number of rows now, this session's hours and rows (from 1), and `facts`."""
+        self.sessions[-1] |= {
+            "rows": [self._first_row, num_rows],
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "hours": round((time.perf_counter() - self._started) / 3600, 4),
+        }
+        hours = round(sum(session.get("hours", 0.0) for session in self.sessions), 4)
+        text = json.dumps({"runs": num_rows, "hours": hours, **self.facts, "sessions": self.sessions}, indent=1)
+        files.write_text(self.path, text + "\n")
+
+
+def read_sessions(path: Path) -> list[dict[str, Any]]:
+    """What the JSON file beside a CSV file says of each session, none without one; ValueError if it is damaged."""
+    path = path.with_suffix(".json")
+    try:
+        return list(json.loads(path.read_text("utf-8"))["sessions"])
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read ({error!r}). Restore it, or move it away.") from error
+
+
+def session_of_each_row(path: Path, num_rows: int) -> list[dict[str, Any] | None]:
+    """The session that wrote each of the rows of a CSV file, None where that is not known.
+
+    Sessions of older versions noted no rows; where one machine made them all, the first of them stands for all.
+    """
+    sessions = read_sessions(path)
+    without_rows = [session for session in sessions if "rows" not in session]
+    same_machine = all(session.get("machine") == without_rows[0].get("machine") for session in without_rows)
+    default = without_rows[0] if without_rows and same_machine else None
+    found: list[dict[str, Any] | None] = [default] * num_rows
+    for session in sessions:
+        first, last = session.get("rows", (1, 0))
+        found[first - 1 : last] = [session] * len(found[first - 1 : last])
+    return found
+
+
+def machine_info() -> dict[str, Any]:
+    """Processor, cores, threads of torch, GPU and system of this machine."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that the numbers depend on."""
+    versions = {"python": platform.python_version()}
+    for name in ("kdlib", "torch", "numpy", "torchmetrics"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # kdlib itself, from a clone that is only on the path
+            versions[name] = "unknown"
+    return versions
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,81 @@
+"""The losses of a training run: read from the device now and then, averaged over each epoch, and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdlib import distributed
+
+
+class TrainingLog:
+    """Collects the values of each step, and refuses what is not finite.
+
+    To read a value is to wait for an accelerator: there, values are read every 50 steps. On a CPU nothing waits, so a
+    loss that is not finite is seen before it reaches the weights.
+    total_steps: of the run, for messages. diverged: makes the error from what was seen.
+    """
+
+    def __init__(self, device: torch.device, total_steps: int, diverged: Callable[[str], FloatingPointError]) -> None:
+        self.checks_every_step = device.type == "cpu"
+        self.read_every = 10 if self.checks_every_step else 50
+        self.total_steps = total_steps
+        self.sums: dict[str, float] = {}  # over the images of this epoch
+        self._diverged = diverged
+        self._pending: list[tuple[int, int, dict[str, Tensor]]] = []
+
+    def check_step(self, step: int, values: dict[str, Tensor]) -> None:
+        """Refuse a loss that is not finite before the weights are updated, where that costs nothing."""
+        if self.checks_every_step:
+            self._refuse_non_finite(step, values)
+
+    def append(self, step: int, images: int, values: dict[str, Tensor]) -> None:
+        """Take the values of one step over so many images."""
+        self._pending.append((step, images, values))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to read."""
+        return len(self._pending) >= self.read_every
+
+    def read(self) -> float | None:
+        """Bring the pending values to the CPU, at once, and add them up; the last loss, None if nothing is pending."""
+        if not self._pending:
+            return None
+        names = list(self._pending[0][2])
+        table = torch.stack([torch.stack([values[name] for name in names]) for *_, values in self._pending]).tolist()
+        for (step, images, _), row in zip(self._pending, table, strict=True):
+            values = dict(zip(names, row, strict=True))
+            self._refuse_non_finite(step, values)
+            for name, value in {**values, "images": 1}.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value * images
+        self._pending.clear()
+        return table[-1][0]
+
+    def epoch_means(self) -> dict[str, float]:
+        """The means over all images of the epoch and all processes; the next epoch begins with nothing."""
+        sums = distributed.all_reduce_values(self.sums)
+        images = sums.pop("images")
+        self.sums = {}
+        return {name: value / images for name, value in sums.items()}
+
+    def _refuse_non_finite(self, step: int, values: dict[str, Any]) -> None:
+        if math.isfinite(values["loss"]):
+            return
+        terms = {name: float(value) for name, value in values.items() if name not in ("loss", "train_accuracy")}
+        shown = ", ".join(f"{name} = {value:.4g}" for name, value in terms.items())
+        raise self._diverged(f"The loss is not finite at step {step} of {self.total_steps}: {shown}.")
+
+    def refuse_non_finite_weights(self, step: int, *modules: nn.Module) -> None:
+        """Refuse weights that are not finite: a finite loss can have a gradient that is not."""
+        learned = ((name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad)
+        statistics = ((name, b) for module in modules for name, b in module.named_buffers() if "running_" in name)
+        bad = [name for name, tensor in chain(learned, statistics) if not bool(tensor.detach().isfinite().all())]
+        if bad:
+            shown = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
+            raise self._diverged(f"After step {step} of {self.total_steps} these are not finite: {shown}.")

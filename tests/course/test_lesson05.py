@@ -1,0 +1,125 @@
+"""What the exercises of lesson 05 state, against the library; test_lessons has what holds for every lesson."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from course import code_grading
+from course.grading import Outcome, grade_question
+from course.lessons import lesson05
+from kdlib import losses, methods, verdict
+from kdlib.hooks import ModelOutput
+
+JOINT = lesson05.JOINT
+
+
+def batch(images: int = 7, classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    student, teacher = (size * torch.randn(images, classes, generator=generator) for size in (1.0, 3.0))
+    return student, teacher, torch.randint(classes, (images,), generator=generator)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_the_joint_loss_agrees_with_its_twins(alpha: float) -> None:
+    s, t, y = batch()
+    loss = lesson05.joint_loss(s, t, y, 3.0, alpha)
+    torch.testing.assert_close(loss, alpha * F.cross_entropy(s, y) + (1 - alpha) * losses.kd(s, t, 3.0))
+    torch.testing.assert_close(loss, sum(methods.Logit(3.0, alpha)(ModelOutput(s), ModelOutput(t), y).values()))
+
+
+def with_kl_div(s: Tensor, t: Tensor, y: Tensor, temperature: float, alpha: float) -> Tensor:
+    log_q, log_p = F.log_softmax(s / temperature, dim=1), F.log_softmax(t / temperature, dim=1)
+    soft = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+    return alpha * F.cross_entropy(s, y) + (1 - alpha) * soft
+
+
+def one_image_at_a_time(s: Tensor, t: Tensor, y: Tensor, temperature: float, alpha: float) -> Tensor:
+    total = torch.zeros(())
+    for one, other, label in zip(s, t, y, strict=True):
+        log_q, log_p = (x / temperature - torch.logsumexp(x / temperature, 0) for x in (one, other))
+        total = total - alpha * torch.log_softmax(one, 0)[label]
+        total = total + (1 - alpha) * temperature**2 * (log_p.exp() * (log_p - log_q)).sum()
+    return total / len(s)
+
+
+@pytest.mark.parametrize("answer", [with_kl_div, one_image_at_a_time])
+def test_other_right_answers_pass(answer: Callable[..., Any]) -> None:
+    assert code_grading.grade_code(JOINT, answer).outcome is Outcome.CORRECT
+
+
+def test_raising_missing_and_hollow_answers_are_told_apart() -> None:
+    def raising(*_: Any) -> None:
+        raise ValueError("no")
+
+    def detached(*given: Any) -> Tensor:
+        return lesson05.joint_loss(*given).detach()
+
+    def without_return(s: Tensor, t: Tensor, y: Tensor, temperature: float, alpha: float) -> None:
+        lesson05.joint_loss(s, t, y, temperature, alpha)
+
+    def fixed_setting(s: Tensor, t: Tensor, y: Tensor, temperature: float, alpha: float) -> Tensor:
+        return lesson05.joint_loss(s, t, y, 2.0, 0.25)
+
+    assert code_grading.grade_code(JOINT, raising).outcome is Outcome.ERROR
+    assert code_grading.grade_code(JOINT, ...).outcome is Outcome.NOT_ATTEMPTED
+    assert code_grading.grade_code(JOINT, detached).mistake == "gradient"
+    assert code_grading.grade_code(JOINT, without_return).mistake == "no return"
+    assert code_grading.grade_code(JOINT, fixed_setting).outcome is Outcome.WRONG
+
+
+def test_the_prediction_follows_the_verdict() -> None:
+    base = [0.80, 0.81, 0.79, 0.80, 0.82]
+    steps = {"a": [0.02, 0.03, 0.02, 0.03, 0.02], "c": [0.02, -0.03, 0.02, -0.03, 0.01]}
+    steps["b"] = [-step for step in steps["a"]]
+    for letter, gains in steps.items():
+        found = verdict.compare([score + gain for score, gain in zip(base, gains, strict=True)], base)
+        assert grade_question(lesson05.HOT, letter, found).outcome is Outcome.CORRECT
+        other = next(one for one in steps if one != letter)
+        assert grade_question(lesson05.HOT, other, found).outcome is Outcome.WRONG
+    for measured in ("T = 20", None, ..., math.nan, 0.01):  # a number alone has no interval
+        assert grade_question(lesson05.HOT, "a", measured).outcome is Outcome.ERROR
+
+
+def test_the_step_with_the_mistake_teaches_no_label() -> None:
+    s, t, y = batch()
+    s.requires_grad_()
+
+    def step(hard: Tensor) -> Tensor:
+        return torch.autograd.grad(0.5 * hard + 0.5 * losses.kd(s, t, 4.0), s, retain_graph=True)[0]
+
+    soft_alone = torch.autograd.grad(0.5 * losses.kd(s, t, 4.0), s)[0]
+    torch.testing.assert_close(step(F.cross_entropy(t, y)), soft_alone)
+    assert not torch.allclose(step(F.cross_entropy(s, y)), soft_alone)
+    assert lesson05.STEP.answer_key.by_letter[lesson05.STEP.answer_key.correct_letter()].text.startswith("Line 6")
+
+
+def test_two_softmaxes() -> None:
+    twice = torch.eye(10)[0].softmax(dim=0)
+    assert twice[0].item() == pytest.approx(math.e / (math.e + 9))
+    assert twice[0].item() == pytest.approx(0.232, abs=5e-4)
+    assert twice[1].item() == pytest.approx(0.085, abs=5e-4)
+    assert -twice[0].log().item() == pytest.approx(1.46, abs=5e-3)
+
+
+def test_the_recipe_from_elsewhere() -> None:
+    s, t, y = batch()
+    alpha = lesson05.TRANSLATE.answer_key.value
+    other_loss = 0.9 * losses.kd(s, t, 4.0) / 16 + 0.1 * F.cross_entropy(s, y)
+    loss = lesson05.joint_loss(s, t, y, 4.0, alpha)
+    more, other, truth = batch(9)
+    again = 0.9 * losses.kd(more, other, 4.0) / 16 + 0.1 * F.cross_entropy(more, truth)
+    torch.testing.assert_close(loss / other_loss, lesson05.joint_loss(more, other, truth, 4.0, alpha) / again)
+    for value in (0.1, 0.9, 0.36, 0.3077):
+        assert grade_question(lesson05.TRANSLATE, value).outcome is Outcome.WRONG
+    wrong = grade_question(lesson05.TRANSLATE, 0.1).text
+    assert "forgets that kdlib's soft loss carries T^2" in wrong
+    assert "0.64" not in wrong  # a question, unlike a prediction, can be tried again
+    assert grade_question(lesson05.TRANSLATE, 16 / 25).outcome is Outcome.CORRECT
+    assert grade_question(lesson05.TRANSLATE, "0.64").outcome is Outcome.ERROR

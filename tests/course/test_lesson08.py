@@ -1,0 +1,74 @@
+"""What the exercises of lesson 08 state, against the library and scipy; see also test_lessons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from course import code_grading
+from course.grading import Outcome, grade_question
+from course.lessons import lesson08
+from course.specs import CodeSpec
+from kdlib import losses, verdict
+
+
+def accuracies(seeds: int, seed: int) -> Tensor:
+    return 84 + torch.randn(2, seeds, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+@pytest.mark.parametrize("seeds", [2, 5, 30])
+def test_the_interval_is_that_of_the_verdict_and_of_scipy(seeds: int) -> None:
+    student, baseline = accuracies(seeds, seeds)
+    found = verdict.compare(student.tolist(), baseline.tolist())
+    assert lesson08.half_width(student, baseline) == pytest.approx((found.high - found.low) / 2)
+    low, high = stats.ttest_rel(student, baseline).confidence_interval()
+    assert lesson08.half_width(student, baseline) == pytest.approx((high - low) / 2)
+
+
+ANSWERS: list[tuple[CodeSpec, Callable[..., Any]]] = [
+    (lesson08.INTERVAL, lambda a, b: stats.sem(a - b) * stats.t(len(a) - 1).ppf(0.975)),
+    (lesson08.INTERVAL, lambda a, b: (a - b).std() / math.sqrt(len(a)) * stats.t.isf(0.025, len(a) - 1)),
+    (lesson08.PAYS, lambda c, t, s: -(-c // (t - s)) if t > s else float("inf")),
+    (lesson08.PAYS, lambda c, t, s: math.inf if s >= t else math.ceil(c / (t - s))),
+]
+
+
+@pytest.mark.parametrize(("spec", "answer"), ANSWERS, ids=lambda one: getattr(one, "name", ""))
+def test_other_right_answers_pass(spec: CodeSpec, answer: Callable[..., Any]) -> None:
+    found = code_grading.grade_code(spec, answer)
+    assert found.outcome is Outcome.CORRECT, found
+
+
+def test_the_first_whole_picture_that_pays() -> None:
+    for training, teacher, student in ((1000, 30, 10), (1001, 30, 10), (7, 3, 2)):
+        pictures = lesson08.pays_after(training, teacher, student)
+        assert pictures * (teacher - student) >= training > (pictures - 1) * (teacher - student)
+    assert lesson08.pays_after(1, 10, 10) == lesson08.pays_after(1, 10, 11) == math.inf
+
+
+@pytest.mark.parametrize(("kind", "letter"), list(zip(lesson08.KINDS, "abcd", strict=True)))
+def test_the_prediction_is_judged_by_the_largest_gain(kind: str, letter: str) -> None:
+    gains = dict.fromkeys(lesson08.KINDS, -0.01) | {kind: 0.02}
+    for answer in "abcd":
+        outcome = grade_question(lesson08.AHEAD, answer, gains).outcome
+        assert outcome is (Outcome.CORRECT if answer == letter else Outcome.WRONG)
+    assert grade_question(lesson08.AHEAD, letter, ...).outcome is Outcome.ERROR
+    assert grade_question(lesson08.AHEAD, letter, {"logits": 0.1}).outcome is Outcome.ERROR
+
+
+def test_logarithms_of_probabilities_do_for_logits() -> None:
+    """What the last exercise rests on: a teacher that gives probabilities can be softened afterwards."""
+    student, teacher = (torch.randn(6, 10, generator=torch.Generator().manual_seed(n)) for n in (1, 2))
+    by_logits = losses.kd(student, teacher, 4.0)
+    torch.testing.assert_close(losses.kd(student, teacher.softmax(dim=1).log(), 4.0), by_logits)
+
+
+def test_thirteen_seeds_halve_the_interval_of_five() -> None:
+    width = {n: stats.t.ppf(0.975, n - 1) / math.sqrt(n) for n in (5, 12, 13)}
+    assert width[13] <= width[5] / 2 < width[12]

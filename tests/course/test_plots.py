@@ -1,0 +1,397 @@
+"""Figures: colours with one meaning, nothing global, no figure without axis labels and alt text."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_hex, to_rgb
+from PIL import Image
+
+from course import plots
+from course.plots import theme
+from kdlib import distill
+
+OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"}
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict, dict]]:
+    """What a notebook would be given to display."""
+    IPython = pytest.importorskip("IPython")
+    calls: list[tuple[dict, dict]] = []
+    monkeypatch.setattr(IPython, "get_ipython", lambda: object())
+    monkeypatch.setattr("IPython.display.display", lambda data, metadata, raw: calls.append((data, metadata)))
+    return calls
+
+
+def labelled() -> tuple[Any, Any]:
+    fig, axes = plots.figure()
+    axes.plot([1, 2], [3, 4], **plots.TEACHER.line())
+    axes.set(xlabel="epoch", ylabel="loss (nats)")
+    return fig, axes
+
+
+def test_importing_the_plots_and_explorers_loads_neither_matplotlib_nor_ipywidgets() -> None:
+    code = "import sys; from course import plots, explorers; "
+    code += "print([name for name in ('matplotlib', 'ipywidgets', 'IPython', 'scipy') if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "[]"
+
+
+def test_pyplot_is_never_loaded() -> None:
+    code = "import sys; from course import plots; fig, axes = plots.figure(); plots.png(fig); "
+    code += "print('matplotlib.pyplot' in sys.modules)"
+    environment = {**os.environ, "MPLBACKEND": "agg"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert found.stdout.strip() == "False"
+
+
+# Roles.
+
+
+def test_each_role_differs_from_every_other_in_colour_and_marker() -> None:
+    for attribute in ("colour", "marker", "label"):
+        assert len({getattr(role, attribute) for role in plots.ROLES}) == len(plots.ROLES), attribute
+    main = (plots.TEACHER, plots.BASELINE, plots.DISTILLED)
+    assert len({role.linestyle for role in main}) == len({role.hatch for role in main}) == 3
+    assert {role.colour for role in plots.ROLES} - {plots.NEUTRAL.colour, plots.INK} == OKABE_ITO
+    assert plots.ALERT not in {role.colour for role in plots.ROLES}
+
+
+def test_every_role_is_documented_where_it_is_defined() -> None:
+    names = [name for name in plots.__all__ if getattr(plots, name) in plots.ROLES]
+    assert len(names) == len(plots.ROLES)
+    assert all(f"    {name} " in theme.__doc__ for name in (*names, "ALERT"))
+
+
+def test_variants_keep_the_colour_and_differ_in_all_else() -> None:
+    for role in plots.ROLES:
+        variants = [role.variant(number) for number in range(8)]
+        assert variants[0] == role
+        assert {variant.colour for variant in variants} == {role.colour}
+        assert len({(variant.linestyle, variant.marker) for variant in variants}) == 8
+        assert variants[1].linestyle != role.linestyle
+        assert variants[1].hatch != role.hatch
+    hatches = [role.hatch for role in plots.ROLES if role.hatch]
+    assert plots.TEACHER.variant(1).hatch not in hatches  # beside the bars of any other role
+    fig, axes = plots.figure()
+    (line,) = axes.plot([1, 2], [1, 2], **plots.TEACHER.variant(1).line())
+    assert line.get_markerfacecolor() == "white"
+
+
+def test_networks_are_drawn_in_the_role_of_their_name_and_others_as_distilled() -> None:
+    roles = plots.roles_for(["teacher", "hard labels", "distilled", "FSP", "similarity"])
+    assert [roles[name] for name in ("teacher", "hard labels", "distilled")] == [
+        plots.TEACHER,
+        plots.BASELINE,
+        plots.DISTILLED,
+    ]
+    assert [roles["FSP"], roles["similarity"]] == [plots.DISTILLED.variant(1), plots.DISTILLED.variant(2)]
+    assert plots.roles_for(["student"]) == {"student": plots.DISTILLED}
+
+
+def test_the_students_look_as_in_the_figure_that_kdlib_distill_draws() -> None:
+    def run(values: list[float]) -> Any:
+        history = pd.DataFrame({"validation_accuracy": values, "validation_loss": values}, index=[1, 2])
+        return SimpleNamespace(history=history)
+
+    fig = distill.curves(run([0.5, 0.6]), baseline=run([0.4, 0.5]))
+    drawn = {line.get_label(): line for line in fig.axes[0].lines}
+    for role in (plots.DISTILLED, plots.BASELINE):
+        line = drawn[role.label]
+        look = (to_hex(line.get_color()).upper(), line.get_linestyle(), line.get_marker())
+        assert look == (role.colour, role.linestyle, role.marker)
+
+
+def test_a_role_gives_arguments_and_takes_another_label() -> None:
+    fig, axes = plots.figure()
+    (line,) = axes.plot([1, 2], [1, 2], **plots.BASELINE.line("ResNet-8", linewidth=1))
+    assert (line.get_color(), line.get_linestyle(), line.get_marker()) == ("#D55E00", "--", "s")
+    assert (line.get_label(), line.get_linewidth()) == ("ResNet-8", 1)
+    bars = axes.bar([1], [1], **plots.DISTILLED.bar())
+    assert bars[0].get_facecolor()[:3] == to_rgb("#0072B2")
+    assert (bars[0].get_hatch(), bars.get_label()) == ("..", "distilled")
+
+
+# Figures.
+
+
+def test_figures_leave_matplotlibs_settings_alone() -> None:
+    before = dict(matplotlib.rcParams)
+    fig, axes = labelled()
+    plots.png(fig)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_figures_do_not_depend_on_the_readers_settings() -> None:
+    def drawn() -> bytes:
+        fig, axes = labelled()
+        plots.legend(axes)
+        return plots.png(fig)
+
+    plain = drawn()
+    with matplotlib.rc_context({"figure.facecolor": "black", "text.color": "white", "font.size": 20}):
+        assert drawn() == plain
+    assert drawn() == plain
+
+
+def test_figure_gives_one_axes_or_an_array() -> None:
+    fig, axes = plots.figure()
+    assert fig.axes == [axes]
+    assert fig.get_size_inches().tolist() == [7.0, 3.4]
+    fig, grid = plots.figure(9, 4, rows=2, columns=3, sharex=True)
+    assert grid.shape == (2, 3)
+
+
+def test_the_png_is_twice_as_fine_as_it_is_shown() -> None:
+    fig, _ = labelled()
+    assert Image.open(io.BytesIO(plots.png(fig))).size == (1260, 612)
+
+
+def test_reduced_colours_keep_the_picture_in_half_of_the_bytes() -> None:
+    fig, axes = labelled()
+    axes.imshow(torch.rand(12, 12, generator=torch.Generator().manual_seed(0)).numpy(), aspect="auto")
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=2 * plots.DPI)
+    many, few = buffer.getvalue(), plots.reduce_colours(buffer.getvalue())
+    before, after = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int) for data in (many, few))
+    assert Image.open(io.BytesIO(few)).mode == "P"
+    assert np.abs(before - after).mean() < 0.1  # of 255
+    assert np.abs(before - after).max() <= 48
+    assert after[0, 0].tolist() == [255, 255, 255]  # white like the page around it
+    assert len(few) < 0.6 * len(many)
+
+
+# show.
+
+
+def test_show_gives_the_picture_with_its_alt_text(shown: list[tuple[dict, dict]]) -> None:
+    fig, _ = labelled()
+    plots.show(fig, alt="  The loss rises\n from 3 to 4 nats. ")
+    ((data, metadata),) = shown
+    text = "The loss rises from 3 to 4 nats."
+    assert data.keys() == {"image/png", "text/plain"}
+    assert data["text/plain"] == text
+    assert metadata == {"image/png": {"alt": text, "width": 630}}
+    assert base64.b64decode(data["image/png"]) == plots.png(fig)
+    json.dumps(data)
+
+
+def test_show_prints_the_text_where_there_is_no_notebook(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("IPython")
+    fig, _ = labelled()
+    plots.show(fig, alt="The loss rises.")
+    assert capsys.readouterr().out == "The loss rises.\n"
+
+
+@pytest.mark.parametrize("alt", ["", "  \n", None])
+def test_show_refuses_a_figure_without_text(alt: Any, shown: list[tuple[dict, dict]]) -> None:
+    fig, _ = labelled()
+    with pytest.raises(ValueError, match="no alt text. Say in a sentence"):
+        plots.show(fig, alt=alt)
+    assert not shown
+
+
+@pytest.mark.parametrize("side", ["x", "y"])
+def test_show_names_the_axis_that_has_no_label(side: str, shown: list[tuple[dict, dict]]) -> None:
+    fig, axes = labelled()
+    axes.set(**{f"{side}label": " "})
+    with pytest.raises(ValueError, match=f"The {side} axis of plot 1 has no label.*axes.set_{side}label"):
+        plots.show(fig, alt="A line.")
+    assert not shown
+
+
+def test_show_names_the_plot_that_has_no_label(shown: list[tuple[dict, dict]]) -> None:
+    fig, (left, right) = plots.figure(columns=2)
+    left.set(xlabel="epoch", ylabel="loss (nats)")
+    right.set(xlabel="epoch")
+    with pytest.raises(ValueError, match="The y axis of plot 2"):
+        plots.show(fig, alt="Two plots.")
+
+
+def test_show_takes_axes_that_need_no_label(shown: list[tuple[dict, dict]]) -> None:
+    fig, grid = plots.figure(rows=2, columns=2, sharex=True, sharey=True)
+    grid[0, 0].set(ylabel="loss (nats)")
+    grid[1, 0].set(xlabel="epoch", ylabel="loss (nats)")
+    grid[1, 1].set(xlabel="epoch")
+    plots.show(fig, alt="Shared axes.")
+    fig, axes = plots.figure()
+    axes.axis("off")
+    plots.show(fig, alt="A picture.")
+    fig, axes = plots.figure(columns=2)
+    fig.supxlabel("epoch")
+    fig.supylabel("loss (nats)")
+    plots.show(fig, alt="Common labels.")
+    fig, axes = plots.figure()
+    axes.set(xlabel="probability", yticks=[])
+    plots.show(fig, alt="No numbers at one side.")
+    assert len(shown) == 4
+
+
+def test_show_refuses_an_empty_figure(shown: list[tuple[dict, dict]]) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        plots.show(plots.blank(3, 2), alt="Nothing.")
+
+
+# What lessons draw.
+
+
+def test_probability_bars_show_the_probabilities_and_are_labelled(shown: list[tuple[dict, dict]]) -> None:
+    fig, axes = plots.figure()
+    rows = {"T = 1": torch.tensor([0.9, 0.1, 0.0]), "T = 4": [0.5, 0.3, 0.2]}
+    bars = plots.probability_bars(axes, ("Shirt", "Coat", "Bag"), rows)
+    assert [patch.get_width() for patch in bars["T = 4"]] == [0.5, 0.3, 0.2]
+    assert [patch.get_width() for patch in bars["T = 1"]] == pytest.approx([0.9, 0.1, 0.0])
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["Shirt", "Coat", "Bag"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # first class on top
+    first, second = (patches[0] for patches in bars.values())
+    assert first.get_y() + first.get_height() == pytest.approx(second.get_y())  # beside each other
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["T = 1", "T = 4"]
+    plots.show(fig, alt="Bars.")
+
+
+def test_one_row_of_bars_needs_no_legend() -> None:
+    _, axes = plots.figure()
+    plots.probability_bars(axes, ("a", "b"), {"p": [0.4, 0.6]})
+    assert axes.get_legend() is None
+
+
+def test_class_matrix_has_names_numbers_and_a_colour_bar(shown: list[tuple[dict, dict]]) -> None:
+    fig, axes = plots.figure(7, 6)
+    matrix = torch.tensor([[0.8, 0.2, 0.0], [0.1, 0.9, 0.0], [0.0, 0.25, 0.75]])
+    plots.class_matrix(axes, matrix, ("Shirt", "Coat", "Bag"), label="mean probability")
+    assert [text.get_text() for text in axes.texts][:3] == ["0.80", "0.20", "0.00"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["Shirt", "Coat", "Bag"]
+    assert axes.get_xlabel() == "predicted class"
+    assert fig.axes[1].get_ylabel() == "mean probability"
+    dark, light = axes.texts[2], axes.texts[4]
+    assert (dark.get_color(), light.get_color()) == ("white", plots.INK)  # readable on its cell
+    plots.show(fig, alt="A matrix.")
+
+
+def test_class_matrix_refuses_names_that_do_not_fit() -> None:
+    _, axes = plots.figure()
+    with pytest.raises(ValueError, match="2 classes need a matrix of 2 x 2"):
+        plots.class_matrix(axes, np.eye(3), ("a", "b"), label="x")
+
+
+def test_pictures_are_laid_out_in_rows(shown: list[tuple[dict, dict]]) -> None:
+    images = torch.arange(7 * 16, dtype=torch.uint8).reshape(7, 1, 4, 4)
+    fig = plots.pictures(images, [f"number {i}" for i in range(7)], columns=4)
+    assert len(fig.axes) == 8
+    assert fig.axes[6].get_title() == "number 6"
+    assert (fig.axes[6].images[0].get_array() == images[6, 0].numpy()).all()
+    assert not fig.axes[7].images
+    plots.show(fig, alt="Seven pictures.")
+    assert len(plots.pictures(torch.randn(2, 4, 4)).axes) == 2
+
+
+@pytest.mark.parametrize(("images", "captions"), [(np.zeros((0, 4, 4)), ()), (np.zeros((2, 4, 4)), ("one",))])
+def test_pictures_refuses_what_does_not_fit(images: Any, captions: Any) -> None:
+    with pytest.raises(ValueError, match="a caption for each or for none"):
+        plots.pictures(images, captions)
+
+
+def test_loglog_draws_lines_in_roles(shown: list[tuple[dict, dict]]) -> None:
+    fig, axes = plots.figure()
+    x = 2.0 ** np.arange(20)
+    series = {"with T²": x**0, "without": torch.from_numpy(x**-2)}
+    lines = plots.loglog(axes, x, series, xlabel="temperature T (no unit)", ylabel="length of the gradient (1)")
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert lines["without"].get_color() == plots.NEUTRAL.colour
+    assert lines["without"].get_ydata()[1] == 0.25
+    plots.show(fig, alt="Two lines.")
+
+
+# The schematic.
+
+
+def patches_of(fig: Any, part: str) -> list[Any]:
+    return [patch for patch in fig.axes[0].patches if patch.get_gid() == part]
+
+
+def colours_of(fig: Any, part: str) -> set[Any]:
+    """Edges and fillings of a part, without white and what is transparent."""
+    colours = {colour for patch in patches_of(fig, part) for colour in (patch.get_facecolor(), patch.get_edgecolor())}
+    return {colour[:3] for colour in colours if colour[3] > 0 and colour[:3] != (1, 1, 1)}
+
+
+@pytest.mark.parametrize("part", plots.PARTS)
+def test_a_part_that_is_lit_has_the_colour_of_its_role_and_all_others_are_grey(part: str) -> None:
+    fig, dark = plots.schematic({part}), plots.schematic(())
+    assert to_rgb(plots.PARTS[part].colour) in colours_of(fig, part)
+    assert not colours_of(fig, part) & colours_of(dark, part)
+    for other in plots.PARTS:
+        if other != part:
+            assert colours_of(fig, other) == colours_of(dark, other), other
+            assert all(max(colour) - min(colour) < 0.01 for colour in colours_of(fig, other)), other
+    weights = {text.get_text(): text.get_fontweight() for text in fig.axes[0].texts}
+    assert weights[part] == "bold"  # not by colour alone
+    assert sum(weight == "bold" for weight in weights.values()) <= 2  # T stands beside temperature
+
+
+def test_lit_parts_differ_in_colour() -> None:
+    fig = plots.schematic()
+    edges = {part: patches_of(fig, part)[0].get_edgecolor() for part in plots.PARTS}
+    different = ("data", "teacher", "student", "feature loss", "relation loss", "soft loss", "hard loss")
+    assert len({edges[part] for part in different}) == len(different)
+    assert edges["projector"] == edges["feature loss"]
+    assert edges["temperature"] == edges["soft loss"]
+    assert edges["labels"] == edges["hard loss"]
+
+
+def test_a_student_that_only_hard_labels_teach_is_the_baseline() -> None:
+    fig = plots.schematic({"data", "labels", "student", "hard loss"})
+    assert to_rgb(plots.BASELINE.colour) == patches_of(fig, "student")[0].get_edgecolor()[:3]
+    fig = plots.schematic({"data", "labels", "student", "hard loss", "teacher", "soft loss"})
+    assert to_rgb(plots.DISTILLED.colour) == patches_of(fig, "student")[0].get_edgecolor()[:3]
+
+
+@pytest.mark.parametrize("draw", [plots.schematic, plots.schematic_alt])
+def test_an_unknown_part_is_an_error_with_near_matches(draw: Any) -> None:
+    with pytest.raises(ValueError, match="no part of the schematic named 'softloss'. Did you mean 'soft loss'"):
+        draw({"teacher", "softloss"})
+    draw("teacher")  # a single part is not taken for its letters
+
+
+def test_the_schematic_is_shown_with_its_alt_text(shown: list[tuple[dict, dict]]) -> None:
+    active = ("teacher", "student", "soft loss")
+    plots.show(plots.schematic(active), alt=plots.schematic_alt(active))
+    ((data, _),) = shown
+    assert data["text/plain"].endswith("Lit: teacher, student, soft loss. All other parts are pale.")
+    assert all(part in data["text/plain"] for part in ("projector", "temperature", "labels", "relation loss"))
+    assert plots.schematic_alt().endswith("All parts are lit.")
+    assert len(base64.b64decode(data["image/png"])) < 60_000
+
+
+@pytest.mark.parametrize("active", [tuple(plots.PARTS), ()])
+def test_no_text_of_the_schematic_is_cut_or_lies_on_another(active: tuple[str, ...]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    fig = plots.schematic(active)
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in fig.axes[0].texts if text.get_text()]
+    assert all(box.x0 > 0 and box.y0 > 0 and box.x1 < fig.bbox.x1 and box.y1 < fig.bbox.y1 for box in boxes)
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
+    panels = [patch.get_window_extent() for part in ("teacher", "student") for patch in patches_of(fig, part)[:1]]
+    pills = [patches_of(fig, part)[0].get_window_extent() for part in ("feature loss", "relation loss", "soft loss")]
+    for number, box in enumerate([*panels, *pills]):
+        assert not any(box.overlaps(other) for other in [*panels, *pills][number + 1 :])
+
+
+def test_the_same_parts_give_the_same_schematic() -> None:
+    assert plots.png(plots.schematic({"data"})) == plots.png(plots.schematic(["data"]))

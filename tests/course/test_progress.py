@@ -1,0 +1,128 @@
+"""What is done is remembered in one local file, and nothing that happens to that file matters to a lesson."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from course import exercises, progress_file
+
+
+def table(capsys: pytest.CaptureFixture[str], *lesson: str) -> str:
+    capsys.readouterr()
+    exercises.progress(*lesson)
+    return capsys.readouterr().out
+
+
+def test_nothing_attempted(progress_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = table(capsys)
+    assert "tried" not in first
+    assert first.count("not attempted") == sum(1 for n in exercises.list_lessons() for _ in exercises.load(n))
+    assert first == table(capsys)
+    assert not progress_file.exists()
+    exercises.load("04").progress()
+    assert capsys.readouterr().out == table(capsys, "04")
+
+
+def test_an_unfilled_lesson_writes_nothing(progress_file: Path) -> None:
+    for number in exercises.list_lessons():
+        for exercise in exercises.load(number):
+            exercise.check(...)
+    assert not progress_file.exists()
+
+
+def test_tried_then_done_and_never_back(progress_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    q = exercises.load("04")
+    q.law.check("a")
+    assert "tried, not right yet" in table(capsys, "04")
+    q.law.check("b")
+    done = table(capsys, "04")
+    assert "1 of 5 done" in done
+    q.law.check("a")
+    q.law.check("not an answer")
+    assert table(capsys, "04") == done
+    assert json.loads(progress_file.read_text()) == {"version": 1, "exercises": {"04.law": "done"}}
+    assert list(progress_file.parent.glob("*.tmp")) == []
+
+
+def test_a_prediction_counts_when_it_was_compared(progress_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    q = exercises.load("04")
+    q.gradient.predict(2)
+    assert not progress_file.exists()
+    q.gradient.check()
+    assert json.loads(progress_file.read_text())["exercises"] == {"04.gradient": "done"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe\x00",
+        b"[1, 2]",
+        b'{"exercises": [1]}',
+        b'{"exercises": null}',
+        b"[" * 100_000,
+        b'{"version": 9}',
+    ],
+)
+def test_a_corrupt_file_is_begun_anew(content: bytes, progress_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress_file.write_bytes(content)
+    shown = table(capsys)
+    assert f"The progress file {progress_file} cannot be read" in " ".join(shown.split())
+    exercises.load("04").law.check("b")
+    assert capsys.readouterr().out.startswith("Correct")
+    assert "1 of 5 done" in table(capsys, "04")
+    assert progress_file.with_name("progress.json.unreadable").read_bytes() == content
+
+
+def test_unknown_entries_are_passed_over(progress_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress_file.write_text('{"exercises": {"04.law": "perfect", "99.x": "done", "04.limit": "done"}}')
+    assert "1 of 5 done" in table(capsys, "04")
+
+
+@pytest.mark.parametrize("where", ["a folder", "under a file", "no permission"])
+def test_an_unwritable_place(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "progress"
+    if where == "a folder":
+        path.mkdir()
+    elif where == "under a file":
+        path.write_text("")
+        path = path / "progress.json"
+    else:
+        if sys.platform == "win32" or os.geteuid() == 0:
+            pytest.skip("permissions do not bind this user")
+        path.mkdir()
+        path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+        path = path / "progress.json"
+    monkeypatch.setenv("KDLIB_PROGRESS", str(path))
+    exercises.load("04").law.check("b")
+    out = capsys.readouterr().out
+    assert out.startswith("Correct")
+    assert "could not be saved" in " ".join(out.split())
+    assert "Lesson 04" in table(capsys)
+
+
+def test_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    untouched = table(capsys)
+    monkeypatch.setenv("KDLIB_PROGRESS", "off")
+    assert progress_file.path() is None
+    exercises.load("04").law.check("b")
+    assert table(capsys) == untouched
+
+
+def test_the_place_does_not_depend_on_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KDLIB_PROGRESS")
+    before = progress_file.path()
+    monkeypatch.chdir(tmp_path)
+    assert progress_file.path() == before
+    root = Path(__file__).resolve().parents[2]
+    assert before == root / ".kdlib-progress.json"
+    assert ".kdlib-progress.json*" in (root / ".gitignore").read_text().split()

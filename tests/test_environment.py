@@ -1,0 +1,236 @@
+"""The check of the environment finds what is broken, says how to fix it, and never raises."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdlib import data, environment
+from kdlib.environment import Check, EnvironmentReport
+
+SHIPPED = Path(data.__file__).parents[2] / "data"
+FILES = {"a.gz": b"twelve bytes", "results/table.csv": b"x,y\n1,2\n", "teacher.safetensors": bytes(2_500_000)}
+
+
+def write_sums(folder: Path, files: dict[str, bytes], mark: str = " ") -> None:
+    lines = [f"{hashlib.sha256(content).hexdigest()} {mark}{name}\n" for name, content in files.items()]
+    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """A small data folder with the sums of its files."""
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    write_sums(tmp_path, FILES)
+    monkeypatch.setenv("KDLIB_DATA", str(tmp_path))
+    return tmp_path
+
+
+def failed(report: EnvironmentReport) -> list[Check]:
+    return [check for check in report.checks if not check.ok]
+
+
+def named(report: EnvironmentReport, name: str) -> Check:
+    (check,) = [check for check in report.checks if check.name == name]
+    return check
+
+
+# --- a machine on which all is well
+
+
+def test_the_shipped_tree_is_ready(monkeypatch, tmp_path: Path):
+    if not (SHIPPED / "SHA256SUMS").is_file():
+        for path in SHIPPED.glob("*.gz"):
+            (tmp_path / path.name).symlink_to(path)
+        write_sums(tmp_path, {path.name: path.read_bytes() for path in tmp_path.glob("*.gz")})
+        monkeypatch.setenv("KDLIB_DATA", str(tmp_path))
+    report = environment.check()
+    assert failed(report) == []
+    assert report.ready
+    assert str(report).endswith("Ready: everything is in place.")
+    assert named(report, "train-images-idx3-ubyte.gz").found == "intact, 26.4 MB"
+
+
+@pytest.mark.usefixtures("folder")
+def test_everything_is_checked():
+    report = environment.check()
+    names = [check.name for check in report.checks]
+    assert len(set(names)) == len(names)
+    for name in ("python", "torch", "torchvision", "numpy", "safetensors", "processor", "computes on", *FILES):
+        assert name in names
+    assert "jupyterlab" not in names  # an extra is not required
+    assert "pytest" not in names
+    assert report.ready
+    assert named(report, "teacher.safetensors").found == "intact, 2.5 MB"
+    assert named(report, "torch").found.startswith(torch.__version__)
+    assert ">=" in named(report, "torch").found
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_course_needs_more_than_the_library():
+    library, course = ({check.name for check in environment.check(extra).checks} for extra in (False, True))
+    assert course - library == {"jupyterlab", "ipywidgets"}
+    assert library <= course
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("chip", [True, False])
+def test_machines_without_bfloat16_are_named_and_ready(monkeypatch, chip: bool):
+    monkeypatch.setattr(environment.devices, "supports_bfloat16", lambda device: chip)
+    check = named(environment.check(), "computes on")
+    assert check.ok
+    assert ("no bfloat16 in this chip" in check.found) is not chip
+    assert ("bfloat16" in check.found.partition(";")[0]) is chip
+
+
+@pytest.mark.parametrize("mark", [" ", "*"])
+def test_both_ways_of_writing_sums(folder: Path, mark: str):
+    write_sums(folder, FILES, mark)
+    assert failed(environment.check()) == []
+
+
+# --- broken files
+
+
+def test_a_missing_file(folder: Path):
+    (folder / "a.gz").unlink()
+    assert failed(environment.check()) == [Check("a.gz", "missing", False, "git checkout -- data/a.gz")]
+
+
+@pytest.mark.parametrize("content", [FILES["a.gz"][:-1], b"", b"twelve bytez", FILES["a.gz"] + b"\n"])
+def test_a_truncated_or_altered_file(folder: Path, content: bytes):
+    (folder / "a.gz").write_bytes(content)
+    report = environment.check()
+    assert failed(report) == [Check("a.gz", "truncated or altered", False, "git checkout -- data/a.gz")]
+    assert not report.ready
+
+
+def test_a_file_in_a_subfolder_is_named_with_it(folder: Path):
+    (folder / "results" / "table.csv").unlink()
+    (check,) = failed(environment.check())
+    assert check.name == "results/table.csv"
+    assert check.fix == "git checkout -- data/results/table.csv"
+
+
+def test_a_folder_in_the_place_of_a_file(folder: Path):
+    (folder / "a.gz").unlink()
+    (folder / "a.gz").mkdir()
+    (check,) = failed(environment.check())
+    assert check.name == "a.gz"
+    assert check.found.startswith("unreadable")  # the system's words differ: a directory, or no permission
+
+
+def test_a_file_that_cannot_be_read(folder: Path, monkeypatch):
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "a.gz":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    (check,) = failed(environment.check())
+    assert check.name == "a.gz"
+    assert "Permission denied" in check.found
+
+
+def test_no_sums(folder: Path):
+    (folder / "SHA256SUMS").unlink()
+    for _ in range(2):
+        (check,) = failed(environment.check())
+        assert f"{folder} holds no SHA256SUMS" in check.found
+        assert "KDLIB_DATA" in check.fix
+        (folder / "SHA256SUMS").mkdir(exist_ok=True)  # and once more with one that cannot be read
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe\x00", b"onlyonefield\n", b"<<<<<<< HEAD\n"])
+def test_unreadable_sums(folder: Path, content: bytes):
+    (folder / "SHA256SUMS").write_bytes(content)
+    report = environment.check()
+    assert not report.ready
+    assert all("git checkout" in check.fix for check in failed(report))
+
+
+def test_blank_lines_in_the_sums_are_ignored(folder: Path):
+    sums = (folder / "SHA256SUMS").read_text()
+    (folder / "SHA256SUMS").write_text(sums.replace("\n", "\n\n") + "\n")
+    assert environment.check().ready
+
+
+# --- versions
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("version", ["1.13.1", "2.8.0+cpu"])
+def test_a_version_that_is_too_old(monkeypatch, version: str):
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["torch>=2.9", "numpy>=2.0"])
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version if name == "torch" else real(name))
+    report = environment.check()
+    (check,) = failed(report)
+    assert check.name == "torch"
+    assert check.found.startswith(f"{version} (")
+    assert ">=2.9" in check.found
+    assert check.fix == "pip install 'torch>=2.9'"
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("version", ["2.9.0", "2.10.0+cu130", "3.0.0.dev20260101"])
+def test_versions_that_are_new_enough(monkeypatch, version: str):
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["torch>=2.9", "numpy>=2.0"])
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version if name == "torch" else real(name))
+    assert environment.check().ready
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_missing_package(monkeypatch):
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "safetensors":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    (check,) = failed(environment.check())
+    assert (check.name, check.found) == ("safetensors", "missing")
+    assert check.fix.startswith("pip install 'safetensors>=")
+
+
+@pytest.mark.usefixtures("folder")
+def test_kdlib_itself_is_not_installed(monkeypatch):
+    def requires(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    (check,) = failed(environment.check())
+    assert (check.name, check.found) == ("kdlib", "not installed")
+    assert "pip install" in check.fix
+
+
+# --- how it reads
+
+
+def test_the_table_marks_what_failed_and_says_how_to_fix_it():
+    report = EnvironmentReport((Check("torch", "2.9", True), Check("data", "missing", False, "git checkout -- data")))
+    assert str(report).splitlines() == [
+        "ok  torch  2.9",
+        "NO  data   missing",
+        "           -> git checkout -- data",
+        "",
+        "Not ready: fix the line marked NO.",
+    ]
+    assert not report.ready
+
+
+def test_the_verdict_counts():
+    two = EnvironmentReport(tuple(Check(name, "missing", False, "copy it") for name in ("a", "b")))
+    assert str(two).endswith("Not ready: fix the 2 lines marked NO.")
+    assert str(EnvironmentReport((Check("a", "fine", True),))) == "ok  a  fine\n\nReady: everything is in place."
