@@ -20,12 +20,12 @@ check: .venv/.base ## Can this machine run the course? A verdict, and what to do
 	$(BIN)/python -m kdlib check
 
 test: .venv/.dev ## Every test: the units in parallel, then each lesson once, then the browser
-	$(BIN)/python -m pytest tests --ignore tests/browser -n auto -q
+	$(BIN)/python -m pytest tests --ignore tests/browser -n auto --dist loadgroup -q
 	$(BIN)/python -m pytest notebooks -q
 	$(BIN)/python -m pytest tests/browser -q
 
 quick: .venv/.dev ## The fast tests, on all cores; lessons, browser and what starts processes left out
-	$(BIN)/python -m pytest tests --ignore tests/browser -m "not slow" -n auto -q
+	$(BIN)/python -m pytest tests --ignore tests/browser -m "not slow" -n auto --dist loadgroup -q
 
 lint: .venv/.dev ## Style, format and types of the code, and the form of the notebooks
 	$(BIN)/ruff check .
@@ -49,7 +49,7 @@ bench: .venv/.base ## What distillation costs beside a plain step (4 minutes, on
 bench-peers: .venv-peers/.ready ## The same training in three other libraries, and what their losses give
 	.venv-peers/bin/python benchmarks/peers.py
 
-mutants: .venv/.dev ## Do the tests find the known mistakes of distillation? Each is made in a copy (10 minutes)
+mutants: .venv/.dev ## Do the tests find the known mistakes of distillation? Each is made in a copy (5 minutes)
 	$(BIN)/python tests/mutants.py
 
 mutants-all: .venv/.dev ## Mutation testing of losses, methods and teachers, line by line (half an hour and more)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdlib import data
-from kdlib.data import NO_AUGMENTATION, DataModule, InMemoryDataset
+from kdlib.data import DataModule, InMemoryDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (ROOT / "notebooks", ROOT / "tests" / "browser")
@@ -52,8 +52,3 @@ def blobs() -> DataModule:
 
     parts = {"train": split(96, 0), "validation": split(30, 96), "test": split(30, 126)}
     return DataModule("blobs", ("a", "b", "c"), **parts, augmentation=data.Augmentation(padding=1), image_size=8)
-
-
-@pytest.fixture
-def plain() -> data.Augmentation:
-    return NO_AUGMENTATION

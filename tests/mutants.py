@@ -1,6 +1,6 @@
 """Seeded faults: known mistakes of distillation code, put into a copy of the library one at a time.
 
-    python tests/mutants.py              # all of them, about five minutes on two cores
+    python tests/mutants.py              # all of them, three to five minutes on two cores
     python tests/mutants.py variance rkd # those whose name contains one of these words
 
 Each fault replaces a text in one file; the tests named beside it must fail. Exit code 1 unless every fault is killed.

@@ -323,7 +323,7 @@ def test_killed_in_mid_epoch_and_resumed_is_never_stopped_to_the_bit(
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     checkpoint = tmp_path / "checkpoint"
     deadline = time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
     assert process.wait() == (-signal.SIGKILL if os.name == "posix" else 1)

@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 SCRIPT = str(HERE / "two_processes.py")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("torchrun"),  # in one worker: the fixture's trainings take longest, and then run once
     pytest.mark.skipif(sys.platform == "win32", reason="torchrun on Windows has no gloo by default"),
 ]
 
