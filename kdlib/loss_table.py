@@ -46,16 +46,16 @@ def each_projected(
     projectors: nn.ModuleList, names: Sequence[str], student: Sequence[Tensor], teacher: Sequence[Tensor]
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Each student layer against its teacher layer, through the pair's projector."""
-    for projector, name, ours, theirs in zip(projectors, names, student, teacher, strict=True):
-        yield f" {name}", projector(ours, theirs)
+    for projector, name, *pair in zip(projectors, names, student, teacher, strict=True):
+        yield f" {name}", projector(*pair)
 
 
 def each_sample_relation(
     projectors: nn.ModuleList, names: Sequence[str], student: Sequence[Tensor], teacher: Sequence[Tensor]
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Each student layer against its teacher layer as they are: the samples of the batch are related to each other."""
-    for name, ours, theirs in zip(names, student, teacher, strict=True):
-        yield f" {name}", (ours, theirs)
+    for name, *pair in zip(names, student, teacher, strict=True):
+        yield f" {name}", tuple(pair)
 
 
 def each_flattened(

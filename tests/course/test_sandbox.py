@@ -63,11 +63,11 @@ def test_an_endless_function_is_stopped(
 
 
 def test_what_cannot_be_stopped_is_left_behind(short_time_limit: None) -> None:
-    for function, arguments in ((time.sleep, (1.5,)), (stubborn, ())):
+    for function, arguments in ((time.sleep, (4,)), (stubborn, ())):
         began = time.monotonic()
         result = sandbox.call(function, arguments)
         assert result.timed_out
-        assert time.monotonic() - began < 1.4
+        assert time.monotonic() - began < 3.5  # not as long as it sleeps, also where two workers share a slow core
         assert sandbox.call(int, ()).value == 0  # the next check works beside it
     RELEASED.set()
     for thread in learner_threads():
