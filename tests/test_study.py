@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import math
 import multiprocessing
@@ -334,7 +335,7 @@ def test_the_session_log_adds_up_sessions_and_names_the_machine(tmp_path: Path) 
     session = found["sessions"][0]
     assert session["machine"]["cores"] == os.cpu_count()
     assert session["machine"]["processor"]
-    assert session["versions"]["torch"] == torch.__version__
+    assert session["versions"]["torch"] == importlib.metadata.version("torch")
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(ValueError, match="Restore it, or move it away"):
         SessionLog(tmp_path / "x.csv", "third")
