@@ -413,7 +413,7 @@ def test_writing_a_notebook_that_gives_the_same_leaves_the_file_alone(tmp_path: 
     [
         ('raise KeyError("left out")', "KeyError: 'left out'"),
         ("import sys\nprint('careful', file=sys.stderr)", "it wrote to stderr: careful"),
-        ("while True: pass", "it takes longer than 5 s"),
+        pytest.param("while True: pass", "it takes longer than 5 s", marks=pytest.mark.slow),
         ("import os\nos._exit(1)", "the kernel died"),
     ],
     ids=["error", "stderr", "endless", "dead"],

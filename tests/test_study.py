@@ -652,6 +652,7 @@ def test_a_study_gives_rows_that_a_verdict_can_be_made_of(finished: Path) -> Non
     assert set(found["comparisons"]) == {16}
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_comes_to_the_same_rows(
     budget: Budget, blobs: DataModule, tmp_path: Path, teacher: str
 ) -> None:
@@ -952,6 +953,7 @@ def test_two_processes_come_to_the_rows_of_one(real: Budget, tmp_path: Path, mon
     assert sorted(timeless(one), key=str) == sorted(timeless(two), key=str)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_study_with_what_to_do(
     real: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,12 @@ def explorer(networks: Networks) -> explorers.Attention:
     return explorers.Attention(networks, per_class=4)
 
 
+@pytest.fixture(scope="module")
+def untouched(networks: Networks) -> explorers.Attention:
+    """One for all tests that only read."""
+    return explorers.Attention(networks, per_class=4)
+
+
 # What all explorers promise.
 test_bundle = common.test_a_notebook_gets_a_view_a_picture_and_one_line
 test_one_image = common.test_there_is_one_image_and_nothing_that_flickers

@@ -71,6 +71,12 @@ def explorer(request: pytest.FixtureRequest) -> explorers.Explorer:
     return make(request.param)
 
 
+@pytest.fixture(params=NAMES, scope="module")
+def untouched(request: pytest.FixtureRequest) -> explorers.Explorer:
+    """One for all tests that only read: building an explorer takes longer than most of them."""
+    return make(request.param)
+
+
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)))
 
@@ -82,48 +88,48 @@ def shown(explorer: explorers.Explorer) -> bytes:
 # What all have in common.
 
 
-def test_a_notebook_gets_a_view_a_picture_and_one_line(explorer: explorers.Explorer) -> None:
-    bundle, metadata = explorer._repr_mimebundle_(include=None, exclude=None)
+def test_a_notebook_gets_a_view_a_picture_and_one_line(untouched: explorers.Explorer) -> None:
+    bundle, metadata = untouched._repr_mimebundle_(include=None, exclude=None)
     assert set(bundle) == {VIEW, "image/png", "text/plain"}
-    assert bundle[VIEW]["model_id"] == explorer.view.model_id
-    assert bundle["text/plain"] == repr(explorer)
-    assert "\n" not in repr(explorer)
-    assert metadata == {"image/png": {"alt": explorer.alt}}
-    assert bundle["image/png"] == plots.reduce_colours(explorer.png())
-    assert (pixels(explorer.png()) == pixels(shown(explorer))).all()
+    assert bundle[VIEW]["model_id"] == untouched.view.model_id
+    assert bundle["text/plain"] == repr(untouched)
+    assert "\n" not in repr(untouched)
+    assert metadata == {"image/png": {"alt": untouched.alt}}
+    assert bundle["image/png"] == plots.reduce_colours(untouched.png())
+    assert (pixels(untouched.png()) == pixels(shown(untouched))).all()
     assert len(bundle["image/png"]) < 100_000
 
 
-def test_there_is_one_image_and_nothing_that_flickers(explorer: explorers.Explorer) -> None:
+def test_there_is_one_image_and_nothing_that_flickers(untouched: explorers.Explorer) -> None:
     def everything(widget: Any) -> Iterator[Any]:
         yield widget
         for child in getattr(widget, "children", ()):
             yield from everything(child)
 
-    kinds = [type(widget).__mro__ for widget in everything(explorer.view)]
+    kinds = [type(widget).__mro__ for widget in everything(untouched.view)]
     assert sum(widgets.Image in kind for kind in kinds) == 1
     assert not any(widgets.Output in kind for kind in kinds)
 
 
-def test_controls_have_labels_and_work_with_a_keyboard(explorer: explorers.Explorer) -> None:
-    for name, control in explorer.controls.items():
+def test_controls_have_labels_and_work_with_a_keyboard(untouched: explorers.Explorer) -> None:
+    for name, control in untouched.controls.items():
         assert type(control).__name__ in KEYBOARD, name
         assert control.description.strip(), name
         assert not control.disabled
         assert control.tabbable is not False
 
 
-def test_the_image_has_its_alt_text(explorer: explorers.Explorer) -> None:
-    state = explorer.image.get_state()
+def test_the_image_has_its_alt_text(untouched: explorers.Explorer) -> None:
+    state = untouched.image.get_state()
     # The front end makes the tooltip an image's title only if the image has an (empty) description.
-    assert (state["tooltip"], state["description"]) == (explorer.alt, "")
-    assert len(explorer.alt) > 80
+    assert (state["tooltip"], state["description"]) == (untouched.alt, "")
+    assert len(untouched.alt) > 80
 
 
-def test_all_axes_are_labelled(explorer: explorers.Explorer) -> None:
+def test_all_axes_are_labelled(untouched: explorers.Explorer) -> None:
     from course import plots
 
-    plots.check_labels(explorer.figure)
+    plots.check_labels(untouched.figure)
 
 
 @pytest.mark.parametrize(("name", "control"), EACH_MOVE)
@@ -171,10 +177,10 @@ def test_the_blitted_picture_is_that_of_the_whole_figure(explorer: explorers.Exp
     assert (np.abs(quick - whole).max(axis=2) > 40).mean() < 0.01
 
 
-def test_describe_is_the_text_below_the_picture(explorer: explorers.Explorer) -> None:
-    text = explorer.describe()
+def test_describe_is_the_text_below_the_picture(untouched: explorers.Explorer) -> None:
+    text = untouched.describe()
     assert len(text.splitlines()) == 3
-    assert explorer._text.value.count("<br>") == 2
+    assert untouched._text.value.count("<br>") == 2
     assert not set("<>") & set(text)
 
 
@@ -250,13 +256,13 @@ def test_set_moves_what_depends_on_another_control_after_it() -> None:
         assert not explorer.error
 
 
-def test_set_names_the_possible_values(explorer: explorers.Explorer) -> None:
+def test_set_names_the_possible_values(untouched: explorers.Explorer) -> None:
     with pytest.raises(ValueError, match="There is no control of the .* explorer named 'colour'"):
-        explorer.set(colour="red")
-    control = next(iter(MOVES[type(explorer).__name__]))
+        untouched.set(colour="red")
+    control = next(iter(MOVES[type(untouched).__name__]))
     with pytest.raises(ValueError, match=f"{control} cannot be -7: (it lies between|choose one of)"):
-        explorer.set(**{control: -7})
-    assert not explorer.busy
+        untouched.set(**{control: -7})
+    assert not untouched.busy
 
 
 def test_starting_with_what_is_impossible_is_an_error() -> None:

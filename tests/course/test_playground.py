@@ -197,12 +197,14 @@ def test_the_teacher_knows_its_data_and_students_do_not_change_it(name: str) -> 
     assert training.teacher.step == pt.TEACHER_STEPS
 
 
+@pytest.mark.slow
 def test_distilling_helps_in_the_default_setting() -> None:
     gain = gains(10)
     assert gain.mean() > 0.1  # 0.19 when this was written
     assert (gain > 0).sum() >= 9
 
 
+@pytest.mark.slow
 def test_it_helps_less_with_right_labels_and_next_to_nothing_with_many() -> None:
     noisy, few, many = gains(5), gains(5, noise=0.0), gains(5, noise=0.0, points=200)
     assert noisy.mean() > few.mean() > many.mean()
@@ -610,6 +612,7 @@ def test_starting_with_what_is_impossible_is_an_error(shown: Playground) -> None
 # The picture for the README.
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_same_picture_twice(tmp_path: Path) -> None:
     out = [tmp_path / "one.png", tmp_path / "new" / "two.png"]
     for path in out:

@@ -47,6 +47,12 @@ def explorer(teacher: nn.Module, students: dict) -> explorers.Relations:
     return explorers.Relations(teacher, students, per_class=2)
 
 
+@pytest.fixture(scope="module")
+def untouched(teacher: nn.Module, students: dict) -> explorers.Relations:
+    """One for all tests that only read."""
+    return explorers.Relations(teacher, students, per_class=2)
+
+
 # What all explorers promise.
 test_bundle = common.test_a_notebook_gets_a_view_a_picture_and_one_line
 test_one_image = common.test_there_is_one_image_and_nothing_that_flickers

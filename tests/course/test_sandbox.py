@@ -62,6 +62,7 @@ def test_an_endless_function_is_stopped(
     assert captured.out == captured.err == ""
 
 
+@pytest.mark.slow
 def test_what_cannot_be_stopped_is_left_behind(short_time_limit: None) -> None:
     for function, arguments in ((time.sleep, (4,)), (stubborn, ())):
         began = time.monotonic()
