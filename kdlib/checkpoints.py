@@ -56,14 +56,14 @@ class Checkpointer:
 
     def save(
         self,
-        student: nn.Module,
-        method: nn.Module,
+        modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
         facts: dict[str, Any],
         device: torch.device,
     ) -> None:
         """Write modules, optimiser, JSON facts and random states; the checkpoint before stays until this is complete.
 
+        modules: by name; "student" is the one that `models.load` opens.
         Under torchrun every process calls it, to give its random state; the first one writes. Without a path nothing
         is written.
         """
@@ -72,7 +72,6 @@ class Checkpointer:
         rng_states = _gather_rng_states(device)
         if distributed.rank() > 0:
             return
-        modules = {"student": student, "method": method}
         tensors = {f"{part}/{name}": t for part, module in modules.items() for name, t in module.state_dict().items()}
         tensors |= rng_states
         state = optimizer.state_dict()
@@ -85,8 +84,7 @@ class Checkpointer:
 
     def load(
         self,
-        student: nn.Module,
-        method: nn.Module,
+        modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
         run: dict[str, Any],
         device: torch.device,
@@ -104,7 +102,6 @@ class Checkpointer:
                 f"{self.path} holds weights, not the state of a training run. Give the checkpoint that fit wrote."
             )
         facts = metadata["facts"]
-        modules = {"student": student, "method": method}
         self._refuse_other_run(facts["run"], run, fits=_same_sizes(modules, tensors))
         for part, module in modules.items():
             models.load_weights(module, _under(tensors, f"{part}/"), self.path)
@@ -136,7 +133,7 @@ class Checkpointer:
             )
 
 
-def _same_sizes(modules: dict[str, nn.Module], tensors: dict[str, Tensor]) -> bool:
+def _same_sizes(modules: Mapping[str, nn.Module], tensors: dict[str, Tensor]) -> bool:
     sizes = {
         f"{part}/{name}": tuple(t.shape) for part, module in modules.items() for name, t in module.state_dict().items()
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,11 @@ class DeviceConfig:
     device: torch.device
     bfloat16: bool
     compile: bool = False
+
+    @property
+    def precision(self) -> str:
+        """The word of PRECISIONS that resolves to this."""
+        return "bf16" if self.bfloat16 else "fp32"
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """torch.autocast to bfloat16, or nothing in float32."""
@@ -76,6 +82,39 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """
     device = torch.device(device)
     return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def move_batch(batch: Any, device: torch.device | str) -> Any:
+    """A batch with all its tensors on the device, maps in the memory order that convolutions run fastest in.
+
+    batch: a tensor, a tuple, list or dict of them, one in the other, or an object with a method `to`.
+    """
+    if isinstance(batch, Tensor):
+        moved = to_device(batch, device)
+        return moved.contiguous(memory_format=torch.channels_last) if moved.ndim == 4 else moved
+    if isinstance(batch, dict):
+        return {name: move_batch(value, device) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        parts = [move_batch(value, device) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if isinstance(batch, Mapping):  # such as transformers' BatchEncoding
+        return {name: move_batch(value, device) for name, value in batch.items()}
+    return batch.to(device) if callable(getattr(batch, "to", None)) else batch
+
+
+def first_tensor(batch: Any) -> Tensor | None:
+    """The first tensor in a batch or a model's inputs, however deep it lies; None if there is none."""
+    if isinstance(batch, Tensor):
+        return batch
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
+    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+
+
+def follow(model: nn.Module, inputs: Any) -> None:
+    """Move a model to where its inputs are; nothing to do where it is there."""
+    here, parameter = first_tensor(inputs), next(model.parameters(), None)
+    if here is not None and parameter is not None and parameter.device != here.device:
+        model.to(here.device)
 
 
 @contextlib.contextmanager

@@ -1,41 +1,206 @@
-"""Student and method as one module: all that is trained."""
+"""Student, teacher and method as one module, which any loop can train.
+
+distiller = Distiller(student, teacher, method, example=next(iter(loader)))
+optimizer = torch.optim.AdamW(distiller.parameters())
+for batch in loader:
+    losses = distiller(batch)
+    losses.total.backward()
+    optimizer.step(); optimizer.zero_grad()
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor, nn
 
-from kdlib.devices import DeviceConfig
+from kdlib import losses, tasks
+from kdlib.adapters import Adapter
+from kdlib.errors import explain_shape_errors
 from kdlib.hooks import FeatureExtractor, ModelOutput
 from kdlib.methods import Method
+from kdlib.tasks import Task
+from kdlib.teachers import FrozenTeacher, Teacher, as_teacher
+
+
+class Losses(NamedTuple):
+    """What a distiller gives for a batch.
+
+    total: the loss, a scalar. terms: its parts by name, each with its weight; they sum to `total`. student: the
+    student's output. rows, labels: its logits as N x C, detached, one row for each decision between classes, and the
+    labels of these rows, for an accuracy (see `tasks`).
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    student: ModelOutput
+    rows: Tensor
+    labels: Tensor | None
 
 
 class Distiller(nn.Module):
-    """From images, labels and the teacher's output to named loss terms, in one forward pass.
+    """A student that learns from a teacher by a method: called with a batch, it gives the losses.
 
-    extractor: calls the student and reads its layers. Its parameters are those of the student and of the method's
-    projectors, which is what DistributedDataParallel has to average.
+    `parameters()` and `state_dict()` are those of the student and of the method's projectors, never the teacher's. The
+    teacher is in eval mode and without gradient at every call, whatever `train()` says, and follows its inputs to their
+    device. Losses are computed in float32, under autocast too. Optimiser, accumulation of gradients,
+    DistributedDataParallel, torch.compile and the rest belong to the loop.
+
+    student: any nn.Module. teacher: an nn.Module, a `Teacher` (stored outputs, an ensemble), a function from a batch to
+    logits, or None for methods that need none. example: one batch, from which projectors get their sizes; methods
+    without projectors need none, but it lets mistakes show before the first step.
+    adapter: what a batch is, see `Adapter`; default, a pair (inputs, labels) or a dict with "labels".
+    task: what logits and labels mean: "classification", "multilabel", "segmentation", "token-classification",
+    "regression", or a `tasks.Task`. compile: let torch.compile translate the student. setup_later: `setup` is called
+    before the first step, as `fit` does.
+    Raises ValueError where the pieces do not fit together, TypeError for a teacher that is none.
     """
 
-    def __init__(self, extractor: FeatureExtractor, method: Method, config: DeviceConfig) -> None:
+    accepts_loss_kwargs = False  # else transformers' Trainer takes **fields for arguments that scale the loss
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Teacher | Callable[[Any], Any] | None,
+        method: Method,
+        *,
+        example: Any = None,
+        adapter: Adapter | None = None,
+        task: str | Task = "classification",
+        compile: bool = False,
+        setup_later: bool = False,
+    ) -> None:
         super().__init__()
-        self.student, self.method = extractor.model, method
-        self.extractor, self.config = extractor, config
+        if not isinstance(student, nn.Module):
+            raise TypeError(f"student is an nn.Module; got {_kind(student)}.")
+        if not isinstance(method, Method):
+            raise TypeError(
+                f"method is a kdlib.methods.Method, such as Logit(temperature=4, alpha=0.1); got {_kind(method)}."
+            )
+        self.adapter = adapter or Adapter()
+        self.task = tasks.resolve(task)
+        method.check_task(self.task)
+        if method.needs_teacher and teacher is None:
+            raise ValueError(f"{type(method).__name__} needs a teacher: fit(..., teacher=models.load(...)).")
+        self.student, self.method = student, method
+        self.extractor = FeatureExtractor(
+            student, method.student_layers, compile=compile, read_logits=self.adapter.logits_of
+        )
+        # Not an nn.Module, so its network is none of this module's: no parameter, nothing in state_dict, no train().
+        self.teacher = as_teacher(teacher, self.adapter, needs_logits=method.needs_teacher_logits)
+        if isinstance(self.teacher, FrozenTeacher) and method.needs_teacher:
+            if _share_weights(student, self.teacher.model):
+                raise ValueError(
+                    "Student and teacher share weights, so the teacher would learn. Load or build a second model."
+                )
+            FeatureExtractor(self.teacher.model, method.teacher_layers)  # a wrong name is said now
+        if example is not None:
+            self.setup(example)
+        elif method.needs_setup and not setup_later:
+            raise ValueError(
+                f"This method has projectors, whose sizes come from the layers {_pairs(method)}: give one batch, "
+                "Distiller(..., example=next(iter(loader)))."
+            )
 
-    def forward(
-        self, images: Tensor, labels: Tensor, teacher_output: ModelOutput | None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """The terms of the loss, each a scalar, and the student's logits (B x C), detached.
+    @torch.no_grad()
+    def setup(self, example: Any, check: Callable[[str, Tensor], None] | None = None) -> None:
+        """Run both networks on one batch: what cannot work fails now, and projectors get their sizes.
 
-        Raises ValueError for a term that is no scalar.
+        Nothing in the networks changes. check: called with "student" or "teacher" and its logits as rows.
+        Raises ValueError for networks that do not fit each other or the batch.
         """
-        with self.config.autocast():
-            output = self.extractor(images)
-        output = output.float()
-        terms = self.method(output, teacher_output, labels)
+        modes = {module: module.training for module in self.student.modules()}
+        self.student.eval()  # so that no batch statistic moves
+        # Not translated: a program for this size of batch would be used once.
+        uncompiled = FeatureExtractor(self.student, self.extractor.layers, read_logits=self.adapter.logits_of)
+        try:
+            with explain_shape_errors("teacher", self.adapter.teacher_inputs_of(example)):
+                teacher = self._teacher_output(example)
+            inputs = self.adapter.student_inputs_of(example)
+            with explain_shape_errors("student", inputs), uncompiled as extractor:
+                student = extractor(inputs)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        if teacher is not None:
+            teacher = teacher.to(student.logits.device).float()
+        student = student.float()
+        rows, teacher_rows, _ = self.task.prepare(student, teacher, self.adapter.labels_of(example))
+        self._check_rows(rows, teacher_rows, check)
+        if not self.method.trains_logits and not any(one is student.logits for one in student.features.values()):
+            warnings.warn(
+                "No term of this method looks at the logits, so the classifier keeps its initial weights. "
+                "Add HardLabels() or Logit(...) to it.",
+                stacklevel=3,
+            )
+        self.method.setup(student, teacher)
+        self.method.to(student.logits.device)
+
+    def _check_rows(
+        self, student: ModelOutput, teacher: ModelOutput | None, check: Callable[[str, Tensor], None] | None
+    ) -> None:
+        logits = {"student": student.logits}
+        if teacher is not None and self.method.needs_teacher_logits:
+            logits["teacher"] = teacher.logits
+        for role, one in logits.items():
+            if check is not None:
+                check(role, one)
+            if self.task.has_classes:
+                losses.warn_if_probabilities(one, role)
+        if "teacher" in logits and logits["teacher"].shape != student.logits.shape:
+            raise ValueError(
+                f"The student gives logits of {tuple(student.logits.shape)}, the teacher of "
+                f"{tuple(logits['teacher'].shape)}: losses on logits compare the same classes of the same samples. "
+                "Build the networks for the same classes, or choose a method that looks at features or relations."
+            )
+
+    def _teacher_output(self, batch: Any) -> ModelOutput | None:
+        if self.teacher is None or not self.method.needs_teacher:
+            return None
+        with torch.no_grad():
+            return self.teacher(batch, self.method.teacher_layers)
+
+    def forward(self, batch: Any = None, **fields: Any) -> Losses:
+        """The losses of a batch. fields: those of a batch that is a dict, as transformers' Trainer passes them.
+
+        Raises ValueError for a batch that the adapter cannot read, and for a term that is no scalar.
+        """
+        batch = fields if batch is None else batch
+        teacher = self._teacher_output(batch)
+        with nullcontext(self.extractor) if self.extractor.active else self.extractor as extractor:
+            output = extractor(self.adapter.student_inputs_of(batch))
+        device = output.logits.device
+        if teacher is not None:
+            teacher = teacher.to(device).float()
+        student, teacher, labels = self.task.prepare(output.float(), teacher, self.adapter.labels_of(batch))
+        with torch.autocast(device.type, enabled=False):
+            terms = self.method(student, teacher, labels)
+        if not terms:
+            raise ValueError(f"{type(self.method).__name__} gave no terms: forward returns a dict with at least one.")
         for name, term in terms.items():
             if term.ndim:
                 raise ValueError(
                     f"The term {name!r} of the loss has shape {tuple(term.shape)}; a loss gives one number for a "
                     "batch: take its .mean()."
                 )
-        return terms, output.logits.detach()
+        total = reduce(add, terms.values())
+        return Losses(total, terms, output, student.logits.detach(), labels)
+
+
+def _pairs(method: Method) -> str:
+    return ", ".join(f"{a} -> {b}" for a, b in zip(method.student_layers, method.teacher_layers, strict=False))
+
+
+def _kind(value: Any) -> str:
+    return value.__name__ if isinstance(value, type) else type(value).__name__
+
+
+def _share_weights(a: nn.Module, b: nn.Module) -> bool:
+    pointers = {p.data_ptr() for p in a.parameters() if p.numel()}
+    return any(p.data_ptr() in pointers for p in b.parameters())

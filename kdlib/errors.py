@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 
 def unknown_name(kind: str, name: object, options: Iterable[str]) -> ValueError:
@@ -21,16 +18,30 @@ def unknown_name(kind: str, name: object, options: Iterable[str]) -> ValueError:
 
 
 @contextmanager
-def explain_shape_errors(role: str, images: Tensor) -> Iterator[None]:
-    """Say what torch's complaint about a shape means here; role: the student, say, that was given these images."""
+def explain_shape_errors(role: str, inputs: Any) -> Iterator[None]:
+    """Say what torch's complaint about a shape means here; role: the student, say, that was given these inputs."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         # These are no matter of shape: they say themselves what is wrong.
         if any(text in str(error) for text in ("memory", "CUDA error", "not implemented")):
             raise
-        channels, height, width = images.shape[1:]
+        if getattr(inputs, "ndim", 0) == 4 and isinstance(error, RuntimeError):
+            channels, height, width = inputs.shape[1:]
+            raise ValueError(
+                f"The {role} cannot take images of {channels} x {height} x {width} ({error}). Build it with "
+                f"in_channels={channels} and a stem for this size."
+            ) from error
         raise ValueError(
-            f"The {role} cannot take images of {channels} x {height} x {width} ({error}). Build it with "
-            f"in_channels={channels} and a stem for this size."
+            f"The {role} cannot take {_described(inputs)} ({error}). Say what it is called with: Adapter(inputs=..., "
+            "teacher_inputs=...)."
         ) from error
+
+
+def _described(inputs: Any) -> str:
+    """What a network was called with, in a few words."""
+    if hasattr(inputs, "shape"):
+        return f"a tensor of {tuple(inputs.shape)}, {inputs.dtype}"
+    if isinstance(inputs, Mapping):
+        return f"the fields {', '.join(map(str, inputs))}"
+    return f"{len(inputs)} arguments" if isinstance(inputs, tuple | list) else f"a {type(inputs).__name__}"

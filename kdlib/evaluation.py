@@ -2,54 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlib import devices, distributed
+from kdlib import devices, distributed, tasks
+from kdlib.adapters import Adapter
 from kdlib.data import DataModule, IndexedDataset
 from kdlib.errors import explain_shape_errors
+from kdlib.tasks import Classification, Task
 from kdlib.teachers import FrozenTeacher
+
+HardLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """How a model does on a dataset: accuracy in [0, 1], mean cross-entropy in nats, and its logits (N x C)."""
+    """How a model does on a dataset.
+
+    accuracy: in [0, 1], over all decisions between classes; NaN for a task without classes. loss: the mean
+    cross-entropy in nats, or of the loss that was given. logits: of a classifier, N x C; None for other tasks.
+    """
 
     accuracy: float
     loss: float
     logits: Tensor = field(repr=False)
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
-    dataset: IndexedDataset,
+    dataset: IndexedDataset | Iterable[Any],
     *,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = 500,
     role: str = "model",
+    adapter: Adapter | None = None,
+    task: str | Task = "classification",
+    loss: HardLoss | None = None,
 ) -> Metrics:
     """Accuracy, loss and logits of a model on a whole dataset, not augmented; the model comes back as it was.
 
-    Under torchrun every process must call it: each computes its shard, all get the same metrics. role: what an error
-    calls the model.
-    Raises ValueError for an empty dataset, images that the model cannot take, or labels of classes that it has not.
+    dataset: a split of a `DataModule`, or a loader: anything that gives batches. batch_size: for a split. role: what an
+    error calls the model. adapter, task: what a loader's batches are, as for `Distiller`. loss: of output and labels,
+    for a task without classes.
+    Under torchrun every process must call it: of a split each computes its shard, and all get the same metrics.
+    Raises ValueError for an empty dataset, inputs that the model cannot take, or labels of classes that it has not.
     """
+    adapter = adapter or Adapter()
+    config = devices.resolve(device, precision)
+    # The same promise is wanted here: eval mode, no gradient, given back unchanged.
+    frozen = FrozenTeacher(model, read_inputs=adapter.student_inputs_of, read_logits=adapter.logits_of)
+    if hasattr(dataset, "iter_batches"):
+        return _evaluate_split(frozen, dataset, config, batch_size, role)  # type: ignore[arg-type]
+    return _evaluate_batches(frozen, dataset, config, role, adapter, tasks.resolve(task), loss)
+
+
+@torch.no_grad()
+def _evaluate_split(
+    frozen: FrozenTeacher, dataset: IndexedDataset, config: devices.DeviceConfig, batch_size: int, role: str
+) -> Metrics:
     count = len(dataset)
     if count == 0:
         raise ValueError("The split is empty: there is nothing to evaluate on.")
-    config = devices.resolve(device, precision)
-    frozen = FrozenTeacher(model)  # the same promise is wanted here: eval mode, no gradient, given back unchanged
     shard = torch.arange(count)[distributed.shard(count)]
     with frozen.activate((), config):
         outputs = []
         for batch in dataset.iter_batches(batch_size, sampler=shard, device=config.device):
             with explain_shape_errors(role, batch.images):
-                outputs.append(frozen(batch).logits.float().cpu())
+                outputs.append(Classification().rows(frozen(batch).logits.float().cpu(), None, role)[0])
     logits = distributed.all_gather_rows(torch.cat(outputs), count)
     highest = int(dataset.labels.max())
     if highest >= logits.shape[1]:
@@ -59,6 +84,47 @@ def evaluate(
         )
     accuracy = (logits.argmax(1) == dataset.labels).double().mean().item()
     return Metrics(accuracy, F.cross_entropy(logits, dataset.labels).item(), logits)
+
+
+@torch.no_grad()
+def _evaluate_batches(
+    frozen: FrozenTeacher,
+    loader: Iterable[Any],
+    config: devices.DeviceConfig,
+    role: str,
+    adapter: Adapter,
+    task: Task,
+    loss: HardLoss | None,
+) -> Metrics:
+    if loss is None and not task.has_classes:
+        raise ValueError(
+            "This task has no classes, so no cross-entropy: say what is measured, evaluate(..., loss=F.mse_loss)."
+        )
+    total, right, count, kept = 0.0, 0.0, 0, []
+    with frozen.activate((), config):
+        for given in loader:
+            batch = devices.move_batch(given, config.device)
+            labels = adapter.labels_of(batch)
+            if labels is None:
+                raise ValueError("A batch without labels cannot be evaluated. Say where they are: Adapter(labels=...).")
+            with explain_shape_errors(role, adapter.student_inputs_of(batch)):
+                logits = frozen(batch).logits.float()
+            rows, row_labels = task.rows(logits, labels, role)
+            assert row_labels is not None  # as the labels are there
+            value = F.cross_entropy(rows, row_labels) if loss is None else loss(rows, row_labels)
+            total += value.item() * len(rows)
+            right += accuracy(rows, row_labels).item() * len(rows) if task.has_classes else float("nan")
+            count += len(rows)
+            if isinstance(task, Classification):
+                kept.append(rows.cpu())
+    if count == 0:
+        raise ValueError("The loader gives no batch: there is nothing to evaluate on.")
+    return Metrics(right / count, total / count, torch.cat(kept) if kept else None)  # type: ignore[arg-type]
+
+
+def accuracy(rows: Tensor, labels: Tensor) -> Tensor:
+    """The share of rows N x C whose largest logit is at the label, or at the class with the largest share."""
+    return (rows.argmax(1) == (labels.argmax(1) if labels.ndim == 2 else labels)).float().mean()
 
 
 def check_classes(role: str, logits: Tensor, data: DataModule) -> None:

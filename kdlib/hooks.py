@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,57 @@ from torch.func import functional_call
 
 from kdlib.errors import unknown_name
 
+LOGIT_FIELDS = ("logits", "out")
+
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a network gives for a batch: its logits (B x C) and, by layer name, the outputs of the layers asked for."""
+    """What a network gives for a batch: its logits and, by layer name, the outputs of the layers asked for.
+
+    logits: batch first, B x C for a classifier; None where the network gives none, which only methods accept that look
+    at its layers alone. raw: what the network returned, for methods of one's own.
+    """
 
     logits: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    raw: Any = field(default=None, repr=False)
 
     def float(self) -> ModelOutput:
-        """The same in float32: losses are computed in it, whatever the network ran in."""
-        return ModelOutput(self.logits.float(), {name: output.float() for name, output in self.features.items()})
+        """The same in float32: losses are computed in it, whatever the network ran in. `raw` stays as it is."""
+        logits = self.logits if self.logits is None else self.logits.float()
+        return ModelOutput(logits, {name: output.float() for name, output in self.features.items()}, self.raw)
+
+    def to(self, device: torch.device) -> ModelOutput:
+        """The same on this device. `raw` stays where it is."""
+        logits = self.logits if self.logits is None else self.logits.to(device)
+        return ModelOutput(logits, {name: output.to(device) for name, output in self.features.items()}, self.raw)
+
+
+class LayerName(NamedTuple):
+    """A layer's name in its parts: `module`, or `module#call`, or `module[item]`, or `module#call[item]`."""
+
+    module: str
+    call: int | None
+    item: str | None
+
+    @classmethod
+    def parse(cls, name: str) -> LayerName:
+        """The parts of a name; ValueError where what follows the module's name cannot be read."""
+        found = re.fullmatch(r"([^#\[\]]*)(?:#(-?\d+))?(?:\[([^\[\]]+)\])?", name)
+        if found is None:
+            raise ValueError(
+                f"{name!r} names no layer. A layer is written as named_modules() names it; 'name#0' is its first call "
+                "of several in a forward pass, 'name[0]' or 'name[key]' one part of an output that is a tuple or dict."
+            )
+        module, call, item = found.groups()
+        return cls(module, None if call is None else int(call), item)
+
+
+class Captured(NamedTuple):
+    """A tensor that a layer gave, and how many writes to it torch had counted then."""
+
+    output: Tensor
+    version: int
 
 
 class FeatureExtractor:
@@ -34,9 +75,13 @@ class FeatureExtractor:
         with FeatureExtractor(model, ["layer1", "layer3"]) as extractor:
             output = extractor(images)
 
-    A layer that runs several times in one forward pass gives its last output. compile: torch.compile translates
-    the model at the first call, which takes a minute or so, and then only this object runs it that way. weights: used
-    by this object in place of the model's own of these names.
+    layers: names as `named_modules()` gives them. Of a module that runs several times in one forward pass, "name#0" is
+    the output of its first call, "name#-1" of its last. Of an output that is a tuple or a dict, "name[0]" or
+    "name[key]" is one part; a tuple that holds one tensor needs no such choice.
+    compile: torch.compile translates the model at the first call, which takes a minute or so, and then only this object
+    runs it that way. weights: used by this object in place of the model's own of these names.
+    read_logits: from what the model returns to its logits; default, see `find_logits`. needs_logits: whether a model
+    that gives none is refused.
     Raises ValueError for an unknown layer, with near matches, or a model that was compiled before.
     """
 
@@ -47,24 +92,29 @@ class FeatureExtractor:
         *,
         compile: bool = False,
         weights: Mapping[str, Tensor] | None = None,
+        read_logits: Callable[[Any], Any] | None = None,
+        needs_logits: bool = True,
     ) -> None:
         self.model = model
         self.weights = dict(weights or {})
         # One size of batch is all that training sees, so a program for that size is the fastest.
         self._forward: Any = torch.compile(model, dynamic=False) if compile else model
         self._compiled = compile
+        self._read_logits = read_logits or find_logits
+        self._needs_logits = needs_logits
         self.layers = tuple(dict.fromkeys(layers))
         if self.layers and (hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None):
             raise ValueError(
                 f"This {type(model).__name__} is compiled already, and a compiled model ignores new hooks. Give the "
                 "model itself, and compile=True to fit."
             )
-        modules = dict(model.named_modules())
-        for name in self.layers:
-            if name not in modules or name == "":
-                raise unknown_name(f"layer in {type(model).__name__}", name, [n for n in modules if n])
-        self._modules = {name: modules[name] for name in self.layers}
-        self._captured: dict[str, tuple[Tensor, int]] = {}
+        modules = dict(model.named_modules(remove_duplicate=False))  # a shared module answers to each of its names
+        self._names = {name: LayerName.parse(name) for name in self.layers}
+        for name in self._names.values():
+            if name.module not in modules or name.module == "":
+                raise unknown_name(f"layer in {type(model).__name__}", name.module, [n for n in modules if n])
+        self._modules = {name.module: modules[name.module] for name in self._names.values()}
+        self._captured: dict[str, list[Any]] = {}  # of each module, what its calls in this forward pass gave
         self._handles: list[Any] = []
 
     def __enter__(self) -> FeatureExtractor:
@@ -80,55 +130,74 @@ class FeatureExtractor:
         self._handles.clear()
         self._captured.clear()
 
+    @property
+    def active(self) -> bool:
+        """Whether the hooks are there, or none are needed."""
+        return bool(self._handles) or not self.layers
+
     def _hook(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not isinstance(output, Tensor):
-                raise ValueError(
-                    f"The layer {name!r} returns a {type(output).__name__}, not a tensor. Name a layer inside it, "
-                    "one that returns a single tensor."
-                )
-            self._captured[name] = (output, _version(output))
+            self._captured.setdefault(name, []).append(_capture(output))
 
         return hook
 
-    def __call__(self, images: Tensor) -> ModelOutput:
-        """The model's output for a batch of images.
+    def __call__(self, inputs: Any) -> ModelOutput:
+        """The model's output for a batch. inputs: a tensor, or a tuple or dict of the arguments of its forward.
 
-        Raises ValueError when a layer did not run, when a later layer wrote over its output, or when the model
-        does not return one B x C tensor; RuntimeError outside the `with` block, unless no layers were asked for.
+        Raises ValueError when a layer did not run, ran several times and none of its calls was chosen, gives no tensor,
+        or when a later layer wrote over its output, and when the model gives no logits; RuntimeError outside the
+        `with` block, unless no layers were asked for.
         """
-        if self.layers and not self._handles:
+        if not self.active:
             raise RuntimeError(
                 "A FeatureExtractor reads layers only inside its block: with FeatureExtractor(model, layers) as "
                 "extractor: ..."
             )
         self._captured.clear()
+        args, kwargs = as_arguments(inputs)
         with self._guard_hooks():
-            logits = functional_call(self._forward, self.weights, (images,)) if self.weights else self._forward(images)
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            if self.weights:
+                raw = functional_call(self._forward, self.weights, args, kwargs)
+            else:
+                raw = self._forward(*args, **kwargs)
+        logits = self._read_logits(raw)
+        if logits is None and self._needs_logits or not isinstance(logits, Tensor | None):
             raise ValueError(
-                f"A {type(self.model).__name__} returned {got}; expected one tensor of logits, batch x classes. Wrap "
-                "the model in a module whose forward returns its logits."
+                f"A {type(self.model).__name__} returned a {type(raw).__name__}; expected one tensor of logits, or a "
+                "dict or object with 'logits'. Wrap the model in a module whose forward returns its logits, or say "
+                "where they are: Adapter(logits=...)."
             )
-        return ModelOutput(logits, {name: self._feature(name, logits) for name in self.layers})
+        samples = len(logits) if logits is not None else batch_size_of(inputs)
+        features = {name: self._feature(name, samples) for name in self.layers}
+        for name, output in features.items():
+            if logits is not None and logits.requires_grad and not output.requires_grad:
+                warnings.warn(
+                    f"No gradient comes from the layer {name!r} (frozen layers, or checkpoint(use_reentrant=True)): a "
+                    "loss on it trains nothing before it.",
+                    stacklevel=2,
+                )
+        self._captured.clear()
+        return ModelOutput(logits, features, raw)  # type: ignore[arg-type]  # None only where nothing reads it
 
-    def _feature(self, name: str, logits: Tensor) -> Tensor:
+    def _feature(self, name: str, samples: int | None) -> Tensor:
         """What the hook of this layer captured, after the checks that `__call__` promises."""
-        if name not in self._captured:
+        parts = self._names[name]
+        calls = self._captured.get(parts.module, [])
+        if not calls:
             raise ValueError(f"The layer {name!r} did not run in the forward pass. Name a layer that does.")
-        output, version = self._captured[name]
-        if len(logits) not in output.shape:
-            raise ValueError(
-                f"The layer {name!r} gave an output of shape {tuple(output.shape)} for {len(logits)} samples: it "
-                "ran on a part of the batch (under DataParallel, for instance). Use torchrun, or one device."
-            )
-        if logits.requires_grad and not output.requires_grad:
-            warnings.warn(
-                f"No gradient comes from the layer {name!r} (frozen layers, or checkpoint(use_reentrant=True)): a "
-                "loss on it trains nothing before it.",
-                stacklevel=3,
-            )
+        number = parts.call
+        if number is None:
+            if len(calls) > 1:
+                self._refuse_part(name, calls[-1], samples)
+                raise ValueError(
+                    f"The layer {name!r} ran {len(calls)} times in one forward pass. Choose one of its calls: "
+                    f"{parts.module + '#0'!r} is the first, {parts.module + '#-1'!r} the last."
+                )
+            number = 0
+        if not -len(calls) <= number < len(calls):
+            raise ValueError(f"{name!r} asks for call {number} of a layer that ran {len(calls)} time(s), from 0 on.")
+        output, version = _choose(name, calls[number], parts.item)
+        self._refuse_part(name, Captured(output, version), samples)
         if _version(output) != version:
             raise ValueError(
                 f"The output of {name!r} was overwritten in place by the layer after it (an inplace ReLU, as a "
@@ -136,11 +205,80 @@ class FeatureExtractor:
             )
         return output
 
+    def _refuse_part(self, name: str, call: Any, samples: int | None) -> None:
+        if isinstance(call, Captured) and samples is not None and samples not in call.output.shape:
+            raise ValueError(
+                f"The layer {name!r} gave an output of shape {tuple(call.output.shape)} for {samples} samples: it "
+                "ran on a part of the batch (under DataParallel, for instance). Use torchrun, or one device."
+            )
+
     def _guard_hooks(self) -> AbstractContextManager[Any]:
         """Dynamo assumes that a model's hooks never change, and would run a program that was traced with others."""
         if not self._compiled:
             return nullcontext()
         return torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
+
+
+def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a model is called: by a dict's keyword arguments, a tuple's or list's positional ones, or one argument."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def batch_size_of(inputs: Any) -> int | None:
+    """The first dimension of the first tensor among a model's inputs; None if there is no tensor."""
+    args, kwargs = as_arguments(inputs)
+    return next((len(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim), None)
+
+
+def find_logits(output: Any) -> Tensor | None:
+    """The logits in what a model returned: a tensor itself, of a tuple its first part, or the field "logits" or "out".
+
+    These names are those of transformers and of torchvision's segmentation networks. None where there are no logits.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor) and output[0].ndim > 1:
+        return output[0]
+    for name in LOGIT_FIELDS:
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(found, Tensor):
+            return found
+    return None
+
+
+def _capture(output: Any) -> Any:
+    """What a layer gave, with each tensor in it as `Captured`."""
+    if isinstance(output, Tensor):
+        return Captured(output, _version(output))
+    if isinstance(output, Mapping):
+        return {key: _capture(value) for key, value in output.items() if isinstance(value, Tensor)}
+    if isinstance(output, tuple | list):
+        return [_capture(value) if isinstance(value, Tensor) else None for value in output]
+    return output
+
+
+def _choose(name: str, output: Any, item: str | None) -> Captured:
+    """The tensor that `item` chooses in what `_capture` gave; ValueError, with the choices, where that is not one."""
+    if isinstance(output, Captured):
+        if item is not None:
+            raise ValueError(f"The layer of {name!r} returns a tensor, not a tuple or dict. Name it without [{item}].")
+        return output
+    if not isinstance(output, dict | list):
+        raise ValueError(
+            f"The layer {name!r} returns a {type(output).__name__}, not a tensor. Name a layer inside it, one that "
+            "returns a tensor."
+        )
+    pairs = output.items() if isinstance(output, dict) else enumerate(output)
+    choices = {str(key): value for key, value in pairs if value is not None}
+    if item is None and len(choices) == 1 and isinstance(output, list):
+        return next(iter(choices.values()))
+    if item is None or item not in choices:
+        kind, layer = "dict" if isinstance(output, dict) else "tuple", name.partition("[")[0]
+        shown = ", ".join(repr(f"{layer}[{key}]") for key in choices) or "none; name a layer inside it"
+        raise ValueError(f"The layer of {name!r} returns a {kind}, not a tensor. Choose one of its tensors: {shown}.")
+    return choices[item]
 
 
 def _version(output: Tensor) -> int:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from kdlib import loss_table, losses
 from kdlib.hooks import ModelOutput
 from kdlib.loss_table import Family, LossFunction, LossSpec
-from kdlib.projectors import Projector, as_map
+from kdlib.projectors import Projector, channels_of
+from kdlib.tasks import Task
 
 Terms = dict[str, Tensor]
 
@@ -25,13 +26,16 @@ Terms = dict[str, Tensor]
 class Method(nn.Module):
     """What a student is trained by. Subclass it and write `forward`; add methods, scale them by numbers.
 
-    layers: student layer -> teacher layer, by the names of `named_modules()`. needs_teacher: whether `forward`
-    reads the teacher's output. trains_logits: whether some term reaches the student's logits; if none does, the
-    classifier keeps its initial weights.
+    layers: student layer -> teacher layer, by the names of `named_modules()` (see `hooks.FeatureExtractor` for
+    modules that run several times). needs_teacher: whether `forward` reads the teacher's output.
+    needs_teacher_logits: whether it reads the teacher's logits; if not, the teacher may have none, or other classes.
+    trains_logits: whether some term reaches the student's logits; if none does, the classifier keeps its initial
+    weights.
     """
 
     layers: Mapping[str, str] = {}
     needs_teacher = True
+    needs_teacher_logits = True
     trains_logits = False
 
     @property
@@ -45,15 +49,29 @@ class Method(nn.Module):
     def setup(self, student: ModelOutput, teacher: ModelOutput | None) -> None:
         """Make what depends on the sizes of the layers; called once, with both outputs for a small batch.
 
-        In a loop of your own: call it before the optimiser is made, then `.to(device)`.
+        `Distiller` calls it with its example, and `fit` with two images.
         """
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor) -> Terms:
+    @property
+    def needs_setup(self) -> bool:
+        """Whether `setup` has to be called before the first step."""
+        return type(self).setup is not Method.setup
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
         """Named terms, each a scalar; their sum is the loss.
 
-        student, teacher: outputs for the same batch (teacher None if not needed). labels: int64, B.
+        student, teacher: outputs for the same batch (teacher None if not needed); their logits are N x C, one row for
+        each decision between classes (see `tasks`). labels: int64, N, or float, N x C; None if the batch has none.
         """
         raise NotImplementedError
+
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError for a task whose outputs mean nothing to this method."""
+
+    @property
+    def hard_loss(self) -> LossFunction | None:
+        """The function of output and labels that takes the place of the cross-entropy; None: there is none."""
+        return getattr(self, "hard", None)
 
     def __add__(self, other: Method) -> Method:
         if not isinstance(other, Method):
@@ -85,6 +103,7 @@ class WeightedSum(Method):
         self.weights = [weight for weight, _ in flat]
         self.parts = nn.ModuleList(part for _, part in flat)
         self.needs_teacher = any(part.needs_teacher for _, part in flat)
+        self.needs_teacher_logits = any(part.needs_teacher and part.needs_teacher_logits for _, part in flat)
         self.trains_logits = any(part.trains_logits for _, part in flat)
 
     @property
@@ -104,7 +123,19 @@ class WeightedSum(Method):
         for _, part in self.weighted:
             part.setup(student, teacher)
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor) -> Terms:
+    @property
+    def needs_setup(self) -> bool:
+        return any(part.needs_setup for _, part in self.weighted)
+
+    def check_task(self, task: Task) -> None:
+        for _, part in self.weighted:
+            part.check_task(task)
+
+    @property
+    def hard_loss(self) -> LossFunction | None:
+        return next((part.hard_loss for _, part in self.weighted if part.hard_loss is not None), None)
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
         terms: Terms = {}
         for number, (weight, part) in enumerate(self.weighted, start=1):
             for name, term in part(student, teacher, labels).items():
@@ -118,22 +149,31 @@ class WeightedSum(Method):
 
 
 class HardLabels(Method):
-    """Plain training: cross-entropy with the labels, smoothed if asked (the control that needs no teacher)."""
+    """Plain training: cross-entropy with the labels, smoothed if asked (the control that needs no teacher).
+
+    hard: another loss, a function of the student's output and the labels, for what are no classes.
+    """
 
     needs_teacher = False
+    needs_teacher_logits = False
     trains_logits = True
 
-    def __init__(self, smoothing: float = 0.0) -> None:
+    def __init__(self, smoothing: float = 0.0, hard: LossFunction | None = None) -> None:
         super().__init__()
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing lies in [0, 1); got {smoothing}.")
-        self.smoothing = smoothing
+        if smoothing and hard is not None:
+            raise ValueError("smoothing belongs to the cross-entropy: leave it out, or smooth within hard.")
+        self.smoothing, self.hard = smoothing, hard
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor) -> Terms:
-        return {"hard": losses.label_smoothing(student.logits, labels, self.smoothing)}
+    def check_task(self, task: Task) -> None:
+        _check_hard(self, self.hard, task)
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
+        return {"hard": _hard_loss(self, self.hard, student.logits, labels, self.smoothing)}
 
     def extra_repr(self) -> str:
-        return f"smoothing={self.smoothing}"
+        return f"smoothing={self.smoothing}{_shown({'hard': self.hard} if self.hard else {})}"
 
 
 class Logit(Method):
@@ -141,8 +181,9 @@ class Logit(Method):
 
     temperature: T > 0; L_soft always carries T^2. alpha: the weight of the hard-label loss, in [0, 1]; other code
     gives this letter to the soft loss. loss: "kd", "dkd", "dist", "standardized_kd", or a function of student and
-    teacher logits, which sees to its own temperature. options: further arguments of that loss, such as beta=8 for
-    "dkd" (whose own alpha, the weight of its target part, stays 1).
+    teacher logits, which sees to its own temperature. hard: in place of the cross-entropy, a function of the student's
+    output and the labels. options: further arguments of that loss, such as beta=8 for "dkd" (whose own alpha, the
+    weight of its target part, stays 1). A batch without labels needs alpha=0.
     Raises ValueError for values out of range, with near matches for an unknown loss; TypeError for an option that
     the loss does not take.
     """
@@ -150,35 +191,52 @@ class Logit(Method):
     trains_logits = True
 
     def __init__(
-        self, temperature: float = 4.0, alpha: float = 0.1, loss: str | LossFunction = "kd", **options: Any
+        self,
+        temperature: float = 4.0,
+        alpha: float = 0.1,
+        loss: str | LossFunction = "kd",
+        hard: LossFunction | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"temperature is a positive number, 1 or more as a rule; got {temperature}.")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is the weight of the hard-label loss and lies in [0, 1]; got {alpha}.")
-        self.temperature, self.alpha, self.loss = temperature, alpha, loss
+        self.temperature, self.alpha, self.loss, self.hard = temperature, alpha, loss, hard
         self.options = options
         self._spec, terms = _resolve(loss, Family.LOGIT, options)
         _, _, self._soft = terms[0]
         if isinstance(loss, str):
             self._soft = partial(self._soft, temperature=temperature)
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor) -> Terms:
+    def check_task(self, task: Task) -> None:
+        _check_hard(self, self.hard, task)
+        if isinstance(self.loss, str) and not task.has_classes:
+            raise ValueError(
+                f"{self.loss} compares probabilities of classes, and this task has none: give a function of student "
+                "and teacher output, Logit(loss=F.mse_loss, hard=F.mse_loss)."
+            )
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
         logits = student.logits, _required(teacher, self).logits
         soft = self._soft(*logits, labels) if self._spec.needs_labels else self._soft(*logits)
-        hard = losses.label_smoothing(student.logits, labels, 0.0)
+        if labels is None and self.alpha == 0:
+            return {"soft": soft}
+        hard = _hard_loss(self, self.hard, student.logits, labels)
         # Both terms stand at every alpha: a shortcut at 0 or 1 is where published code lost its T^2.
         return {"hard": self.alpha * hard, "soft": (1 - self.alpha) * soft}
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, alpha={self.alpha}, loss={_name(self.loss)}{_shown(self.options)}"
+        options = {**({"hard": self.hard} if self.hard else {}), **self.options}
+        return f"temperature={self.temperature}, alpha={self.alpha}, loss={_name(self.loss)}{_shown(options)}"
 
 
 class LayerMethod(Method):
     """What `Feature` and `Relation` share: pairs of layers, a projector for each, and the terms of a loss on them."""
 
     family: Family
+    needs_teacher_logits = False
 
     def __init__(self, layers: Mapping[str, str], loss: str | LossFunction, **options: Any) -> None:
         super().__init__()
@@ -208,8 +266,12 @@ class LayerMethod(Method):
             return
         self.projectors = nn.ModuleList([projector(name, *outputs) for name, outputs in pairs.items()])
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor) -> Terms:
-        if self._spec.projector is not None and len(self.projectors) == 0:
+    @property
+    def needs_setup(self) -> bool:
+        return self._spec.projector is not None and len(self.projectors) == 0
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
+        if self.needs_setup:
             raise RuntimeError(
                 "The method does not know the sizes of its layers yet. Call method.setup(student_output, "
                 "teacher_output) once before the first step, as train.fit does."
@@ -298,6 +360,26 @@ def _resolve(
     return spec, tuple((term, weight, partial(function, **options)) for term, weight, function in spec.terms)
 
 
+def _check_hard(method: Method, hard: LossFunction | None, task: Task) -> None:
+    if hard is None and not task.has_classes:
+        name = type(method).__name__
+        raise ValueError(
+            f"{name} takes the cross-entropy with the labels, and this task has no classes: give it a function of "
+            f"student output and target, {name}(hard=F.mse_loss)."
+        )
+
+
+def _hard_loss(
+    method: Method, hard: LossFunction | None, output: Tensor, labels: Tensor | None, smoothing: float = 0.0
+) -> Tensor:
+    if labels is None:
+        raise ValueError(
+            f"{type(method).__name__} has a loss on the labels, and this batch has none. Give labels, or distil by the "
+            "teacher alone: Logit(alpha=0)."
+        )
+    return losses.label_smoothing(output, labels, smoothing) if hard is None else hard(output, labels)
+
+
 def _required(teacher: ModelOutput | None, method: Method) -> ModelOutput:
     if teacher is None:
         raise ValueError(
@@ -310,7 +392,7 @@ def _required(teacher: ModelOutput | None, method: Method) -> ModelOutput:
 def _check_channels(projectors: nn.ModuleList, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     """Raise ValueError unless the projectors were made for layers of these widths."""
     for projector, (name, outputs) in zip(projectors, pairs.items(), strict=True):
-        channels = tuple(as_map(output, name).shape[1] for output in outputs)
+        channels = tuple(channels_of(output, name) for output in outputs)
         before = cast("Projector", projector).channels
         if channels != before:
             raise ValueError(

@@ -132,6 +132,10 @@ def _small_mobilenet(config: dict[str, Any]) -> nn.Module:
     return _mobilenet(config["num_classes"], config["in_channels"], config["stem"])
 
 
+def _from_timm(name: str, config: dict[str, Any]) -> nn.Module:
+    return create(name, num_classes=config["num_classes"], in_channels=config["in_channels"])
+
+
 _ARCHITECTURES: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     **{f"resnet{depth}": partial(_resnet, f"resnet{depth}") for depth in (18, 34, 50)},
     **{f"resnet{depth}": partial(_cifar_resnet, depth) for depth in (8, 20, 32, 56)},
@@ -142,8 +146,59 @@ _ARCHITECTURES: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 
 
 def list_models() -> list[str]:
-    """The architectures that `build` knows."""
+    """The architectures that `build` knows; besides, "timm:NAME" stands for those of timm."""
     return list(_ARCHITECTURES)
+
+
+def create(name: str, *, pretrained: bool = False, num_classes: int | None = None, in_channels: int = 3) -> nn.Module:
+    """A network of a model zoo: "timm:NAME" (extra `timm`) or "torchvision:NAME", its own way of input and all.
+
+    pretrained: with the zoo's weights, downloaded on demand; else with random ones. num_classes: default, the zoo's.
+    Raises ImportError without timm, ValueError for an unknown name, with near matches, OSError if a download fails.
+    """
+    zoo, _, architecture = name.partition(":")
+    if not architecture or zoo not in ("timm", "torchvision"):
+        raise ValueError(f'A network of a zoo is named "timm:NAME" or "torchvision:NAME"; got {name!r}.')
+    if zoo == "torchvision":
+        return _create_torchvision(architecture, pretrained, num_classes, in_channels)
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(f"{name} needs the package timm. Run: pip install 'kdlib[timm]'.") from error
+    if architecture.partition(".")[0] not in timm.list_models():
+        raise unknown_name("timm model", architecture, timm.list_models())
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        model = timm.create_model(architecture, pretrained=pretrained, in_chans=in_channels, **options)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise OSError(
+            f"Could not get timm's weights for {architecture} ({str(error).splitlines()[0]}). They are downloaded once "
+            "from huggingface.co: check the network, or fill its cache on another machine and copy it."
+        ) from error
+    model.config = {
+        "architecture": name,
+        "num_classes": model.num_classes,
+        "in_channels": in_channels,
+        "stem": "imagenet",
+        "image_size": 224,
+    }  # type: ignore[assignment]  # a plain attribute, which nn.Module allows
+    return model.eval() if pretrained else model
+
+
+def _create_torchvision(name: str, pretrained: bool, num_classes: int | None, in_channels: int) -> nn.Module:
+    from torchvision import models as zoo
+
+    if name not in zoo.list_models(module=zoo):
+        raise unknown_name("torchvision model", name, zoo.list_models(module=zoo))
+    if in_channels != 3:
+        raise ValueError(f"torchvision's networks take 3 channels; got in_channels={in_channels}. Take models.build.")
+    if not pretrained:
+        return zoo.get_model(name, **({} if num_classes is None else {"num_classes": num_classes}))
+    if num_classes is not None:
+        raise ValueError("Trained weights belong to the zoo's classes: leave out num_classes, or pretrained.")
+    return _load_torchvision(name)
 
 
 def build(
@@ -157,7 +212,7 @@ def build(
 ) -> nn.Module:
     """A new model with fresh weights.
 
-    name: one of `list_models()`. num_classes: number of logits. in_channels: 1 for grey, 3 for colour.
+    name: one of `list_models()`, or "timm:NAME". num_classes: number of logits. in_channels: 1 for grey, 3 for colour.
     stem: how torchvision's networks begin. "imagenet" is their own (7 x 7, stride 2, max pooling: 28 pixels become
         7 before the first block, and on images of 28 to 32 pixels that costs more accuracy than any distillation
         gives back); "stride2" (3 x 3, 28 become 14) and "stride1" (3 x 3, 28 stay 28, about three times the work of
@@ -166,8 +221,9 @@ def build(
     seed: of the initial weights; None draws from the global generator.
     Raises ValueError for an unknown name or stem, or numbers below one.
     """
-    if name not in list_models():
-        raise unknown_name("model", name, list_models())
+    is_timm = name.startswith("timm:")
+    if name not in list_models() and not is_timm:
+        raise unknown_name("model", name, [*list_models(), "timm:NAME"])
     if stem not in STEMS:
         raise unknown_name("stem", stem, STEMS)
     for what, value in {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}.items():
@@ -180,12 +236,13 @@ def build(
         "stem": stem,
         "image_size": image_size,
     }
+    make = partial(_from_timm, name) if is_timm else _ARCHITECTURES[name]
     if seed is None:
-        model = _ARCHITECTURES[name](config)
+        model = make(config)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would set back the GPU's generator too
-            model = _ARCHITECTURES[name](config)
+            model = make(config)
     model.config = config  # type: ignore[assignment]  # a plain attribute, which nn.Module allows
     return model
 
@@ -224,17 +281,20 @@ def load(name: str | Path) -> nn.Module:
     """A trained model: from the shipped ones by name, from a file written by `save`, or torchvision's.
 
     name: for instance "resnet20-fashion", "path/to/student.safetensors", the checkpoint of a run (its student as it
-    was then), or "resnet50-imagenet" for torchvision's ImageNet weights (downloaded once; for 3 x 224 x 224 images).
+    was then), "resnet50-imagenet" for torchvision's ImageNet weights (downloaded once; for 3 x 224 x 224 images), or
+    "timm:NAME" for timm's.
     The model is in eval mode.
     Raises FileNotFoundError, OSError if a download fails, or ValueError for an unknown name, a truncated file, a
     pickle or weights that do not fit.
     """
     text = str(name)
+    if text.startswith("timm:"):
+        return create(text, pretrained=True)
     if text.endswith("-imagenet"):
         return _load_torchvision(text.removesuffix("-imagenet"))
     path = Path(text) if is_file(text) else data_dir() / f"{text}.safetensors"
     if not is_file(text) and not path.is_file():
-        options = [*list_pretrained(), "resnet50-imagenet", "PATH.safetensors"]
+        options = [*list_pretrained(), "resnet50-imagenet", "timm:NAME", "PATH.safetensors"]
         raise ValueError(f"{unknown_name('trained model', text, options)} Shipped ones are looked for in {data_dir()}.")
     tensors, config = load_tensors(path)
     if "facts" in config:  # a checkpoint, which holds more than the student
@@ -322,6 +382,9 @@ def stage_layers(model: nn.Module) -> list[str]:
     found = [name for name, _ in model.named_children() if name.startswith(("layer", "pool"))]
     if found:
         return found
+    stages = getattr(model, "feature_info", None)  # timm's networks know theirs
+    if stages:
+        return [stage["module"] for stage in stages]
     blocks = getattr(model, "features", ())
     if type(model).__name__ == "MobileNetV3" and len(blocks) == 13:  # the small one
         return [f"features.{i}" for i in (1, 3, 8, 12)]  # the last block of each resolution
@@ -352,7 +415,7 @@ def pair_layers(student: nn.Module, teacher: nn.Module, which: str) -> dict[str,
 
 def embedding_layer(model: nn.Module) -> str:
     """The layer whose output is one vector a sample, just before the classifier."""
-    for name in ("avgpool", "flatten"):
+    for name in ("avgpool", "flatten", "global_pool"):
         if name in dict(model.named_children()):
             return name
     raise ValueError(f"The embedding of a {type(model).__name__} is not known. Name a layer from named_modules().")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlib.losses._common import averaged_to
@@ -24,25 +26,44 @@ class Projector(nn.Module):
 
 
 class PoolingProjector(Projector):
-    """Brings two maps to the smaller height and width by average pooling; vectors become 1 x 1 maps.
+    """Brings the outputs of two layers to maps of one height and width, by average pooling the larger to the smaller.
 
+    Maps B x C x H x W, volumes B x C x D x H x W, tokens B x N x C and vectors B x C can be paired with each other, as
+    far as their positions correspond: see `Alignment`.
     pair: names the two layers in messages. student, teacher: example outputs of the layers, which set the sizes.
-    Raises ValueError for outputs that are neither maps nor vectors.
+    Raises ValueError for outputs that are none of these, or whose positions do not correspond.
     """
 
     def __init__(self, pair: str, student: Tensor, teacher: Tensor) -> None:
         super().__init__(pair, student, teacher)
-        student, teacher = as_map(student, pair), as_map(teacher, pair)
         self.pair = pair
-        self.channels = (student.shape[1], teacher.shape[1])
-        self.size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-        self._shapes = " -> ".join(" x ".join(map(str, x.shape[1:])) for x in (student, teacher))
+        self.alignment = Alignment.of(pair, student, teacher)
+        self.channels = (channels_of(student, pair), channels_of(teacher, pair))
+        self.size = self.alignment.size
+        self._ndims = student.ndim, teacher.ndim
+        shown = [x[..., None, None] if x.ndim == 2 else x for x in (student, teacher)]
+        self._shapes = " -> ".join(" x ".join(map(str, x.shape[1:])) for x in shown)
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
-        return tuple(averaged_to(as_map(maps, self.pair), self.size) for maps in (student, teacher))
+        if (student.ndim, teacher.ndim) != self._ndims:
+            changed = next(x for x, ndim in zip((student, teacher), self._ndims, strict=True) if x.ndim != ndim)
+            raise ValueError(
+                f"In {self.pair} a layer gives {tuple(changed.shape)}, and the layers gave {self._shapes} in the "
+                "example. Give an example of the same kind as the batches."
+            )
+        first, second = self.alignment.grids
+        return self._pool(student, first), self._pool(teacher, second)
+
+    def _pool(self, output: Tensor, grid: tuple[int, ...] | None) -> Tensor:
+        maps = as_grid(output, self.pair, grid)
+        if maps.ndim == 5:
+            size = self.size if len(self.size) == 3 else (1, 1, 1)
+            pooled = maps if maps.shape[2:] == size else F.adaptive_avg_pool3d(maps, (size[0], size[1], size[2]))
+            return pooled.flatten(2, 3)
+        return averaged_to(maps, (self.size[0], self.size[1]) if len(self.size) == 2 else (1, 1))
 
     def extra_repr(self) -> str:
-        return f"{self.pair}: {self._shapes}, compared at {self.size[0]} x {self.size[1]}"
+        return f"{self.pair}: {self._shapes}, compared at {' x '.join(map(str, self.size))}"
 
 
 class AttentionProjector(PoolingProjector):
@@ -50,7 +71,7 @@ class AttentionProjector(PoolingProjector):
 
     def __init__(self, pair: str, student: Tensor, teacher: Tensor) -> None:
         super().__init__(pair, student, teacher)
-        if self.size == (1, 1):
+        if math.prod(self.size) == 1:
             raise ValueError(
                 f"attention compares where two layers look, but {pair} would be compared at 1 x 1, and then its loss "
                 "is always 0. Name layers with larger maps, or use loss='hint'."
@@ -104,6 +125,88 @@ class WidthProjector(Projector):
 
     def forward(self, student: Tensor) -> Tensor:
         return self.conv(student)
+
+
+class Alignment(NamedTuple):
+    """How the positions of two layers correspond.
+
+    grids: of student and teacher, the height and width (or depth, height and width) in which tokens lie; None for what
+    needs no such reading. size: the common grid at which they are compared.
+    Tokens B x N x C: as many of both are compared one by one; one more on one side is a class token, which is left out.
+    Otherwise they are read as a square grid, row by row, a class token before it left out, and pooled like a map.
+    """
+
+    grids: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
+    size: tuple[int, ...]
+
+    @classmethod
+    def of(cls, pair: str, student: Tensor, teacher: Tensor) -> Alignment:
+        """The correspondence of two example outputs; ValueError where there is none."""
+        for output in (student, teacher):
+            channels_of(output, pair)
+        if student.ndim == teacher.ndim == 3:
+            counts = student.shape[1], teacher.shape[1]
+            if abs(counts[0] - counts[1]) <= 1:
+                line = (min(counts), 1)
+                return cls((line, line), line)
+        grids = _grid(student, teacher, pair), _grid(teacher, student, pair)
+        sizes = [grid or _positions(output) for grid, output in zip(grids, (student, teacher), strict=True)]
+        if len(sizes[0]) != len(sizes[1]):
+            flat = next((size for size in sizes if math.prod(size) == 1), None)
+            if flat is None:
+                raise ValueError(
+                    f"In {pair} a layer gives a volume and the other a map: {tuple(student.shape)} and "
+                    f"{tuple(teacher.shape)}. Name layers of the same kind."
+                )
+            sizes = [(1,), (1,)]
+        return cls(grids, tuple(min(a, b) for a, b in zip(*sizes, strict=True)))
+
+
+def channels_of(output: Tensor, pair: str) -> int:
+    """The width of a layer's output; ValueError, with the names of the layers, for what is no map, token or vector."""
+    if not 2 <= output.ndim <= 5:
+        raise ValueError(
+            f"In {pair} a layer gives {tuple(output.shape)}; expected maps B x C x H x W, tokens B x N x C, vectors "
+            "B x C or volumes B x C x D x H x W. Name another layer."
+        )
+    return output.shape[-1] if output.ndim == 3 else output.shape[1]
+
+
+def _positions(output: Tensor) -> tuple[int, ...]:
+    return tuple(output.shape[2:]) or (1, 1)
+
+
+def _grid(tokens: Tensor, other: Tensor, pair: str) -> tuple[int, int] | None:
+    """The height and width in which tokens lie: those of a map with as many positions, else a square."""
+    if tokens.ndim != 3:
+        return None
+    count = tokens.shape[1]
+    if other.ndim == 4 and other.shape[2] * other.shape[3] in (count, count - 1):
+        return other.shape[2], other.shape[3]
+    for positions in (count, count - 1):  # without and with a class token
+        side = math.isqrt(positions)
+        if side and side * side == positions:
+            return side, side
+    if other.ndim == 2 or math.prod(_positions(other)) == 1:
+        return count, 1
+    raise ValueError(
+        f"In {pair} {count} tokens of one network are compared with {tuple(other.shape)} of the other, and they are no "
+        "square grid, with or without a class token. Name layers whose positions correspond, or a method without "
+        "positions, such as Relation(loss='similarity')."
+    )
+
+
+def as_grid(output: Tensor, pair: str, grid: tuple[int, ...] | None) -> Tensor:
+    """The output with its channels second and two or three dimensions of positions.
+
+    grid: in which tokens lie; tokens before it, a class token, are left out.
+    """
+    if output.ndim == 5:
+        return output
+    if output.ndim == 3 and grid is not None:
+        tokens = output[:, output.shape[1] - math.prod(grid) :]
+        return tokens.mT.unflatten(2, grid)
+    return as_map(output, pair)
 
 
 def as_map(tensor: Tensor, pair: str) -> Tensor:

@@ -51,16 +51,20 @@ class Recipe:
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip is a positive norm, or None; got {self.clip}.")
 
-    def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """The learning rate of step 0, 1, ... of `total_steps`: a function, so that a resumed run needs no state."""
+    def learning_rate_at(self, step: int, total_steps: int, peak: float | None = None) -> float:
+        """The learning rate of step 0, 1, ... of `total_steps`: a function, so that a resumed run needs no state.
+
+        peak: of an optimiser of one's own; default, the recipe's learning rate.
+        """
+        peak = self.learning_rate if peak is None else peak
         done = (step + 0.5) / total_steps
         if self.schedule == "constant":
-            return self.learning_rate
+            return peak
         if self.schedule == "one-cycle":
-            return self.learning_rate * (done / 0.3 if done < 0.3 else (1 - done) / 0.7)
+            return peak * (done / 0.3 if done < 0.3 else (1 - done) / 0.7)
         if done < self.warmup:
-            return self.learning_rate * done / self.warmup
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
+            return peak * done / self.warmup
+        return peak * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser over these parameters, biases and norms without weight decay."""

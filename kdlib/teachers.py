@@ -1,12 +1,12 @@
-"""Teachers: a frozen network, or its stored outputs. A teacher never learns and never changes."""
+"""Teachers: a frozen network, several of them, their stored outputs, or a function. A teacher never learns."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,57 +15,101 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from kdlib import devices, distributed
+from kdlib import answers, devices, distributed
+from kdlib.adapters import Adapter
 from kdlib.data import NO_AUGMENTATION, Augmentation, Batch, IndexedDataset, view_fingerprint
-from kdlib.errors import explain_shape_errors
+from kdlib.errors import explain_shape_errors, unknown_name
 from kdlib.files import fingerprint, write_text
-from kdlib.hooks import FeatureExtractor, ModelOutput
+from kdlib.hooks import FeatureExtractor, ModelOutput, find_logits
 
 
 class Teacher(Protocol):
-    """What the trainer needs of a teacher."""
+    """What `fit` and `Distiller` need of a teacher. Inherit it and write `__call__`; the rest has a default.
 
-    views: int | None  # for how many views it has outputs; None: for any
+    views: for how many augmented views of each image it has outputs; None: for any.
+    """
 
-    def activate(self, layers: Sequence[str], config: devices.DeviceConfig) -> Any:
-        """A context in which the teacher can be called, and gives these layers as features."""
+    views: int | None = None
+
+    def __call__(self, batch: Any, layers: Sequence[str] | None = None) -> ModelOutput:
+        """The output for a batch, with these layers as features; default, those of `activate`."""
         ...
+
+    def activate(self, layers: Sequence[str], config: devices.DeviceConfig) -> AbstractContextManager[Any]:
+        """A context in which the teacher is called many times, with these layers, on this device."""
+        return nullcontext(self)
 
     @property
-    def fingerprint(self) -> str:
-        """A sha256 of the network's weights and structure."""
-        ...
+    def fingerprint(self) -> str | None:
+        """What differs when the outputs would differ, a sha256 of weights for instance; None: not known."""
+        return None
 
     def check_compatible(self, dataset: IndexedDataset, augmentation: Augmentation, seed: int) -> None:
         """Raise ValueError unless it has outputs for these images."""
-        ...
-
-    def __call__(self, batch: Batch) -> ModelOutput: ...
+        _ = dataset, augmentation, seed  # any images will do
 
 
-class FrozenTeacher:
-    """A network as a teacher: in eval mode and without gradient at every call, given back as it was."""
+class FunctionTeacher(Teacher):
+    """A function from a batch to logits, or to a `ModelOutput`, as a teacher: a service, say, that is asked by name."""
 
-    views = None
-    _config: devices.DeviceConfig
+    def __init__(self, function: Callable[[Any], Tensor | ModelOutput]) -> None:
+        self.function = function
+        self.views = getattr(function, "views", None)
 
-    def __init__(self, model: nn.Module) -> None:
+    @torch.no_grad()
+    def __call__(self, batch: Any, layers: Sequence[str] | None = None) -> ModelOutput:
+        output = self.function(batch)
+        if isinstance(output, Tensor):
+            output = ModelOutput(output)
+        if not isinstance(output, ModelOutput):
+            raise ValueError(
+                f"The teacher's function returned a {type(output).__name__}; expected a tensor of logits or a "
+                "kdlib.hooks.ModelOutput."
+            )
+        missing = [name for name in layers or () if name not in output.features]
+        if missing:
+            raise ValueError(
+                f"The teacher's function gives no features of {missing}. Return ModelOutput(logits, {{name: tensor}}), "
+                "or choose a method that looks at logits alone."
+            )
+        return output
+
+
+class FrozenTeacher(Teacher):
+    """A network as a teacher: in eval mode and without gradient at every call, given back as it was.
+
+    read_inputs: from a batch to what the network is called with; default, a batch's images or inputs. read_logits: from
+    what it returns to its logits. needs_logits: whether a network that gives none is refused.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        read_inputs: Callable[[Any], Any] | None = None,
+        read_logits: Callable[[Any], Any] | None = None,
+        needs_logits: bool = True,
+    ) -> None:
         self.model = model
+        self._read_inputs = read_inputs or Adapter().teacher_inputs_of
+        self._options: dict[str, Any] = {"read_logits": read_logits, "needs_logits": needs_logits}
+        self._config: devices.DeviceConfig | None = None
         self._extractor: FeatureExtractor | None = None
 
     @contextmanager
     def activate(self, layers: Sequence[str], config: devices.DeviceConfig) -> Iterator[FrozenTeacher]:
-        """Inside the block the teacher can be called, on this device; afterwards modes and devices are as before."""
+        """Inside the block the teacher is called on this device; afterwards modes and devices are as before."""
         modes = {module: module.training for module in self.model.modules()}
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         try:
             config.move(self.model)
             self._config = config
             weights = config.cast_weights(self.model)
-            with FeatureExtractor(self.model, layers, compile=config.compile, weights=weights) as self._extractor:
+            extractor = FeatureExtractor(self.model, layers, compile=config.compile, weights=weights, **self._options)
+            with extractor as self._extractor:
                 yield self
         finally:
-            self._extractor = None
+            self._extractor = self._config = None
             self.model.to(device)
             for module, training in modes.items():
                 module.training = training
@@ -81,24 +125,103 @@ class FrozenTeacher:
         """A live teacher gets the very batch that the student gets, so any images will do."""
 
     @torch.no_grad()  # not inference_mode: its tensors cannot be saved for the student's backward pass
-    def __call__(self, batch: Batch) -> ModelOutput:
-        if self._extractor is None:
-            raise RuntimeError("A FrozenTeacher is called inside `with teacher.activate(layers, device_config):`.")
+    def __call__(self, batch: Any, layers: Sequence[str] | None = None) -> ModelOutput:
+        """The network's output. Outside of `activate` the network is moved to where its inputs are."""
         self.model.eval()  # at every call: whoever holds the model may have called train() in between
-        with self._config.autocast():
-            return self._extractor(batch.images)
+        inputs = self._read_inputs(batch)
+        if self._extractor is not None and self._config is not None and layers in (None, self._extractor.layers):
+            with self._config.autocast():
+                return self._extractor(inputs)
+        devices.follow(self.model, inputs)
+        with FeatureExtractor(self.model, layers or (), **self._options) as extractor:
+            return extractor(inputs)
 
 
-class CachedTeacher:
+class Ensemble(nn.Module):
+    """Several networks as one teacher: the mean of their softened probabilities, as logits.
+
+        teacher = Ensemble([a, b, c], weights=[2, 1, 1], temperatures=[1, 1, 2])
+
+    Its logits are log sum_i w_i softmax(z_i / T_i), so a loss softens the mean once more with its own T; with
+    mean="geometric" they are sum_i w_i z_i / T_i. weights: of at least 0, divided by their sum; default, equal ones.
+    temperatures: above 0, one for each network; default, 1. Layers of a member are named "members.0.layer3".
+    read_logits: from what a member returns to its logits.
+    Shapes: members give logits of the same shape, classes last or, for maps B x C x H x W, second.
+    Raises ValueError for no members, numbers out of range, or logits that differ in shape.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        weights: Sequence[float] | None = None,
+        temperatures: Sequence[float] | None = None,
+        *,
+        mean: str = "arithmetic",
+        read_logits: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(members, nn.Module) or not members or not all(isinstance(one, nn.Module) for one in members):
+            raise ValueError("An ensemble has at least one network: Ensemble([first, second]).")
+        count = len(members)
+        weights = [1.0] * count if weights is None else list(weights)
+        temperatures = [1.0] * count if temperatures is None else list(temperatures)
+        for name, numbers in {"weights": weights, "temperatures": temperatures}.items():
+            if len(numbers) != count:
+                raise ValueError(f"{name} are {count} numbers, one for each network; got {len(numbers)}.")
+        if not all(0 <= one < math.inf for one in weights) or not sum(weights) > 0:
+            raise ValueError(f"weights are numbers of at least 0, not all of them 0; got {weights}.")
+        if not all(0 < one < math.inf for one in temperatures):
+            raise ValueError(f"temperatures are positive numbers; got {temperatures}.")
+        if mean not in ("arithmetic", "geometric"):
+            raise unknown_name("mean", mean, ("arithmetic", "geometric"))
+        self.members = nn.ModuleList(members)
+        self.weights = [weight / sum(weights) for weight in weights]
+        self.temperatures, self.mean = temperatures, mean
+        self._read_logits = read_logits or find_logits
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Every member's answer to the same inputs, combined."""
+        logits: list[Any] = [self._read_logits(member(*args, **kwargs)) for member in self.members]
+        shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in logits]
+        if len(set(shapes)) > 1 or not isinstance(logits[0], Tensor):
+            raise ValueError(
+                f"The members of an ensemble give logits of one shape; got {', '.join(map(str, shapes))}. Members with "
+                "other outputs need read_logits, or a module around them."
+            )
+        scaled: list[Tensor] = [one.float() / t for one, t in zip(logits, self.temperatures, strict=True)]
+        if self.mean == "geometric":
+            return torch.stack([w * one for w, one in zip(self.weights, scaled, strict=True)]).sum(0)
+        classes = 1 if scaled[0].ndim == 4 else -1
+        terms = [
+            math.log(w) + one.log_softmax(dim=classes) for w, one in zip(self.weights, scaled, strict=True) if w > 0
+        ]
+        return torch.stack(terms).logsumexp(0)
+
+    def extra_repr(self) -> str:
+        return f"weights={self.weights}, temperatures={self.temperatures}, mean={self.mean}"
+
+
+class CachedTeacher(Teacher):
     """A teacher's stored outputs, by (sample index, view): a distillation step then costs what a plain step costs.
 
         teacher = CachedTeacher.build(model, fashion.train, augmentation=fashion.augmentation, seed=0, views=3)
 
-    Build it with `CachedTeacher.build`. It refuses images that it has no outputs for.
+    Build it with `CachedTeacher.build`, or, from answers that came from elsewhere, with `CachedTeacher.from_logits`. It
+    refuses images that it has no outputs for.
     """
 
-    def __init__(self, metadata: dict[str, Any], indices: Tensor, stored: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        metadata: dict[str, Any],
+        indices: Tensor,
+        stored: dict[str, Tensor],
+        *,
+        read_indices: Callable[[Any], Tensor] | None = None,
+        any_view: bool = False,
+    ) -> None:
         self.metadata = metadata
+        self._read_indices = read_indices or Adapter().indices_of
+        self._any_view = any_view
         self.views = metadata["views"]
         self._stored = stored
         self._rows = torch.full((int(indices.max()) + 2,), -1)  # -1: not stored, as the last entry always says
@@ -165,6 +288,47 @@ class CachedTeacher:
         return cls(metadata, dataset.indices, stored)
 
     @classmethod
+    def from_logits(
+        cls,
+        given: Tensor | np.ndarray | str | Path | Mapping[str, Any],
+        indices: Any = None,
+        *,
+        kind: str = "logits",
+        num_classes: int | None = None,
+        read_indices: Callable[[Any], Tensor] | None = None,
+        any_view: bool = False,
+    ) -> CachedTeacher:
+        """Answers that came from elsewhere: the teacher itself need not be here.
+
+        given: N x C, or a .npy, .npz or .safetensors file that holds "logits" (and "indices", if it likes).
+        indices: the number of each answer's sample (whole numbers, N); default, 0 to N - 1. kind: what the answers are:
+        "logits", "probabilities" (their logarithms are taken, zeros are said), "log_probabilities", or "top_k": a dict
+        of "classes" and "probabilities" (N x k) with num_classes; what the best leave is spread over the others.
+        read_indices: from a batch to its samples' numbers; default, the field "index" of a dict. any_view: use them for
+        augmented images as well, which they were not given for.
+        Raises ValueError or TypeError for answers that are no such thing, FileNotFoundError.
+        """
+        if isinstance(given, str | Path):
+            tensors = answers.read_file(given)
+            indices = tensors.pop("indices", None) if indices is None else indices
+            given = tensors if kind == "top_k" else _only(tensors, kind, given)
+        if kind == "top_k":
+            logits = answers.from_top_k(given, num_classes)
+        else:
+            logits = answers.to_logits(torch.as_tensor(given), kind)
+        if num_classes not in (None, logits.shape[-1]):
+            raise ValueError(f"The answers have {logits.shape[-1]} classes, not {num_classes}.")
+        checked = answers.check_indices(indices, len(logits))
+        metadata: dict[str, Any] = {
+            "view_fingerprint": None,
+            "teacher": fingerprint([logits, checked], kind),
+            "views": None,
+            "layers": [],
+        }
+        stored = {"": logits.unsqueeze(0)}
+        return cls(metadata, checked, stored, read_indices=read_indices, any_view=any_view)
+
+    @classmethod
     def open(cls, directory: str | Path, metadata: dict[str, Any], indices: Tensor) -> CachedTeacher:
         """Open a finished cache without reading it into memory; ValueError if it holds other outputs than these."""
         directory = Path(directory)
@@ -188,13 +352,7 @@ class CachedTeacher:
     @contextmanager
     def activate(self, layers: Sequence[str], config: devices.DeviceConfig) -> Iterator[CachedTeacher]:
         """Inside the block the outputs have these layers and come to this device; ValueError if they are not stored."""
-        missing = [name for name in layers if name not in self._stored]
-        if missing:
-            stored = ", ".join(name for name in self._stored if name) or "none"
-            raise ValueError(
-                f"The cache holds no outputs of {missing} (stored layers: {stored}). Build it with "
-                f"layers={list(layers)}, or use the teacher itself."
-            )
+        self._check_layers(layers)
         before = self._layers, self._device
         self._layers, self._device = tuple(layers), config.device
         try:
@@ -202,14 +360,25 @@ class CachedTeacher:
         finally:
             self._layers, self._device = before
 
+    def _check_layers(self, layers: Sequence[str]) -> None:
+        missing = [name for name in layers if name not in self._stored]
+        if missing:
+            stored = ", ".join(name for name in self._stored if name) or "none"
+            raise ValueError(
+                f"The cache holds no outputs of {missing} (stored layers: {stored}). Build it with "
+                f"layers={list(layers)}, or use the teacher itself."
+            )
+
     @property
     def fingerprint(self) -> str:
-        """A sha256 of the weights and structure of the network whose outputs these are."""
+        """A sha256 of the weights and structure of the network whose outputs these are, or of the outputs given."""
         return self.metadata["teacher"]
 
     def check_compatible(self, dataset: IndexedDataset, augmentation: Augmentation, seed: int) -> None:
         """Raise ValueError unless the outputs were stored for these images under this augmentation and seed."""
-        if view_fingerprint(dataset, augmentation, seed) != self.metadata["view_fingerprint"]:
+        if self.metadata["view_fingerprint"] is None:
+            self._check_given(dataset, augmentation)
+        elif view_fingerprint(dataset, augmentation, seed) != self.metadata["view_fingerprint"]:
             wanted = {"data": dataset.fingerprint, "augmentation": augmentation.to_dict(), "seed": seed}
             differ = [name for name, value in wanted.items() if self.metadata[name] != value]
             raise ValueError(
@@ -217,20 +386,82 @@ class CachedTeacher:
                 "same view of the same image: build the cache with the data, augmentation and seed of this run."
             )
 
-    def __call__(self, batch: Batch) -> ModelOutput:
-        rows = self._rows[batch.indices.clamp(max=len(self._rows) - 1)]
-        known = batch.fingerprint == self.metadata["view_fingerprint"] and 0 <= batch.view < self.views
+    def _check_given(self, dataset: IndexedDataset, augmentation: Augmentation) -> None:
+        """Answers that came from elsewhere belong to the images as they are."""
+        if augmentation != NO_AUGMENTATION and not self._any_view:
+            raise ValueError(
+                "These answers were given for the images as they are, and this training augments them. Train with "
+                "augmentation=NO_AUGMENTATION, or accept the mismatch: CachedTeacher.from_logits(..., any_view=True)."
+            )
+        unknown = int((self._find_rows(dataset.indices) < 0).sum())
+        if unknown:
+            raise ValueError(
+                f"There are no answers for {unknown:,} of the {len(dataset):,} training images. Give answers for all, "
+                "or train on a subset: DataModule.subset, or InMemoryDataset.select."
+            )
+
+    def _find_rows(self, indices: Tensor) -> Tensor:
+        """The rows of these samples; -1 where there is none."""
+        return self._rows[indices.clamp(min=-1, max=len(self._rows) - 1)]
+
+    def __call__(self, batch: Any, layers: Sequence[str] | None = None) -> ModelOutput:
+        layers = self._layers if layers is None else layers
+        self._check_layers(layers)
+        view = 0
+        if self.metadata["view_fingerprint"] is None:
+            rows = self._find_rows(self._read_indices(batch).cpu())
+            known = True
+        else:
+            if not isinstance(batch, Batch):
+                raise ValueError(
+                    "This cache knows its images by dataset and view, and a batch of another loader does not say them. "
+                    "Train on the DataModule that it was built for, or give its answers by CachedTeacher.from_logits."
+                )
+            rows, view = self._find_rows(batch.indices), batch.view
+            known = batch.fingerprint == self.metadata["view_fingerprint"] and 0 <= view < (self.views or 1)
         if not known or (rows < 0).any():
             raise ValueError(
-                f"The cache has no output for view {batch.view} of these images (it holds {self.views} views of one "
+                f"The cache has no output for view {view} of these images (it holds {self.views or 1} views of one "
                 "dataset under one augmentation and seed). Train with what it was built for."
             )
         outputs = {
-            name: devices.to_device(devices.pin_memory(values[batch.view, rows], self._device), self._device).float()
+            name: devices.to_device(devices.pin_memory(values[view, rows], self._device), self._device).float()
             for name, values in self._stored.items()
-            if not name or name in self._layers
+            if not name or name in layers
         }
         return ModelOutput(outputs.pop(""), outputs)
+
+
+def as_teacher(teacher: Any, adapter: Adapter, *, needs_logits: bool = True) -> Teacher | None:
+    """A network, a function or a teacher, as a teacher; TypeError for anything else."""
+    if isinstance(teacher, nn.Module):
+        return FrozenTeacher(
+            teacher,
+            read_inputs=adapter.teacher_inputs_of,
+            read_logits=adapter.teacher_logits_of,
+            needs_logits=needs_logits,
+        )
+    if teacher is None or _is_teacher(teacher):
+        return teacher
+    if callable(teacher) and not isinstance(teacher, type):
+        return FunctionTeacher(teacher)
+    raise TypeError(
+        f"A teacher is a network (nn.Module), a kdlib.teachers.Teacher, or a function from a batch to logits; got "
+        f"{teacher if isinstance(teacher, type) else type(teacher).__name__}."
+    )
+
+
+def _is_teacher(teacher: Any) -> bool:
+    # Not isinstance: of a protocol that reads every property, and a fingerprint takes seconds.
+    return all(hasattr(type(teacher), name) for name in ("__call__", "activate", "check_compatible"))
+
+
+def _only(tensors: Mapping[str, Tensor], kind: str, path: str | Path) -> Tensor:
+    """The answers of this kind in a file."""
+    for name in (kind, "logits"):
+        if name in tensors:
+            return tensors[name]
+    raise ValueError(f"{path} holds {', '.join(tensors) or 'nothing'}; expected {kind!r}.")
 
 
 def _metadata(

@@ -7,22 +7,27 @@ result.test_accuracy
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from kdlib import devices, distributed
+from kdlib import devices, distributed, tasks
+from kdlib.adapters import Adapter
+from kdlib.batches import source
 from kdlib.checkpoints import Checkpointer
 from kdlib.data import Augmentation, DataModule
+from kdlib.distiller import Distiller
 from kdlib.evaluation import Metrics, evaluate
 from kdlib.methods import HardLabels, Logit, Method
 from kdlib.recipes import Recipe
-from kdlib.teachers import CachedTeacher, FrozenTeacher
-from kdlib.trainer import Trainer
+from kdlib.tasks import Classification, Task
+from kdlib.teachers import Teacher
+from kdlib.trainer import OptimizerFactory, Trainer
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,15 @@ class Result:
 
     student: the trained model, in eval mode. method: a copy of the method that was given, with what it learned.
     rows: one dictionary an epoch.
-    validation_accuracy: after the last epoch. test_accuracy: of the last weights, read once; None if not asked for.
+    validation_accuracy: after the last epoch; None without validation data. test_accuracy: of the last weights, read
+    once; None if not asked for.
     seconds: of training, over all resumptions. device: with its precision, as "cpu, bfloat16".
     """
 
     student: nn.Module
     method: Method
     rows: list[dict[str, float]]
-    validation_accuracy: float
+    validation_accuracy: float | None
     test_accuracy: float | None
     seconds: float
     device: str
@@ -53,14 +59,21 @@ class Result:
 
 def fit(
     student: nn.Module,
-    data: DataModule,
+    data: DataModule | Dataset | Iterable[Any],
     *,
-    teacher: nn.Module | FrozenTeacher | CachedTeacher | None = None,
+    validation: Dataset | Iterable[Any] | None = None,
+    teacher: nn.Module | Teacher | Callable[[Any], Any] | None = None,
     method: Method | None = None,
     epochs: int = 10,
     recipe: Recipe | None = None,
+    optimizer: OptimizerFactory | None = None,
+    gradient_accumulation_steps: int = 1,
+    ema_decay: float | None = None,
     augmentation: Augmentation | None = None,
     views: int | None = None,
+    steps_per_epoch: int | None = None,
+    adapter: Adapter | None = None,
+    task: str | Task = "classification",
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -68,41 +81,71 @@ def fit(
     checkpoint: str | Path | None = None,
     checkpoint_every: int | None = None,
     resume: bool = False,
-    test: bool = True,
+    test: bool | None = None,
     progress: bool = True,
     on_epoch_end: Callable[[int, nn.Module], None] | None = None,
 ) -> Result:
-    """Train a student on `data.train`, evaluate it on `data.validation` after each epoch and on `data.test` once.
+    """Train a student, and evaluate it after each epoch.
 
-    teacher: a model, which is run on every batch, or stored outputs. method: default Logit() with a teacher,
-    HardLabels() without.
+    data: a `DataModule`, whose validation split is read after each epoch and whose test split once, at the end; or a
+    DataLoader, a torch Dataset, or anything that gives its batches anew in every epoch (`steps_per_epoch` where it does
+    not say how many), with `validation` of the same kind.
+    teacher: a network, which is run on every batch, a `Teacher` such as stored outputs, or a function from a batch to
+    logits. method: default Logit() with a teacher, HardLabels() without. adapter, task: what a batch is, and what
+    logits and labels mean, see `Distiller`.
+    optimizer: a function from a list of parameters to a torch optimiser; it takes the place of the recipe's, whose
+    schedule, clipping and batch size still hold. gradient_accumulation_steps: batches whose gradients make one step.
+    ema_decay: the student that is evaluated and given back is an exponential moving average of the weights.
     augmentation: default, the data's own. views: epochs go through this many augmented views of each image in
-    turn; default, as many as a cached teacher holds, else a new view every epoch.
+    turn; default, as many as a cached teacher holds, else a new view every epoch. Both need a DataModule.
     seed: of order, augmentation and dropout, not of the student's initial weights.
     compile: let torch.compile translate the networks first; it takes a minute or so and pays on GPUs.
-    checkpoint: a file, written after every epoch, and every `checkpoint_every` steps. resume: go on from it if it
-    exists.
+    checkpoint: a file, written after every epoch, and every `checkpoint_every` steps (needs a DataModule). resume: go
+    on from it if it exists: with a DataModule to the bit, with a loader at the next epoch, in whatever order it gives.
+    test: whether the test split is read; default, where there is one.
     on_epoch_end: called after each epoch's validation with its number, 1 for the first, and the student, to look at it
     or copy it.
     Under torchrun, inside `distributed.process_group()`, the processes share every batch; losses that relate the
     samples of a batch then see the shard of one process.
-    Raises ValueError when the pieces do not fit together, FloatingPointError when a loss is not finite.
+    Raises ValueError when the pieces do not fit together, TypeError for data or a teacher of another kind,
+    FloatingPointError when a loss is not finite.
     """
+    if test and not isinstance(data, DataModule):
+        raise ValueError(
+            "Only a DataModule has a test split, which fit reads once. Call train.evaluate on your test data."
+        )
     # A copy: the caller's method keeps no projector of this run, so the same call twice gives the same student.
     method = copy.deepcopy(method) if method else (Logit() if teacher is not None else HardLabels())
-    trainer = Trainer(
-        student=student,
-        data=data,
-        teacher=FrozenTeacher(teacher) if isinstance(teacher, nn.Module) else teacher,
-        method=method,
-        epochs=epochs,
-        recipe=recipe or Recipe(),
-        augmentation=data.augmentation if augmentation is None else augmentation,
-        views=views or (teacher.views if isinstance(teacher, CachedTeacher) else None),
+    adapter, task, recipe = adapter or Adapter(), tasks.resolve(task), recipe or Recipe()
+    if isinstance(data, DataModule) and not isinstance(task, Classification):
+        raise ValueError("A DataModule holds images of one class each: task is 'classification'. Give a DataLoader.")
+    config = devices.resolve(device, precision, compile)
+    distiller = Distiller(student, teacher, method, adapter=adapter, task=task, compile=compile, setup_later=True)
+    own_views = distiller.teacher.views if distiller.teacher is not None else None
+    batches = source(
+        data,
+        validation,
+        recipe=recipe,
+        augmentation=augmentation,
+        views=views or (own_views if isinstance(data, DataModule) else None),
+        steps_per_epoch=steps_per_epoch,
         seed=seed,
-        config=devices.resolve(device, precision, compile),
+        config=config,
+        adapter=adapter,
+        task=task,
+    )
+    trainer = Trainer(
+        distiller=distiller,
+        batches=batches,
+        epochs=epochs,
+        recipe=recipe,
+        seed=seed,
+        config=config,
         checkpointer=Checkpointer(Path(checkpoint) if checkpoint else None, checkpoint_every),
         progress_bar=tqdm(disable=not progress or distributed.rank() > 0, unit="img", unit_scale=True),
+        make_optimizer=optimizer,
+        accumulation_steps=gradient_accumulation_steps,
+        ema_decay=ema_decay,
         on_epoch_end=on_epoch_end,
     )
     with trainer.progress_bar, trainer.prepare():
@@ -112,9 +155,10 @@ def fit(
         trainer.fit()
     for trained in (student, method):
         trained.zero_grad()  # the last step's gradients would take as much memory as the weights
-    metrics = evaluate(student, data.test, device=device, precision=precision) if test else None
-    accuracy = metrics.accuracy if metrics else None
-    last = trainer.rows[-1]["validation_accuracy"]
+    accuracy = None
+    if isinstance(data, DataModule) and test is not False:
+        accuracy = evaluate(student, data.test, device=device, precision=precision, adapter=adapter).accuracy
+    last = trainer.rows[-1].get("validation_accuracy")
     return Result(student.eval(), method, trainer.rows, last, accuracy, trainer.seconds, str(trainer.config))
 
 

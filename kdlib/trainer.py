@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,79 +11,74 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from kdlib import devices, distributed, losses
+from kdlib import devices, distributed
+from kdlib.batches import IndexedBatches, LoaderBatches
 from kdlib.checkpoints import Checkpointer
-from kdlib.data import Augmentation, Batch, DataModule, epoch_order
 from kdlib.distiller import Distiller
-from kdlib.errors import explain_shape_errors
-from kdlib.evaluation import check_classes, evaluate
+from kdlib.evaluation import accuracy
 from kdlib.files import fingerprint
-from kdlib.hooks import FeatureExtractor, ModelOutput
-from kdlib.methods import Method
+from kdlib.hooks import batch_size_of
 from kdlib.recipes import Recipe
-from kdlib.teachers import CachedTeacher, FrozenTeacher
 from kdlib.training_log import TrainingLog
+
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 @dataclass
 class Trainer:
     """One run of `fit`: its settings, how far it has come, and the steps it takes."""
 
-    student: nn.Module
-    data: DataModule
-    teacher: FrozenTeacher | CachedTeacher | None
-    method: Method
+    distiller: Distiller
+    batches: IndexedBatches | LoaderBatches
     epochs: int
     recipe: Recipe
-    augmentation: Augmentation
-    views: int | None
     seed: int
     config: devices.DeviceConfig
     checkpointer: Checkpointer
     progress_bar: tqdm
+    make_optimizer: OptimizerFactory | None = None
+    accumulation_steps: int = 1
+    ema_decay: float | None = None
     on_epoch_end: Callable[[int, nn.Module], None] | None = None
     step: int = 0
     seconds: float = 0.0
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        count = len(self.data.train)
-        # A last batch that is not full is left out: its statistics would be noisier than the others', and each epoch
-        # leaves out other images. A dataset smaller than one batch is one batch.
-        self.batch_size = min(self.recipe.batch_size, count)
-        self._check_settings(count)
-        self.steps_per_epoch = count // self.batch_size
+        self.student, self.method = self.distiller.student, self.distiller.method
+        self.steps_per_epoch = self.batches.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self.epochs
+        self._check_settings()
+        self.average: AveragedModel | None = None
         self.log = TrainingLog(self.config.device, self.total_steps, self.checkpointer.diverged)
         self.run = self._describe_run()
 
-    def _check_settings(self, count: int) -> None:
-        if count < 2:
-            raise ValueError(
-                f"{self.data.name} has {count} training images; at least 2 are needed for batch statistics."
-            )
+    def _check_settings(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs is at least 1; got {self.epochs}.")
-        if self.method.needs_teacher and self.teacher is None:
-            raise ValueError(f"{type(self.method).__name__} needs a teacher: fit(..., teacher=models.load(...)).")
-        if isinstance(self.teacher, FrozenTeacher) and _share_weights(self.student, self.teacher.model):
+        if self.distiller.teacher is not None:
+            self.batches.check_teacher(self.distiller.teacher)
+        every = self.checkpointer.every
+        if every is not None and isinstance(self.batches, LoaderBatches):
             raise ValueError(
-                "Student and teacher share weights, so the teacher would learn. Load or build a second model."
+                "checkpoint_every works on a DataModule, which can begin an epoch in its middle: a loader's "
+                "checkpoints are written after each epoch. Leave it out, or make a DataModule: data.from_datasets(...)."
             )
-        if self.teacher is not None:
-            self.teacher.check_compatible(self.data.train, self.augmentation, self.seed)
-            if self.teacher.views and self.views > self.teacher.views:
-                raise ValueError(
-                    f"{self.views} views are asked for; the cache holds {self.teacher.views} of each image."
-                )
-        processes = distributed.world_size()
-        if self.batch_size % processes or self.batch_size < 2 * processes:
+        if not isinstance(self.accumulation_steps, int) or not 1 <= self.accumulation_steps <= self.steps_per_epoch:
             raise ValueError(
-                f"{processes} processes cannot share batches of {self.batch_size} images equally. Choose a batch size "
-                f"that is a multiple of {processes} and at least {2 * processes}, and no fewer training images."
+                f"gradient_accumulation_steps is a whole number from 1 to the {self.steps_per_epoch} steps of an "
+                f"epoch; got {self.accumulation_steps!r}."
             )
+        if every is not None and every % self.accumulation_steps:
+            raise ValueError(
+                f"A checkpoint holds no half-made gradient: checkpoint_every={every} is no multiple of "
+                f"gradient_accumulation_steps={self.accumulation_steps}."
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay lies between 0 and 1, 0.999 for instance; got {self.ema_decay}.")
 
     @contextmanager
     def prepare(self) -> Iterator[None]:
@@ -96,83 +90,84 @@ class Trainer:
             self.config.move(self.student)
             stack.callback(self.student.to, home)
             stack.callback(self.method.to, home)
-            extractor = FeatureExtractor(self.student, self.method.student_layers, compile=self.config.compile)
-            self.extractor = stack.enter_context(extractor)
-            if self.teacher is not None and self.method.needs_teacher:
-                stack.enter_context(self.teacher.activate(self.method.teacher_layers, self.config))
+            if self.ema_decay is not None:  # before there are hooks, which a copy would have too
+                averaging = get_ema_multi_avg_fn(self.ema_decay)
+                self.average = AveragedModel(self.student, multi_avg_fn=averaging, use_buffers=True)
+            stack.enter_context(self.distiller.extractor)
+            if self.distiller.teacher is not None and self.method.needs_teacher:
+                stack.enter_context(self.distiller.teacher.activate(self.method.teacher_layers, self.config))
             yield
 
-    @torch.no_grad()
     def sanity_check(self) -> None:
-        """Run both networks on two images before anything is trained: sizes must fit, projectors get theirs."""
-        batch = next(self._iter_batches(0, torch.arange(2)))
-        self.student.eval()  # so that no batch statistic moves
-        uncompiled = FeatureExtractor(self.student, self.extractor.layers)
-        with explain_shape_errors("student", batch.images), self.config.autocast(), uncompiled as extractor:
-            output = extractor(batch.images)
-        with explain_shape_errors("teacher", batch.images):
-            teacher_output = self._teacher_output(batch)
-        for role, given in {"student": output, "teacher": teacher_output}.items():
-            if given is not None:
-                check_classes(role, given.logits, self.data)
-                losses.warn_if_probabilities(given.logits, role)
-        if not self.method.trains_logits and not any(feature is output.logits for feature in output.features.values()):
-            warnings.warn(
-                "No term of this method looks at the logits, so the classifier keeps its initial weights. "
-                "Add HardLabels() or Logit(...) to it.",
-                stacklevel=4,
-            )
-        self.method.setup(output.float(), teacher_output)
+        """Run both networks on a small batch before anything is trained: sizes must fit, projectors get theirs."""
+        with self.config.autocast():
+            self.distiller.setup(self.batches.example(), self.batches.check_logits)
         self.method.to(self.config.device)
         self.parameters = [*self.student.parameters(), *self.method.parameters()]
-        distiller = Distiller(self.extractor, self.method, self.config)
-        self.distiller = distributed.data_parallel(distiller, all_used=self.method.trains_logits)
-        self.optimizer = self.recipe.make_optimizer(self.parameters)
-
-    def _teacher_output(self, batch: Batch) -> ModelOutput | None:
-        if self.teacher is None or not self.method.needs_teacher:
-            return None
-        return self.teacher(batch).float()
+        self.model = distributed.data_parallel(self.distiller, all_used=self.method.trains_logits)
+        if self.make_optimizer is None:
+            self.optimizer = self.recipe.make_optimizer(self.parameters)
+        else:
+            self.optimizer = self.make_optimizer([p for p in self.parameters if p.requires_grad])
+            if not isinstance(self.optimizer, torch.optim.Optimizer):
+                raise TypeError(
+                    "optimizer is a function from a list of parameters to a torch optimiser, such as "
+                    f"lambda parameters: torch.optim.AdamW(parameters, 1e-3); it gave {type(self.optimizer).__name__}."
+                )
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     def fit(self) -> None:
         """All epochs that are left."""
-        self.progress_bar.reset(total=self.total_steps * self.batch_size)
-        self.progress_bar.update(self.step * self.batch_size)
+        self.progress_bar.reset(total=self.total_steps * self.batches.batch_size)
+        self.progress_bar.update(self.step * self.batches.batch_size)
         while self.step < self.total_steps:
             self._train_epoch(self.step // self.steps_per_epoch)
+        if self.average is not None:
+            self.student.load_state_dict(self.average.module.state_dict())
 
-    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+    def train_step(self, batch: Any) -> dict[str, Tensor]:
         """One step on a batch; the loss, its terms and the training accuracy, as scalars on the device."""
-        learning_rate = self.recipe.learning_rate_at(self.step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        teacher_output = self._teacher_output(batch)
-        terms, logits = self.distiller(batch.images, batch.labels, teacher_output)
-        loss = sum(terms.values())
-        values = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+        with self.config.autocast():
+            losses = self.model(batch)
+        values = {"loss": losses.total.detach(), **{name: term.detach() for name, term in losses.terms.items()}}
         self.log.check_step(self.step, values)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        first, size = self._accumulation_group()
+        if self.step == first:
+            self.optimizer.zero_grad(set_to_none=True)
+        (losses.total / size if size > 1 else losses.total).backward()
+        if self.step == first + size - 1:
+            self._update_weights()
+        if self.distiller.task.has_classes and losses.labels is not None:
+            values["train_accuracy"] = accuracy(losses.rows, losses.labels)
+        return values
+
+    def _accumulation_group(self) -> tuple[int, int]:
+        """The first of the steps whose gradients are added up with this one's, and how many they are."""
+        epoch_start = self.step - self.step % self.steps_per_epoch
+        first = self.step - (self.step - epoch_start) % self.accumulation_steps
+        return first, min(self.accumulation_steps, epoch_start + self.steps_per_epoch - first)
+
+    def _update_weights(self) -> None:
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = self.recipe.learning_rate_at(self.step, self.total_steps, peak)
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimizer.step()
-        values["train_accuracy"] = (logits.argmax(1) == batch.labels).float().mean()
-        return values
+        if self.average is not None:
+            self.average.update_parameters(self.student)
 
     def _train_epoch(self, epoch: int) -> None:
         started, before = time.perf_counter(), self.seconds
-        done = self.step - epoch * self.steps_per_epoch
-        order = epoch_order(self.data.train, self.seed, epoch)
-        sampler = order[: self.steps_per_epoch * self.batch_size][done * self.batch_size :]
+        first = self.step - epoch * self.steps_per_epoch
         self.student.train()
         self.method.train()
-        for batch in self._iter_batches(epoch, distributed.shard_batches(sampler, self.batch_size)):
-            self.log.append(self.step, len(batch), self.train_step(batch))
+        for batch in self.batches.epoch(epoch, first):
+            self.log.append(self.step, self._samples(batch), self.train_step(batch))
             self.step += 1
             due = self.checkpointer.is_due(self.step) and self.step % self.steps_per_epoch != 0
             if due or self.log.is_full:
                 self._read_log()
-            self.progress_bar.update(self.batch_size)
+            self.progress_bar.update(self.batches.batch_size)
             self.seconds = before + time.perf_counter() - started
             if due:
                 self.log.refuse_non_finite_weights(self.step, self.student, self.method)
@@ -180,15 +175,8 @@ class Trainer:
         self._read_log()
         self._end_epoch(epoch)
 
-    def _iter_batches(self, epoch: int, sampler: Tensor) -> Iterator[Batch]:
-        return self.data.train.iter_batches(
-            self.batch_size // distributed.world_size(),
-            sampler=sampler,
-            augmentation=self.augmentation,
-            seed=self.seed,
-            view=epoch % self.views if self.views else epoch,
-            device=self.config.device,
-        )
+    def _samples(self, batch: Any) -> int:
+        return batch_size_of(self.distiller.adapter.student_inputs_of(batch)) or 1
 
     def _read_log(self) -> None:
         loss = self.log.read()
@@ -198,43 +186,51 @@ class Trainer:
     def _end_epoch(self, epoch: int) -> None:
         distributed.broadcast_buffers(self.student)
         self.log.refuse_non_finite_weights(self.step, self.student, self.method)
-        means = self.log.epoch_means()
-        precision = "bf16" if self.config.bfloat16 else "fp32"
-        metrics = evaluate(self.student, self.data.validation, device=str(self.config.device), precision=precision)
-        if not math.isfinite(metrics.loss):
-            raise self.checkpointer.diverged(
-                f"The validation loss is not finite after epoch {epoch + 1} of {self.epochs}."
-            )
-        row = {"epoch": epoch + 1, "seconds": self.seconds, **means}
-        row |= {"validation_loss": metrics.loss, "validation_accuracy": metrics.accuracy}
+        row: dict[str, float] = {"epoch": epoch + 1, "seconds": self.seconds, **self.log.epoch_means()}
+        evaluated = self.student if self.average is None else self.average.module
+        metrics = self.batches.evaluate(evaluated, self.method.hard_loss)
+        shown = ""
+        if metrics is not None:
+            if not math.isfinite(metrics.loss):
+                raise self.checkpointer.diverged(
+                    f"The validation loss is not finite after epoch {epoch + 1} of {self.epochs}."
+                )
+            row |= {"validation_loss": metrics.loss, "validation_accuracy": metrics.accuracy}
+            shown = f", validation {metrics.accuracy:.1%}" if math.isfinite(metrics.accuracy) else ""
         self.rows.append(row)
         if self.on_epoch_end:
             with devices.isolate_rng(self.config.device):  # a callback may use up random numbers
-                self.on_epoch_end(epoch + 1, self.student)
-        self.progress_bar.set_description(f"epoch {epoch + 1}/{self.epochs}, validation {metrics.accuracy:.1%}")
+                self.on_epoch_end(epoch + 1, evaluated)
+        self.progress_bar.set_description(f"epoch {epoch + 1}/{self.epochs}{shown}")
         if self.checkpointer.path:
             self.save_checkpoint()
 
     def _describe_run(self) -> dict[str, Any]:
         """What must be the same for a run to be the same run; it is stored in its checkpoints."""
+        options = {
+            "gradient_accumulation_steps": self.accumulation_steps if self.accumulation_steps > 1 else None,
+            "ema_decay": self.ema_decay,
+            "optimizer": "one of the caller's" if self.make_optimizer else None,
+        }
         return {
             "student": type(self.student).__name__,
             "structure": fingerprint([], repr(self.student))[:8],  # as it begins: on_epoch_end may change its dropout
             "teacher": self._teacher_fingerprint(),
             "method": repr(self.method),
-            "data": self.data.train.fingerprint,
+            **self.batches.describe(),
             "epochs": self.epochs,
             "recipe": asdict(self.recipe),
-            "augmentation": self.augmentation.to_dict(),
-            "views": self.views,
             "seed": self.seed,
             "precision": str(self.config),
+            **options,
         }
 
     def _teacher_fingerprint(self) -> str | None:
-        if self.teacher is None or self.checkpointer.path is None or not self.method.needs_teacher:
+        teacher = self.distiller.teacher
+        if teacher is None or self.checkpointer.path is None or not self.method.needs_teacher:
             return None  # to hash the weights of a large teacher takes a second
-        return self.teacher.fingerprint[:8]
+        found = teacher.fingerprint
+        return None if found is None else found[:8]
 
     def save_checkpoint(self) -> None:
         """Write all that is needed to go on from here."""
@@ -247,16 +243,16 @@ class Trainer:
             "rows": self.rows,
             "sums": distributed.all_reduce_values(self.log.sums),
         }
-        self.checkpointer.save(self.student, self.method, self.optimizer, facts, self.config.device)
+        self.checkpointer.save(self._modules, self.optimizer, facts, self.config.device)
+
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        average = {} if self.average is None else {"average": self.average}
+        return {"student": self.student, "method": self.method, **average}
 
     def load_checkpoint(self) -> None:
         """Go on from the checkpoint."""
         run = {**self.run, "method": repr(self.method)}
-        facts = self.checkpointer.load(self.student, self.method, self.optimizer, run, self.config.device)
+        facts = self.checkpointer.load(self._modules, self.optimizer, run, self.config.device)
         self.step, self.seconds, self.rows = facts["step"], facts["seconds"], facts["rows"]
         self.log.sums = facts["sums"] if distributed.rank() == 0 else dict.fromkeys(facts["sums"], 0.0)
-
-
-def _share_weights(a: nn.Module, b: nn.Module) -> bool:
-    pointers = {p.data_ptr() for p in a.parameters() if p.numel()}
-    return any(p.data_ptr() in pointers for p in b.parameters())

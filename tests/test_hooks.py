@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+import types
 import warnings
 import weakref
 from functools import partial
@@ -12,6 +13,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from kdlib import models
 from kdlib.hooks import FeatureExtractor, ModelOutput
@@ -96,11 +98,164 @@ def test_given_weights_are_used_in_place_of_the_models(net: Net, images: torch.T
     assert net.fc.weight.any()
 
 
-def test_a_layer_that_runs_twice_gives_its_last_output(net: Net, images: torch.Tensor):
-    with FeatureExtractor(net, ["block.conv", "block"]) as extractor:
+def test_a_layer_that_runs_twice_is_named_and_a_call_can_be_chosen(net: Net, images: torch.Tensor):
+    names = ["block.conv#0", "block.conv#1", "block.conv#-1", "block"]
+    with FeatureExtractor(net, names) as extractor:
         output = extractor(images)
-    assert torch.equal(output.features["block.conv"], output.features["block"])
-    assert not torch.equal(output.features["block.conv"], net.block.conv(net.relu(net.stem(images))))
+    assert list(output.features) == names
+    first, second, last, block = output.features.values()
+    assert torch.equal(second, block)
+    assert torch.equal(last, block)
+    assert torch.equal(first, net.block.conv(net.relu(net.stem(images))))
+    message = "'block.conv' ran 2 times in one forward pass. Choose one of its calls: 'block.conv#0' is the first"
+    with FeatureExtractor(net, ["block.conv"]) as extractor, pytest.raises(ValueError, match=message):
+        extractor(images)
+    with (
+        FeatureExtractor(net, ["block.conv#2"]) as extractor,
+        pytest.raises(ValueError, match=r"asks for call 2 of a layer that ran 2 time"),
+    ):
+        extractor(images)
+
+
+@pytest.mark.parametrize("name", ["stem#", "stem#first", "stem[", "stem[]", "stem[0]x", "stem[0]#1"])
+def test_a_name_that_cannot_be_read_says_how_names_are_written(net: Net, name: str):
+    with pytest.raises(ValueError, match="names no layer. A layer is written as named_modules"):
+        FeatureExtractor(net, [name])
+
+
+def test_a_shared_module_answers_to_each_of_its_names():
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    x = torch.randn(2, 3)
+    with FeatureExtractor(model, ["0#0", "2#1"]) as extractor:
+        features = extractor(x).features
+    assert torch.equal(features["0#0"], shared(x))
+    assert torch.equal(features["2#1"], model(x))
+    with FeatureExtractor(model, ["2"]) as extractor, pytest.raises(ValueError, match="'2' ran 2 times"):
+        extractor(x)
+
+
+class Parts(nn.Module):
+    """A layer that gives several tensors, and one that gives them by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(4, 3, batch_first=True)
+        self.attend = nn.MultiheadAttention(3, 1, batch_first=True)
+        self.named, self.single = Named(), Single()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.rnn(x)[0]
+        x = self.attend(x, x, x)[0]
+        return self.single(self.named(x)["hidden"])[0][:, 0]
+
+
+class Named(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict:
+        return {"hidden": 2 * x, "norm": x.norm(dim=2), "length": 5}
+
+
+class Single(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple:
+        return (3 * x,)
+
+
+def test_one_part_of_an_output_is_chosen_by_position_or_key():
+    model, x = Parts(), torch.randn(2, 5, 4)
+    names = ["rnn[0]", "attend[0]", "attend[1]", "named[hidden]", "named[norm]", "single", "single[0]"]
+    with FeatureExtractor(model, names) as extractor:
+        features = extractor(x).features
+    hidden = model.rnn(x)[0]
+    attended, weights = model.attend(hidden, hidden, hidden)
+    expected = [hidden, attended, weights, 2 * attended, attended.norm(dim=2), 6 * attended, 6 * attended]
+    for name, value in zip(names, expected, strict=True):
+        torch.testing.assert_close(features[name], value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("rnn[1]", r"returns a tuple, not a tensor. Choose one of its tensors: 'rnn\[0\]'"),  # a pair of tensors
+        ("attend", r"Choose one of its tensors: 'attend\[0\]', 'attend\[1\]'"),
+        ("named", r"returns a dict, not a tensor. Choose one of its tensors: 'named\[hidden\]', 'named\[norm\]'"),
+        ("named[length]", r"returns a dict"),
+        ("named[other]", r"returns a dict"),
+        ("rnn[out]", r"returns a tuple"),
+    ],
+)
+def test_a_part_that_is_not_there_is_named_with_the_choices(name: str, said: str):
+    with FeatureExtractor(Parts(), [name]) as extractor, pytest.raises(ValueError, match=said):
+        extractor(torch.randn(2, 5, 4))
+
+
+def test_a_part_of_a_plain_tensor_is_an_error(net: Net, images: torch.Tensor):
+    with (
+        FeatureExtractor(net, ["stem[0]"]) as extractor,
+        pytest.raises(ValueError, match="returns a tensor, not a tuple"),
+    ):
+        extractor(images)
+
+
+class Inputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 2)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return scale * self.first(a) + b
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (torch.ones(2, 3), torch.ones(2, 2), 3.0),
+        [torch.ones(2, 3), torch.ones(2, 2), 3.0],
+        {"a": torch.ones(2, 3), "b": torch.ones(2, 2), "scale": 3.0},
+    ],
+)
+@pytest.mark.parametrize("cast", [False, True])
+def test_a_tuple_is_positional_and_a_dict_keyword_arguments(inputs, cast: bool):
+    model = Inputs()
+    weights = {"first.weight": 2 * model.first.weight.detach()} if cast else {}
+    expected = 3 * F.linear(torch.ones(2, 3), (1 + cast) * model.first.weight, model.first.bias) + 1
+    with FeatureExtractor(model, ["first"], weights=weights) as extractor:
+        torch.testing.assert_close(extractor(inputs).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda z: z,
+        lambda z: (z, 1),
+        lambda z: [z, z + 1],
+        lambda z: {"loss": z.sum(), "logits": z},
+        lambda z: {"out": z, "aux": z + 1},
+        lambda z: types.SimpleNamespace(logits=z),
+    ],
+    ids=["tensor", "tuple", "list", "dict", "torchvision", "object"],
+)
+def test_logits_are_found_in_what_models_usually_return(net: Net, images: torch.Tensor, output):
+    class Wrapped(nn.Module):
+        def forward(self, x: torch.Tensor) -> object:
+            return output(net(x))
+
+    found = FeatureExtractor(Wrapped())(images)
+    assert torch.equal(found.logits, net(images))
+    assert type(found.raw) is type(output(net(images)))
+
+
+def test_a_network_without_logits_may_give_features_alone():
+    model = Parts()
+    headless = nn.Module()
+    headless.rnn, headless.forward = model.rnn, lambda x: {"hidden": model.rnn(x)[0]}
+    x = torch.randn(2, 5, 4)
+    with FeatureExtractor(headless, ["rnn[0]"], needs_logits=False) as extractor:
+        output = extractor(x)
+    assert output.logits is None
+    assert output.float().logits is None
+    assert output.features["rnn[0]"].shape == (2, 5, 3)
+    with pytest.raises(ValueError, match="returned a dict; expected one tensor of logits"):
+        FeatureExtractor(headless)(x)
 
 
 def test_every_call_gives_the_output_of_its_own_batch(net: Net, images: torch.Tensor):
@@ -217,7 +372,7 @@ def test_a_layer_that_returns_a_tuple():
         FeatureExtractor(model, ["rnn"]) as extractor,
         pytest.raises(
             ValueError,
-            match="^The layer 'rnn' returns a tuple, not a tensor. .* inside it, one that returns a single tensor.$",
+            match=r"^The layer of 'rnn' returns a tuple, not a tensor. Choose one of its tensors: 'rnn\[0\]', ",
         ),
     ):
         extractor(torch.zeros(2, 5, 4))
@@ -250,10 +405,9 @@ def test_inference_mode_gives_the_values_too(net: Net, images: torch.Tensor):
 @pytest.mark.parametrize(
     ("output", "got"),
     [
-        (lambda x: (x, x), "tuple"),
-        (lambda x: {"logits": x}, "dict"),
-        (lambda x: x[:, :, None], r"\(5, 4, 1\)"),
-        (lambda x: x[:, 0], r"\(5,\)"),
+        (lambda x: (x[0, 0], x), "tuple"),
+        (lambda x: {"scores": x}, "dict"),
+        (lambda x: None, "NoneType"),
     ],
 )
 def test_a_model_that_does_not_return_logits(net: Net, images: torch.Tensor, output, got: str):
@@ -265,7 +419,9 @@ def test_a_model_that_does_not_return_logits(net: Net, images: torch.Tensor, out
         def forward(self, x: torch.Tensor) -> object:
             return output(self.net(x))
 
-    message = f"^A Odd returned {got}; expected one tensor of logits, batch x classes. Wrap the model"
+    message = (
+        f"^A Odd returned a {got}; expected one tensor of logits, or a dict or object with 'logits'. Wrap the model"
+    )
     with FeatureExtractor(Odd(), ["net.stem"]) as extractor, pytest.raises(ValueError, match=message):
         extractor(images)
 

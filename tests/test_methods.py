@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -600,14 +601,21 @@ def test_projections_made_without_gradient_learn_all_the_same():
 
 
 @pytest.mark.parametrize("loss", ["hint", "attention", "vid"])
-def test_what_is_neither_map_nor_vector_is_refused(loss: str):
-    message = (
-        r"^In sequence -> sequence a layer gives \(4, 5, 6\); expected maps B x C x H x W or vectors B x D\. "
-        r"Name another layer\.$"
-    )
+@pytest.mark.parametrize("shape", [(4,), (4, 2, 2, 2, 2, 2)])
+def test_what_is_no_map_token_or_vector_is_refused(loss: str, shape: tuple[int, ...]):
+    odd = ModelOutput(STUDENT.logits, {"mid": torch.rand(shape)})
+    message = f"^In mid -> mid a layer gives {re.escape(str(shape))}; expected maps .* Name another layer"
     with pytest.raises(ValueError, match=message):
+        Feature(pairs("mid"), loss).setup(odd, TEACHER)
+    with pytest.raises(ValueError, match=message):
+        Feature(pairs("mid"), loss).setup(STUDENT, replace(TEACHER, features=odd.features))
+
+
+@pytest.mark.parametrize("loss", ["hint", "attention", "vid"])
+def test_tokens_whose_positions_do_not_correspond_are_refused(loss: str):
+    with pytest.raises(ValueError, match=r"^In sequence -> sequence 7 tokens of one network are compared"):
         Feature(pairs("sequence"), loss).setup(STUDENT, TEACHER)
-    with pytest.raises(ValueError, match=r"In mid -> sequence a layer gives \(4, 7, 6\)"):
+    with pytest.raises(ValueError, match=r"In mid -> sequence 7 tokens .* a method without positions"):
         Feature({"mid": "sequence"}, loss).setup(STUDENT, TEACHER)
 
 

@@ -316,7 +316,9 @@ def test_shipped_models_are_found_by_name(tmp_path: Path, monkeypatch):
     assert models.load("resnet8-fashion").config["architecture"] == "resnet8"
     with pytest.raises(ValueError, match="no trained model named 'resnet8-fasion'. Did you mean 'resnet8-fashion'"):
         models.load("resnet8-fasion")
-    with pytest.raises(ValueError, match="no trained model named 'xyz'. Known: .*resnet50-imagenet, PATH.safetensors"):
+    with pytest.raises(
+        ValueError, match="no trained model named 'xyz'. Known: .*resnet50-imagenet, timm:NAME, PATH.safetensors"
+    ):
         models.load("xyz")
 
 

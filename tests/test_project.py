@@ -21,9 +21,10 @@ MODULES = sorted((ROOT / "kdlib").rglob("*.py"))
 CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
 # A part of kdlib may import those that come after it, and no other.
 ORDER = (
-    *("__main__", "cli", "environment", "study", "distill", "method_parser", "train", "trainer", "distiller"),
-    *("checkpoints", "evaluation", "models", "teachers", "methods", "loss_table", "projectors", "hooks"),
-    *("training_log", "data", "recipes", "devices", "distributed", "files", "measure", "verdict", "losses", "errors"),
+    *("__main__", "cli", "environment", "study", "distill", "method_parser", "train", "trainer", "batches"),
+    *("distiller", "checkpoints", "evaluation", "models", "teachers", "answers", "adapters", "methods", "tasks"),
+    *("loss_table", "projectors", "hooks", "training_log", "data", "recipes", "devices", "distributed", "files"),
+    *("measure", "verdict", "losses", "errors"),
 )
 
 

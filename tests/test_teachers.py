@@ -195,16 +195,19 @@ def test_frozen_takes_a_model_without_parameters(dataset: InMemoryDataset):
         assert teacher(first(dataset)).logits.shape == (4, 60)
 
 
-def test_frozen_outside_its_block_is_an_error_and_leaves_the_model_alone(net: Net, dataset: InMemoryDataset):
-    teacher = FrozenTeacher(net)
-    message = r"^A FrozenTeacher is called inside `with teacher\.activate\(layers, device_config\):`\.$"
-    with pytest.raises(RuntimeError, match=message):
-        teacher(first(dataset))
-    with teacher.activate([], CPU) as same:
+def test_frozen_outside_its_block_gives_the_same_in_eval_mode_and_leaves_no_hook(net: Net, dataset: InMemoryDataset):
+    teacher, batch = FrozenTeacher(net), first(dataset)
+    with teacher.activate(["stem"], CPU) as same:
         assert same is teacher
-    with pytest.raises(RuntimeError, match=message):
-        teacher(first(dataset))
+        inside = teacher(batch)
+        assert list(teacher(batch, ["fc"]).features) == ["fc"]  # other layers than those of the block
     assert net.training
+    outside = teacher(batch, ["stem"])
+    assert not net.training
+    assert torch.equal(outside.logits, inside.logits)
+    assert torch.equal(outside.features["stem"], inside.features["stem"])
+    assert not outside.features["stem"].requires_grad
+    assert not any(module._forward_hooks for module in net.modules())
 
 
 def test_frozen_can_be_activated_again(net: Net, dataset: InMemoryDataset):

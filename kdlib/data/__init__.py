@@ -6,8 +6,10 @@ small = fashion.subset(10_000)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from kdlib.data.datasets import (
     epoch_order,
     view_fingerprint,
 )
+from kdlib.data.own import read_datasets
 from kdlib.data.sources import data_dir
 from kdlib.errors import unknown_name
 
@@ -36,6 +39,7 @@ __all__ = [
     "augment",
     "data_dir",
     "epoch_order",
+    "from_datasets",
     "list_datasets",
     "load",
     "normalized_images",
@@ -133,6 +137,42 @@ def load(
     else:
         raise unknown_name("dataset", name, list_datasets())
     return DataModule(name=name, **parts)
+
+
+def from_datasets(
+    train: Any,
+    *,
+    classes: Sequence[str],
+    image_size: int,
+    validation: Any = None,
+    test: Any = None,
+    in_channels: int = 3,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augmentation: Augmentation = NO_AUGMENTATION,
+    name: str = "own",
+) -> DataModule:
+    """A `DataModule` from datasets of one's own; their images are decoded once and kept in memory as bytes.
+
+    train, validation, test: datasets of (image, label): PIL images or uint8 tensors C x H x W, and class numbers.
+    Without validation or test, a tenth of the training samples is held out for it. image_size: the shorter side is
+    resized to it and the centre cut out. in_channels: 1 for grey, 3 for colour. mean, std: of each channel, for pixels
+    in [0, 1]; default, of the training images. augmentation: may shift and flip.
+    Raises TypeError for images that are no bytes, ValueError for labels without a class, or more images than fit.
+    """
+    if isinstance(classes, str) or len(classes) < 2:
+        raise ValueError(f"classes are the names of at least 2 classes; got {classes!r}.")
+    splits = read_datasets(
+        train,
+        validation,
+        test,
+        num_classes=len(classes),
+        image_size=image_size,
+        in_channels=in_channels,
+        mean=mean,
+        std=std,
+    )
+    return DataModule(name, tuple(classes), **splits, augmentation=augmentation, image_size=image_size)
 
 
 def normalized_images(dataset: IndexedDataset) -> Tensor:

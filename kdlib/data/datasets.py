@@ -95,6 +95,11 @@ def view_fingerprint(dataset: IndexedDataset, augmentation: Augmentation, seed: 
 
 
 def _normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str) -> Tensor:
+    if images.dtype != torch.uint8:  # floats would be divided by 255 once more
+        raise TypeError(
+            f"The images are {images.dtype}; expected bytes (torch.uint8), 0 to 255, which are normalized here by mean "
+            "and std. End the transform with v2.ToDtype(torch.uint8, scale=True), or train on a DataLoader of your own."
+        )
     # The bytes travel and the floats are made where they are used; channels_last is what convolutions like best.
     images = to_device(images, device)
     images = images.to(torch.float32, memory_format=torch.channels_last)

@@ -150,15 +150,20 @@ def label_smoothing(student_logits: Tensor, labels: Tensor, smoothing: float = 0
 
     The target has 1 - smoothing + smoothing / C on the label and smoothing / C on every other class.
 
-    Shapes: logits B x C with C >= 2; labels B, class indices (int64). Scale: nats.
-    Raises: ValueError for smoothing outside [0, 1), wrong shapes, labels out of range (looked at on the
-        CPU only); TypeError for logits that are not floats or labels that are not int64.
+    Shapes: logits B x C with C >= 2; labels B, class indices (int64), or B x C, the share of each class
+        (floats that sum to 1, as mixup makes them). Scale: nats.
+    Raises: ValueError for smoothing outside [0, 1), wrong shapes, labels out of range or shares that do not
+        sum to 1 (values are looked at on the CPU only); TypeError for logits that are not floats or labels
+        of another kind.
     Paper: Szegedy et al. 2016, arXiv:1512.00567.
     Published code disagrees: some spreads the smoothing over the C - 1 other classes only.
     """
     (student,) = as_floats(student_logits=student_logits)
     _check_logits("student_logits", student)
-    _check_labels(labels, student)
+    if isinstance(labels, Tensor) and labels.is_floating_point() and labels.ndim > 1:
+        labels = _check_shares(labels, student)
+    else:
+        _check_labels(labels, student)
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing must be in [0, 1), got {smoothing}: 0 is plain cross-entropy, 0.1 is usual")
     return F.cross_entropy(student, labels, label_smoothing=smoothing)
@@ -241,3 +246,18 @@ def _check_labels(labels: Tensor, logits: Tensor) -> None:
     if labels.device.type == "cpu" and not 0 <= labels.min() <= labels.max() < classes:
         low, high = labels.min().item(), labels.max().item()
         raise ValueError(f"labels must lie in 0 .. {classes - 1}, got values from {low} to {high}")
+
+
+def _check_shares(labels: Tensor, logits: Tensor) -> Tensor:
+    """The share of each class, in the dtype of the logits."""
+    if labels.shape != logits.shape:
+        raise ValueError(
+            f"labels that are floats hold the share of each class and must have the shape of the logits, "
+            f"{shape(logits)}, got {shape(labels)}: class indices are a torch.int64 tensor, call .long() on them"
+        )
+    if labels.device.type == "cpu" and not (labels.min() >= 0 and (labels.sum(dim=1) - 1).abs().max() <= 1e-3):
+        raise ValueError(
+            "labels that are floats hold the share of each class: none below 0, and every row sums to 1. For several "
+            "labels at once write each logit z as the pair (0, z), as task='multilabel' does"
+        )
+    return labels.to(logits.dtype)

@@ -1,0 +1,132 @@
+"""A teacher's answers that came from elsewhere, as logits: from a file, as probabilities, or a service's best few."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdlib.errors import unknown_name
+from kdlib.files import load_tensors
+
+KINDS = ("logits", "probabilities", "log_probabilities")
+SMALLEST = 1e-8  # a probability of 0, as a service rounds it, stands for some number below its last digit
+
+
+def read_file(path: str | Path) -> dict[str, Tensor]:
+    """The tensors in a .safetensors, .npz or .npy file (there under the name "logits"); no file runs code.
+
+    Raises FileNotFoundError, or ValueError for another kind of file or one that cannot be read.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    if path.suffix == ".safetensors":
+        return load_tensors(path)[0]
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(f"{path.name} is no .safetensors, .npz or .npy file. Save the answers with numpy.save.")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {"logits": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    except (ValueError, OSError, EOFError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as NumPy arrays of numbers ({error}). Save it anew.") from error
+
+
+def to_logits(values: Tensor, kind: str) -> Tensor:
+    """Answers N x C as logits, float32: as they are, or the logarithm of probabilities.
+
+    A probability of 0 has no logarithm: it becomes 1e-8, and a warning says how many there were.
+    Raises ValueError for values that are not finite, not N x C, or no probabilities; TypeError for no floats.
+    """
+    if kind not in KINDS:
+        raise unknown_name("kind of answers", kind, KINDS)
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"Answers are a tensor of floats, samples x classes; got {got}.")
+    if values.ndim < 2 or values.shape[0] == 0 or values.shape[-1] < 2:
+        raise ValueError(
+            f"Answers have shape {tuple(values.shape)}; expected one row a sample and a column for each class."
+        )
+    values = values.float()
+    if not bool(values.isfinite().all()):
+        raise ValueError("Some answers are not finite numbers. Ask for them again, or leave these samples out.")
+    if kind == "logits":
+        return values
+    sums = (values.exp() if kind == "log_probabilities" else values).sum(dim=-1)
+    negative = kind == "probabilities" and bool((values < 0).any())
+    if negative or bool(((sums - 1).abs() > 0.01).any()):
+        raise ValueError(
+            f"These are no {kind}: a row sums to between {sums.min():.4g} and {sums.max():.4g}, not to 1. Give "
+            "kind='logits', or, for the best few alone, kind='top_k'."
+        )
+    if kind == "log_probabilities":
+        return values
+    zeros = int((values == 0).sum())
+    if zeros:
+        warnings.warn(
+            f"{zeros:,} of {values.numel():,} probabilities are 0, which has no logarithm: each becomes {SMALLEST:g}.",
+            stacklevel=3,
+        )
+    return values.clamp(min=SMALLEST).log()
+
+
+def from_top_k(given: Any, num_classes: int | None) -> Tensor:
+    """Logits N x C from the k best classes of each sample; what they leave is spread evenly over the others.
+
+    given: a dict of "classes" (int64, N x k) and "probabilities" or "log_probabilities" (N x k), as services give them.
+    Raises ValueError for a class out of range or named twice, or probabilities that sum to more than 1.
+    """
+    names = ("probabilities", "log_probabilities")
+    found = [name for name in names if isinstance(given, Mapping) and name in given]
+    if not found or "classes" not in given:
+        raise ValueError(
+            'kind="top_k" takes a dict of "classes" (N x k) and "probabilities" or "log_probabilities" (N x k).'
+        )
+    classes, best = torch.as_tensor(given["classes"]).long(), torch.as_tensor(given[found[0]]).float()
+    if classes.ndim != 2 or classes.shape != best.shape or not len(classes):
+        raise ValueError(
+            f"classes {tuple(classes.shape)} and {found[0]} {tuple(best.shape)} must have the same shape, N x k."
+        )
+    if num_classes is None:
+        raise ValueError("The best few do not say how many classes there are: give num_classes.")
+    if classes.min() < 0 or classes.max() >= num_classes or classes.shape[1] > num_classes:
+        raise ValueError(
+            f"The classes run from {int(classes.min())} to {int(classes.max())}; with num_classes={num_classes} they "
+            f"lie in 0 .. {num_classes - 1}."
+        )
+    if classes.shape[1] > 1 and bool((classes.sort(dim=1).values.diff(dim=1) == 0).any()):
+        raise ValueError("A sample names a class twice among its best. Give each class once.")
+    best = best.exp() if found[0] == "log_probabilities" else best
+    total = best.sum(dim=1, keepdim=True)
+    if not bool(best.isfinite().all()) or best.min() < 0 or total.max() > 1 + 1e-3:
+        raise ValueError(
+            f"The probabilities of the best lie in [0, 1] and sum to at most 1; here a row sums to {total.max():.4g}."
+        )
+    others = num_classes - classes.shape[1]
+    rest = (1 - total).clamp(min=0) / max(others, 1)
+    return rest.expand(-1, num_classes).scatter(1, classes, best).clamp(min=SMALLEST).log()
+
+
+def check_indices(indices: Any, count: int) -> Tensor:
+    """The samples' numbers, 0 .. count - 1 if none are given; ValueError unless there is one for each, none twice."""
+    if indices is None:
+        return torch.arange(count)
+    indices = torch.as_tensor(indices)
+    if indices.is_floating_point() or indices.dtype == torch.bool or tuple(indices.shape) != (count,):
+        raise ValueError(
+            f"indices are {count} whole numbers, one for each answer; got {tuple(indices.shape)} of {indices.dtype}."
+        )
+    indices = indices.long()
+    if indices.min() < 0 or len(indices.unique()) < count:
+        raise ValueError("indices are the samples' numbers: 0 or more, and none of them twice.")
+    if int(indices.max()) > 100 * count + 1_000_000:
+        raise ValueError(
+            f"The largest index is {int(indices.max()):,} for {count:,} answers. Number the samples from 0 on."
+        )
+    return indices

@@ -1,0 +1,332 @@
+"""Where the batches of a training come from: kdlib's own datasets, or any loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+
+from kdlib import devices, distributed
+from kdlib.adapters import Adapter
+from kdlib.data import Augmentation, Batch, DataModule, epoch_order
+from kdlib.evaluation import HardLoss, Metrics, check_classes, evaluate
+from kdlib.hooks import batch_size_of
+from kdlib.recipes import Recipe
+from kdlib.tasks import Task
+from kdlib.teachers import Teacher
+
+
+class BatchSource(Protocol):
+    """What the trainer needs of its data.
+
+    batch_size: samples of a step, over all processes. steps_per_epoch: batches of an epoch.
+    """
+
+    batch_size: int
+    steps_per_epoch: int
+
+    def example(self) -> Any:
+        """A small batch, on the device."""
+        ...
+
+    def epoch(self, number: int, first: int) -> Iterator[Any]:
+        """The batches of an epoch from step `first` on, on the device; those of this process."""
+        ...
+
+    def check_teacher(self, teacher: Teacher) -> None:
+        """Raise ValueError unless the teacher has outputs for these samples."""
+        ...
+
+    def check_logits(self, role: str, logits: Tensor) -> None:
+        """Raise ValueError unless these logits fit the classes of the data."""
+        ...
+
+    def evaluate(self, model: nn.Module, loss: HardLoss | None) -> Metrics | None:
+        """How a model does on the validation data; None if there are none."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What must be the same for a run to be the same run."""
+        ...
+
+
+class IndexedBatches:
+    """Batches of a `DataModule`: every sample has an index, so any step of any epoch can be made again."""
+
+    def __init__(
+        self,
+        data: DataModule,
+        *,
+        batch_size: int,
+        augmentation: Augmentation,
+        views: int | None,
+        seed: int,
+        config: devices.DeviceConfig,
+        adapter: Adapter,
+    ) -> None:
+        count = len(data.train)
+        if count < 2:
+            raise ValueError(f"{data.name} has {count} training images; at least 2 are needed for batch statistics.")
+        self.data, self.augmentation, self.views, self.seed = data, augmentation, views, seed
+        self.config, self.adapter = config, adapter
+        # A last batch that is not full is left out: its statistics would be noisier than the others', and each epoch
+        # leaves out other images. A dataset smaller than one batch is one batch.
+        self.batch_size = min(batch_size, count)
+        self.steps_per_epoch = count // self.batch_size
+        processes = distributed.world_size()
+        if self.batch_size % processes or self.batch_size < 2 * processes:
+            raise ValueError(
+                f"{processes} processes cannot share batches of {self.batch_size} images equally. Choose a batch size "
+                f"that is a multiple of {processes} and at least {2 * processes}, and no fewer training images."
+            )
+
+    def example(self) -> Batch:
+        """Two images."""
+        return next(self._iter_batches(0, torch.arange(2)))
+
+    def epoch(self, number: int, first: int) -> Iterator[Batch]:
+        """The batches of an epoch from step `first` on; of each, this process's shard."""
+        order = epoch_order(self.data.train, self.seed, number)
+        sampler = order[: self.steps_per_epoch * self.batch_size][first * self.batch_size :]
+        return self._iter_batches(number, distributed.shard_batches(sampler, self.batch_size))
+
+    def _iter_batches(self, epoch: int, sampler: Tensor) -> Iterator[Batch]:
+        return self.data.train.iter_batches(
+            self.batch_size // distributed.world_size(),
+            sampler=sampler,
+            augmentation=self.augmentation,
+            seed=self.seed,
+            view=epoch % self.views if self.views else epoch,
+            device=self.config.device,
+        )
+
+    def check_teacher(self, teacher: Teacher) -> None:
+        """Raise ValueError unless the teacher has outputs for these images, this augmentation and as many views."""
+        teacher.check_compatible(self.data.train, self.augmentation, self.seed)
+        if teacher.views and (self.views is None or self.views > teacher.views):
+            raise ValueError(
+                f"{self.views or 'More'} views are asked for; the cache holds {teacher.views} of each image."
+            )
+
+    def check_logits(self, role: str, logits: Tensor) -> None:
+        """Raise ValueError unless there is a logit for each class."""
+        check_classes(role, logits, self.data)
+
+    def evaluate(self, model: nn.Module, loss: HardLoss | None) -> Metrics:
+        """How a model does on the validation images."""
+        return evaluate(
+            model,
+            self.data.validation,
+            device=str(self.config.device),
+            precision=self.config.precision,
+            adapter=self.adapter,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Data, augmentation and views."""
+        return {
+            "data": self.data.train.fingerprint,
+            "augmentation": self.augmentation.to_dict(),
+            "views": self.views,
+        }
+
+
+class LoaderBatches:
+    """Batches of a DataLoader, of a torch Dataset, or of anything that gives them anew each time it is iterated.
+
+    steps_per_epoch: batches of an epoch, needed where `len(data)` says nothing. batch_size: for a Dataset, which is
+    shuffled anew in every epoch. Raises TypeError or ValueError for what cannot be iterated again and again.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        validation: Any,
+        *,
+        batch_size: int,
+        steps_per_epoch: int | None,
+        seed: int,
+        config: devices.DeviceConfig,
+        adapter: Adapter,
+        task: Task,
+    ) -> None:
+        self.config, self.adapter, self.task, self.seed = config, adapter, task, seed
+        self._generator = torch.Generator()
+        self.loader = _as_loader(data, "data", batch_size, self._generator)
+        self.validation = None if validation is None else _as_loader(validation, "validation", batch_size, None)
+        self.steps_per_epoch = _count_steps(self.loader, steps_per_epoch)
+        self._first = self._read_first()
+        self.batch_size = (self._samples(self._first) or 1) * distributed.world_size()
+
+    def _read_first(self) -> Any:
+        with devices.isolate_rng(self.config.device):  # the loader may draw its order from the global generator
+            own = getattr(self.loader, "generator", None)
+            state = own.get_state() if isinstance(own, torch.Generator) else None
+            try:
+                batch = next(iter(self.loader), None)
+            except TypeError as error:
+                if "default_collate" not in str(error):
+                    raise
+                raise TypeError(
+                    f"The samples cannot be put together to a batch ({error}). Give the dataset a transform that makes "
+                    "tensors of its images, such as torchvision's v2.ToImage() and v2.ToDtype(torch.float32, "
+                    "scale=True), or make it a DataModule: data.from_datasets(...)."
+                ) from error
+            if isinstance(own, torch.Generator) and state is not None:
+                own.set_state(state)
+        if batch is None:
+            raise ValueError("The training data gives no batch. Give at least one; drop_last may have left it out.")
+        return batch
+
+    def _samples(self, batch: Any) -> int | None:
+        if isinstance(batch, Batch):
+            return len(batch)
+        return batch_size_of(self.adapter.student_inputs_of(batch))
+
+    def example(self) -> Any:
+        """The first batch that was read."""
+        return devices.move_batch(self._first, self.config.device)
+
+    def epoch(self, number: int, first: int) -> Iterator[Any]:
+        """The batches of an epoch, in the loader's own order; ValueError if there are fewer than it said."""
+        self._generator.manual_seed(self.seed + (number << 32))
+        sampler = getattr(self.loader, "sampler", None)
+        if isinstance(sampler, DistributedSampler):
+            sampler.set_epoch(number)
+        given = 0
+        for batch in islice(self.loader, self.steps_per_epoch):
+            given += 1
+            if given > first:
+                yield devices.move_batch(batch, self.config.device)
+        if given < self.steps_per_epoch:
+            raise ValueError(
+                f"The training data gave {given} batches in epoch {number + 1}; expected {self.steps_per_epoch}. Give "
+                "data that can be iterated again and again, and steps_per_epoch=... if their length is not fixed."
+            )
+
+    def check_teacher(self, teacher: Teacher) -> None:
+        """Any teacher will do: a cache refuses at the first batch what it has no outputs for."""
+
+    def check_logits(self, role: str, logits: Tensor) -> None:
+        """A loader does not say how many classes there are; the losses look at the labels."""
+
+    def evaluate(self, model: nn.Module, loss: HardLoss | None) -> Metrics | None:
+        """How a model does on the validation batches."""
+        if self.validation is None:
+            return None
+        return evaluate(
+            model,
+            self.validation,
+            device=str(self.config.device),
+            precision=self.config.precision,
+            adapter=self.adapter,
+            task=self.task,
+            loss=loss,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """How many batches: a loader does not say which."""
+        return {"data": f"{self.steps_per_epoch} batches", "task": repr(self.task)}
+
+
+def _as_loader(data: Any, name: str, batch_size: int, generator: torch.Generator | None) -> Iterable[Any]:
+    """A Dataset in a DataLoader; a loader, or any collection of batches, as it is. generator: of a Dataset's order."""
+    if isinstance(data, IterableDataset):
+        return DataLoader(data, batch_size)
+    if isinstance(data, Dataset):
+        count = len(data)  # type: ignore[arg-type]  # a map-style dataset has a length
+        if count == 0:
+            raise ValueError(f"{name} is an empty dataset.")
+        if generator is None:
+            return DataLoader(data, batch_size)
+        processes = distributed.world_size()
+        size = min(batch_size // processes, count // processes)
+        if processes > 1:
+            return DataLoader(data, size, sampler=DistributedSampler(data, drop_last=True), drop_last=True)
+        return DataLoader(data, size, shuffle=True, generator=generator, drop_last=True)
+    if isinstance(data, Tensor | str | bytes | dict) or not isinstance(data, Iterable):
+        raise TypeError(
+            f"{name} is a kdlib DataModule, a DataLoader, a torch Dataset, or a list of batches; got "
+            f"{type(data).__name__}. A tensor of images and one of labels make a torch.utils.data.TensorDataset."
+        )
+    if isinstance(data, Iterator):
+        raise TypeError(
+            f"{name} is a {type(data).__name__}, which is used up after one epoch. Give a DataLoader, a Dataset or a "
+            "list, which give their batches anew each time."
+        )
+    shards = isinstance(getattr(data, "sampler", None), DistributedSampler)
+    if generator is not None and distributed.world_size() > 1 and not shards:
+        raise ValueError(
+            "Every process would train on the same batches. Give the DataLoader a "
+            "torch.utils.data.DistributedSampler, or give its Dataset."
+        )
+    return data
+
+
+def _count_steps(loader: Iterable[Any], wanted: int | None) -> int:
+    if wanted is not None:
+        if not isinstance(wanted, int) or wanted < 1:
+            raise ValueError(f"steps_per_epoch is a whole number of at least 1; got {wanted!r}.")
+        return wanted
+    try:
+        count = len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader of an IterableDataset
+        count = None
+    if count is None:
+        raise ValueError(
+            "The training data does not say how many batches it has, which the learning rate over time depends on: "
+            "give steps_per_epoch=..."
+        )
+    if count == 0:
+        raise ValueError("The training data gives no batch. Give at least one; drop_last may have left it out.")
+    return count
+
+
+def source(
+    data: Any,
+    validation: Any,
+    *,
+    recipe: Recipe,
+    augmentation: Augmentation | None,
+    views: int | None,
+    steps_per_epoch: int | None,
+    seed: int,
+    config: devices.DeviceConfig,
+    adapter: Adapter,
+    task: Task,
+) -> IndexedBatches | LoaderBatches:
+    """Where the batches come from; ValueError for what only a `DataModule` can do, asked of another kind of data."""
+    if isinstance(data, DataModule):
+        if validation is not None or steps_per_epoch is not None:
+            raise ValueError(
+                "A DataModule has its own validation split and length: leave out validation, steps_per_epoch."
+            )
+        return IndexedBatches(
+            data,
+            batch_size=recipe.batch_size,
+            augmentation=data.augmentation if augmentation is None else augmentation,
+            views=views,
+            seed=seed,
+            config=config,
+            adapter=adapter,
+        )
+    for name, value in {"augmentation": augmentation, "views": views}.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} works on a DataModule, whose samples have an index: a loader augments as it likes, and shows "
+                "each batch once. Leave it out, or make a DataModule: data.from_datasets(...)."
+            )
+    return LoaderBatches(
+        data,
+        validation,
+        batch_size=recipe.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        seed=seed,
+        config=config,
+        adapter=adapter,
+        task=task,
+    )

@@ -1,0 +1,134 @@
+"""A `DataModule` from datasets of one's own: samples are decoded once and kept in memory as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdlib.data.datasets import InMemoryDataset
+from kdlib.data.sources import hold_out
+
+LARGEST = 4e9  # bytes of one split; more belongs into folders, which are decoded as they are needed
+STATISTICS = 2_000  # images of which mean and standard deviation are taken
+
+
+def read_datasets(
+    train: Any,
+    validation: Any,
+    test: Any,
+    *,
+    num_classes: int,
+    image_size: int,
+    in_channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> dict[str, InMemoryDataset]:
+    """Train, validation and test splits of datasets of (image, label); see `data.from_datasets`."""
+    read = {
+        name: _read(name, given, image_size, in_channels) for name, given in _given(train, validation, test).items()
+    }
+    images, labels = read["train"]
+    for name, (_, found) in read.items():
+        if found.min() < 0 or found.max() >= num_classes:
+            raise ValueError(
+                f"The {name} labels run from {int(found.min())} to {int(found.max())}, and {num_classes} classes are "
+                f"named: labels are numbers from 0 to {num_classes - 1}."
+            )
+    shares = _statistics(images)
+    mean, std = tuple(shares[0] if mean is None else mean), tuple(shares[1] if std is None else std)
+    whole = InMemoryDataset(images, labels, torch.arange(len(labels)), mean, std)
+    splits: dict[str, InMemoryDataset] = {
+        name: InMemoryDataset(*read[name], torch.arange(len(read[name][1])), mean, std)
+        for name in ("validation", "test")
+        if name in read
+    }
+    for name in ("test", "validation"):
+        if name not in splits:  # a tenth of the training samples, the same on every machine
+            if len(whole) < 10:
+                raise ValueError(
+                    f"There is no {name} dataset, and of {len(whole)} samples no tenth can be held out: give one."
+                )
+            kept, held_out = hold_out(len(whole), max(1, len(labels) // 10))
+            splits[name], whole = whole.select(held_out), whole.select(kept)
+    return {"train": whole, **splits}
+
+
+def _given(train: Any, validation: Any, test: Any) -> dict[str, Any]:
+    return (
+        {"train": train}
+        | ({} if validation is None else {"validation": validation})
+        | ({} if test is None else {"test": test})
+    )
+
+
+def _read(name: str, dataset: Any, image_size: int, in_channels: int) -> tuple[Tensor, Tensor]:
+    try:
+        count = len(dataset)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is a dataset with a length, of pairs (image, label); got a {type(dataset).__name__}."
+        ) from error
+    if count == 0:
+        raise ValueError(f"The {name} dataset is empty.")
+    size = count * in_channels * image_size**2
+    if size > LARGEST:
+        raise ValueError(
+            f"The {name} images take {size / 1e9:.0f} GB in memory. Lay them out as PATH/train/CLASS/IMAGE: "
+            "data.load('imagefolder:PATH') decodes them as they are needed."
+        )
+    images = torch.empty(count, in_channels, image_size, image_size, dtype=torch.uint8)
+    labels = torch.empty(count, dtype=torch.int64)
+    transform = _transform(image_size, in_channels)
+    for number in range(count):
+        sample = dataset[number]
+        if not isinstance(sample, tuple | list) or len(sample) != 2:
+            raise ValueError(f"{name}[{number}] is a {type(sample).__name__}; expected a pair (image, label).")
+        images[number] = _decoded(sample[0], f"{name}[{number}]", transform)
+        labels[number] = _label(sample[1], f"{name}[{number}]")
+    return images, labels
+
+
+def _label(label: Any, where: str) -> int:
+    if isinstance(label, Tensor) and label.numel() == 1 and not label.is_floating_point():
+        label = label.item()
+    try:
+        return label.__index__()
+    except AttributeError:
+        raise TypeError(f"The label of {where} is {label!r}; expected a class's number, from 0 on.") from None
+
+
+def _decoded(image: Any, where: str, transform: Any) -> Tensor:
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"{where} is an image of mode {image.mode}; expected 8 bits a channel. Scale it to 0 to 255."
+            )
+        return transform(image)
+    kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
+    if kind != torch.uint8 or image.ndim != 3:
+        raise TypeError(
+            f"{where} is {kind}; expected a PIL image or a tensor of bytes (torch.uint8), C x H x W. Leave the "
+            "conversion to floats and the normalization out of the dataset's transform: they happen here."
+        )
+    return transform(image)
+
+
+def _transform(size: int, channels: int) -> Any:
+    from torchvision.transforms import v2
+
+    if channels not in (1, 3):
+        raise ValueError(f"in_channels is 1 for grey or 3 for colour images; got {channels}.")
+    colours = v2.RGB() if channels == 3 else v2.Grayscale()
+    return v2.Compose([v2.ToImage(), colours, v2.Resize(size, antialias=True), v2.CenterCrop(size)])
+
+
+def _statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, of pixels in [0, 1], over evenly spaced images."""
+    few = images[:: max(1, len(images) // STATISTICS)].double() / 255
+    mean, std = few.mean(dim=(0, 2, 3)), few.std(dim=(0, 2, 3))
+    return mean.tolist(), std.clamp(min=1e-3).tolist()

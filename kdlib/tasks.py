@@ -1,0 +1,187 @@
+"""What logits and labels mean: one class a sample, several at once, one at each position, or numbers.
+
+A task brings logits of any shape to rows N x C, one row for each decision between classes, so that every loss on logits
+serves every task. Positions that do not count are left out, so a mean over rows is a mean over those that do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kdlib.errors import unknown_name
+from kdlib.hooks import ModelOutput
+
+
+@dataclass(frozen=True)
+class Task:
+    """From logits and labels to rows. Subclass it and write `rows`.
+
+    has_classes: whether a row of logits is one decision between classes.
+    """
+
+    has_classes: ClassVar[bool] = True
+
+    def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+        """Logits as N x C, and labels that fit: int64 N, or float N x C (a share of each class); None if unlabelled.
+
+        role: what an error calls the network. Raises ValueError for shapes that are not those of the task.
+        """
+        raise NotImplementedError
+
+    def prepare(
+        self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
+    ) -> tuple[ModelOutput, ModelOutput | None, Tensor | None]:
+        """The outputs of both networks with their logits as rows, and the labels of these rows."""
+        rows, row_labels = self.rows(student.logits, labels)
+        if teacher is not None and teacher.logits is not None:
+            teacher = replace(teacher, logits=self.rows(teacher.logits, labels, "teacher")[0])
+        return replace(student, logits=rows), teacher, row_labels
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """One class for each sample: logits B x C; labels int64, B, or float, B x C, where samples are mixed."""
+
+    def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+        if logits.ndim != 2:
+            raise ValueError(
+                f"The {role} gives logits of shape {tuple(logits.shape)}; expected batch x classes. For classes at "
+                "every position choose task='segmentation' (B x C x H x W) or 'token-classification' (B x L x C)."
+            )
+        return logits, labels
+
+
+@dataclass(frozen=True)
+class MultiLabel(Task):
+    """Several labels at once, each present or not: logits and labels B x K; the losses are means over B x K.
+
+    A logit z is written as the pair (0, z), so cross-entropy becomes binary cross-entropy and KL the binary one, with T
+    and T^2 as ever. labels: 0 or 1, or a share between; entries equal to ignore_index do not count.
+    """
+
+    ignore_index: int = -100
+
+    def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+        if logits.ndim < 2 or (labels is not None and labels.shape != logits.shape):
+            got = "" if labels is None else f" and labels {tuple(labels.shape)}"
+            raise ValueError(
+                f"The {role} gives logits {tuple(logits.shape)}{got}; several labels at once are batch x labels in "
+                "both."
+            )
+        flat = logits.flatten()
+        if labels is None:
+            return _as_pairs(flat), None
+        flat_labels = labels.flatten()
+        counts = flat_labels != self.ignore_index
+        flat, flat_labels = _select(flat, flat_labels, counts)
+        if flat_labels.device.type == "cpu" and not bool(((flat_labels >= 0) & (flat_labels <= 1)).all()):
+            raise ValueError(
+                f"Labels of several at once lie in [0, 1]; these run from {flat_labels.min():g} to "
+                f"{flat_labels.max():g}. What is not known is marked by {self.ignore_index}."
+            )
+        if flat_labels.is_floating_point():
+            return _as_pairs(flat), torch.stack((1 - flat_labels, flat_labels), dim=1)
+        return _as_pairs(flat), flat_labels.long()
+
+
+@dataclass(frozen=True)
+class Segmentation(Task):
+    """A class for every pixel: logits B x C x H x W (or any positions after C), labels int64, B x H x W.
+
+    Pixels labelled ignore_index do not count: 255 in VOC and Cityscapes.
+    """
+
+    ignore_index: int = 255
+
+    def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+        positions = (len(logits), *logits.shape[2:])
+        _check_positions(logits, labels, positions, role, "batch x classes x positions")
+        return _rows_of_positions(logits.movedim(1, -1), labels, self.ignore_index)
+
+
+@dataclass(frozen=True)
+class TokenClassification(Task):
+    """A class for every token: logits B x L x C, labels int64, B x L, as transformers has them.
+
+    Tokens labelled ignore_index, padding above all, do not count. Of a language model the label is the next token:
+    shift the labels, not the logits.
+    """
+
+    ignore_index: int = -100
+
+    def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+        _check_positions(logits, labels, tuple(logits.shape[:-1]), role, "batch x positions x classes")
+        return _rows_of_positions(logits, labels, self.ignore_index)
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """Numbers and not classes: a heat map, a depth. Outputs and targets stay as they are.
+
+    Cross-entropy and KL mean nothing here: give functions, Logit(loss=F.mse_loss, hard=F.mse_loss).
+    """
+
+    has_classes: ClassVar[bool] = False
+
+    def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+        return logits, labels
+
+
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "multilabel": MultiLabel,
+    "segmentation": Segmentation,
+    "token-classification": TokenClassification,
+    "regression": Regression,
+}
+
+
+def resolve(task: str | Task) -> Task:
+    """A task by its name, or as it is; ValueError for an unknown name, TypeError for what is no task."""
+    if isinstance(task, Task):
+        return task
+    if not isinstance(task, str):
+        raise TypeError(f"task is a name ({', '.join(TASKS)}) or a kdlib.tasks.Task; got {type(task).__name__}.")
+    if task not in TASKS:
+        raise unknown_name("task", task, TASKS)
+    return TASKS[task]()
+
+
+def _as_pairs(logits: Tensor) -> Tensor:
+    return torch.stack((torch.zeros_like(logits), logits), dim=1)
+
+
+def _check_positions(
+    logits: Tensor, labels: Tensor | None, positions: tuple[int, ...], role: str, expected: str
+) -> None:
+    if logits.ndim < 3:
+        raise ValueError(f"The {role} gives logits of shape {tuple(logits.shape)}; expected {expected}.")
+    if labels is not None and tuple(labels.shape) != positions:
+        raise ValueError(
+            f"The {role} gives logits {tuple(logits.shape)}, {expected}, so labels have shape {positions}; got "
+            f"{tuple(labels.shape)}. Resize one of them to the other."
+        )
+
+
+def _rows_of_positions(logits: Tensor, labels: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor | None]:
+    """logits: classes last."""
+    rows = logits.flatten(0, -2)
+    if labels is None:
+        return rows, None
+    flat = labels.flatten()
+    return _select(rows, flat, flat != ignore_index)
+
+
+def _select(rows: Tensor, labels: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Those that count; ValueError if none does."""
+    # One look at the device for both questions. Where all count, nothing is copied.
+    number = int(counts.sum())
+    if number == 0:
+        raise ValueError(
+            "No position of this batch counts: all its labels are the ignored one. Leave such batches out."
+        )
+    return (rows, labels) if number == len(labels) else (rows[counts], labels[counts])
