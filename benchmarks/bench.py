@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import any_loop
 import loss_costs
 import scale
 import steps
@@ -36,7 +37,7 @@ def _processor() -> str:
 
 def measure(full: bool) -> Iterator[Row]:
     """All rows, one after the other."""
-    for part in (steps, loss_costs, scale):
+    for part in (steps, any_loop, loss_costs, scale):
         yield from part.run(full)
 
 

@@ -38,6 +38,14 @@ class Adapter:
     logits: Field | None = None
     teacher_logits: Field | None = None
 
+    def __post_init__(self) -> None:
+        for name, given in vars(self).items():
+            if isinstance(given, bool) or not (given is None or isinstance(given, str | int) or callable(given)):
+                raise TypeError(
+                    f"Adapter({name}=...) is a key, a position or a function of the batch; got {given!r}. Several "
+                    f"fields at once are a function: lambda batch: (batch['a'], batch['b'])."
+                )
+
     def student_inputs_of(self, batch: Any) -> Any:
         """What the student is called with; ValueError where a batch does not say it by itself."""
         if self.inputs is not None:
@@ -50,7 +58,7 @@ class Adapter:
                 raise ValueError(f"The batch has the fields {list(batch)} and none of them is an input. {_HOW}")
             return next(iter(fields.values())) if len(fields) == 1 else fields
         if isinstance(batch, tuple | list):
-            if len(batch) > 2:
+            if not 1 <= len(batch) <= 2:
                 raise ValueError(f"The batch has {len(batch)} parts; expected a pair (inputs, labels). {_HOW}")
             return batch[0]
         return batch
@@ -104,9 +112,13 @@ def _field(values: Any, field: Field, role: str) -> Any:
     """The part of a batch or of an output that a field names; ValueError, with what there is, where it is missing."""
     if not isinstance(field, str | int):
         return field(values)
-    if isinstance(field, str) and not isinstance(values, Mapping) and hasattr(values, field):
-        return getattr(values, field)
+    if isinstance(field, str) and not isinstance(values, Mapping):
+        found = getattr(values, field, None)
+        if found is not None and not callable(found):  # "index" and "count" are methods of every tuple
+            return found
     try:
+        if isinstance(values, Tensor):  # its part number 0 is a sample
+            raise TypeError
         return values[field]
     except (KeyError, IndexError, TypeError) as error:
         if isinstance(values, Mapping):

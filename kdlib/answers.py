@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -32,10 +33,23 @@ def read_file(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path.name} is no .safetensors, .npz or .npy file. Save the answers with numpy.save.")
     try:
         loaded = np.load(path, allow_pickle=False)
-        arrays = {"logits": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
-    except (ValueError, OSError, EOFError, TypeError) as error:
+        if isinstance(loaded, np.ndarray):
+            return {"logits": torch.from_numpy(loaded)}
+        with loaded:  # an .npz stays open until it is closed
+            return {name: torch.from_numpy(array) for name, array in loaded.items()}
+    except (ValueError, OSError, EOFError, TypeError, BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as NumPy arrays of numbers ({error}). Save it anew.") from error
+
+
+def as_tensor(values: Any, what: str) -> Tensor:
+    """A tensor, an array or lists of numbers as a tensor on the CPU, without gradient; TypeError for anything else."""
+    try:
+        return torch.as_tensor(values).detach().cpu()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"{what} are a tensor, a NumPy array or lists of numbers, equally many in each; got "
+            f"{type(values).__name__} ({error})."
+        ) from error
 
 
 def to_logits(values: Tensor, kind: str) -> Tensor:
@@ -88,13 +102,19 @@ def from_top_k(given: Any, num_classes: int | None) -> Tensor:
         raise ValueError(
             'kind="top_k" takes a dict of "classes" (N x k) and "probabilities" or "log_probabilities" (N x k).'
         )
-    classes, best = torch.as_tensor(given["classes"]).long(), torch.as_tensor(given[found[0]]).float()
-    if classes.ndim != 2 or classes.shape != best.shape or not len(classes):
+    classes, best = as_tensor(given["classes"], "classes"), as_tensor(given[found[0]], found[0]).float()
+    if classes.is_floating_point() or classes.dtype == torch.bool:  # 1.7 would become class 1
+        raise TypeError(f"classes are whole numbers, from 0 on; got {classes.dtype}.")
+    classes = classes.long()
+    if classes.ndim != 2 or classes.shape != best.shape or not classes.numel():
         raise ValueError(
-            f"classes {tuple(classes.shape)} and {found[0]} {tuple(best.shape)} must have the same shape, N x k."
+            f"classes {tuple(classes.shape)} and {found[0]} {tuple(best.shape)} must have the same shape, N x k, "
+            "with at least one class of at least one sample."
         )
-    if num_classes is None:
-        raise ValueError("The best few do not say how many classes there are: give num_classes.")
+    if not isinstance(num_classes, int):
+        raise ValueError(
+            f"The best few do not say how many classes there are: give num_classes, a whole number; got {num_classes}."
+        )
     if classes.min() < 0 or classes.max() >= num_classes or classes.shape[1] > num_classes:
         raise ValueError(
             f"The classes run from {int(classes.min())} to {int(classes.max())}; with num_classes={num_classes} they "
@@ -117,7 +137,7 @@ def check_indices(indices: Any, count: int) -> Tensor:
     """The samples' numbers, 0 .. count - 1 if none are given; ValueError unless there is one for each, none twice."""
     if indices is None:
         return torch.arange(count)
-    indices = torch.as_tensor(indices)
+    indices = as_tensor(indices, "indices")
     if indices.is_floating_point() or indices.dtype == torch.bool or tuple(indices.shape) != (count,):
         raise ValueError(
             f"indices are {count} whole numbers, one for each answer; got {tuple(indices.shape)} of {indices.dtype}."

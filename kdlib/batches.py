@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from kdlib import devices, distributed
 from kdlib.adapters import Adapter
-from kdlib.data import Augmentation, Batch, DataModule, epoch_order
+from kdlib.data import Augmentation, Batch, DataModule, epoch_order, seed_for
 from kdlib.evaluation import HardLoss, Metrics, check_classes, evaluate
 from kdlib.hooks import batch_size_of
 from kdlib.recipes import Recipe
@@ -158,6 +159,8 @@ class LoaderBatches:
         self._generator = torch.Generator()
         self.loader = _as_loader(data, "data", batch_size, self._generator)
         self.validation = None if validation is None else _as_loader(validation, "validation", batch_size, None)
+        if self.validation is not None and _length(self.validation) == 0:
+            raise ValueError("The validation data gives no batch. Give at least one, or leave out validation.")
         self.steps_per_epoch = _count_steps(self.loader, steps_per_epoch)
         self._first = self._read_first()
         self.batch_size = (self._samples(self._first) or 1) * distributed.world_size()
@@ -176,6 +179,13 @@ class LoaderBatches:
                     "tensors of its images, such as torchvision's v2.ToImage() and v2.ToDtype(torch.float32, "
                     "scale=True), or make it a DataModule: data.from_datasets(...)."
                 ) from error
+            except RuntimeError as error:
+                if "equal size" not in str(error):
+                    raise
+                raise ValueError(
+                    f"The samples of a batch differ in size ({error}). Bring them to one size in the dataset, such as "
+                    "by torchvision's v2.Resize and v2.CenterCrop, or pad them in the DataLoader's collate_fn."
+                ) from error
             if isinstance(own, torch.Generator) and state is not None:
                 own.set_state(state)
         if batch is None:
@@ -193,7 +203,7 @@ class LoaderBatches:
 
     def epoch(self, number: int, first: int) -> Iterator[Any]:
         """The batches of an epoch, in the loader's own order; ValueError if there are fewer than it said."""
-        self._generator.manual_seed(self.seed + (number << 32))
+        self._generator.manual_seed(seed_for(self.seed, "epoch", number))
         sampler = getattr(self.loader, "sampler", None)
         if isinstance(sampler, DistributedSampler):
             sampler.set_epoch(number)
@@ -248,10 +258,12 @@ def _as_loader(data: Any, name: str, batch_size: int, generator: torch.Generator
         if processes > 1:
             return DataLoader(data, size, sampler=DistributedSampler(data, drop_last=True), drop_last=True)
         return DataLoader(data, size, shuffle=True, generator=generator, drop_last=True)
-    if isinstance(data, Tensor | str | bytes | dict) or not isinstance(data, Iterable):
+    parts = isinstance(data, tuple) and all(isinstance(one, Tensor | np.ndarray) for one in data)  # images and labels
+    if parts or isinstance(data, Tensor | np.ndarray | str | bytes | dict) or not isinstance(data, Iterable):
+        kinds = ["a kdlib DataModule"] * (name == "data") + ["a DataLoader", "a torch Dataset", "or a list of batches"]
         raise TypeError(
-            f"{name} is a kdlib DataModule, a DataLoader, a torch Dataset, or a list of batches; got "
-            f"{type(data).__name__}. A tensor of images and one of labels make a torch.utils.data.TensorDataset."
+            f"{name} is {', '.join(kinds)}; got {type(data).__name__}. A tensor of images and one of labels make "
+            "a torch.utils.data.TensorDataset."
         )
     if isinstance(data, Iterator):
         raise TypeError(
@@ -267,15 +279,19 @@ def _as_loader(data: Any, name: str, batch_size: int, generator: torch.Generator
     return data
 
 
+def _length(loader: Iterable[Any]) -> int | None:
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader of an IterableDataset
+        return None
+
+
 def _count_steps(loader: Iterable[Any], wanted: int | None) -> int:
     if wanted is not None:
         if not isinstance(wanted, int) or wanted < 1:
             raise ValueError(f"steps_per_epoch is a whole number of at least 1; got {wanted!r}.")
         return wanted
-    try:
-        count = len(loader) if isinstance(loader, Sized) else None
-    except TypeError:  # a DataLoader of an IterableDataset
-        count = None
+    count = _length(loader)
     if count is None:
         raise ValueError(
             "The training data does not say how many batches it has, which the learning rate over time depends on: "
@@ -300,6 +316,8 @@ def source(
     task: Task,
 ) -> IndexedBatches | LoaderBatches:
     """Where the batches come from; ValueError for what only a `DataModule` can do, asked of another kind of data."""
+    if views is not None and (not isinstance(views, int) or views < 1):
+        raise ValueError(f"views is a whole number of at least 1; got {views!r}.")
     if isinstance(data, DataModule):
         if validation is not None or steps_per_epoch is not None:
             raise ValueError(

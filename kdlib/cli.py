@@ -49,7 +49,7 @@ Stem = Annotated[str, typer.Option(help="stride2, stride1 or imagenet: how torch
 @app.command()
 def train(
     data: Data = "fashion-mnist",
-    model: Annotated[str, typer.Option(help="Architecture, for instance resnet20.")] = "resnet20",
+    model: Annotated[str, typer.Option(help="Architecture, for instance resnet20 or timm:NAME.")] = "resnet20",
     stem: Stem = "stride2",
     start: Annotated[
         str | None, typer.Option(help="Trained weights to go on from: a shipped name or a file; default: fresh ones.")
@@ -120,12 +120,14 @@ def train(
 @app.command()
 def distill(
     data: Data = "fashion-mnist",
-    teacher: Annotated[str, typer.Option(help="A trained model: resnet50-fashion, a file, resnet50-imagenet.")] = (
-        "resnet50-fashion"
-    ),
+    teacher: Annotated[
+        str, typer.Option(help="A trained model: resnet50-fashion, a file, resnet50-imagenet, timm:NAME.")
+    ] = ("resnet50-fashion"),
     student: Annotated[
         str,
-        typer.Option(help="Architecture of the student, or a model or checkpoint file that it goes on from."),
+        typer.Option(
+            help="Architecture of the student (resnet18, timm:NAME), or a model or checkpoint file to go on from."
+        ),
     ] = "resnet18",
     method: Annotated[
         str,

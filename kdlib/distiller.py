@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from kdlib import losses, tasks
 from kdlib.adapters import Adapter
@@ -26,7 +27,7 @@ from kdlib.errors import explain_shape_errors
 from kdlib.hooks import FeatureExtractor, ModelOutput
 from kdlib.methods import Method
 from kdlib.tasks import Task
-from kdlib.teachers import FrozenTeacher, Teacher, as_teacher
+from kdlib.teachers import Ensemble, FrozenTeacher, Teacher, as_teacher
 
 
 class Losses(NamedTuple):
@@ -49,15 +50,17 @@ class Distiller(nn.Module):
 
     `parameters()` and `state_dict()` are those of the student and of the method's projectors, never the teacher's. The
     teacher is in eval mode and without gradient at every call, whatever `train()` says, and follows its inputs to their
-    device. Losses are computed in float32, under autocast too. Optimiser, accumulation of gradients,
-    DistributedDataParallel, torch.compile and the rest belong to the loop.
+    device, not to their dtype. Losses are computed in float32, under autocast too. Optimiser, accumulation of
+    gradients, DistributedDataParallel (static_graph=True for methods that do not look at the logits) and the rest
+    belong to the loop.
 
     student: any nn.Module. teacher: an nn.Module, a `Teacher` (stored outputs, an ensemble), a function from a batch to
     logits, or None for methods that need none. example: one batch, from which projectors get their sizes; methods
     without projectors need none, but it lets mistakes show before the first step.
     adapter: what a batch is, see `Adapter`; default, a pair (inputs, labels) or a dict with "labels".
     task: what logits and labels mean: "classification", "multilabel", "segmentation", "token-classification",
-    "regression", or a `tasks.Task`. compile: let torch.compile translate the student. setup_later: `setup` is called
+    "regression", or a `tasks.Task`. compile: let torch.compile translate the student, as one program;
+    torch.compile(distiller) gives the same in a dozen parts. setup_later: `setup` is called
     before the first step, as `fit` does.
     Raises ValueError where the pieces do not fit together, TypeError for a teacher that is none.
     """
@@ -83,6 +86,11 @@ class Distiller(nn.Module):
             raise TypeError(
                 f"method is a kdlib.methods.Method, such as Logit(temperature=4, alpha=0.1); got {_kind(method)}."
             )
+        if not isinstance(adapter, Adapter | None):
+            raise TypeError(
+                "adapter is a kdlib.adapters.Adapter, such as Adapter(inputs='image', labels='species'); got "
+                f"{_kind(adapter)}."
+            )
         self.adapter = adapter or Adapter()
         self.task = tasks.resolve(task)
         method.check_task(self.task)
@@ -94,6 +102,8 @@ class Distiller(nn.Module):
         )
         # Not an nn.Module, so its network is none of this module's: no parameter, nothing in state_dict, no train().
         self.teacher = as_teacher(teacher, self.adapter, needs_logits=method.needs_teacher_logits)
+        if isinstance(teacher, Ensemble) and method.needs_teacher_logits:
+            teacher.check_task(self.task)
         if isinstance(self.teacher, FrozenTeacher) and method.needs_teacher:
             if _share_weights(student, self.teacher.model):
                 raise ValueError(
@@ -115,23 +125,24 @@ class Distiller(nn.Module):
         Nothing in the networks changes. check: called with "student" or "teacher" and its logits as rows.
         Raises ValueError for networks that do not fit each other or the batch.
         """
+        labels = self.adapter.labels_of(example)
         modes = {module: module.training for module in self.student.modules()}
         self.student.eval()  # so that no batch statistic moves
         # Not translated: a program for this size of batch would be used once.
         uncompiled = FeatureExtractor(self.student, self.extractor.layers, read_logits=self.adapter.logits_of)
         try:
-            with explain_shape_errors("teacher", self.adapter.teacher_inputs_of(example)):
-                teacher = self._teacher_output(example)
             inputs = self.adapter.student_inputs_of(example)
             with explain_shape_errors("student", inputs), uncompiled as extractor:
                 student = extractor(inputs)
+            with explain_shape_errors("teacher", self.adapter.teacher_inputs_of(example)):
+                teacher = self._teacher_output(example)
         finally:
             for module, training in modes.items():
                 module.training = training
         if teacher is not None:
             teacher = teacher.to(student.logits.device).float()
         student = student.float()
-        rows, teacher_rows, _ = self.task.prepare(student, teacher, self.adapter.labels_of(example))
+        rows, teacher_rows, _ = self.task.prepare(student, teacher, labels)
         self._check_rows(rows, teacher_rows, check)
         if not self.method.trains_logits and not any(one is student.logits for one in student.features.values()):
             warnings.warn(
@@ -153,10 +164,15 @@ class Distiller(nn.Module):
                 check(role, one)
             if self.task.has_classes:
                 losses.warn_if_probabilities(one, role)
-        if "teacher" in logits and logits["teacher"].shape != student.logits.shape:
+        self._check_shapes(student, teacher)
+
+    def _check_shapes(self, student: ModelOutput, teacher: ModelOutput | None) -> None:
+        if teacher is None or not self.method.needs_teacher_logits:
+            return
+        if teacher.logits.shape != student.logits.shape:
             raise ValueError(
                 f"The student gives logits of {tuple(student.logits.shape)}, the teacher of "
-                f"{tuple(logits['teacher'].shape)}: losses on logits compare the same classes of the same samples. "
+                f"{tuple(teacher.logits.shape)}: losses on logits compare the same classes of the same samples. "
                 "Build the networks for the same classes, or choose a method that looks at features or relations."
             )
 
@@ -164,7 +180,41 @@ class Distiller(nn.Module):
         if self.teacher is None or not self.method.needs_teacher:
             return None
         with torch.no_grad():
-            return self.teacher(batch, self.method.teacher_layers)
+            output = self.teacher(batch, self.method.teacher_layers)
+        if not isinstance(output, ModelOutput):
+            raise ValueError(
+                f"{type(self.teacher).__name__} gave a {_kind(output)}; a teacher gives a kdlib.hooks.ModelOutput: "
+                "ModelOutput(logits)."
+            )
+        return output
+
+    def _terms(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Any:
+        weights = self.method.named_parameters()
+        cast = {name: p.float() for name, p in weights if p.is_floating_point() and p.dtype != torch.float32}
+        if not cast:
+            return self.method(student, teacher, labels)
+        # distiller.to(torch.bfloat16) casts the projectors, too, and what they are given is in float32.
+        return functional_call(self.method, cast, (student, teacher, labels))
+
+    def _check_terms(self, terms: Any) -> None:
+        """Raise TypeError or ValueError unless they are scalars by name, at least one."""
+        if not isinstance(terms, dict):
+            raise TypeError(
+                f"{type(self.method).__name__} gave a {_kind(terms)}; a method's forward returns a dict of named "
+                'terms: {"mine": loss}.'
+            )
+        if not terms:
+            raise ValueError(f"{type(self.method).__name__} gave no terms: forward returns a dict with at least one.")
+        for name, term in terms.items():
+            if not isinstance(term, Tensor):
+                raise TypeError(
+                    f"The term {name!r} of the loss is a {_kind(term)}, which has no gradient; expected a tensor."
+                )
+            if term.ndim:
+                raise ValueError(
+                    f"The term {name!r} of the loss has shape {tuple(term.shape)}; a loss gives one number for a "
+                    "batch: take its .mean()."
+                )
 
     def forward(self, batch: Any = None, **fields: Any) -> Losses:
         """The losses of a batch. fields: those of a batch that is a dict, as transformers' Trainer passes them.
@@ -172,23 +222,18 @@ class Distiller(nn.Module):
         Raises ValueError for a batch that the adapter cannot read, and for a term that is no scalar.
         """
         batch = fields if batch is None else batch
+        labels = self.adapter.labels_of(batch)  # first: labels that are not there are no matter of the networks
         teacher = self._teacher_output(batch)
         with nullcontext(self.extractor) if self.extractor.active else self.extractor as extractor:
             output = extractor(self.adapter.student_inputs_of(batch))
         device = output.logits.device
         if teacher is not None:
             teacher = teacher.to(device).float()
-        student, teacher, labels = self.task.prepare(output.float(), teacher, self.adapter.labels_of(batch))
+        student, teacher, labels = self.task.prepare(output.float(), teacher, labels)
+        self._check_shapes(student, teacher)  # a loss of one's own may broadcast B x 1 and B to B x B
         with torch.autocast(device.type, enabled=False):
-            terms = self.method(student, teacher, labels)
-        if not terms:
-            raise ValueError(f"{type(self.method).__name__} gave no terms: forward returns a dict with at least one.")
-        for name, term in terms.items():
-            if term.ndim:
-                raise ValueError(
-                    f"The term {name!r} of the loss has shape {tuple(term.shape)}; a loss gives one number for a "
-                    "batch: take its .mean()."
-                )
+            terms = self._terms(student, teacher, labels)
+        self._check_terms(terms)
         total = reduce(add, terms.values())
         return Losses(total, terms, output, student.logits.detach(), labels)
 

@@ -78,11 +78,13 @@ def barrier() -> None:
 def data_parallel(module: nn.Module, *, all_used: bool = True) -> nn.Module:
     """The module in DistributedDataParallel: gradients averaged in every backward pass, weights from rank 0.
 
-    all_used: False when some parameters get no gradient, which is slower. One process gets the module itself.
+    all_used: False when some parameters get no gradient, the same ones in every step. One process gets the module
+    itself.
     """
     if world_size() == 1:
         return module
-    return DistributedDataParallel(module, find_unused_parameters=not all_used, gradient_as_bucket_view=True)
+    # Not find_unused_parameters: that takes for used what leads to the student's output, which no term may look at.
+    return DistributedDataParallel(module, static_graph=not all_used, gradient_as_bucket_view=True)
 
 
 def shard_batches(positions: Tensor, batch_size: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -26,6 +27,12 @@ def explain_shape_errors(role: str, inputs: Any) -> Iterator[None]:
         # These are no matter of shape: they say themselves what is wrong.
         if any(text in str(error) for text in ("memory", "CUDA error", "not implemented")):
             raise
+        other_kind = str(getattr(inputs, "dtype", "torch.float32")) != "torch.float32"
+        if other_kind and re.search(r"\bsame dtype\b|\btype .*\bthe same\b", str(error)):
+            raise ValueError(
+                f"The {role} cannot take {_described(inputs)} ({error}). Give it numbers of its own kind, as a rule by "
+                "images.float(), or for bytes by v2.ToDtype(torch.float32, scale=True)."
+            ) from error
         if getattr(inputs, "ndim", 0) == 4 and isinstance(error, RuntimeError):
             channels, height, width = inputs.shape[1:]
             raise ValueError(

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from kdlib import devices, distributed, tasks
+from kdlib import devices, distributed, losses, tasks
 from kdlib.adapters import Adapter
 from kdlib.data import DataModule, IndexedDataset
 from kdlib.errors import explain_shape_errors
@@ -47,13 +48,22 @@ def evaluate(
 ) -> Metrics:
     """Accuracy, loss and logits of a model on a whole dataset, not augmented; the model comes back as it was.
 
-    dataset: a split of a `DataModule`, or a loader: anything that gives batches. batch_size: for a split. role: what an
-    error calls the model. adapter, task: what a loader's batches are, as for `Distiller`. loss: of output and labels,
-    for a task without classes.
+    dataset: a split of a `DataModule`, a torch Dataset, or a loader: anything that gives batches. batch_size: for a
+    split or a Dataset. role: what an error calls the model. adapter, task: what a loader's batches are, as for
+    `Distiller`. loss: of output and labels, for a task without classes.
     Under torchrun every process must call it: of a split each computes its shard, and all get the same metrics.
-    Raises ValueError for an empty dataset, inputs that the model cannot take, or labels of classes that it has not.
+    Raises ValueError for an empty dataset, inputs that the model cannot take, or labels of classes that it has not;
+    TypeError for what gives no batches.
     """
     adapter = adapter or Adapter()
+    if isinstance(dataset, Dataset):
+        dataset = DataLoader(dataset, batch_size)
+    if isinstance(dataset, DataModule | Tensor | str) or not (
+        hasattr(dataset, "iter_batches") or isinstance(dataset, Iterable)
+    ):
+        raise TypeError(
+            f"A model is evaluated on a split, data.test, or on a loader or Dataset; got {type(dataset).__name__}."
+        )
     config = devices.resolve(device, precision)
     # The same promise is wanted here: eval mode, no gradient, given back unchanged.
     frozen = FrozenTeacher(model, read_inputs=adapter.student_inputs_of, read_logits=adapter.logits_of)
@@ -111,7 +121,8 @@ def _evaluate_batches(
                 logits = frozen(batch).logits.float()
             rows, row_labels = task.rows(logits, labels, role)
             assert row_labels is not None  # as the labels are there
-            value = F.cross_entropy(rows, row_labels) if loss is None else loss(rows, row_labels)
+            # Not torch's own cross-entropy, which leaves out labels of -100 and is silent about it.
+            value = losses.label_smoothing(rows, row_labels, 0.0) if loss is None else loss(rows, row_labels)
             total += value.item() * len(rows)
             right += accuracy(rows, row_labels).item() * len(rows) if task.has_classes else float("nan")
             count += len(rows)

@@ -113,13 +113,13 @@ class FeatureExtractor:
         for name in self._names.values():
             if name.module not in modules or name.module == "":
                 raise unknown_name(f"layer in {type(model).__name__}", name.module, [n for n in modules if n])
-        self._modules = {name.module: modules[name.module] for name in self._names.values()}
+        self._modules = tuple(dict.fromkeys(name.module for name in self._names.values()))
         self._captured: dict[str, list[Any]] = {}  # of each module, what its calls in this forward pass gave
         self._handles: list[Any] = []
 
     def __enter__(self) -> FeatureExtractor:
-        for name, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._hook(name)))
+        for name in self._modules:  # by name: a module may have been replaced since, by SyncBatchNorm or an adapter
+            self._handles.append(self.model.get_submodule(name).register_forward_hook(self._hook(name)))
         return self
 
     def __exit__(

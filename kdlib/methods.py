@@ -18,7 +18,7 @@ from kdlib import loss_table, losses
 from kdlib.hooks import ModelOutput
 from kdlib.loss_table import Family, LossFunction, LossSpec
 from kdlib.projectors import Projector, channels_of
-from kdlib.tasks import Task
+from kdlib.tasks import MultiLabel, Task
 
 Terms = dict[str, Tensor]
 
@@ -217,9 +217,14 @@ class Logit(Method):
                 f"{self.loss} compares probabilities of classes, and this task has none: give a function of student "
                 "and teacher output, Logit(loss=F.mse_loss, hard=F.mse_loss)."
             )
+        if isinstance(task, MultiLabel) and self.loss in ("dkd", "standardized_kd"):
+            # dkd splits the other classes, of which a pair has one; a pair's z-scores are -1 and 1, without gradient.
+            raise ValueError(f"{self.loss} needs more than the two classes of yes and no. Take 'kd' or 'dist'.")
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
         logits = student.logits, _required(teacher, self).logits
+        if self._spec.needs_labels and labels is None:
+            raise ValueError(f"{self.loss} looks at the labels, and this batch has none. Give labels, or take 'kd'.")
         soft = self._soft(*logits, labels) if self._spec.needs_labels else self._soft(*logits)
         if labels is None and self.alpha == 0:
             return {"soft": soft}

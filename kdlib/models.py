@@ -156,21 +156,28 @@ def create(name: str, *, pretrained: bool = False, num_classes: int | None = Non
     pretrained: with the zoo's weights, downloaded on demand; else with random ones. num_classes: default, the zoo's.
     Raises ImportError without timm, ValueError for an unknown name, with near matches, OSError if a download fails.
     """
-    zoo, _, architecture = name.partition(":")
+    zoo, _, architecture = str(name).partition(":")
     if not architecture or zoo not in ("timm", "torchvision"):
         raise ValueError(f'A network of a zoo is named "timm:NAME" or "torchvision:NAME"; got {name!r}.')
+    # In timm no classes at all, 0, stand for the network without its classifier.
+    for what, value, least in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ValueError(f"{what} is a whole number of at least {least}; got {value!r}.")
     if zoo == "torchvision":
         return _create_torchvision(architecture, pretrained, num_classes, in_channels)
     try:
         import timm
     except ImportError as error:
         raise ImportError(f"{name} needs the package timm. Run: pip install 'kdlib[timm]'.") from error
-    if architecture.partition(".")[0] not in timm.list_models():
+    plain = architecture.partition(".")[0]
+    if plain not in timm.list_models():
         raise unknown_name("timm model", architecture, timm.list_models())
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:
         model = timm.create_model(architecture, pretrained=pretrained, in_chans=in_channels, **options)
     except (OSError, RuntimeError) as error:
+        if "pretrained tag" in str(error):  # what stands after the dot
+            raise unknown_name("timm model", architecture, [plain, *timm.list_pretrained(f"{plain}.*")]) from error
         if not pretrained:
             raise
         raise OSError(

@@ -41,6 +41,7 @@ class PoolingProjector(Projector):
         self.channels = (channels_of(student, pair), channels_of(teacher, pair))
         self.size = self.alignment.size
         self._ndims = student.ndim, teacher.ndim
+        self._tokens = _token_counts(student, teacher)
         shown = [x[..., None, None] if x.ndim == 2 else x for x in (student, teacher)]
         self._shapes = " -> ".join(" x ".join(map(str, x.shape[1:])) for x in shown)
 
@@ -51,16 +52,19 @@ class PoolingProjector(Projector):
                 f"In {self.pair} a layer gives {tuple(changed.shape)}, and the layers gave {self._shapes} in the "
                 "example. Give an example of the same kind as the batches."
             )
-        first, second = self.alignment.grids
-        return self._pool(student, first), self._pool(teacher, second)
+        alignment = self.alignment
+        if _token_counts(student, teacher) != self._tokens:  # sentences are as long as the longest of their batch
+            alignment = Alignment.of(self.pair, student, teacher)
+        first, second = alignment.grids
+        return self._pool(student, first, alignment.size), self._pool(teacher, second, alignment.size)
 
-    def _pool(self, output: Tensor, grid: tuple[int, ...] | None) -> Tensor:
+    def _pool(self, output: Tensor, grid: tuple[int, ...] | None, size: tuple[int, ...]) -> Tensor:
         maps = as_grid(output, self.pair, grid)
         if maps.ndim == 5:
-            size = self.size if len(self.size) == 3 else (1, 1, 1)
+            size = size if len(size) == 3 else (1, 1, 1)
             pooled = maps if maps.shape[2:] == size else F.adaptive_avg_pool3d(maps, (size[0], size[1], size[2]))
             return pooled.flatten(2, 3)
-        return averaged_to(maps, (self.size[0], self.size[1]) if len(self.size) == 2 else (1, 1))
+        return averaged_to(maps, (size[0], size[1]) if len(size) == 2 else (1, 1))
 
     def extra_repr(self) -> str:
         return f"{self.pair}: {self._shapes}, compared at {' x '.join(map(str, self.size))}"
@@ -170,6 +174,10 @@ def channels_of(output: Tensor, pair: str) -> int:
             "B x C or volumes B x C x D x H x W. Name another layer."
         )
     return output.shape[-1] if output.ndim == 3 else output.shape[1]
+
+
+def _token_counts(*outputs: Tensor) -> list[int]:
+    return [output.shape[1] for output in outputs if output.ndim == 3]
 
 
 def _positions(output: Tensor) -> tuple[int, ...]:

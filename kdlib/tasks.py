@@ -7,7 +7,7 @@ serves every task. Positions that do not count are left out, so a mean over rows
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +66,7 @@ class MultiLabel(Task):
     ignore_index: int = -100
 
     def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+        _check_labels(labels)
         if logits.ndim < 2 or (labels is not None and labels.shape != logits.shape):
             got = "" if labels is None else f" and labels {tuple(labels.shape)}"
             raise ValueError(
@@ -155,9 +156,18 @@ def _as_pairs(logits: Tensor) -> Tensor:
     return torch.stack((torch.zeros_like(logits), logits), dim=1)
 
 
+def _check_labels(labels: Any) -> None:
+    if not isinstance(labels, Tensor | None):
+        raise TypeError(
+            f"labels are a tensor; got {type(labels).__name__}. Let the dataset or the DataLoader's collate_fn make "
+            "one, or say where they are: Adapter(labels=...)."
+        )
+
+
 def _check_positions(
     logits: Tensor, labels: Tensor | None, positions: tuple[int, ...], role: str, expected: str
 ) -> None:
+    _check_labels(labels)
     if logits.ndim < 3:
         raise ValueError(f"The {role} gives logits of shape {tuple(logits.shape)}; expected {expected}.")
     if labels is not None and tuple(labels.shape) != positions:

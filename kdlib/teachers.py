@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from kdlib.data import NO_AUGMENTATION, Augmentation, Batch, IndexedDataset, vie
 from kdlib.errors import explain_shape_errors, unknown_name
 from kdlib.files import fingerprint, write_text
 from kdlib.hooks import FeatureExtractor, ModelOutput, find_logits
+from kdlib.tasks import MultiLabel, Task
 
 
 class Teacher(Protocol):
@@ -146,8 +148,8 @@ class Ensemble(nn.Module):
     mean="geometric" they are sum_i w_i z_i / T_i. weights: of at least 0, divided by their sum; default, equal ones.
     temperatures: above 0, one for each network; default, 1. Layers of a member are named "members.0.layer3".
     read_logits: from what a member returns to its logits.
-    Shapes: members give logits of the same shape, classes last or, for maps B x C x H x W, second.
-    Raises ValueError for no members, numbers out of range, or logits that differ in shape.
+    Shapes: members give logits of the same shape, classes last or, for maps B x C x H x W and volumes, second.
+    Raises ValueError for no members, numbers out of range, or logits that differ in shape, TypeError for no numbers.
     """
 
     def __init__(
@@ -160,14 +162,13 @@ class Ensemble(nn.Module):
         read_logits: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(members, nn.Module) or not members or not all(isinstance(one, nn.Module) for one in members):
+        single = isinstance(members, nn.Module) or not isinstance(members, Iterable)
+        members = [] if single else list(members)  # a generator can be gone through only once
+        if not members or not all(isinstance(one, nn.Module) for one in members):
             raise ValueError("An ensemble has at least one network: Ensemble([first, second]).")
         count = len(members)
-        weights = [1.0] * count if weights is None else list(weights)
-        temperatures = [1.0] * count if temperatures is None else list(temperatures)
-        for name, numbers in {"weights": weights, "temperatures": temperatures}.items():
-            if len(numbers) != count:
-                raise ValueError(f"{name} are {count} numbers, one for each network; got {len(numbers)}.")
+        weights = _one_each("weights", weights, count)
+        temperatures = _one_each("temperatures", temperatures, count)
         if not all(0 <= one < math.inf for one in weights) or not sum(weights) > 0:
             raise ValueError(f"weights are numbers of at least 0, not all of them 0; got {weights}.")
         if not all(0 < one < math.inf for one in temperatures):
@@ -188,17 +189,43 @@ class Ensemble(nn.Module):
                 f"The members of an ensemble give logits of one shape; got {', '.join(map(str, shapes))}. Members with "
                 "other outputs need read_logits, or a module around them."
             )
+        if logits[0].ndim < 2:
+            raise ValueError(
+                f"The members of an ensemble give logits of {shapes[0]}; expected batch x classes, or more dimensions."
+            )
         scaled: list[Tensor] = [one.float() / t for one, t in zip(logits, self.temperatures, strict=True)]
         if self.mean == "geometric":
             return torch.stack([w * one for w, one in zip(self.weights, scaled, strict=True)]).sum(0)
-        classes = 1 if scaled[0].ndim == 4 else -1
+        classes = 1 if scaled[0].ndim > 3 else -1
         terms = [
             math.log(w) + one.log_softmax(dim=classes) for w, one in zip(self.weights, scaled, strict=True) if w > 0
         ]
         return torch.stack(terms).logsumexp(0)
 
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError for a task in which the logits of a sample are not one choice among classes."""
+        if self.mean == "arithmetic" and (isinstance(task, MultiLabel) or not task.has_classes):
+            raise ValueError(
+                "The arithmetic mean of an ensemble is one of softmax probabilities, and the outputs of this task are "
+                "not softened so. Take the weighted mean of the outputs themselves: Ensemble(..., mean='geometric')."
+            )
+
     def extra_repr(self) -> str:
         return f"weights={self.weights}, temperatures={self.temperatures}, mean={self.mean}"
+
+
+def _one_each(name: str, numbers: Any, count: int) -> list[float]:
+    """As many numbers as there are networks; default, ones."""
+    if numbers is None:
+        return [1.0] * count
+    numbers = list(numbers) if isinstance(numbers, Iterable) and not isinstance(numbers, str) else numbers
+    try:
+        found = [float(one) for one in numbers]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} are {count} numbers, one for each network; got {numbers!r}.") from error
+    if len(found) != count:
+        raise ValueError(f"{name} are {count} numbers, one for each network; got {len(found)}.")
+    return found
 
 
 class CachedTeacher(Teacher):
@@ -216,11 +243,10 @@ class CachedTeacher(Teacher):
         indices: Tensor,
         stored: dict[str, Tensor],
         *,
-        read_indices: Callable[[Any], Tensor] | None = None,
         any_view: bool = False,
     ) -> None:
         self.metadata = metadata
-        self._read_indices = read_indices or Adapter().indices_of
+        self._read_indices = Adapter().indices_of
         self._any_view = any_view
         self.views = metadata["views"]
         self._stored = stored
@@ -295,7 +321,6 @@ class CachedTeacher(Teacher):
         *,
         kind: str = "logits",
         num_classes: int | None = None,
-        read_indices: Callable[[Any], Tensor] | None = None,
         any_view: bool = False,
     ) -> CachedTeacher:
         """Answers that came from elsewhere: the teacher itself need not be here.
@@ -304,8 +329,8 @@ class CachedTeacher(Teacher):
         indices: the number of each answer's sample (whole numbers, N); default, 0 to N - 1. kind: what the answers are:
         "logits", "probabilities" (their logarithms are taken, zeros are said), "log_probabilities", or "top_k": a dict
         of "classes" and "probabilities" (N x k) with num_classes; what the best leave is spread over the others.
-        read_indices: from a batch to its samples' numbers; default, the field "index" of a dict. any_view: use them for
-        augmented images as well, which they were not given for.
+        any_view: use them for augmented images as well, which they were not given for. In a loader's batch the samples'
+        numbers are the field "index" of a dict, or what Adapter(indices=...) names.
         Raises ValueError or TypeError for answers that are no such thing, FileNotFoundError.
         """
         if isinstance(given, str | Path):
@@ -315,7 +340,7 @@ class CachedTeacher(Teacher):
         if kind == "top_k":
             logits = answers.from_top_k(given, num_classes)
         else:
-            logits = answers.to_logits(torch.as_tensor(given), kind)
+            logits = answers.to_logits(answers.as_tensor(given, "Answers"), kind)
         if num_classes not in (None, logits.shape[-1]):
             raise ValueError(f"The answers have {logits.shape[-1]} classes, not {num_classes}.")
         checked = answers.check_indices(indices, len(logits))
@@ -326,7 +351,7 @@ class CachedTeacher(Teacher):
             "layers": [],
         }
         stored = {"": logits.unsqueeze(0)}
-        return cls(metadata, checked, stored, read_indices=read_indices, any_view=any_view)
+        return cls(metadata, checked, stored, any_view=any_view)
 
     @classmethod
     def open(cls, directory: str | Path, metadata: dict[str, Any], indices: Tensor) -> CachedTeacher:
@@ -348,6 +373,14 @@ class CachedTeacher(Teacher):
                 "other images or another teacher: delete the folder or name a new one."
             )
         return cls(metadata, indices, stored)
+
+    def with_adapter(self, adapter: Adapter) -> CachedTeacher:
+        """The same outputs, for batches whose samples' numbers are where this adapter says."""
+        if adapter.indices is None:
+            return self
+        changed = copy.copy(self)
+        changed._read_indices = adapter.indices_of
+        return changed
 
     @contextmanager
     def activate(self, layers: Sequence[str], config: devices.DeviceConfig) -> Iterator[CachedTeacher]:
@@ -409,8 +442,14 @@ class CachedTeacher(Teacher):
         self._check_layers(layers)
         view = 0
         if self.metadata["view_fingerprint"] is None:
-            rows = self._find_rows(self._read_indices(batch).cpu())
-            known = True
+            indices = _as_indices(self._read_indices(batch))
+            rows, known = self._find_rows(indices), True
+            if (rows < 0).any():
+                few = ", ".join(map(str, indices[rows < 0][:5].tolist()))
+                raise ValueError(
+                    f"There are no answers for {int((rows < 0).sum())} of the {len(rows)} samples of this batch, such "
+                    f"as number {few}. Give answers for all that are trained on."
+                )
         else:
             if not isinstance(batch, Batch):
                 raise ValueError(
@@ -441,6 +480,8 @@ def as_teacher(teacher: Any, adapter: Adapter, *, needs_logits: bool = True) -> 
             read_logits=adapter.teacher_logits_of,
             needs_logits=needs_logits,
         )
+    if isinstance(teacher, CachedTeacher):
+        return teacher.with_adapter(adapter)
     if teacher is None or _is_teacher(teacher):
         return teacher
     if callable(teacher) and not isinstance(teacher, type):
@@ -454,6 +495,18 @@ def as_teacher(teacher: Any, adapter: Adapter, *, needs_logits: bool = True) -> 
 def _is_teacher(teacher: Any) -> bool:
     # Not isinstance: of a protocol that reads every property, and a fingerprint takes seconds.
     return all(hasattr(type(teacher), name) for name in ("__call__", "activate", "check_compatible"))
+
+
+def _as_indices(found: Any) -> Tensor:
+    """The samples' numbers in a batch; ValueError for what torch would take for a mask, or for no number at all."""
+    if not isinstance(found, Tensor) or found.is_floating_point() or found.dtype == torch.bool or found.ndim != 1:
+        shape = f" of {tuple(found.shape)}" if isinstance(found, Tensor) else ""
+        kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"The numbers of a batch's samples are a tensor of whole numbers, one for each (B); got {kind}{shape}. Say "
+            "where they are: Adapter(indices=...)."
+        )
+    return found.cpu().long()
 
 
 def _only(tensors: Mapping[str, Tensor], kind: str, path: str | Path) -> Tensor:

@@ -114,6 +114,8 @@ def fit(
         raise ValueError(
             "Only a DataModule has a test split, which fit reads once. Call train.evaluate on your test data."
         )
+    if not isinstance(recipe, Recipe | None):
+        raise TypeError(f"recipe is a kdlib.train.Recipe, such as Recipe('adamw', 1e-3); got {type(recipe).__name__}.")
     # A copy: the caller's method keeps no projector of this run, so the same call twice gives the same student.
     method = copy.deepcopy(method) if method else (Logit() if teacher is not None else HardLabels())
     adapter, task, recipe = adapter or Adapter(), tasks.resolve(task), recipe or Recipe()
@@ -127,7 +129,7 @@ def fit(
         validation,
         recipe=recipe,
         augmentation=augmentation,
-        views=views or (own_views if isinstance(data, DataModule) else None),
+        views=own_views if views is None and isinstance(data, DataModule) else views,
         steps_per_epoch=steps_per_epoch,
         seed=seed,
         config=config,

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from kdlib import devices, distributed
 from kdlib.batches import IndexedBatches, LoaderBatches
 from kdlib.checkpoints import Checkpointer
+from kdlib.data import seed_for
 from kdlib.distiller import Distiller
 from kdlib.evaluation import accuracy
 from kdlib.files import fingerprint
@@ -25,6 +26,10 @@ from kdlib.recipes import Recipe
 from kdlib.training_log import TrainingLog
 
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+_OPTIMIZER = (
+    "optimizer is a function from a list of parameters to a torch optimiser, such as "
+    "lambda parameters: torch.optim.AdamW(parameters, 1e-3)"
+)
 
 
 @dataclass
@@ -57,8 +62,21 @@ class Trainer:
         self.run = self._describe_run()
 
     def _check_settings(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs is at least 1; got {self.epochs}.")
+        if not isinstance(self.epochs, int) or self.epochs < 1:
+            raise ValueError(f"epochs is at least 1; got {self.epochs!r}.")
+        if self.make_optimizer is not None and not callable(self.make_optimizer):
+            raise TypeError(f"{_OPTIMIZER}; got {type(self.make_optimizer).__name__}.")
+        if self.on_epoch_end is not None and not callable(self.on_epoch_end):
+            raise TypeError(
+                "on_epoch_end is a function of the epoch's number and the student; got "
+                f"{type(self.on_epoch_end).__name__}."
+            )
+        unmeasured = not self.distiller.task.has_classes and self.method.hard_loss is None
+        if unmeasured and isinstance(self.batches, LoaderBatches) and self.batches.validation is not None:
+            raise ValueError(  # now, and not after the first epoch
+                "This task has no classes, and the method has no loss on the labels by which the validation data could "
+                "be measured. Add HardLabels(hard=F.mse_loss), or leave out validation."
+            )
         if self.distiller.teacher is not None:
             self.batches.check_teacher(self.distiller.teacher)
         every = self.checkpointer.every
@@ -77,8 +95,8 @@ class Trainer:
                 f"A checkpoint holds no half-made gradient: checkpoint_every={every} is no multiple of "
                 f"gradient_accumulation_steps={self.accumulation_steps}."
             )
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay lies between 0 and 1, 0.999 for instance; got {self.ema_decay}.")
+        if self.ema_decay is not None and not (isinstance(self.ema_decay, float | int) and 0 < self.ema_decay < 1):
+            raise ValueError(f"ema_decay lies between 0 and 1, 0.999 for instance; got {self.ema_decay!r}.")
 
     @contextmanager
     def prepare(self) -> Iterator[None]:
@@ -86,7 +104,8 @@ class Trainer:
         home = next((p.device for p in self.student.parameters()), torch.device("cpu"))
         with ExitStack() as stack:
             stack.enter_context(devices.isolate_rng(self.config.device))
-            torch.manual_seed(self.seed + (distributed.rank() << 40))  # each process its own dropout
+            rank = distributed.rank()
+            torch.manual_seed(seed_for(self.seed, "process", rank) if rank else self.seed)  # each its own dropout
             self.config.move(self.student)
             stack.callback(self.student.to, home)
             stack.callback(self.method.to, home)
@@ -104,16 +123,22 @@ class Trainer:
             self.distiller.setup(self.batches.example(), self.batches.check_logits)
         self.method.to(self.config.device)
         self.parameters = [*self.student.parameters(), *self.method.parameters()]
+        learning = [p for p in self.parameters if p.requires_grad]
+        if not learning:
+            raise ValueError(
+                f"Nothing of this {type(self.student).__name__} can learn: it has no parameter that is not frozen. Set "
+                "requires_grad_(True) on the layers that are to be trained."
+            )
         self.model = distributed.data_parallel(self.distiller, all_used=self.method.trains_logits)
         if self.make_optimizer is None:
             self.optimizer = self.recipe.make_optimizer(self.parameters)
         else:
-            self.optimizer = self.make_optimizer([p for p in self.parameters if p.requires_grad])
+            self.optimizer = self.make_optimizer(learning)
             if not isinstance(self.optimizer, torch.optim.Optimizer):
-                raise TypeError(
-                    "optimizer is a function from a list of parameters to a torch optimiser, such as "
-                    f"lambda parameters: torch.optim.AdamW(parameters, 1e-3); it gave {type(self.optimizer).__name__}."
-                )
+                raise TypeError(f"{_OPTIMIZER}; it gave {type(self.optimizer).__name__}.")
+            taken = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+            if taken.isdisjoint(map(id, learning)):
+                raise ValueError(f"{_OPTIMIZER}; it gave one of other parameters, so that nothing would be trained.")
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     def fit(self) -> None:

@@ -40,6 +40,8 @@ LOGITS, EVERY = "tests/losses/test_logits.py", "tests/losses/test_every_loss.py"
 FEATURES, RELATIONS = "tests/losses/test_features.py", "tests/losses/test_relations.py"
 METHODS, TEACHERS, TRAIN = "tests/test_methods.py", "tests/test_teachers.py", "tests/test_train.py"
 PARSER, TABLE, MODELS = "tests/test_method_parser.py", "tests/test_loss_table.py", "tests/test_models.py"
+DISTILLER, FIT_ANY, TASKS = "tests/test_distiller.py", "tests/test_fit_any.py", "tests/test_tasks.py"
+ENSEMBLE, ANSWERS, PROJECTORS = "tests/test_ensemble.py", "tests/test_answers.py", "tests/test_projectors.py"
 KD = "return _kl(log_student, log_teacher) * temperature**2"
 MASKED_ROOT = "return squared.masked_fill(coincide, 1.0).sqrt().masked_fill(coincide, 0.0).to(rows)"
 RNG = "devices.set_rng_states({kind: state for kind, state in own.items() if state is not None}, device)"
@@ -283,7 +285,7 @@ MUTANTS = (
     # -------------------- teachers
     Mutant("teacher in train mode", "teachers.py", "self.model.eval()  # at every call", "pass  #", (TEACHERS,)),
     Mutant("gradient into the teacher", "teachers.py", "@torch.no_grad()  # not inference_mode", "#", (TEACHERS,)),
-    Mutant("cache: another view", "teachers.py", "values[batch.view, rows]", "values[0, rows]", (TEACHERS,)),
+    Mutant("cache: another view", "teachers.py", "values[view, rows]", "values[0, rows]", (TEACHERS,)),
     Mutant(
         "cache: other images of the same indices",
         "teachers.py",
@@ -294,8 +296,8 @@ MUTANTS = (
     Mutant(
         "cache: outputs by position in the batch",
         "teachers.py",
-        "rows = self._rows[batch.indices.clamp(max=len(self._rows) - 1)]",
-        "rows = torch.arange(len(batch.indices))",
+        "rows, view = self._find_rows(batch.indices), batch.view",
+        "rows, view = torch.arange(len(batch.indices)), batch.view",
         (TEACHERS,),
     ),
     Mutant(
@@ -350,9 +352,9 @@ MUTANTS = (
     ),
     Mutant(
         "test set used for choices",
-        "trainer.py",
-        "evaluate(self.student, self.data.validation,",
-        "evaluate(self.student, self.data.test,",
+        "batches.py",
+        "            self.data.validation,",
+        "            self.data.test,",
         train("rule_4_the_test_set_is_read_once_after_all_else"),
     ),
     Mutant(
@@ -367,18 +369,18 @@ MUTANTS = (
         "trainer.py",
         "self.student.train()\n        self.method.train()",
         "pass",
-        train("the_sanity_check_changes_nothing_in_the_student"),
+        (FIT_ANY,),
     ),
     Mutant(
         "sanity check moves the student's batch statistics",
-        "trainer.py",
+        "distiller.py",
         "self.student.eval()  # so that no batch statistic moves",
         "self.student.train()",
         train("the_sanity_check_changes_nothing_in_the_student"),
     ),
     Mutant(
         "the same view in every epoch",
-        "trainer.py",
+        "batches.py",
         "view=epoch % self.views if self.views else epoch,",
         "view=0,",
         train(
@@ -403,16 +405,104 @@ MUTANTS = (
     Mutant(
         "resumed at the start of the epoch",
         "trainer.py",
-        "done = self.step - epoch * self.steps_per_epoch",
-        "done = 0",
+        "first = self.step - epoch * self.steps_per_epoch",
+        "first = 0",
         RESUMED,
     ),
     Mutant(
         "resumed without the method's projectors",
         "checkpoints.py",
-        'modules = {"student": student, "method": method}\n        self._refuse',
-        'modules = {"student": student}\n        self._refuse',
+        "for part, module in modules.items():\n            models.load_weights",
+        "for part, module in list(modules.items())[:1]:\n            models.load_weights",
         RESUMED,
+    ),
+    # -------------------- any network, any batch, any loop
+    Mutant(
+        "distiller: losses under autocast",
+        "distiller.py",
+        "torch.autocast(device.type, enabled=False)",
+        "nullcontext()",
+        (DISTILLER,),
+    ),
+    Mutant(
+        "distiller: hooks stay in the networks",
+        "distiller.py",
+        "with nullcontext(self.extractor) if self.extractor.active else self.extractor as extractor:",
+        "with nullcontext(self.extractor.__enter__()) as extractor:",
+        (DISTILLER,),
+    ),
+    Mutant(
+        "adapter: the student's inputs for the teacher",
+        "adapters.py",
+        'return _field(batch, self.teacher_inputs, "teacher_inputs")',
+        "return self.student_inputs_of(batch)",
+        (DISTILLER,),
+    ),
+    Mutant(
+        "adapter: labels are an input",
+        "adapters.py",
+        "*(LABEL_FIELDS if self.labels is None else ())",
+        "",
+        (DISTILLER,),
+    ),
+    Mutant("task: padding counts", "tasks.py", "_select(rows, flat, flat != ignore_index)", "(rows, flat)", (TASKS,)),
+    Mutant(
+        "task: classes and pixels mixed",
+        "tasks.py",
+        "_rows_of_positions(logits.movedim(1, -1), labels",
+        "_rows_of_positions(logits.reshape(len(logits), *logits.shape[2:], -1), labels",
+        (TASKS,),
+    ),
+    Mutant(
+        "task: several labels as classes of one",
+        "tasks.py",
+        "torch.stack((torch.zeros_like(logits), logits), dim=1)",
+        "torch.stack((-logits, logits), dim=1)",
+        (TASKS,),
+    ),
+    Mutant("accumulated gradients added up", "trainer.py", "losses.total / size if size > 1 else", "", (FIT_ANY,)),
+    Mutant(
+        "average of the weights never validated",
+        "trainer.py",
+        "evaluated = self.student if self.average is None else self.average.module",
+        "evaluated = self.student",
+        (FIT_ANY,),
+    ),
+    Mutant(
+        "a dataset in one order for all epochs",
+        "batches.py",
+        'seed_for(self.seed, "epoch", number)',
+        "self.seed",
+        (FIT_ANY,),
+    ),
+    Mutant(
+        "one dropout for all processes",
+        "trainer.py",
+        'seed_for(self.seed, "process", rank) if rank else self.seed',
+        "self.seed",
+        (FIT_ANY,),
+    ),
+    Mutant(
+        "ensemble: mean of logits",
+        "teachers.py",
+        "math.log(w) + one.log_softmax(dim=classes)",
+        "math.log(w) + one",
+        (ENSEMBLE,),
+    ),
+    Mutant(
+        "ensemble: temperatures not used",
+        "teachers.py",
+        "one.float() / t for one, t in",
+        "one.float() for one, t in",
+        (ENSEMBLE,),
+    ),
+    Mutant("answers: probabilities for logits", "answers.py", "values.clamp(min=SMALLEST).log()", "values", (ANSWERS,)),
+    Mutant(
+        "tokens: the last one left out, not the class token",
+        "projectors.py",
+        "output[:, output.shape[1] - math.prod(grid) :]",
+        "output[:, : math.prod(grid)]",
+        (PROJECTORS,),
     ),
     # -------------------- the command
     Mutant(

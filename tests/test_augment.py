@@ -16,7 +16,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdlib.data import NO_AUGMENTATION, Augmentation, InMemoryDataset, augment, random_bits
+from kdlib.data import NO_AUGMENTATION, Augmentation, InMemoryDataset, augment, random_bits, seed_for
 from kdlib.data.augment import permutation
 from kdlib.files import fingerprint
 
@@ -333,3 +333,10 @@ def test_images_in_memory_are_not_resized():
     with pytest.raises(ValueError, match="cropped and flipped, not resized"):
         augment(make_images(2), torch.arange(2), Augmentation(scale=(0.5, 1)), 0, 0)
     assert Augmentation() == NO_AUGMENTATION
+
+
+def test_a_seed_differs_with_its_key_in_the_32_bits_that_a_generator_looks_at():
+    keys = [(seed, name, number) for seed in (0, 1) for name in ("epoch", "process") for number in range(5)]
+    first = [torch.rand(1, generator=torch.Generator().manual_seed(seed_for(*key))).item() for key in keys]
+    assert len(set(first)) == len(keys)
+    assert seed_for(3, "epoch", 1) == seed_for(3, "epoch", 1)

@@ -83,6 +83,13 @@ def test_a_checkpoint_that_only_some_processes_see_is_refused(trained: dict[str,
     assert "a disk that all of them share" in refusal
 
 
+def test_a_dataset_is_shared_and_a_plain_loader_refused(trained: dict[str, Path]) -> None:
+    facts = [json.loads((trained["two"] / f"process-{rank}.json").read_text())["dataset"] for rank in (0, 1)]
+    assert facts[0] == facts[1]
+    assert facts[0]["loss"] < 2
+    assert "Every process would train on the same batches" in facts[0]["refused"]
+
+
 def test_the_command_line_prints_and_writes_once(tmp_path: Path) -> None:
     options = ["--teacher", "resnet20-fashion", "--student", "resnet8", "--images", "128", "--epochs", "1"]
     options += ["--views", "1", "--batch-size", "64"]

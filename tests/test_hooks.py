@@ -123,6 +123,13 @@ def test_a_name_that_cannot_be_read_says_how_names_are_written(net: Net, name: s
         FeatureExtractor(net, [name])
 
 
+def test_a_module_that_was_replaced_since_is_read_all_the_same(net: Net, images: torch.Tensor):
+    extractor = FeatureExtractor(net, ["stem"])
+    net.stem = nn.Conv2d(1, 3, 3, padding=1)
+    with extractor:
+        assert torch.equal(extractor(images).features["stem"], net.stem(images))
+
+
 def test_a_shared_module_answers_to_each_of_its_names():
     shared = nn.Linear(3, 3)
     model = nn.Sequential(shared, nn.ReLU(), shared)

@@ -185,3 +185,12 @@ def test_the_readmes_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(train, "fit", quick)
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_readmes_loop_is_the_one_that_is_executed() -> None:
+    """Its block is the first program of examples/README.md, which tests/test_user_programs.py executes."""
+    blocks = [
+        re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+        for path in (ROOT / "README.md", ROOT / "examples" / "README.md")
+    ]
+    assert blocks[0][1] == blocks[1][1]

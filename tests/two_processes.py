@@ -10,12 +10,14 @@ import os
 import runpy
 import signal
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from kdlib import data, distributed, files, models, train
 from kdlib.methods import Feature, HardLabels, Logit, Terms
@@ -30,6 +32,7 @@ METHODS = {
     "logit+feature": Logit(4, 0.1) + 0.1 * Feature({"pool1": "layer2"}),
     "cached": Logit(4, 0.1),
     "stored": Logit(4, 0.1),
+    "feature": Feature({"pool1": "layer2"}),  # no term looks at the logits, so the classifier gets no gradient
 }
 
 
@@ -58,16 +61,18 @@ def fit_all(folder: Path) -> None:
                 progress=False,
             )
         student = models.build("article-student", num_classes=10, in_channels=1, seed=0)
-        run = train.fit(
-            student,
-            fashion,
-            teacher=outputs if method.needs_teacher else None,
-            method=method,
-            epochs=2,
-            recipe=Recipe(learning_rate=0.05, batch_size=BATCH),
-            precision="fp32",
-            progress=False,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "No term of this method looks at the logits")
+            run = train.fit(
+                student,
+                fashion,
+                teacher=outputs if method.needs_teacher else None,
+                method=method,
+                epochs=2,
+                recipe=Recipe(learning_rate=0.05, batch_size=BATCH),
+                precision="fp32",
+                progress=False,
+            )
         if distributed.rank() == 0:
             facts = {"rows": run.rows, "test_accuracy": run.test_accuracy}
             files.save_tensors(folder / f"{name}.safetensors", run.student.state_dict(), facts)
@@ -111,6 +116,20 @@ def fit_resumably(folder: Path, step: int) -> None:
         files.save_tensors(folder / "student.safetensors", run.student.state_dict(), {"rows": run.rows})
 
 
+def fit_a_dataset() -> dict[str, Any]:
+    """Train on a torch Dataset, whose samples the processes share, and on batches that they cannot share."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(64, 8), torch.arange(64) % 3
+    options: dict[str, Any] = {"epochs": 2, "recipe": Recipe(batch_size=16), "progress": False}
+    run = train.fit(nn.Linear(8, 3), TensorDataset(images, labels), **options)
+    facts: dict[str, Any] = {"weights": run.student.weight.tolist(), "loss": run.rows[-1]["loss"]}
+    try:
+        train.fit(nn.Linear(8, 3), [(images, labels)], **options)
+    except ValueError as error:
+        facts["refused"] = str(error)
+    return facts
+
+
 def gloo_threads() -> list[str]:
     """The names of this process's threads that still work for gloo; none where there is no /proc."""
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
@@ -131,13 +150,14 @@ def main(task: str, *given: str) -> None:
             fit_resumably(folder, step=0)
         if task == "dies":
             fit_resumably(folder, step=8)
+        dataset = fit_a_dataset() if task == "methods" else None
         rank, inside, refusal = distributed.rank(), gloo_threads(), None
         if task == "methods":  # once more, from a disk that only the first process sees
             try:
                 fit_resumably(folder if rank == 0 else folder / "elsewhere", step=0)
             except ValueError as error:
                 refusal = str(error)
-    facts = {"inside": inside, "after": gloo_threads(), "refusal": refusal}
+    facts = {"inside": inside, "after": gloo_threads(), "refusal": refusal, "dataset": dataset}
     (folder / f"process-{rank}.json").write_text(json.dumps(facts))
 
 

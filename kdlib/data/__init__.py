@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdlib.data import sources
-from kdlib.data.augment import NO_AUGMENTATION, Augmentation, augment, permutation, random_bits
+from kdlib.data.augment import NO_AUGMENTATION, Augmentation, augment, permutation, random_bits, seed_for
 from kdlib.data.datasets import (
     Batch,
     IndexedDataset,
@@ -44,6 +44,7 @@ __all__ = [
     "load",
     "normalized_images",
     "random_bits",
+    "seed_for",
     "view_fingerprint",
 ]
 
@@ -160,7 +161,7 @@ def from_datasets(
     in [0, 1]; default, of the training images. augmentation: may shift and flip.
     Raises TypeError for images that are no bytes, ValueError for labels without a class, or more images than fit.
     """
-    if isinstance(classes, str) or len(classes) < 2:
+    if isinstance(classes, str) or not hasattr(classes, "__len__") or len(classes) < 2:
         raise ValueError(f"classes are the names of at least 2 classes; got {classes!r}.")
     splits = read_datasets(
         train,

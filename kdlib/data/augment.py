@@ -70,6 +70,11 @@ def random_bits(indices: Tensor, *key: str | SupportsIndex) -> Tensor:
     return _mix(_mix(indices * GOLDEN + offset)) & 0x7FFFFFFFFFFFFFFF
 
 
+def seed_for(seed: int, *key: str | SupportsIndex) -> int:
+    """A generator's seed that differs with each key: torch's generators on a CPU look at 32 bits of it alone."""
+    return int(random_bits(torch.tensor(0), "seed", seed, *key)) & 0xFFFFFFFF
+
+
 def _mix(x: Tensor) -> Tensor:
     # torch has no unsigned 64-bit arithmetic: products wrap as wanted, right shifts must lose the sign by a mask.
     x = (x ^ ((x >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)

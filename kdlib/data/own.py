@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,13 @@ def read_datasets(
     std: Sequence[float] | None,
 ) -> dict[str, InMemoryDataset]:
     """Train, validation and test splits of datasets of (image, label); see `data.from_datasets`."""
+    if not isinstance(image_size, int) or image_size < 1:
+        raise ValueError(f"image_size is a whole number of pixels, the side of a square; got {image_size!r}.")
+    for what, given in {"mean": mean, "std": std}.items():
+        if given is not None and (not isinstance(given, Iterable) or len(list(given)) != in_channels):
+            raise ValueError(f"{what} has a number for each channel, {in_channels}; got {given!r}.")
+    if std is not None and min(std) <= 0:
+        raise ValueError(f"std divides the pixels, so its numbers are above 0; got {std!r}.")
     read = {
         name: _read(name, given, image_size, in_channels) for name, given in _given(train, validation, test).items()
     }
@@ -65,12 +73,12 @@ def _given(train: Any, validation: Any, test: Any) -> dict[str, Any]:
 
 
 def _read(name: str, dataset: Any, image_size: int, in_channels: int) -> tuple[Tensor, Tensor]:
-    try:
-        count = len(dataset)
-    except TypeError as error:
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise TypeError(
-            f"{name} is a dataset with a length, of pairs (image, label); got a {type(dataset).__name__}."
-        ) from error
+            f"{name} is a dataset with a length, of pairs (image, label), that gives a sample by its number; got a "
+            f"{type(dataset).__name__}."
+        )
+    count = len(dataset)
     if count == 0:
         raise ValueError(f"The {name} dataset is empty.")
     size = count * in_channels * image_size**2
@@ -86,7 +94,7 @@ def _read(name: str, dataset: Any, image_size: int, in_channels: int) -> tuple[T
         sample = dataset[number]
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             raise ValueError(f"{name}[{number}] is a {type(sample).__name__}; expected a pair (image, label).")
-        images[number] = _decoded(sample[0], f"{name}[{number}]", transform)
+        images[number] = _decoded(sample[0], f"{name}[{number}]", transform, in_channels)
         labels[number] = _label(sample[1], f"{name}[{number}]")
     return images, labels
 
@@ -95,12 +103,12 @@ def _label(label: Any, where: str) -> int:
     if isinstance(label, Tensor) and label.numel() == 1 and not label.is_floating_point():
         label = label.item()
     try:
-        return label.__index__()
-    except AttributeError:
+        return operator.index(label)
+    except TypeError:
         raise TypeError(f"The label of {where} is {label!r}; expected a class's number, from 0 on.") from None
 
 
-def _decoded(image: Any, where: str, transform: Any) -> Tensor:
+def _decoded(image: Any, where: str, transform: Any, in_channels: int) -> Tensor:
     from PIL import Image
 
     if isinstance(image, Image.Image):
@@ -108,12 +116,18 @@ def _decoded(image: Any, where: str, transform: Any) -> Tensor:
             raise ValueError(
                 f"{where} is an image of mode {image.mode}; expected 8 bits a channel. Scale it to 0 to 255."
             )
-        return transform(image)
+        # torchvision reads a palette's numbers as grey and the channels of CMYK or HSV as colours; PIL converts them.
+        return transform(image.convert("RGB" if in_channels == 3 else "L"))
     kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-    if kind != torch.uint8 or image.ndim != 3:
+    if kind != torch.uint8:
         raise TypeError(
             f"{where} is {kind}; expected a PIL image or a tensor of bytes (torch.uint8), C x H x W. Leave the "
             "conversion to floats and the normalization out of the dataset's transform: they happen here."
+        )
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(
+            f"{where} is a tensor of {tuple(image.shape)}; expected C x H x W with 1 channel, grey, or 3, colours. "
+            "Colours that come last are moved by image.permute(2, 0, 1)."
         )
     return transform(image)
 

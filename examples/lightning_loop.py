@@ -1,0 +1,88 @@
+"""Distillation with Lightning: a LightningModule whose training step returns the distiller's total loss.
+
+python examples/lightning_loop.py
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from kdlib.distiller import Distiller
+from kdlib.methods import Feature, Logit
+
+
+def build_network(width: int) -> nn.Module:
+    """A classifier of 16 numbers in 4 classes; methods find its layers by their names."""
+    return nn.Sequential(OrderedDict(hidden=nn.Linear(16, width), relu=nn.ReLU(), head=nn.Linear(width, 4)))
+
+
+def build_dataset(samples: int = 256) -> TensorDataset:
+    """The class of a sample is the largest of its first four numbers."""
+    inputs = torch.randn(samples, 16)
+    return TensorDataset(inputs, inputs[:, :4].argmax(dim=1))
+
+
+def build_distiller(example: list[Tensor]) -> Distiller:
+    """A small student, a wider teacher. example: a batch, from which the projector gets its sizes."""
+    student, teacher = build_network(width=8), build_network(width=32)  # load a trained teacher here
+    method = Logit(temperature=4, alpha=0.1) + 10 * Feature({"hidden": "hidden"})
+    return Distiller(student, teacher, method, example=example)
+
+
+class Distillation(lightning.LightningModule):
+    """The distiller and its optimiser."""
+
+    def __init__(self, distiller: Distiller, learning_rate: float) -> None:
+        super().__init__()
+        self.distiller, self.learning_rate = distiller, learning_rate
+
+    def training_step(self, batch: list[Tensor]) -> Tensor:
+        """The loss of a batch, and its terms for the logger."""
+        losses = self.distiller(batch)
+        self.log_dict(losses.terms)
+        return losses.total
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Of the student and of the projectors, never of the teacher."""
+        return torch.optim.SGD(self.distiller.parameters(), self.learning_rate)
+
+
+def distil(distiller: Distiller, loader: DataLoader, *, epochs: int = 1, learning_rate: float = 0.05) -> None:
+    """Lightning trains the module; its log, checkpoints and progress bar are switched off here."""
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    distiller.train()  # Lightning keeps the mode that it finds
+    trainer.fit(Distillation(distiller, learning_rate), loader)
+
+
+@torch.no_grad()
+def mean_loss(distiller: Distiller, loader: Iterable[list[Tensor]]) -> float:
+    """The loss of these batches, without training."""
+    distiller.eval()
+    return torch.stack([distiller(batch).total for batch in loader]).mean().item()
+
+
+def main() -> None:
+    """Train for five epochs."""
+    torch.manual_seed(0)
+    loader = DataLoader(build_dataset(), batch_size=32, shuffle=True)
+    distiller = build_distiller(example=next(iter(loader)))
+    print(f"loss before: {mean_loss(distiller, loader):.3f}")
+    distil(distiller, loader, epochs=5)
+    print(f"loss after: {mean_loss(distiller, loader):.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Distillation in a loop of one's own: a `Distiller` is a module that gives the losses of a batch.
+
+python examples/plain_pytorch.py
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from kdlib.distiller import Distiller
+from kdlib.methods import Feature, Logit
+
+
+def build_network(width: int) -> nn.Module:
+    """A classifier of 16 numbers in 4 classes; methods find its layers by their names."""
+    return nn.Sequential(OrderedDict(hidden=nn.Linear(16, width), relu=nn.ReLU(), head=nn.Linear(width, 4)))
+
+
+def build_dataset(samples: int = 256) -> TensorDataset:
+    """The class of a sample is the largest of its first four numbers."""
+    inputs = torch.randn(samples, 16)
+    return TensorDataset(inputs, inputs[:, :4].argmax(dim=1))
+
+
+def build_distiller(example: list[Tensor]) -> Distiller:
+    """A small student, a wider teacher. example: a batch, from which the projector gets its sizes."""
+    student, teacher = build_network(width=8), build_network(width=32)  # load a trained teacher here
+    method = Logit(temperature=4, alpha=0.1) + 10 * Feature({"hidden": "hidden"})
+    return Distiller(student, teacher, method, example=example)
+
+
+def distil(
+    distiller: Distiller, loader: Iterable[list[Tensor]], *, learning_rate: float = 0.05, accumulate: int = 1
+) -> None:
+    """One epoch. The optimiser gets the weights of the student and of the projectors, never those of the teacher."""
+    optimizer = torch.optim.SGD(distiller.parameters(), learning_rate)
+    distiller.train()
+    for step, batch in enumerate(loader, start=1):
+        losses = distiller(batch)
+        (losses.total / accumulate).backward()
+        if step % accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@torch.no_grad()
+def mean_loss(distiller: Distiller, loader: Iterable[list[Tensor]]) -> float:
+    """The loss of these batches, without training."""
+    distiller.eval()
+    return torch.stack([distiller(batch).total for batch in loader]).mean().item()
+
+
+def main() -> None:
+    """Train for five epochs."""
+    torch.manual_seed(0)
+    loader = DataLoader(build_dataset(), batch_size=32, shuffle=True)
+    distiller = build_distiller(example=next(iter(loader)))
+    print(f"loss before: {mean_loss(distiller, loader):.3f}")
+    for _ in range(5):
+        distil(distiller, loader)
+    print(f"loss after: {mean_loss(distiller, loader):.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,440 @@
+"""Answers of a teacher that came from elsewhere: files, probabilities, the best few, and which sample each is of."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from kdlib import answers, train
+from kdlib.adapters import Adapter
+from kdlib.data import NO_AUGMENTATION, DataModule, normalized_images
+from kdlib.distiller import Distiller
+from kdlib.methods import Feature, Logit
+from kdlib.recipes import Recipe
+from kdlib.teachers import CachedTeacher, FrozenTeacher
+
+COUNT, CLASSES = 7, 3
+GENERATOR = torch.Generator().manual_seed(0)
+LOGITS = 3 * torch.randn(COUNT, CLASSES, generator=GENERATOR)
+NUMBERS = torch.tensor([30, 3, 12, 0, 25, 7, 18])  # not in order, and with gaps
+INDEXED = Adapter(inputs=0, labels=1, indices=2)
+
+
+def ask(cache: CachedTeacher, *numbers: int) -> Tensor:
+    return cache({"index": torch.tensor(numbers)}).logits
+
+
+def network(seed: int, width: int = 4, inputs: int = 64) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, CLASSES))
+
+
+# -------------------- where logits come from
+
+
+def written(path: Path, form: str, indices: Tensor | None) -> Any:
+    """The logits in this form, and where a file can say them, the indices."""
+    more = {} if indices is None else {"indices": indices}
+    if form == "tensor":
+        return LOGITS
+    if form == "array":
+        return LOGITS.numpy()
+    if form == "lists":
+        return LOGITS.tolist()
+    if form == "npy":
+        np.save(path / "a.npy", LOGITS.numpy())
+        return path / "a.npy"
+    if form == "npz":
+        np.savez(path / "a.npz", logits=LOGITS.numpy(), **{name: one.numpy() for name, one in more.items()})
+        return path / "a.npz"
+    save_file({"logits": LOGITS, **more}, path / "a.safetensors")
+    return str(path / "a.safetensors")
+
+
+@pytest.mark.parametrize("form", ["tensor", "array", "lists", "npy", "npz", "safetensors"])
+def test_logits_come_from_memory_or_a_file_and_belong_to_the_samples_in_order(tmp_path: Path, form: str) -> None:
+    cache = CachedTeacher.from_logits(written(tmp_path, form, None))
+    torch.testing.assert_close(ask(cache, 6, 0, 3), LOGITS[[6, 0, 3]])
+    assert ask(cache, 1).dtype == torch.float32
+
+
+@pytest.mark.parametrize("form", ["tensor", "array", "npy", "npz", "safetensors"])
+@pytest.mark.parametrize("kind", [Tensor, np.ndarray, list])
+def test_indices_say_which_sample_each_answer_is_of(tmp_path: Path, form: str, kind: type) -> None:
+    given = {Tensor: NUMBERS, np.ndarray: NUMBERS.numpy(), list: NUMBERS.tolist()}[kind]
+    cache = CachedTeacher.from_logits(written(tmp_path, form, None), given)
+    torch.testing.assert_close(ask(cache, 0, 30, 25), LOGITS[[3, 0, 4]])
+
+
+@pytest.mark.parametrize("form", ["npz", "safetensors"])
+def test_a_file_may_hold_the_indices_and_those_that_are_given_win(tmp_path: Path, form: str) -> None:
+    path = written(tmp_path, form, NUMBERS)
+    torch.testing.assert_close(ask(CachedTeacher.from_logits(path), 18), LOGITS[[6]])
+    torch.testing.assert_close(ask(CachedTeacher.from_logits(path, range(COUNT)), 6), LOGITS[[6]])
+
+
+def test_half_precision_and_double_become_float32() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        found = ask(CachedTeacher.from_logits(LOGITS.to(dtype)), 2)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, LOGITS[[2]].to(dtype).float())
+
+
+def test_answers_that_carry_a_gradient_are_constants_all_the_same() -> None:
+    given = LOGITS.clone().requires_grad_()
+    cache = CachedTeacher.from_logits(given)
+    student = torch.zeros(2, CLASSES, requires_grad=True)
+    for _ in range(2):
+        F.mse_loss(student, ask(cache, 0, 1)).backward()
+    assert given.grad is None
+
+
+def test_the_fingerprint_tells_answers_and_their_order_apart() -> None:
+    first, same = CachedTeacher.from_logits(LOGITS), CachedTeacher.from_logits(LOGITS.numpy())
+    assert first.fingerprint == same.fingerprint
+    others = CachedTeacher.from_logits(LOGITS + 1), CachedTeacher.from_logits(LOGITS, NUMBERS)
+    assert len({first.fingerprint, *(one.fingerprint for one in others)}) == 3
+
+
+# -------------------- probabilities
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_probabilities_teach_what_their_logits_teach(temperature: float) -> None:
+    probabilities = LOGITS.softmax(dim=1)
+    for given, kind in ((probabilities, "probabilities"), (probabilities.log(), "log_probabilities")):
+        found = ask(CachedTeacher.from_logits(given, kind=kind), *range(COUNT))
+        torch.testing.assert_close(found, probabilities.log())
+        torch.testing.assert_close((found / temperature).softmax(1), (LOGITS / temperature).softmax(1))
+
+
+def test_a_file_of_probabilities_may_call_them_so(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", probabilities=LOGITS.softmax(dim=1).numpy())
+    found = ask(CachedTeacher.from_logits(tmp_path / "a.npz", kind="probabilities"), 4)
+    torch.testing.assert_close(found, LOGITS[[4]].log_softmax(dim=1))
+
+
+def test_probabilities_of_zero_are_counted_and_become_finite() -> None:
+    given = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
+    with pytest.warns(UserWarning, match="3 of 6 probabilities are 0"):
+        found = ask(CachedTeacher.from_logits(given, kind="probabilities"), 0, 1)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.exp(), given, atol=1e-7, rtol=0)
+    torch.testing.assert_close(found[0, 1].item(), math.log(1e-8))
+
+
+def test_rounded_probabilities_are_accepted_without_a_word() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CachedTeacher.from_logits(torch.tensor([[0.33, 0.33, 0.33]]), kind="probabilities")
+
+
+# -------------------- the best few
+
+
+def test_what_the_best_leave_is_spread_evenly_over_the_others() -> None:
+    given = {"classes": [[2, 0], [1, 4]], "probabilities": [[0.7, 0.1], [0.5, 0.2]]}
+    found = ask(CachedTeacher.from_logits(given, kind="top_k", num_classes=5), 0, 1).exp()
+    expected = torch.tensor([[0.1, 0.2 / 3, 0.7, 0.2 / 3, 0.2 / 3], [0.1, 0.5, 0.1, 0.1, 0.2]])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(2))
+
+
+def test_the_best_of_all_classes_are_the_distribution_itself() -> None:
+    probabilities = LOGITS.softmax(dim=1)
+    best = probabilities.topk(CLASSES)
+    given = {"classes": best.indices, "probabilities": best.values}
+    found = CachedTeacher.from_logits(given, NUMBERS, kind="top_k", num_classes=CLASSES)
+    torch.testing.assert_close(ask(found, 12).exp(), probabilities[[2]])
+
+
+def test_the_best_may_be_logarithms_and_may_come_from_a_file(tmp_path: Path) -> None:
+    best = {"classes": np.array([[1], [0]]), "log_probabilities": np.log([[0.8], [0.4]])}
+    np.savez(tmp_path / "best.npz", **best, indices=np.array([5, 2]))
+    for given, numbers in ((best, [0, 1]), (tmp_path / "best.npz", [5, 2])):
+        found = ask(CachedTeacher.from_logits(given, kind="top_k", num_classes=3), *numbers)
+        torch.testing.assert_close(found.exp(), torch.tensor([[0.1, 0.8, 0.1], [0.4, 0.3, 0.3]]))
+
+
+def test_best_that_leave_nothing_make_the_others_tiny_and_finite() -> None:
+    given = {"classes": [[1]], "probabilities": [[1.0]]}
+    found = ask(CachedTeacher.from_logits(given, kind="top_k", num_classes=3), 0)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.exp(), torch.tensor([[0.0, 1.0, 0.0]]), atol=1e-7, rtol=0)
+
+
+# -------------------- in a training
+
+
+def answers_of(teacher: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return teacher.eval()(images)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_fit_on_a_data_module_gives_the_live_teachers_student(blobs: DataModule, shuffled: bool) -> None:
+    teacher, train_split = network(1), blobs.train
+    order = torch.randperm(len(train_split)) if shuffled else torch.arange(len(train_split))
+    cache = CachedTeacher.from_logits(
+        answers_of(teacher, normalized_images(train_split))[order], train_split.indices[order]
+    )
+    runs = [
+        train.fit(
+            network(2),
+            blobs,
+            teacher=one,
+            method=Logit(temperature=4, alpha=0.3),
+            epochs=2,
+            augmentation=NO_AUGMENTATION,
+            recipe=Recipe(batch_size=32),
+            device="cpu",
+            precision="fp32",
+            test=False,
+            progress=False,
+        )
+        for one in (teacher, cache)
+    ]
+    for live, stored in zip(*(run.rows for run in runs), strict=True):
+        for name in ("loss", "hard", "soft", "validation_loss"):
+            assert live[name] == pytest.approx(stored[name], abs=1e-5)
+
+
+def test_augmented_images_are_refused_unless_any_view_is_allowed(blobs: DataModule) -> None:
+    logits = answers_of(network(1), normalized_images(blobs.train))
+    options: dict[str, Any] = {"epochs": 1, "device": "cpu", "precision": "fp32", "test": False, "progress": False}
+    with pytest.raises(ValueError, match="NO_AUGMENTATION.*any_view=True"):
+        train.fit(network(2), blobs, teacher=CachedTeacher.from_logits(logits), **options)
+    accepted = CachedTeacher.from_logits(logits, any_view=True)
+    assert train.fit(network(2), blobs, teacher=accepted, **options).rows[0]["soft"] > 0
+
+
+def test_answers_for_some_of_the_images_serve_a_subset_of_them(blobs: DataModule) -> None:
+    small = blobs.subset(30)
+    logits = answers_of(network(1), normalized_images(small.train))
+    options: dict[str, Any] = {"epochs": 1, "device": "cpu", "precision": "fp32", "test": False, "progress": False}
+    cache = CachedTeacher.from_logits(logits, small.train.indices)
+    with pytest.raises(ValueError, match="no answers for 66 of the 96 training images"):
+        train.fit(network(2), blobs, teacher=cache, augmentation=NO_AUGMENTATION, **options)
+    train.fit(network(2), small, teacher=cache, augmentation=NO_AUGMENTATION, **options)
+
+
+def indexed_loader(numbers: Tensor) -> DataLoader:
+    images = torch.randn(COUNT, 5, generator=torch.Generator().manual_seed(1))
+    return DataLoader(TensorDataset(images, torch.arange(COUNT) % CLASSES, numbers), 4, shuffle=True)
+
+
+@pytest.mark.parametrize("numbers", [torch.arange(COUNT), NUMBERS, NUMBERS.int()])
+def test_a_loader_that_gives_indices_has_the_live_teachers_losses(numbers: Tensor) -> None:
+    teacher, student, loader = network(1, inputs=5), network(2, inputs=5), indexed_loader(numbers)
+    stored = answers_of(teacher, loader.dataset.tensors[0])
+    cache = CachedTeacher.from_logits(stored, numbers.long())
+    method = Logit(temperature=3, alpha=0.2)
+    by = {
+        name: Distiller(student, one, method, adapter=INDEXED) for name, one in {"live": teacher, "kept": cache}.items()
+    }
+    for batch in loader:
+        live, kept = by["live"](batch), by["kept"](batch)
+        torch.testing.assert_close(live.total, kept.total, atol=1e-5, rtol=0)
+        assert list(live.terms) == list(kept.terms)
+
+
+def test_fit_takes_them_with_a_loader() -> None:
+    teacher, loader = network(1, inputs=5), indexed_loader(NUMBERS)
+    stored = answers_of(teacher, loader.dataset.tensors[0])
+    cache = CachedTeacher.from_logits(stored, NUMBERS)
+    runs = [
+        train.fit(
+            network(2, inputs=5),
+            loader,
+            teacher=one,
+            adapter=INDEXED,
+            epochs=2,
+            device="cpu",
+            precision="fp32",
+            progress=False,
+        )
+        for one in (FrozenTeacher(teacher, read_inputs=INDEXED.teacher_inputs_of), cache)
+    ]
+    assert runs[0].rows[-1]["loss"] == pytest.approx(runs[1].rows[-1]["loss"], abs=1e-5)
+
+
+# -------------------- what is no answer
+
+
+def with_value(row: int, column: int, value: float) -> Tensor:
+    changed = LOGITS.softmax(dim=1)
+    changed[row, column] = value
+    return changed
+
+
+def best(classes: Any, probabilities: Any, **more: Any) -> dict[str, Any]:
+    return {"given": {"classes": classes, "probabilities": probabilities}, "kind": "top_k", "num_classes": 3, **more}
+
+
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "one row": ({"given": LOGITS[0]}, ValueError, r"shape \(3,\).*row a sample"),
+    "one class": ({"given": LOGITS[:, :1]}, ValueError, r"shape \(7, 1\).*column for each class"),
+    "no sample": ({"given": LOGITS[:0]}, ValueError, r"shape \(0, 3\)"),
+    "a number": ({"given": torch.tensor(1.0)}, ValueError, r"shape \(\)"),
+    "nothing": ({"given": None}, TypeError, "tensor.*NoneType"),
+    "a dict of logits": ({"given": {"logits": LOGITS}}, TypeError, "tensor.*dict"),
+    "texts": ({"given": [["a", "b"]]}, TypeError, "lists of numbers.*list"),
+    "rows of other lengths": ({"given": [[1.0, 2.0], [3.0]]}, TypeError, "equally many"),
+    "objects": ({"given": np.array([[None, 1]], dtype=object)}, TypeError, "numbers"),
+    "whole numbers": ({"given": torch.ones(2, 3, dtype=torch.int64)}, TypeError, "floats.*int64"),
+    "complex numbers": ({"given": torch.ones(2, 3, dtype=torch.complex64)}, TypeError, "floats.*complex64"),
+    "not a number": ({"given": with_value(1, 1, math.nan)}, ValueError, "not finite"),
+    "infinite": ({"given": with_value(1, 1, math.inf), "kind": "probabilities"}, ValueError, "not finite"),
+    "unknown kind": ({"given": LOGITS, "kind": "logit"}, ValueError, "'logit'.*'logits'.*probabilities"),
+    "logits as probabilities": ({"given": LOGITS, "kind": "probabilities"}, ValueError, "sums to.*kind='logits'"),
+    "percent": ({"given": 100 * LOGITS.softmax(1), "kind": "probabilities"}, ValueError, "100, not to 1"),
+    "negative": (
+        {"given": torch.tensor([[1.2, -0.2, 0.0]]), "kind": "probabilities"},
+        ValueError,
+        "no probabilities",
+    ),
+    "logits as logarithms": ({"given": LOGITS, "kind": "log_probabilities"}, ValueError, "no log_probabilities"),
+    "other number of classes": ({"given": LOGITS, "num_classes": 4}, ValueError, "3 classes, not 4"),
+    "indices twice": ({"given": LOGITS, "indices": [0, 1, 2, 3, 4, 5, 5]}, ValueError, "twice"),
+    "negative indices": ({"given": LOGITS, "indices": [-1, 1, 2, 3, 4, 5, 6]}, ValueError, "0 or more"),
+    "too few indices": ({"given": LOGITS, "indices": [0, 1]}, ValueError, r"7 whole numbers.*\(2,\)"),
+    "indices that are floats": ({"given": LOGITS, "indices": LOGITS[:, 0]}, ValueError, "whole numbers.*float32"),
+    "a mask": ({"given": LOGITS, "indices": [True] * 7}, ValueError, "whole numbers.*bool"),
+    "names as indices": ({"given": LOGITS, "indices": list("abcdefg")}, TypeError, "indices are.*numbers"),
+    "an enormous index": ({"given": LOGITS, "indices": [0, 1, 2, 3, 4, 5, 10**15]}, ValueError, "from 0 on"),
+    "best without a dict": ({"given": LOGITS, "kind": "top_k", "num_classes": 3}, ValueError, 'dict of "classes"'),
+    "best without classes": (
+        {"given": {"probabilities": [[1.0]]}, "kind": "top_k", "num_classes": 3},
+        ValueError,
+        'dict of "classes"',
+    ),
+    "best, no number of classes": (best([[0]], [[0.5]], num_classes=None), ValueError, "give num_classes"),
+    "best of another shape": (best([[0, 1]], [[0.5]]), ValueError, r"\(1, 2\).*\(1, 1\).*same shape"),
+    "best of none": (best(torch.empty(2, 0).long(), torch.empty(2, 0)), ValueError, "at least one class"),
+    "best of floats": (best([[1.7]], [[0.5]]), TypeError, "whole numbers.*float32"),
+    "best by name": (best([["cat"]], [[0.5]]), TypeError, "classes are.*numbers"),
+    "class out of range": (best([[3]], [[0.5]]), ValueError, r"to 3.*0 \.\. 2"),
+    "negative class": (best([[-1]], [[0.5]]), ValueError, r"from -1.*0 \.\. 2"),
+    "a class twice": (best([[0, 1], [2, 2]], [[0.5, 0.2], [0.5, 0.2]]), ValueError, "twice"),
+    "best sum to more than one": (best([[0, 1]], [[0.7, 0.5]]), ValueError, "at most 1.*1.2"),
+    "best negative": (best([[0, 1]], [[0.7, -0.5]]), ValueError, r"in \[0, 1\]"),
+    "best not a number": (best([[0]], [[math.nan]]), ValueError, r"in \[0, 1\]"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_answer_is_refused_in_a_sentence(name: str) -> None:
+    options, error, words = WRONG[name]
+    with pytest.raises(error, match=words) as caught:
+        CachedTeacher.from_logits(**options)
+    assert re.search(r"^\S.{20,}[.]$", str(caught.value), re.DOTALL)
+
+
+def pickled(path: Path) -> Path:
+    np.save(path / "a.npy", np.array([{"logits": 1}], dtype=object), allow_pickle=True)
+    return path / "a.npy"
+
+
+def pickled_within(path: Path) -> Path:
+    np.savez(path / "a.npz", logits=np.array([{"logits": 1}], dtype=object))
+    return path / "a.npz"
+
+
+def cut(form: str, keep: int) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        whole = Path(written(path, form, None))
+        whole.write_bytes(whole.read_bytes()[:keep])
+        return whole
+
+    return write
+
+
+def text(name: str) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        (path / name).write_text("0.1, 0.2, 0.7")
+        return path / name
+
+    return write
+
+
+def unnamed(path: Path) -> Path:
+    np.savez(path / "a.npz", LOGITS.numpy())
+    return path / "a.npz"
+
+
+WRONG_FILES: dict[str, tuple[Callable[[Path], Path], type[Exception], str]] = {
+    "a pickle": (pickled, ValueError, "cannot be read.*Save it anew"),
+    "a pickle in an archive": (pickled_within, ValueError, "cannot be read.*Save it anew"),
+    "an .npy cut short": (cut("npy", 150), ValueError, "cannot be read.*Save it anew"),
+    "an .npz cut short": (cut("npz", 150), ValueError, "cannot be read.*Save it anew"),
+    "an empty file": (cut("npz", 0), ValueError, "cannot be read.*Save it anew"),
+    "a .safetensors cut short": (cut("safetensors", 100), ValueError, "truncated"),
+    "a text": (text("answers.csv"), ValueError, r"no \.safetensors, \.npz or \.npy.*numpy\.save"),
+    "a text called .npy": (text("answers.npy"), ValueError, "cannot be read"),
+    "a text called .npz": (text("answers.npz"), ValueError, "cannot be read"),
+    "a text called .safetensors": (text("a.safetensors"), ValueError, "not a readable safetensors"),
+    "no file": (lambda path: path / "none.npy", FileNotFoundError, "no file .*none.npy"),
+    "a folder": (lambda path: path, FileNotFoundError, "no file"),
+    "an array without a name": (unnamed, ValueError, "holds arr_0; expected 'logits'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FILES)
+def test_a_file_that_holds_no_answers_is_refused_in_a_sentence(tmp_path: Path, name: str) -> None:
+    write, error, words = WRONG_FILES[name]
+    with pytest.raises(error, match=re.compile(words, re.DOTALL)):
+        CachedTeacher.from_logits(write(tmp_path))
+
+
+def test_no_file_runs_code(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    np.save(tmp_path / "bomb.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="cannot be read"):
+        answers.read_file(tmp_path / "bomb.npy")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_an_unknown_sample_in_a_batch_is_named() -> None:
+    cache = CachedTeacher.from_logits(LOGITS, NUMBERS)
+    for unknown in (1, 31, 10**9, -1):
+        with pytest.raises(ValueError, match=rf"no answers for 1 of the 2 samples.*number {unknown}\."):
+            ask(cache, 12, unknown)
+
+
+@pytest.mark.parametrize("wrong", [torch.tensor([0.0, 1.0]), torch.tensor([True, False]), [0, 1], torch.tensor([[0]])])
+def test_numbers_of_a_batch_that_are_none_are_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="whole numbers.*Adapter"):
+        CachedTeacher.from_logits(LOGITS)({"index": wrong})
+
+
+def test_numbers_of_few_bits_are_no_mask() -> None:
+    few = torch.tensor([1, 0, 1], dtype=torch.uint8)
+    torch.testing.assert_close(CachedTeacher.from_logits(LOGITS)({"index": few}).logits, LOGITS[[1, 0, 1]])
+
+
+def test_a_batch_without_numbers_is_refused_with_the_way_to_give_them() -> None:
+    distiller = Distiller(network(0, inputs=5), CachedTeacher.from_logits(LOGITS), Logit())
+    with pytest.raises(ValueError, match=r"numbers.*Adapter\(inputs=0, labels=1, indices=2\)"):
+        distiller((torch.randn(2, 5), torch.tensor([0, 1])))
+
+
+def test_answers_have_no_layers() -> None:
+    cache = CachedTeacher.from_logits(LOGITS)
+    batch = {"x": torch.randn(2, 5), "labels": torch.tensor([0, 1]), "index": torch.tensor([0, 1])}
+    with pytest.raises(ValueError, match="holds no outputs of .'1'."):
+        Distiller(network(0, inputs=5), cache, Feature({"1": "1"}), example=batch)

@@ -1,0 +1,336 @@
+"""The distiller: the formula by hand, a teacher that never changes, and nothing left behind in the networks."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdlib import losses, models
+from kdlib.adapters import Adapter
+from kdlib.distiller import Distiller
+from kdlib.hooks import ModelOutput
+from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
+from kdlib.teachers import Teacher
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Net(nn.Module):
+    """With batch norm and dropout, which show in which mode it ran."""
+
+    def __init__(self, width: int, classes: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.drop(self.stem(x).mean(dim=(2, 3))))
+
+
+@pytest.fixture
+def student() -> Net:
+    return Net(4)
+
+
+@pytest.fixture
+def teacher() -> Net:
+    return Net(6, seed=1)
+
+
+@pytest.fixture
+def batch() -> Pair:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, 1, 6, 6, generator=generator), torch.arange(8) % 3
+
+
+def both() -> Method:
+    return Logit(temperature=3, alpha=0.3) + 10 * Feature({"stem": "stem"})
+
+
+def test_the_losses_are_the_formula_by_hand(student: Net, teacher: Net, batch: Pair) -> None:
+    distiller = Distiller(student.eval(), teacher, both(), example=batch)
+    found = distiller(batch)
+    x, labels = batch
+    wanted, answer = teacher.eval()(x).detach(), student(x)
+    project = distiller.method.parts[1].projectors[0].conv
+    expected = {
+        "hard": 0.3 * F.cross_entropy(answer, labels),
+        "soft": 0.7 * 9 * F.kl_div((answer / 3).log_softmax(1), (wanted / 3).softmax(1), reduction="batchmean"),
+        "hint stem": 10 * F.mse_loss(project(student.stem(x)), teacher.stem(x).detach()),
+    }
+    assert list(found.terms) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found.terms[name], value)
+    torch.testing.assert_close(found.total, sum(expected.values()))
+    assert torch.equal(found.student.logits, answer)
+    assert torch.equal(found.rows, answer)
+    assert torch.equal(found.labels, labels)
+    assert found[0] is found.total  # which is where transformers' Trainer looks
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_the_gradient_carries_the_square_of_the_temperature(
+    student: Net, teacher: Net, batch: Pair, temperature: float, alpha: float
+) -> None:
+    found = Distiller(student.eval(), teacher, Logit(temperature, alpha))(batch)
+    (gradient,) = torch.autograd.grad(found.terms["soft"], found.student.logits)
+    p, q = (x.detach().div(temperature).softmax(1) for x in (found.student.logits, teacher(batch[0])))
+    torch.testing.assert_close(gradient, (1 - alpha) * temperature * (p - q) / len(p))
+
+
+def test_it_holds_the_student_and_the_projectors_and_nothing_of_the_teacher(
+    student: Net, teacher: Net, batch: Pair
+) -> None:
+    distiller = Distiller(student, teacher, both(), example=batch)
+    held = {id(p) for p in distiller.parameters()}
+    assert held == {id(p) for p in (*student.parameters(), *distiller.method.parameters())}
+    assert not held & {id(p) for p in teacher.parameters()}
+    assert {name.split(".")[0] for name in distiller.state_dict()} == {"student", "method"}
+    assert sum(p.numel() for p in distiller.method.parameters()) == 4 * 6
+
+
+def test_the_teacher_never_learns_whatever_is_called(student: Net, teacher: Net, batch: Pair) -> None:
+    distiller = Distiller(student, teacher, both(), example=batch)
+    before = copy.deepcopy(teacher.state_dict())
+    optimizer = torch.optim.SGD(distiller.parameters(), 0.1, weight_decay=0.1)
+    for action in (distiller.train, teacher.train, student.train):
+        action()
+        distiller(batch).total.backward()
+        optimizer.step()
+        assert not any(module.training for module in teacher.modules())
+        assert student.training
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_an_example_changes_nothing_in_the_networks(student: Net, teacher: Net, batch: Pair) -> None:
+    student.drop.eval()
+    before = copy.deepcopy(student.state_dict())
+    state = torch.random.get_rng_state()
+    Distiller(student, teacher, Logit(), example=batch)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert student.training
+    assert not student.drop.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_nothing_is_left_in_the_networks_between_calls(student: Net, teacher: Net, batch: Pair) -> None:
+    distiller = Distiller(student, teacher, both(), example=batch)
+    distiller(batch)
+    for network in (student, teacher):
+        assert not any(module._forward_hooks for module in network.modules())
+    copied = copy.deepcopy(student)
+    copied(batch[0])  # of no account to the distiller
+    assert bool(distiller(batch).total.isfinite())
+
+
+def test_a_method_without_projectors_needs_no_example_and_one_with_them_says_so(student: Net, teacher: Net) -> None:
+    Distiller(student, teacher, Logit() + Relation({"stem": "stem"}, "similarity"))
+    Distiller(student, None, HardLabels())
+    with pytest.raises(ValueError, match=r"sizes come from the layers stem -> stem: give one batch, Distiller"):
+        Distiller(student, teacher, both())
+
+
+def test_a_method_that_has_its_projectors_keeps_them(student: Net, teacher: Net, batch: Pair) -> None:
+    method = both()
+    first = Distiller(student, teacher, method, example=batch)
+    weights = first.method.state_dict()
+    second = Distiller(student, teacher, method)
+    assert all(torch.equal(value, weights[name]) for name, value in second.method.state_dict().items())
+
+
+def test_an_example_shows_mistakes_before_the_first_step(student: Net, teacher: Net, batch: Pair) -> None:
+    with pytest.raises(ValueError, match="The student cannot take images of 3 x 6 x 6"):
+        Distiller(student, teacher, Logit(), example=(torch.zeros(2, 3, 6, 6), batch[1][:2]))
+    with pytest.raises(ValueError, match=r"student gives logits of \(8, 3\), the teacher of \(8, 5\)"):
+        Distiller(student, Net(6, classes=5), Logit(), example=batch)
+    with pytest.raises(ValueError, match="no layer in Net named 'stm'. Did you mean 'stem'"):
+        Distiller(student, teacher, Feature({"stem": "stm"}), example=batch)
+    with pytest.warns(UserWarning, match="No term of this method looks at the logits"):
+        Distiller(student, teacher, Feature({"stem": "stem"}), example=batch)
+    softmaxed = nn.Sequential(student, nn.Softmax(dim=1))
+    with pytest.warns(UserWarning, match="student look like probabilities"):
+        Distiller(softmaxed, teacher, Logit(), example=batch)
+
+
+def test_a_teacher_with_other_classes_may_serve_features(student: Net, batch: Pair) -> None:
+    method = HardLabels() + Feature({"stem": "stem"})
+    found = Distiller(student, Net(6, classes=5), method, example=batch)(batch)
+    assert list(found.terms) == ["hard", "hint stem"]
+
+
+def test_a_teacher_without_logits_may_serve_features(student: Net, teacher: Net, batch: Pair) -> None:
+    class Headless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = teacher.stem
+
+        def forward(self, x: Tensor) -> None:
+            self.stem(x)
+
+    found = Distiller(student, Headless(), HardLabels() + Feature({"stem": "stem"}), example=batch)(batch)
+    assert bool(found.terms["hint stem"].isfinite())
+    with pytest.raises(ValueError, match="returned a NoneType; expected one tensor of logits"):
+        Distiller(student, Headless(), Logit())(batch)
+
+
+def test_student_and_teacher_may_see_different_inputs(student: Net, batch: Pair) -> None:
+    table = nn.Linear(5, 3)
+    given = {"image": batch[0], "table": torch.randn(8, 5), "y": batch[1]}
+    adapter = Adapter(inputs="image", teacher_inputs="table", labels="y")
+    found = Distiller(student.eval(), table, Logit(2, 0.5), adapter=adapter)(given)
+    expected = losses.kd(student(batch[0]), table(given["table"]), 2.0)
+    torch.testing.assert_close(found.terms["soft"], 0.5 * expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "adapter"),
+    [
+        (lambda x, y: (x, y), Adapter()),
+        (lambda x, y: [x, y], Adapter()),
+        (lambda x, y: {"image": x, "labels": y}, Adapter()),
+        (lambda x, y: {"x": x, "label": y, "index": y}, Adapter()),
+        (lambda x, y: {"x": x, "name": "a", "y": y}, Adapter(inputs="x", labels="y")),
+        (lambda x, y: (y, "name", x), Adapter(inputs=2, labels=0)),
+        (lambda x, y: (y, {"x": x}), Adapter(labels=0, inputs=1)),
+        (lambda x, y: {"both": (x, y)}, Adapter(inputs=lambda b: b["both"][0], labels=lambda b: b["both"][1])),
+    ],
+)
+def test_a_batch_is_what_the_adapter_says(
+    student: Net, teacher: Net, batch: Pair, given: Any, adapter: Adapter
+) -> None:
+    student.eval()
+    expected = Distiller(student, teacher, Logit())(batch)
+    found = Distiller(student, teacher, Logit(), adapter=adapter)(given(*batch))
+    assert torch.equal(found.total, expected.total)
+
+
+def test_fields_are_the_batch_of_transformers_trainer(student: Net, teacher: Net, batch: Pair) -> None:
+    distiller = Distiller(student.eval(), teacher, Logit())
+    assert torch.equal(distiller(x=batch[0], labels=batch[1]).total, distiller(batch).total)
+
+
+def test_where_logits_are_can_be_said_for_each_network(student: Net, teacher: Net, batch: Pair) -> None:
+    class Odd(nn.Module):
+        def __init__(self, inner: nn.Module, key: Any) -> None:
+            super().__init__()
+            self.inner, self.key = inner, key
+
+        def forward(self, x: Tensor) -> Any:
+            return {"a": x, self.key: self.inner(x)}
+
+    adapter = Adapter(logits="scores", teacher_logits=lambda output: output["z"])
+    distiller = Distiller(Odd(student.eval(), "scores"), Odd(teacher, "z"), Logit(), adapter=adapter)
+    assert torch.equal(distiller(batch).total, Distiller(student, teacher, Logit())(batch).total)
+
+
+def test_a_batch_without_labels_is_distilled_by_the_teacher_alone(student: Net, teacher: Net, batch: Pair) -> None:
+    student.eval()
+    found = Distiller(student, teacher, Logit(alpha=0))(batch[0])
+    assert torch.equal(found.terms["soft"], Distiller(student, teacher, Logit(alpha=0))(batch).terms["soft"])
+    assert list(found.terms) == ["soft"]
+    with pytest.raises(ValueError, match="Logit has a loss on the labels, and this batch has none"):
+        Distiller(student, teacher, Logit(alpha=0.1))(batch[0])
+
+
+def test_a_function_is_a_teacher(student: Net, teacher: Net, batch: Pair) -> None:
+    student.eval(), teacher.eval()
+    expected = Distiller(student, teacher, both(), example=batch)
+
+    def ask(given: Pair) -> ModelOutput:
+        return ModelOutput(teacher(given[0]), {"stem": teacher.stem(given[0])})
+
+    distiller = Distiller(student, ask, expected.method)
+    assert torch.equal(distiller(batch).total, expected(batch).total)
+    with pytest.raises(ValueError, match=r"function gives no features of \['stem'\]"):
+        Distiller(student, lambda given: teacher(given[0]), expected.method)(batch)
+
+
+def test_a_teacher_of_ones_own_needs_only_a_call(student: Net, teacher: Net, batch: Pair) -> None:
+    class Stored(Teacher):
+        views = 1
+
+        def __call__(self, given: Any, layers: Any = None) -> ModelOutput:
+            return ModelOutput(torch.zeros(8, 3))
+
+    found = Distiller(student.eval(), Stored(), Logit(1, 0))(batch)
+    torch.testing.assert_close(found.terms["soft"], losses.kd(student(batch[0]), torch.zeros(8, 3), 1.0))
+
+
+def test_a_term_that_is_no_scalar_and_no_term_at_all_are_errors(student: Net, batch: Pair) -> None:
+    class Odd(Method):
+        needs_teacher = False
+
+        def __init__(self, terms: dict) -> None:
+            super().__init__()
+            self.terms = terms
+
+        def forward(self, student: ModelOutput, teacher: Any, labels: Any) -> dict:
+            return self.terms
+
+    with pytest.raises(ValueError, match=r"term 'each' of the loss has shape \(8,\)"):
+        Distiller(student, None, Odd({"each": torch.zeros(8)}))(batch)
+    with pytest.raises(ValueError, match="Odd gave no terms"):
+        Distiller(student, None, Odd({}))(batch)
+
+
+def test_a_method_of_ones_own_sees_what_the_network_returned(batch: Pair) -> None:
+    class Both(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": x.flatten(1)[:, :3], "boxes": x.flatten(1)[:, 3:7]}
+
+    class Boxes(Method):
+        def forward(self, student: ModelOutput, teacher: ModelOutput, labels: Any) -> dict:
+            return {"boxes": F.l1_loss(student.raw["boxes"], teacher.raw["boxes"] + 1)}
+
+    assert Distiller(Both(), Both(), Boxes())(batch).total.item() == pytest.approx(1)
+
+
+def test_under_autocast_the_losses_are_computed_in_float32(student: Net, teacher: Net, batch: Pair) -> None:
+    distiller = Distiller(student.eval(), teacher, both(), example=batch)
+    plain = distiller(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = distiller(batch)
+    assert found.student.logits.dtype == torch.bfloat16
+    assert {term.dtype for term in found.terms.values()} == {torch.float32}
+    for name, term in found.terms.items():
+        torch.testing.assert_close(term, plain.terms[name], rtol=0.05, atol=0.02)
+
+
+def test_under_autocast_projectors_work_in_float32_too(student: Net, teacher: Net, batch: Pair) -> None:
+    distiller = Distiller(student.eval(), teacher, both(), example=batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = distiller(batch)
+        wanted = teacher.stem(batch[0]).detach().float()
+    given = found.student.features["stem"]
+    assert given.dtype == torch.bfloat16
+    expected = 10 * F.mse_loss(distiller.method.parts[1].projectors[0].conv(given.float()), wanted)
+    torch.testing.assert_close(found.terms["hint stem"], expected, rtol=1e-6, atol=0)
+
+
+def test_two_known_networks_need_nothing_but_their_names() -> None:
+    student = models.build("resnet8", num_classes=3, in_channels=1, seed=0)
+    teacher = models.build("resnet20", num_classes=3, in_channels=1, seed=1)
+    batch = torch.randn(4, 1, 16, 16), torch.arange(4) % 3
+    method = Logit() + Feature(models.pair_layers(student, teacher, "all"))
+    distiller = Distiller(student, teacher, method, example=batch)
+    optimizer = torch.optim.SGD(distiller.parameters(), 0.05)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values = []
+        for _ in range(5):
+            optimizer.zero_grad()
+            total = distiller(batch).total
+            total.backward()
+            optimizer.step()
+            values.append(total.item())
+    assert values[-1] < values[0]

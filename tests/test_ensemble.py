@@ -1,0 +1,282 @@
+"""Several networks as one teacher: the mean that is meant, by hand, and members that stay as they were."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdlib import train
+from kdlib.data import NO_AUGMENTATION, DataModule, normalized_images
+from kdlib.distiller import Distiller
+from kdlib.methods import Feature, HardLabels, Logit
+from kdlib.recipes import Recipe
+from kdlib.teachers import CachedTeacher, Ensemble
+
+WEIGHTS, TEMPERATURES = [2.0, 1.0, 1.0], [1.0, 2.0, 0.5]
+SHAPES = {"B x C": (4, 3), "B x L x C": (4, 5, 3), "B x C x H x W": (4, 3, 2, 5), "B x C x D x H x W": (4, 3, 2, 2, 5)}
+
+
+class Fixed(nn.Module):
+    """Gives what it was made with."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits
+
+
+class Net(nn.Module):
+    """With batch norm and dropout, which show in which mode it ran."""
+
+    def __init__(self, seed: int, width: int = 5, classes: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.drop(self.stem(x).mean(dim=(2, 3))))
+
+
+def logits_of(shape: tuple[int, ...], count: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [4 * torch.randn(shape, generator=generator) for _ in range(count)]
+
+
+def members() -> list[Net]:
+    return [Net(1), Net(2, width=7)]
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    return torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+
+
+# -------------------- the formula
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("temperatures", [None, TEMPERATURES])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_the_arithmetic_mean_is_that_of_the_probabilities(
+    shape: tuple[int, ...], weights: list[float] | None, temperatures: list[float] | None
+) -> None:
+    logits, classes = logits_of(shape), 1 if len(shape) > 3 else len(shape) - 1
+    found = Ensemble([Fixed(one) for one in logits], weights, temperatures)(torch.zeros(4))
+    shares = [1 / 3] * 3 if weights is None else [0.5, 0.25, 0.25]
+    expected = sum(
+        share * (one / t).softmax(dim=classes)
+        for share, one, t in zip(shares, logits, temperatures or [1.0] * 3, strict=True)
+    )
+    torch.testing.assert_close(found.exp(), expected)
+    torch.testing.assert_close(found.softmax(dim=classes), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_the_geometric_mean_is_that_of_the_logits(shape: tuple[int, ...]) -> None:
+    first, second, third = logits_of(shape)
+    found = Ensemble([Fixed(first), Fixed(second), Fixed(third)], WEIGHTS, TEMPERATURES, mean="geometric")
+    torch.testing.assert_close(found(torch.zeros(4)), 0.5 * first + 0.25 * second / 2 + 0.25 * third / 0.5)
+
+
+def test_two_members_worked_out_by_hand() -> None:
+    rows = [torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[math.log(9.0), 0.0]])]  # 1/4, 3/4 and 9/10, 1/10
+    arithmetic = Ensemble([Fixed(one) for one in rows])(torch.zeros(1))
+    torch.testing.assert_close(arithmetic.exp(), torch.tensor([[0.575, 0.425]]))
+    geometric = Ensemble([Fixed(one) for one in rows], mean="geometric")(torch.zeros(1))
+    shares = torch.tensor([[math.sqrt(1 / 4 * 9 / 10), math.sqrt(3 / 4 * 1 / 10)]])
+    torch.testing.assert_close(geometric.softmax(dim=1), shares / shares.sum())
+
+
+def test_one_member_teaches_what_it_says_itself_and_a_weight_of_zero_leaves_one_out() -> None:
+    first, second = logits_of((4, 3), 2)
+    torch.testing.assert_close(Ensemble([Fixed(first)])(torch.zeros(4)), first.log_softmax(dim=1))
+    for mean in ("arithmetic", "geometric"):
+        found = Ensemble([Fixed(first), Fixed(second)], [0, 3], mean=mean)(torch.zeros(4))
+        torch.testing.assert_close(found.softmax(dim=1), second.softmax(dim=1))
+
+
+def test_members_that_are_sure_and_disagree_give_finite_logits() -> None:
+    sure = [Fixed(torch.tensor([[300.0, 0.0]])), Fixed(torch.tensor([[0.0, 300.0]]))]
+    torch.testing.assert_close(Ensemble(sure)(torch.zeros(1)).exp(), torch.tensor([[0.5, 0.5]]))
+
+
+def test_members_in_half_precision_are_combined_in_float32() -> None:
+    halves = [one.bfloat16() for one in logits_of((4, 3), 2)]
+    found = Ensemble([Fixed(one) for one in halves])(torch.zeros(4))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.exp(), sum(one.float().softmax(dim=1) for one in halves) / 2)
+
+
+def test_where_the_logits_are_can_be_said() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"hidden": x, "answer": x[:, :3]}
+
+    x = torch.randn(4, 6)
+    ensemble = Ensemble([Pair(), Pair()], read_logits=lambda output: output["answer"])
+    torch.testing.assert_close(ensemble(x).exp(), x[:, :3].softmax(dim=1))
+
+
+def test_members_may_come_from_a_generator() -> None:
+    logits = logits_of((4, 3), 2)
+    found = Ensemble(Fixed(one) for one in logits)(torch.zeros(4))
+    torch.testing.assert_close(found.exp(), sum(one.softmax(dim=1) for one in logits) / 2)
+
+
+# -------------------- as a teacher
+
+
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_a_distiller_softens_the_mean_once_more(batch: tuple[Tensor, Tensor], mean: str) -> None:
+    first, second = members()
+    student, temperature = Net(3).eval(), 4.0
+    found = Distiller(student, Ensemble([first, second], mean=mean), Logit(temperature, alpha=0.0))(batch)
+    with torch.no_grad():
+        answers = [one.eval()(batch[0]) for one in (first, second)]
+    probabilities = sum(one.softmax(dim=1) for one in answers) / 2
+    target = probabilities.log() if mean == "arithmetic" else sum(answers) / 2
+    expected = temperature**2 * F.kl_div(
+        (student(batch[0]) / temperature).log_softmax(1), (target / temperature).softmax(1), reduction="batchmean"
+    )
+    torch.testing.assert_close(found.terms["soft"], expected)
+
+
+def test_members_stay_unchanged_to_the_bit_and_answer_in_eval_mode(batch: tuple[Tensor, Tensor]) -> None:
+    networks = members()
+    before = copy.deepcopy([one.state_dict() for one in networks])
+    distiller = Distiller(Net(3), Ensemble(networks), Logit() + Feature({"stem": "members.0.stem"}), example=batch)
+    optimizer = torch.optim.SGD(distiller.parameters(), 0.1)
+    for _ in range(3):
+        for one in networks:
+            one.train()  # whoever holds a member may do so
+        distiller.train()
+        distiller(batch).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert not any(module.training for one in networks for module in one.modules())
+    for one, state in zip(networks, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
+        assert all(p.grad is None for p in one.parameters())
+    assert not any(name.startswith("teacher") or "members" in name for name in distiller.state_dict())
+
+
+def test_a_feature_is_that_of_the_member_that_is_named(batch: tuple[Tensor, Tensor]) -> None:
+    networks, student = members(), Net(3, width=7).eval()
+    method = HardLabels() + Feature({"stem": "members.1.stem"})
+    distiller = Distiller(student, Ensemble(networks), method, example=batch)
+    with torch.no_grad():
+        target = networks[1].eval().stem(batch[0])
+    project = method.parts[1].projectors[0].conv
+    found = distiller(batch).terms["hint stem"]
+    torch.testing.assert_close(found, F.mse_loss(project(student.stem(batch[0])), target))
+
+
+@pytest.mark.parametrize("layer", ["stem", "members.2.stem", "members.0.stam"])
+def test_a_layer_that_no_member_has_is_refused_with_those_there_are(batch: tuple[Tensor, Tensor], layer: str) -> None:
+    with pytest.raises(ValueError, match=rf"no layer in Ensemble named '{layer}'.*members\.[01]\.stem"):
+        Distiller(Net(3), Ensemble(members()), Feature({"stem": layer}), example=batch)
+
+
+def fit(blobs: DataModule, teacher: Any, **options: Any) -> train.Result:
+    settings: dict[str, Any] = {"epochs": 2, "recipe": Recipe(batch_size=32), "augmentation": NO_AUGMENTATION}
+    settings |= {"device": "cpu", "precision": "fp32", "test": False, "progress": False}
+    return train.fit(Net(3), blobs, teacher=teacher, method=Logit(3, 0.2), **{**settings, **options})
+
+
+def test_fit_with_the_ensemble_its_cache_and_its_answers_gives_the_same_student(blobs: DataModule) -> None:
+    ensemble = Ensemble(members(), WEIGHTS[:2], TEMPERATURES[:2])
+    ensemble.train()
+    live = fit(blobs, ensemble)
+    assert all(module.training for module in ensemble.modules())  # given back as it was
+    cache = CachedTeacher.build(ensemble, blobs.train, device="cpu", precision="fp32", progress=False)
+    with torch.no_grad():
+        given = ensemble.eval()(normalized_images(blobs.train))
+    for stored in (cache, CachedTeacher.from_logits(given, blobs.train.indices)):
+        rows = fit(blobs, stored).rows
+        assert [row["soft"] for row in rows] == pytest.approx([row["soft"] for row in live.rows], abs=1e-5)
+
+
+def test_a_cache_tells_weights_temperatures_and_means_apart(blobs: DataModule) -> None:
+    networks = members()
+    made = [
+        Ensemble(networks),
+        Ensemble(networks, [1, 2]),
+        Ensemble(networks, temperatures=[1, 2]),
+        Ensemble(networks, mean="geometric"),
+    ]
+    options: dict[str, Any] = {"device": "cpu", "precision": "fp32", "progress": False}
+    caches = [CachedTeacher.build(one, blobs.validation, **options).fingerprint for one in made]
+    assert len(set(caches)) == len(made)
+
+
+# -------------------- tasks whose outputs are no choice among classes
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_probabilities_of_one_choice_are_refused_where_there_is_none(task: str) -> None:
+    x, targets = torch.randn(4, 6), torch.rand(4, 3)
+    networks = [nn.Linear(6, 3) for _ in range(2)]
+    method = Logit(alpha=0.5) if task == "multilabel" else Logit(alpha=0.5, loss=F.mse_loss, hard=F.mse_loss)
+    with pytest.raises(ValueError, match="softmax.*mean='geometric'"):
+        Distiller(nn.Linear(6, 3), Ensemble(networks), method, task=task)
+    ensemble = Ensemble(networks, [3, 1], mean="geometric")
+    found = Distiller(nn.Linear(6, 3), ensemble, method, task=task)((x, targets))
+    assert found.terms["soft"] > 0
+    Distiller(nn.Linear(6, 3), Ensemble(networks), HardLabels(), task="multilabel")  # nobody asks it
+
+
+# -------------------- what is no ensemble
+
+
+def one() -> list[nn.Module]:
+    return [nn.Linear(2, 2), nn.Linear(2, 2)]
+
+
+WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "no members": (lambda: Ensemble([]), ValueError, r"at least one network"),
+    "nothing": (lambda: Ensemble(None), ValueError, r"at least one network: Ensemble\("),  # type: ignore[arg-type]
+    "a network": (lambda: Ensemble(nn.Sequential(*one())), ValueError, r"at least one network: Ensemble\("),  # type: ignore[arg-type]
+    "a class": (lambda: Ensemble([nn.Linear]), ValueError, r"at least one network"),  # type: ignore[list-item]
+    "names": (lambda: Ensemble(["resnet18"]), ValueError, r"at least one network"),  # type: ignore[list-item]
+    "too few weights": (lambda: Ensemble(one(), [1.0]), ValueError, "weights are 2 numbers.*got 1"),
+    "too many temperatures": (lambda: Ensemble(one(), None, [1, 1, 1]), ValueError, "temperatures are 2.*got 3"),
+    "negative weight": (lambda: Ensemble(one(), [1, -1]), ValueError, "at least 0"),
+    "no weight at all": (lambda: Ensemble(one(), [0, 0]), ValueError, "not all of them 0"),
+    "weight not a number": (lambda: Ensemble(one(), [1, math.nan]), ValueError, "at least 0"),
+    "weights in words": (lambda: Ensemble(one(), ["a", "b"]), TypeError, "weights are 2 numbers.*'a'"),  # type: ignore[list-item]
+    "one weight": (lambda: Ensemble(one(), 0.5), TypeError, "weights are 2 numbers.*0.5"),  # type: ignore[arg-type]
+    "temperature zero": (lambda: Ensemble(one(), None, [1, 0]), ValueError, "positive"),
+    "temperature infinite": (lambda: Ensemble(one(), None, [1, math.inf]), ValueError, "positive"),
+    "unknown mean": (lambda: Ensemble(one(), mean="harmonic"), ValueError, "no mean named 'harmonic'.*arithmetic"),
+    "other classes": (
+        lambda: Ensemble([nn.Linear(2, 2), nn.Linear(2, 3)])(torch.zeros(1, 2)),
+        ValueError,
+        r"one shape.*\(1, 2\), \(1, 3\)",
+    ),
+    "no logits": (lambda: Ensemble([Fixed({"a": 1})])(torch.zeros(1)), ValueError, "one shape.*NoneType.*read_logits"),  # type: ignore[arg-type]
+    "one number a sample": (lambda: Ensemble([Fixed(torch.zeros(4))])(torch.zeros(4)), ValueError, "batch x classes"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_ensemble_is_refused_in_a_sentence(name: str) -> None:
+    call, error, words = WRONG[name]
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_a_member_that_is_the_student_is_refused() -> None:
+    student = Net(1)
+    with pytest.raises(ValueError, match="share weights"):
+        Distiller(student, Ensemble([Net(2), student]), Logit())

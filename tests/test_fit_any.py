@@ -1,0 +1,368 @@
+"""`fit` with loaders, datasets and lists of batches: the same rules as with kdlib's own datasets."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from kdlib import distributed, train
+from kdlib.data import NO_AUGMENTATION, DataModule, epoch_order
+from kdlib.hooks import ModelOutput
+from kdlib.methods import Feature, HardLabels, Logit
+from kdlib.recipes import Recipe
+from kdlib.teachers import Teacher
+
+Batches = list[tuple[Tensor, Tensor]]
+RECIPE = Recipe(learning_rate=0.05, batch_size=8)
+
+
+def net(width: int = 6, seed: int = 0, norm: bool = True) -> nn.Sequential:
+    torch.manual_seed(seed)
+    middle = nn.BatchNorm1d(width) if norm else nn.Identity()
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, width), middle, nn.ReLU(), nn.Linear(width, 3))
+
+
+def samples(count: int = 48) -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 3
+    return TensorDataset(torch.randn(count, 16, generator=generator) + labels[:, None], labels)
+
+
+def batches(size: int = 8) -> Batches:
+    return list(DataLoader(samples(), size))
+
+
+def fit(student: nn.Module, given: Any, **options: Any) -> train.Result:
+    defaults: dict[str, Any] = {"epochs": 2, "recipe": RECIPE, "device": "cpu", "precision": "fp32", "progress": False}
+    return train.fit(student, given, **{**defaults, **options})
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_it_is_the_loop_by_hand() -> None:
+    by_hand, teacher = net(), net(9, seed=1).eval()
+    optimizer = RECIPE.make_optimizer(by_hand.parameters())
+    step, total = 0, 2 * len(batches())
+    for _ in range(2):
+        for x, labels in batches():
+            optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = RECIPE.learning_rate_at(step, total)
+            z = by_hand(x)
+            with torch.no_grad():
+                wanted = teacher(x)
+            soft = F.kl_div((z / 4).log_softmax(1), (wanted / 4).log_softmax(1), log_target=True, reduction="batchmean")
+            optimizer.zero_grad()
+            (0.1 * F.cross_entropy(z, labels) + 0.9 * 16 * soft).backward()
+            optimizer.step()
+            step += 1
+    run = fit(net(), batches(), teacher=teacher, method=Logit(temperature=4, alpha=0.1))
+    for name, value in run.student.state_dict().items():
+        torch.testing.assert_close(value, by_hand.state_dict()[name], rtol=0, atol=1e-6)
+    assert [row["epoch"] for row in run.rows] == [1, 2]
+    assert set(run.rows[0]) == {"epoch", "seconds", "loss", "hard", "soft", "train_accuracy"}
+    assert (run.validation_accuracy, run.test_accuracy) == (None, None)
+
+
+def test_a_data_modules_own_batches_as_a_list_give_the_same_student(blobs: DataModule) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    order = epoch_order(blobs.train, 0, 0)[: 8 * (len(blobs.train) // 8)]
+    options: dict[str, Any] = {"augmentation": blobs.augmentation, "seed": 0, "view": 0}
+    given = list(blobs.train.iter_batches(8, sampler=order, **options))
+    assert same(
+        weights(fit(build(), given, epochs=1).student), weights(fit(build(), blobs, epochs=1, test=False).student)
+    )
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(samples())
+
+
+class Named(Dataset):
+    def __len__(self) -> int:
+        return len(samples())
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        x, label = samples()[number]
+        return {"x": x, "label": label}
+
+
+class Anew:
+    """Anything that gives its batches anew each time it is iterated."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(batches())
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        (lambda: batches(), {}),
+        (lambda: tuple(batches()), {}),
+        (lambda: DataLoader(samples(), 8), {}),
+        (lambda: DataLoader(Named(), 8), {}),
+        (lambda: DataLoader(Stream(), 8), {"steps_per_epoch": 6}),
+        (lambda: Stream(), {"steps_per_epoch": 6}),
+        (lambda: Anew(), {"steps_per_epoch": 6}),
+    ],
+    ids=["list", "tuple", "loader", "loader of dicts", "loader of a stream", "stream", "iterable"],
+)
+def test_whatever_gives_the_same_batches_gives_the_same_student(given: Any, options: dict) -> None:
+    expected = fit(net(), batches(), validation=batches())
+    run = fit(net(), given(), validation=given(), **options)
+    assert same(weights(run.student), weights(expected.student))
+    assert run.rows[-1]["validation_loss"] == expected.rows[-1]["validation_loss"]
+
+
+def test_a_dataset_is_shuffled_by_the_seed_anew_in_each_epoch() -> None:
+    seen: list[list[int]] = []
+
+    class Watched(TensorDataset):
+        def __getitem__(self, number: int) -> tuple:
+            seen[-1].append(number)
+            return super().__getitem__(number)
+
+    def run(seed: int) -> dict[str, Tensor]:
+        seen.append([])
+        return weights(fit(net(), Watched(*samples().tensors), seed=seed).student)
+
+    first, again, other = run(0), run(0), run(1)
+    assert same(first, again)
+    assert not same(first, other)
+    assert seen[0] == seen[1] != seen[2]
+    epochs = seen[0][-96:-48], seen[0][-48:]  # before them the first batch is read once
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(48))
+    assert epochs[0] != epochs[1]
+
+
+def test_steps_per_epoch_cuts_an_epoch_short_and_too_few_batches_are_an_error() -> None:
+    run = fit(net(), batches(), steps_per_epoch=2, epochs=1)
+    assert same(weights(run.student), weights(fit(net(), batches()[:2], epochs=1).student))
+    with pytest.raises(ValueError, match="gave 6 batches in epoch 1; expected 7"):
+        fit(net(), batches(), steps_per_epoch=7)
+
+
+def test_the_callers_random_numbers_and_loader_stay_as_they_were() -> None:
+    loader = DataLoader(samples(), 8, shuffle=True, generator=torch.Generator().manual_seed(5))
+    student = net()
+    state = torch.random.get_rng_state()
+    first = fit(student, loader, epochs=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    fresh = DataLoader(samples(), 8, shuffle=True, generator=torch.Generator().manual_seed(5))
+    assert same(weights(first.student), weights(fit(net(), list(fresh), epochs=1).student))
+
+
+def test_the_teacher_is_the_same_to_the_bit_and_in_its_mode_afterwards() -> None:
+    teacher = net(9, seed=1)
+    teacher[2].eval()
+    before, modes = weights(teacher), [module.training for module in teacher.modules()]
+    fit(net(), batches(), teacher=teacher, method=Logit() + Feature({"1": "1"}))
+    assert same(before, weights(teacher))
+    assert modes == [module.training for module in teacher.modules()]
+    assert not any(module._forward_hooks for module in teacher.modules())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}, {"gradient_accumulation_steps": 4}], ids=str)
+def test_stopped_after_an_epoch_and_resumed_is_never_stopped(tmp_path: Path, options: dict) -> None:
+    def run(name: str, **more: Any) -> train.Result:
+        settings = {"teacher": net(9, seed=1), "method": Logit() + Feature({"1": "1"}), "epochs": 3, **options}
+        return fit(net(), samples(), validation=batches(), checkpoint=tmp_path / name, **settings, **more)
+
+    def stop(epoch: int, student: nn.Module) -> None:
+        if epoch == 2:
+            raise Stop
+
+    whole = run("whole")
+    with pytest.raises(Stop):
+        run("cut", on_epoch_end=stop)
+    resumed = run("cut", resume=True)
+    assert same(weights(whole.student), weights(resumed.student))
+    assert same(weights(whole.method), weights(resumed.method))
+    columns = ("loss", "validation_loss")
+    assert [[row[c] for c in columns] for row in whole.rows] == [[row[c] for c in columns] for row in resumed.rows]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    fit(net(), samples(), checkpoint=tmp_path / "a", epochs=1)
+    for options in ({"ema_decay": 0.9}, {"gradient_accumulation_steps": 2}, {"optimizer": torch.optim.Adam}):
+        with pytest.raises(ValueError, match="belongs to another run"):
+            fit(net(), samples(), checkpoint=tmp_path / "a", epochs=1, resume=True, **options)
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch() -> None:
+    recipe = Recipe(learning_rate=0.05, schedule="constant", momentum=0, weight_decay=0)
+    small = fit(net(norm=False), batches(8), gradient_accumulation_steps=3, epochs=1, recipe=recipe)
+    large = fit(net(norm=False), batches(24), epochs=1, recipe=recipe)
+    for name, value in small.student.state_dict().items():
+        torch.testing.assert_close(value, large.student.state_dict()[name])
+
+
+def test_batches_left_over_at_the_end_of_an_epoch_make_a_step_of_their_own() -> None:
+    steps = []
+
+    def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        made = torch.optim.SGD(parameters, 0.1)
+        step = made.step
+        made.step = lambda: (steps.append(1), step())  # type: ignore[method-assign]
+        return made
+
+    run = fit(net(norm=False), batches(), gradient_accumulation_steps=4, optimizer=optimizer, epochs=2)
+    assert len(steps) == 4  # of six batches: four and two
+    recipe = Recipe(learning_rate=0.1, schedule="constant", momentum=0, weight_decay=0)
+    halves = [batches(32)[0], batches(16)[2]]
+    plain = fit(net(norm=False), halves, recipe=recipe, epochs=1)
+    once = fit(net(norm=False), batches(), gradient_accumulation_steps=4, recipe=recipe, epochs=1)
+    for name, value in once.student.state_dict().items():
+        torch.testing.assert_close(value, plain.student.state_dict()[name])
+    assert math.isfinite(run.rows[-1]["loss"])
+
+
+def test_the_average_of_the_weights_is_validated_and_given_back() -> None:
+    recipe = Recipe(learning_rate=0.05, schedule="constant", momentum=0, weight_decay=0)
+    seen: list[dict[str, Tensor]] = []
+    run = fit(
+        net(),
+        batches(),
+        validation=batches(),
+        recipe=recipe,
+        ema_decay=0.8,
+        on_epoch_end=lambda _, student: seen.append(weights(student)),
+    )
+    by_hand, average = net(), None
+    for x, labels in batches() * 2:
+        by_hand.zero_grad()
+        F.cross_entropy(by_hand(x), labels).backward()
+        with torch.no_grad():
+            for p in by_hand.parameters():
+                p -= 0.05 * p.grad
+        now = weights(by_hand)
+        average = (
+            now
+            if average is None
+            else {k: v.lerp(now[k], 0.2) if v.is_floating_point() else now[k] for k, v in average.items()}
+        )
+    for name, value in run.student.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, average[name])
+    assert same(seen[-1], weights(run.student))
+    metrics = train.evaluate(run.student, batches(), device="cpu", precision="fp32")
+    assert metrics.loss == pytest.approx(run.rows[-1]["validation_loss"])
+
+
+def test_an_optimiser_of_ones_own_follows_the_recipes_schedule_from_its_own_peaks() -> None:
+    rates = []
+
+    def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        made = torch.optim.AdamW([{"params": parameters[:2], "lr": 1e-3}, {"params": parameters[2:], "lr": 1e-2}])
+        step = made.step
+        made.step = lambda: (rates.append([group["lr"] for group in made.param_groups]), step())  # type: ignore
+        return made
+
+    recipe = Recipe(schedule="cosine", warmup=0.5, learning_rate=123.0)
+    fit(net(), batches(), optimizer=optimizer, recipe=recipe, epochs=1)
+    assert rates == [
+        [recipe.learning_rate_at(step, 6, 1e-3), recipe.learning_rate_at(step, 6, 1e-2)] for step in range(6)
+    ]
+
+
+def test_a_student_that_comes_in_eval_mode_is_trained_in_train_mode() -> None:
+    loaded = net().eval()  # as models.load gives it
+    assert same(weights(fit(loaded, batches()).student), weights(fit(net(), batches()).student))
+
+
+def test_the_projectors_reach_the_optimiser_and_the_clipping() -> None:
+    got = []
+    fit(
+        net(),
+        batches(),
+        teacher=net(9, seed=1),
+        method=HardLabels() + Feature({"1": "1"}),
+        optimizer=lambda parameters: (got.extend(parameters), torch.optim.SGD(parameters, 0.1))[1],
+        epochs=1,
+    )
+    assert sum(p.numel() for p in got) == sum(p.numel() for p in net().parameters()) + 6 * 9
+
+
+def test_a_teacher_of_ones_own_with_views_works_on_a_data_module(blobs: DataModule) -> None:
+    class Mine(Teacher):
+        views = 1
+
+        def __call__(self, batch: Any, layers: Any = None) -> ModelOutput:
+            return ModelOutput(F.one_hot(batch.labels, 3).float() * 5)
+
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    run = fit(student, blobs, teacher=Mine(), augmentation=NO_AUGMENTATION)
+    assert run.validation_accuracy is not None
+    plain = lambda batch: F.one_hot(batch.labels, 3).float() * 5  # noqa: E731
+    again = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    assert math.isfinite(fit(again, blobs, teacher=plain).rows[-1]["soft"])
+
+
+def test_metrics_of_each_task() -> None:
+    x = torch.randn(8, 16)
+    hot = (torch.arange(24).view(8, 3) % 2).float()
+    run = fit(net(), [(x, hot)] * 2, validation=[(x, hot)], task="multilabel")
+    z = run.student(x)
+    assert run.rows[-1]["validation_loss"] == pytest.approx(F.binary_cross_entropy_with_logits(z, hot).item(), rel=1e-5)
+    assert run.validation_accuracy == pytest.approx(((z > 0) == hot.bool()).float().mean().item())
+    run = fit(net(), [(x, hot)] * 2, validation=[(x, hot)], method=HardLabels(hard=F.mse_loss), task="regression")
+    assert run.rows[-1]["validation_loss"] == pytest.approx(F.mse_loss(run.student(x), hot).item(), rel=1e-5)
+    assert math.isnan(run.validation_accuracy)
+    assert "train_accuracy" not in run.rows[-1]
+
+
+def test_validation_is_weighted_by_samples() -> None:
+    x, y = samples()[:]
+    model = net().eval()
+    found = train.evaluate(model, [(x[:7], y[:7]), (x[7:], y[7:])], device="cpu", precision="fp32")
+    assert found.loss == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-5)
+    assert found.accuracy == pytest.approx((model(x).argmax(1) == y).float().mean().item())
+    torch.testing.assert_close(found.logits, model(x))
+
+
+def test_a_loss_that_is_not_finite_ends_the_training() -> None:
+    bad = copy.deepcopy(batches())
+    bad[3][0][0] = float("nan")
+    with pytest.raises(FloatingPointError, match="not finite at step 3 of 12"):
+        fit(net(), bad)
+
+
+def test_each_process_has_a_dropout_of_its_own(blobs: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                drawn.append(torch.rand(1).item())
+            return self.fc(x)
+
+    for rank in (0, 1, 2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        fit(Drawing(), batches()[:1], epochs=1)
+    assert len(set(drawn)) == 3

@@ -1,0 +1,335 @@
+"""What stands between two layers: tokens, maps, volumes and vectors meet where their positions correspond."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdlib import losses
+from kdlib.distiller import Distiller
+from kdlib.hooks import ModelOutput
+from kdlib.methods import Feature, HardLabels
+from kdlib.projectors import Alignment, AttentionProjector, ConvProjector, GaussianProjector, PoolingProjector
+
+B = 2
+LOSSES = ["hint", "attention", "vid"]
+
+
+def output(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(B, *shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def ready(student: Tensor, teacher: Tensor, loss: str = "hint") -> Feature:
+    torch.manual_seed(0)
+    method = Feature({"s": "t"}, loss)
+    method.setup(*outputs(student, teacher))
+    return method
+
+
+def outputs(student: Tensor, teacher: Tensor) -> tuple[ModelOutput, ModelOutput]:
+    logits = torch.zeros(B, 3)
+    return ModelOutput(logits, {"s": student}), ModelOutput(logits, {"t": teacher})
+
+
+def value(method: Feature, student: Tensor, teacher: Tensor) -> Tensor:
+    (term,) = method(*outputs(student, teacher), None).values()
+    return term
+
+
+def pooled(student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
+    return PoolingProjector("s -> t", student, teacher)(student, teacher)
+
+
+# -------------------- tokens against tokens
+
+
+def test_as_many_tokens_are_compared_one_by_one() -> None:
+    student, teacher = output(7, 3), output(7, 5)  # no square: a sentence
+    first, second = pooled(student, teacher)
+    assert torch.equal(first[..., 0].mT, student)
+    assert torch.equal(second[..., 0].mT, teacher)
+
+
+@pytest.mark.parametrize("longer", ["student", "teacher"])
+@pytest.mark.parametrize("count", [6, 9, 16])
+def test_one_token_more_on_one_side_is_a_class_token_and_left_out(longer: str, count: int) -> None:
+    student, teacher = output(count + (longer == "student"), 3), output(count + (longer == "teacher"), 5)
+    first, second = pooled(student, teacher)
+    assert torch.equal(first[..., 0].mT, student[:, -count:])
+    assert torch.equal(second[..., 0].mT, teacher[:, -count:])
+
+
+@pytest.mark.parametrize("class_tokens", [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_square_grids_of_other_sizes_are_pooled_to_the_smaller(class_tokens: tuple[int, int]) -> None:
+    fine, coarse = output(16, 3), output(4, 5)
+    student = torch.cat([torch.full((B, class_tokens[0], 3), 99.0), fine], 1)
+    teacher = torch.cat([torch.full((B, class_tokens[1], 5), -99.0), coarse], 1)
+    first, second = pooled(student, teacher)
+    # row by row: the upper left quarter of a 4 x 4 grid has the tokens 0, 1, 4 and 5
+    quarters = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    expected = torch.stack([fine[:, quarter].mean(dim=1) for quarter in quarters], dim=2)
+    torch.testing.assert_close(first.flatten(2), expected)
+    torch.testing.assert_close(second.flatten(2), coarse.mT)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("length", [5, 9, 12, 31])
+def test_a_batch_may_have_longer_or_shorter_sentences_than_the_example(loss: str, length: int) -> None:
+    method = ready(output(9, 3), output(9, 5), loss)
+    student, teacher = output(length, 3, seed=1), output(length, 5, seed=2)
+    assert value(method, student, teacher).isfinite()
+    changed = teacher.clone()
+    changed[:, 0] += 1  # the first token counts, however long the sentence is
+    assert value(method, student, changed) != value(method, student, teacher)
+    if loss == "hint":
+        expected = F.mse_loss(student @ method.projectors[0].conv.weight[..., 0, 0].T, teacher)
+        torch.testing.assert_close(value(method, student, teacher), expected)
+
+
+def test_sentences_of_different_lengths_in_one_batch_are_refused() -> None:
+    method = ready(output(9, 3), output(9, 5))
+    with pytest.raises(ValueError, match="In s -> t 7 tokens .*positions correspond"):
+        value(method, output(7, 3), output(11, 5))
+
+
+# -------------------- tokens against maps and vectors
+
+
+@pytest.mark.parametrize("size", [(4, 4), (2, 6), (8, 2)])
+@pytest.mark.parametrize("class_token", [0, 1])
+@pytest.mark.parametrize("tokens_in", ["student", "teacher"])
+def test_tokens_lie_as_a_map_with_as_many_positions(size: tuple[int, int], class_token: int, tokens_in: str) -> None:
+    maps = output(5, *size)
+    tokens = torch.cat([torch.full((B, class_token, 5), 99.0), maps.flatten(2).mT], dim=1)
+    pair = (tokens, maps) if tokens_in == "student" else (maps, tokens)
+    for found in pooled(*pair):
+        assert torch.equal(found, maps)
+
+
+@pytest.mark.parametrize("class_token", [0, 1])
+def test_tokens_of_a_square_grid_meet_a_map_of_another_size(class_token: int) -> None:
+    grid, large, small = output(3, 4, 4), output(5, 8, 8), output(5, 2, 2)
+    tokens = torch.cat([torch.full((B, class_token, 3), 99.0), grid.flatten(2).mT], dim=1)
+    first, second = pooled(tokens, large)
+    torch.testing.assert_close(first, grid)
+    torch.testing.assert_close(second, F.avg_pool2d(large, 2))
+    first, second = pooled(tokens, small)
+    torch.testing.assert_close(first, F.avg_pool2d(grid, 2))
+    torch.testing.assert_close(second, small)
+
+
+@pytest.mark.parametrize("count", [4, 7])
+def test_tokens_meet_a_vector_in_their_mean(count: int) -> None:
+    tokens, vector = output(count, 3), output(5)
+    first, second = pooled(tokens, vector)
+    torch.testing.assert_close(first[..., 0, 0], tokens.mean(dim=1))
+    assert torch.equal(second[..., 0, 0], vector)
+    with_class_token = torch.cat([torch.full((B, 1, 3), 99.0), output(9, 3)], 1)
+    torch.testing.assert_close(pooled(with_class_token, vector)[0][..., 0, 0], output(9, 3).mean(dim=1))
+
+
+# -------------------- volumes
+
+
+def test_volumes_of_one_size_are_compared_position_by_position() -> None:
+    student, teacher = output(3, 2, 4, 5), output(6, 2, 4, 5)
+    first, second = pooled(student, teacher)
+    assert torch.equal(first, student.flatten(2, 3))
+    assert torch.equal(second, teacher.flatten(2, 3))
+
+
+def test_the_larger_volume_is_pooled_in_each_direction() -> None:
+    student, teacher = output(3, 4, 8, 6), output(6, 2, 4, 6)
+    first, second = pooled(student, teacher)
+    torch.testing.assert_close(first, F.avg_pool3d(student, (2, 2, 1)).flatten(2, 3))
+    assert torch.equal(second, teacher.flatten(2, 3))
+
+
+@pytest.mark.parametrize("flat", [(5,), (5, 1, 1)])
+@pytest.mark.parametrize("volume_in", ["student", "teacher"])
+def test_a_volume_meets_a_vector_in_its_mean(flat: tuple[int, ...], volume_in: str) -> None:
+    volume, vector = output(3, 2, 4, 5), output(*flat)
+    pair = (volume, vector) if volume_in == "student" else (vector, volume)
+    found = dict(zip(("student", "teacher"), pooled(*pair), strict=True))
+    other = "teacher" if volume_in == "student" else "student"
+    torch.testing.assert_close(found[volume_in][..., 0, 0], volume.mean(dim=(2, 3, 4)))
+    assert torch.equal(found[other].flatten(1), vector.flatten(1))
+
+
+# -------------------- the losses on them
+
+
+PAIRS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "tokens": ((9, 3), (9, 5)),
+    "tokens and a class token": ((10, 3), (9, 5)),
+    "tokens of two grids": ((17, 3), (5, 5)),
+    "tokens and a map": ((17, 3), (5, 4, 4)),
+    "a map and tokens": ((3, 8, 8), (17, 5)),
+    "tokens and a vector": ((9, 3), (5,)),
+    "a vector and tokens": ((3,), (9, 5)),
+    "volumes": ((3, 4, 4, 2), (5, 2, 4, 4)),
+    "a volume and a vector": ((3, 2, 4, 4), (5,)),
+}
+POINTS = [name for name in PAIRS if "vector" in name]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_loss_is_that_of_what_is_paired_and_its_gradient_reaches_all_that_learns(name: str, loss: str) -> None:
+    student, teacher = (output(*shape) for shape in PAIRS[name])
+    if loss == "attention" and name in POINTS:
+        with pytest.raises(ValueError, match="s -> t would be compared at 1 x 1"):
+            ready(student, teacher, loss)
+        return
+    method = ready(student, teacher, loss)
+    student.requires_grad_()
+    first, second = pooled(student, teacher)
+    (projector,) = method.projectors
+    if isinstance(projector, ConvProjector):
+        expected = losses.hint(torch.einsum("bchw,dc->bdhw", first, projector.conv.weight[..., 0, 0]), second)
+    elif isinstance(projector, GaussianProjector):
+        expected = losses.vid(projector.mean(first), projector.raw_variance, second)
+    else:
+        assert isinstance(projector, AttentionProjector)
+        expected = losses.attention(first, second)
+    found = value(method, student, teacher)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    assert student.grad is not None
+    assert student.grad.any()
+    for parameter in method.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.any()
+
+
+def test_hint_on_tokens_worked_out_by_hand() -> None:
+    student = torch.tensor([[[9.0], [1.0], [2.0], [3.0], [4.0]]])  # a class token before a 2 x 2 grid
+    teacher = torch.tensor([[[[1.0, 0.0], [0.0, 2.0]]]])
+    method = Feature({"s": "t"})
+    method.setup(*outputs(student, teacher))
+    with torch.no_grad():
+        method.projectors[0].conv.weight.fill_(2.0)
+    assert value(method, student, teacher).item() == pytest.approx((1**2 + 4**2 + 6**2 + 6**2) / 4)
+
+
+def test_attention_on_tokens_worked_out_by_hand() -> None:
+    student, teacher = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]), torch.tensor([[[3.0], [3.0]]])
+    method = Feature({"s": "t"}, "attention")
+    method.setup(*outputs(student, teacher))
+    half = math.sqrt(0.5)  # one map looks at the first token, the other at both alike
+    assert value(method, student, teacher).item() == pytest.approx(((1 - half) ** 2 + half**2) / 2, rel=1e-5)
+
+
+def test_vid_on_a_volume_and_a_vector_worked_out_by_hand() -> None:
+    student, teacher = torch.arange(8.0).reshape(1, 1, 2, 2, 2), torch.tensor([[1.0]])
+    method = Feature({"s": "t"}, "vid")
+    method.setup(*outputs(student, teacher))
+    projector = method.projectors[0]
+    with torch.no_grad():
+        for layer in projector.mean:
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.fill_(1.0)
+                layer.bias.fill_(0.0)
+    variance = 5 + 1e-5  # where it starts
+    expected = (math.log(variance) + (1 - 3.5) ** 2 / variance) / 2
+    assert value(method, student, teacher).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "shown"),
+    [
+        ((17, 3), (5, 4, 4), "s -> t: 17 x 3 -> 5 x 4 x 4, compared at 4 x 4"),
+        ((10, 3), (9, 5), "s -> t: 10 x 3 -> 9 x 5, compared at 9 x 1"),
+        ((3, 4, 8, 8), (5, 2, 4, 4), "s -> t: 3 x 4 x 8 x 8 -> 5 x 2 x 4 x 4, compared at 2 x 4 x 4"),
+        ((9, 3), (5,), "s -> t: 9 x 3 -> 5 x 1 x 1, compared at 1 x 1"),
+        ((3, 2, 2, 2), (5,), r"s -> t: 3 x 2 x 2 x 2 -> 5 x 1 x 1, compared at 1"),
+    ],
+)
+def test_print_shows_what_was_paired(student: tuple[int, ...], teacher: tuple[int, ...], shown: str) -> None:
+    assert shown in repr(ready(output(*student), output(*teacher)))
+
+
+# -------------------- in networks
+
+
+class Transformer(nn.Module):
+    """A small vision transformer: a class token before 4 x 4 patches."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, width, 2, 2)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.block = nn.TransformerEncoderLayer(width, 2, width, batch_first=True)
+        self.fc = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.embed(x).flatten(2).mT
+        return self.fc(self.block(torch.cat([self.token.expand(len(x), -1, -1), patches], dim=1))[:, 0])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("student", ["map", "tokens"])
+def test_a_convolutional_network_and_a_transformer_learn_from_each_other(loss: str, student: str) -> None:
+    torch.manual_seed(0)
+    convolutions = nn.Sequential(nn.Conv2d(1, 6, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3))
+    networks, layers = [convolutions, Transformer(4)], ["1", "block"]
+    if student == "tokens":
+        networks, layers = networks[::-1], layers[::-1]
+    batch = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    method = HardLabels() + Feature({layers[0]: layers[1]}, loss)
+    distiller = Distiller(networks[0], networks[1], method, example=batch)
+    optimizer = torch.optim.Adam(distiller.parameters(), 0.01)
+    values = []
+    for _ in range(15):
+        found = distiller(batch)
+        found.total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        values.append(found.terms[f"{loss} {layers[0]}"].item())
+    assert values[-1] < values[0]
+
+
+def test_three_dimensional_convolutions_learn_from_each_other() -> None:
+    def network(width: int) -> nn.Module:
+        return nn.Sequential(nn.Conv3d(1, width, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * width, 3))
+
+    torch.manual_seed(0)
+    batch = torch.randn(4, 1, 4, 4, 4), torch.tensor([0, 1, 2, 0])
+    distiller = Distiller(network(2), network(3), HardLabels() + Feature({"1": "1"}), example=batch)
+    distiller(batch).total.backward()
+    assert all(parameter.grad is not None for parameter in distiller.parameters())
+
+
+# -------------------- what does not correspond
+
+
+NEVER: dict[str, tuple[tuple[int, ...], tuple[int, ...], str]] = {
+    "sentences of other lengths": ((7, 3), (11, 5), r"7 tokens .*\(2, 11, 5\).*Relation\(loss='similarity'\)"),
+    "no square against a map": ((7, 3), (5, 4, 4), r"7 tokens .*no square grid.*positions correspond"),
+    "a map against no square": ((3, 4, 4), (12, 5), "12 tokens .*no square grid"),
+    "no square against a volume": ((7, 3), (5, 2, 2, 2), "7 tokens"),
+    "two tokens before a grid": ((18, 3), (16, 5), "18 tokens .*no square grid"),
+    "a volume against a map": ((3, 2, 2, 2), (5, 4, 4), r"volume .*map.*\(2, 3, 2, 2, 2\).*same kind"),
+    "a volume against a grid of tokens": ((3, 2, 2, 2), (16, 5), "same kind"),
+    "one number a sample": ((), (5,), r"\(2,\); expected maps .* Name another layer"),
+    "six dimensions": ((3, 2, 2, 2, 2), (5,), r"\(2, 3, 2, 2, 2, 2\); expected maps"),
+}
+
+
+@pytest.mark.parametrize("name", NEVER)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_positions_that_do_not_correspond_are_refused_by_name(name: str, loss: str) -> None:
+    student, teacher, words = NEVER[name]
+    with pytest.raises(ValueError, match=re.compile(f"^In s -> t .*{words}", re.DOTALL)):
+        ready(torch.zeros(B, *student), torch.zeros(B, *teacher), loss)
+
+
+def test_an_alignment_says_in_which_grids_tokens_lie() -> None:
+    assert Alignment.of("s -> t", output(17, 3), output(5, 2, 8)) == (((2, 8), None), (2, 8))
+    assert Alignment.of("s -> t", output(3, 8, 8), output(50, 5)) == ((None, (7, 7)), (7, 7))
+    assert Alignment.of("s -> t", output(3, 2, 3), output(5)) == ((None, None), (1, 1))

@@ -1,0 +1,411 @@
+"""Tasks: what the losses are when logits mean several labels, pixels, tokens or numbers, against torch's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdlib import tasks, train
+from kdlib.distiller import Distiller
+from kdlib.hooks import ModelOutput
+from kdlib.methods import Feature, HardLabels, Logit, Method
+from kdlib.tasks import Classification, MultiLabel, Regression, Segmentation, Task, TokenClassification
+
+B, C, H, W, L = 4, 5, 3, 2, 6
+POSITIONS: dict[str, tuple[int, ...]] = {
+    "classification": (B, C),
+    "multilabel": (B, C),
+    "segmentation": (B, C, H, W),
+    "token-classification": (B, L, C),
+    "regression": (B, C),
+}
+IGNORED = {"segmentation": 255, "token-classification": -100}
+LOGIT_LOSSES = ["kd", "dkd", "dist", "standardized_kd"]
+
+
+def logits(task: str, seed: int = 0) -> Tensor:
+    return 2 * torch.randn(POSITIONS[task], generator=torch.Generator().manual_seed(seed))
+
+
+def labels_for(task: str) -> Tensor:
+    generator = torch.Generator().manual_seed(9)
+    if task == "regression":
+        return torch.randn(POSITIONS[task], generator=generator)
+    if task == "multilabel":
+        return torch.randint(0, 2, POSITIONS[task], generator=generator)
+    shape = POSITIONS[task]
+    return torch.randint(0, C, (B, *(shape[2:] if task == "segmentation" else shape[1:-1])), generator=generator)
+
+
+class Given(nn.Module):
+    """Logits that are its only parameter."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.values = nn.Parameter(values.clone())
+
+    def forward(self, x: Any) -> Tensor:
+        return self.values
+
+
+def distil(
+    task: str | Task, method: Method, student: Tensor, teacher: Tensor | None, labels: Tensor | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The terms, and the gradient of their sum with respect to the student's logits."""
+    network = Given(student)
+    found = Distiller(network, None if teacher is None else lambda batch: teacher, method, task=task)((0, labels))
+    found.total.backward()
+    assert network.values.grad is not None
+    return {name: term.detach() for name, term in found.terms.items()}, network.values.grad
+
+
+def hard(task: str | Task, student: Tensor, labels: Tensor) -> Tensor:
+    return distil(task, HardLabels(), student, None, labels)[0]["hard"]
+
+
+def soft(task: str | Task, student: Tensor, teacher: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
+    return distil(task, Logit(**{"alpha": 0.0, **options}), student, teacher, labels)[0]["soft"]
+
+
+# -------------------- several labels at once
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.float64])
+def test_several_labels_are_binary_cross_entropy(kind: torch.dtype) -> None:
+    z, y = logits("multilabel"), labels_for("multilabel")
+    expected = F.binary_cross_entropy_with_logits(z, y.float())
+    torch.testing.assert_close(hard("multilabel", z, y.to(kind)), expected)
+
+
+def test_soft_labels_are_binary_cross_entropy_too() -> None:
+    z, y = logits("multilabel"), torch.rand(B, C)
+    torch.testing.assert_close(hard("multilabel", z, y), F.binary_cross_entropy_with_logits(z, y))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32])
+@pytest.mark.parametrize("ignored", [-100, -1])
+def test_several_labels_of_which_some_are_not_known(kind: torch.dtype, ignored: int) -> None:
+    z, y = logits("multilabel"), labels_for("multilabel").to(kind)
+    y[0, 1] = y[2, 3] = y[2, 4] = ignored
+    known = y != ignored
+    expected = F.binary_cross_entropy_with_logits(z[known], y[known].float())
+    torch.testing.assert_close(hard(MultiLabel(ignore_index=ignored), z, y), expected)
+    _, gradient = distil(MultiLabel(ignore_index=ignored), Logit(), z, logits("multilabel", 1), y)
+    assert torch.equal(gradient == 0, ~known)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0, 10.0])
+def test_the_soft_loss_of_several_labels_is_the_binary_kl_by_hand(temperature: float) -> None:
+    z, t, y = logits("multilabel"), logits("multilabel", 1), labels_for("multilabel")
+    total = 0.0
+    for a, b in zip(z.flatten().tolist(), t.flatten().tolist(), strict=True):
+        q, p = (1 / (1 + math.exp(-x / temperature)) for x in (a, b))
+        total += p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    found = soft("multilabel", z, t, y, temperature=temperature)
+    assert found.item() == pytest.approx(temperature**2 * total / (B * C), rel=1e-4)
+
+
+# -------------------- a class for every pixel
+
+
+def test_segmentation_is_the_cross_entropy_of_the_pixels_that_count() -> None:
+    z, y = logits("segmentation"), labels_for("segmentation")
+    torch.testing.assert_close(hard("segmentation", z, y), F.cross_entropy(z, y))
+    y[0, 0] = y[3, 2, 1] = 255
+    torch.testing.assert_close(hard("segmentation", z, y), F.cross_entropy(z, y, ignore_index=255))
+
+
+def test_the_soft_loss_of_pixels_is_a_mean_over_those_that_count_by_a_loop() -> None:
+    z, t, y = logits("segmentation"), logits("segmentation", 1), labels_for("segmentation")
+    y[1] = y[2, 0, 0] = 255
+    terms = []
+    for sample in range(B):
+        for row in range(H):
+            for column in range(W):
+                if y[sample, row, column] != 255:
+                    p, q = ((x[sample, :, row, column] / 4).softmax(0) for x in (t, z))
+                    terms.append(16 * (p * (p / q).log()).sum())
+    assert len(terms) == B * H * W - H * W - 1
+    torch.testing.assert_close(soft("segmentation", z, t, y), torch.stack(terms).mean())
+
+
+def test_segmentation_takes_a_line_and_a_volume_of_positions() -> None:
+    for positions in ((7,), (2, 3, 2)):
+        z, y = torch.randn(B, C, *positions), torch.randint(0, C, (B, *positions))
+        y[0] = 255
+        torch.testing.assert_close(hard("segmentation", z, y), F.cross_entropy(z, y, ignore_index=255))
+
+
+def test_rows_and_labels_are_those_of_the_positions_that_count() -> None:
+    z, y = logits("segmentation"), labels_for("segmentation")
+    y[0, 0, 0] = 255
+    rows, kept = Segmentation().rows(z, y)
+    assert torch.equal(rows[0], z[0, :, 0, 1])
+    assert torch.equal(rows[-1], z[-1, :, -1, -1])
+    assert torch.equal(kept, y[y != 255])
+
+
+# -------------------- a class for every token
+
+
+def test_tokens_are_the_cross_entropy_of_transformers() -> None:
+    z, y = logits("token-classification"), labels_for("token-classification")
+    y[0, 4:] = y[2, 0] = -100
+    expected = F.cross_entropy(z.reshape(-1, C), y.reshape(-1), ignore_index=-100)
+    torch.testing.assert_close(hard("token-classification", z, y), expected)
+
+
+@pytest.mark.parametrize("loss", LOGIT_LOSSES)
+@pytest.mark.parametrize("task", ["token-classification", "segmentation"])
+def test_what_is_appended_as_padding_changes_neither_loss_nor_gradient(task: str, loss: str) -> None:
+    z, t, y = logits(task), logits(task, 1), labels_for(task)
+    dimension = 1 if task == "token-classification" else 2
+
+    def padded(values: Tensor, where: int, fill: float) -> Tensor:
+        shape = list(values.shape)
+        shape[where] = 3
+        return torch.cat([values, torch.full(shape, fill, dtype=values.dtype)], where)
+
+    method = Logit(temperature=3, alpha=0.3, loss=loss)
+    terms, gradient = distil(task, method, z, t, y)
+    more, wider = distil(
+        task, method, padded(z, dimension, 7.0), padded(t, dimension, -50.0), padded(y, 1, IGNORED[task])
+    )
+    for name, term in terms.items():
+        torch.testing.assert_close(more[name], term)
+    kept, extra = wider.split([z.shape[dimension], 3], dim=dimension)
+    torch.testing.assert_close(kept, gradient)
+    assert not extra.any()
+
+
+# -------------------- every loss on every task with classes
+
+
+@pytest.mark.parametrize("loss", LOGIT_LOSSES)
+@pytest.mark.parametrize("task", ["classification", "multilabel", "segmentation", "token-classification"])
+def test_every_logit_loss_serves_every_task_with_classes(task: str, loss: str) -> None:
+    method = Logit(temperature=2, alpha=0.3, loss=loss)
+    if task == "multilabel" and loss in ("dkd", "standardized_kd"):
+        with pytest.raises(ValueError, match=rf"{loss} needs more than the two classes.*'kd'"):
+            Distiller(nn.Linear(2, 2), nn.Linear(2, 2), method, task=task)
+        return
+    terms, gradient = distil(task, method, logits(task), logits(task, 1), labels_for(task))
+    assert all(term.isfinite() and term > 0 for term in terms.values())
+    assert gradient.isfinite().all()
+    _, alone = distil(task, Logit(2, 0.0, loss), logits(task), logits(task, 1), labels_for(task))
+    assert alone.abs().max() > 1e-4
+
+
+def test_dkd_of_two_classes_is_refused_in_words() -> None:
+    z, y = torch.randn(B, 2, H, W), torch.zeros(B, H, W, dtype=torch.int64)
+    with pytest.raises(ValueError, match="dkd needs at least 3 classes.*kd"):
+        distil("segmentation", Logit(loss="dkd"), z, z, y)
+
+
+def test_dkd_without_labels_is_refused_in_words() -> None:
+    z = logits("classification")
+    with pytest.raises(ValueError, match="dkd looks at the labels.*none.*'kd'"):
+        distil("classification", Logit(loss="dkd", alpha=0.0), z, z + 1, None)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
+@pytest.mark.parametrize("task", ["classification", "multilabel", "segmentation", "token-classification"])
+def test_the_gradient_carries_the_square_of_the_temperature(task: str, temperature: float) -> None:
+    z, t, y = logits(task), logits(task, 1), labels_for(task)
+    _, gradient = distil(task, Logit(temperature, alpha=0.25), z, t, y)
+    decisions = y.numel()
+
+    if task == "multilabel":
+        plain = (z.sigmoid() - y) / decisions
+        softened = temperature * ((z / temperature).sigmoid() - (t / temperature).sigmoid()) / decisions
+    else:
+        classes = -1 if task == "token-classification" else 1
+        one_hot = F.one_hot(y, C).movedim(-1, classes)
+        plain = (z.softmax(classes) - one_hot) / decisions
+        softened = (z / temperature).softmax(classes) - (t / temperature).softmax(classes)
+        softened = temperature * softened / decisions
+    torch.testing.assert_close(gradient, 0.25 * plain + 0.75 * softened)
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel", "segmentation", "token-classification"])
+def test_without_labels_the_teacher_alone_is_learned_from(task: str) -> None:
+    z, t = logits(task), logits(task, 1)
+    terms, gradient = distil(task, Logit(alpha=0.0), z, t, None)
+    assert list(terms) == ["soft"]
+    torch.testing.assert_close(terms["soft"], soft(task, z, t, labels_for(task)))
+    assert gradient.any()
+    with pytest.raises(ValueError, match=r"this batch has none.*Logit\(alpha=0\)"):
+        distil(task, Logit(alpha=0.1), z, t, None)
+
+
+# -------------------- mixed labels, and numbers
+
+
+def test_mixed_labels_are_the_mixture_of_two_cross_entropies() -> None:
+    z, t, y = logits("classification"), logits("classification", 1), labels_for("classification")
+    other, share = y.flip(0), 0.7
+    mixed = share * F.one_hot(y, C) + (1 - share) * F.one_hot(other, C)
+    expected = share * F.cross_entropy(z, y) + (1 - share) * F.cross_entropy(z, other)
+    torch.testing.assert_close(hard("classification", z, mixed), expected)
+    terms, _ = distil("classification", Logit(alpha=0.4), z, t, mixed)
+    torch.testing.assert_close(terms["hard"], 0.4 * expected)
+
+
+def test_numbers_are_learned_by_the_functions_that_are_given() -> None:
+    z, t, y = logits("regression"), logits("regression", 1), labels_for("regression")
+    terms, gradient = distil("regression", Logit(alpha=0.3, loss=F.mse_loss, hard=F.mse_loss), z, t, y)
+    torch.testing.assert_close(terms["hard"], 0.3 * F.mse_loss(z, y))
+    torch.testing.assert_close(terms["soft"], 0.7 * F.mse_loss(z, t))
+    torch.testing.assert_close(gradient, 2 * (0.3 * (z - y) + 0.7 * (z - t)) / z.numel())
+    torch.testing.assert_close(distil("regression", HardLabels(hard=F.l1_loss), z, None, y)[0]["hard"], F.l1_loss(z, y))
+
+
+def test_a_teacher_whose_numbers_would_be_broadcast_is_refused() -> None:
+    z, t, y = torch.randn(B, 1), torch.randn(B), torch.randn(B, 1)
+    with pytest.raises(ValueError, match=r"student gives.*\(4, 1\), the teacher of \(4,\)"):
+        distil("regression", Logit(loss=F.mse_loss, hard=F.mse_loss), z, t, y)
+
+
+def test_numbers_of_any_shape_stay_as_they_are() -> None:
+    for shape in ((B,), (B, 1), (B, 2, 3, 4, 5)):
+        z, y = torch.randn(shape), torch.randn(shape)
+        assert Regression().rows(z, y) == (z, y)
+
+
+def test_a_task_of_ones_own_needs_only_its_rows() -> None:
+    class Last(Task):
+        """The class of a sequence stands at its last position."""
+
+        def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+            return logits[:, -1], labels
+
+    z, t, y = logits("token-classification"), logits("token-classification", 1), torch.arange(B)
+    terms, _ = distil(Last(), Logit(alpha=0.5), z, t, y)
+    torch.testing.assert_close(terms["hard"], 0.5 * F.cross_entropy(z[:, -1], y))
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_a_task_is_found_by_its_name_or_given_as_it_is(name: str) -> None:
+    task = tasks.resolve(name)
+    assert type(task) is tasks.TASKS[name]
+    assert tasks.resolve(task) is task
+
+
+def test_the_teachers_rows_are_those_of_the_students_positions() -> None:
+    z, t, y = logits("token-classification"), logits("token-classification", 1), labels_for("token-classification")
+    y[1, 2:] = -100
+    student, teacher, kept = TokenClassification().prepare(ModelOutput(z), ModelOutput(t), y)
+    assert teacher is not None
+    assert torch.equal(student.logits, z[y != -100])
+    assert torch.equal(teacher.logits, t[y != -100])
+    assert torch.equal(kept, y[y != -100])
+
+
+# -------------------- what fits no task
+
+
+def rows(task: Task, shape: tuple[int, ...], labels: Any) -> Callable[[], Any]:
+    return lambda: task.rows(torch.zeros(shape), labels)
+
+
+def full(*shape: int, value: float = 0) -> Tensor:
+    return torch.full(shape, value)
+
+
+WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "maps for samples": (rows(Classification(), (B, C, H, W), None), ValueError, r"\(4, 5, 3, 2\).*'segmentation'"),
+    "tokens for samples": (rows(Classification(), (B, L, C), None), ValueError, "'token-classification'"),
+    "no classes": (rows(Classification(), (B,), None), ValueError, "batch x classes"),
+    "several labels as one": (rows(MultiLabel(), (B, C), full(B)), ValueError, r"\(4, 5\) and labels \(4,\)"),
+    "several labels, other count": (rows(MultiLabel(), (B, C), full(B, C + 1)), ValueError, r"labels \(4, 6\)"),
+    "labels above one": (rows(MultiLabel(), (B, C), full(B, C, value=2)), ValueError, r"\[0, 1\].* 2 to 2"),
+    "labels below zero": (rows(MultiLabel(), (B, C), full(B, C, value=-0.5)), ValueError, r"\[0, 1\].*-0.5"),
+    "labels not a number": (rows(MultiLabel(), (B, C), full(B, C, value=math.nan)), ValueError, r"\[0, 1\]"),
+    "no label known": (rows(MultiLabel(), (B, C), full(B, C, value=-100)), ValueError, "No position.*Leave such"),
+    "samples for pixels": (rows(Segmentation(), (B, C), None), ValueError, r"\(4, 5\).*classes x positions"),
+    "masks of another size": (rows(Segmentation(), (B, C, H, W), full(B, 6, 4)), ValueError, r"\(4, 6, 4\). Resize"),
+    "masks with a channel": (rows(Segmentation(), (B, C, H, W), full(B, 1, H, W)), ValueError, r"\(4, 1, 3, 2\)"),
+    "masks of other samples": (rows(Segmentation(), (B, C, H, W), full(2, H, W)), ValueError, r"\(4, 3, 2\); got"),
+    "no pixel counts": (rows(Segmentation(), (B, C, H, W), full(B, H, W, value=255)), ValueError, "No position"),
+    "samples for tokens": (rows(TokenClassification(), (B, C), None), ValueError, "batch x positions x classes"),
+    "tokens, one label": (rows(TokenClassification(), (B, L, C), full(B)), ValueError, r"\(4, 6\); got \(4,\)"),
+    "no token counts": (rows(TokenClassification(), (B, L, C), full(B, L, value=-100)), ValueError, "No position"),
+    "labels in a list": (rows(Segmentation(), (B, C, H, W), [[0]]), TypeError, "labels are a tensor; got list"),
+    "names as labels": (rows(MultiLabel(), (B, C), ["cat", "dog"]), TypeError, "labels are a tensor; got list"),
+    "unknown task": (lambda: tasks.resolve("segmentatoin"), ValueError, "Did you mean 'segmentation'"),
+    "a class of task": (lambda: tasks.resolve(Segmentation), TypeError, "kdlib.tasks.Task; got type"),  # type: ignore[arg-type]
+    "no task": (lambda: tasks.resolve(None), TypeError, "multilabel.*got NoneType"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_fits_no_task_is_refused_in_a_sentence(name: str) -> None:
+    call, error, words = WRONG[name]
+    with pytest.raises(error, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "words"),
+    [
+        (torch.full((B,), C), ValueError, r"lie in 0 \.\. 4"),
+        (torch.full((B,), -100), ValueError, r"lie in 0 \.\. 4.*-100"),
+        (torch.zeros(B, dtype=torch.int32), TypeError, r"int32.*\.long\(\)"),
+        (torch.zeros(B + 1, dtype=torch.int64), ValueError, r"\(4,\).*\(5,\)"),
+        (torch.full((B, C), 0.5), ValueError, "sums to 1"),
+        (torch.full((B, C + 1), 1 / 6), ValueError, "shape of the logits"),
+        ([0, 1, 2, 3], TypeError, "list"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        hard("classification", logits("classification"), labels)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "token-classification"])
+def test_a_teacher_with_other_positions_is_refused(task: str) -> None:
+    z, y = logits(task), labels_for(task)
+    wide = torch.cat([z, z], dim=2 if task == "segmentation" else 1)
+    with pytest.raises(ValueError, match=r"The teacher gives logits.*labels.*Resize"):
+        distil(task, Logit(), z, wide, y)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (Logit(), r"cross-entropy.*no classes.*Logit\(hard=F\.mse_loss\)"),
+        (Logit(hard=F.mse_loss), r"kd compares probabilities.*none.*loss=F\.mse_loss"),
+        (Logit(loss="dist", hard=F.mse_loss), "dist compares probabilities"),
+        (HardLabels(), r"no classes.*HardLabels\(hard=F\.mse_loss\)"),
+        (HardLabels() + Feature({"0": "0"}), r"no classes.*HardLabels\(hard=F\.mse_loss\)"),
+    ],
+)
+def test_losses_of_classes_are_refused_for_numbers(method: Method, words: str) -> None:
+    networks = [nn.Sequential(nn.Linear(2, 2)) for _ in range(2)]
+    with pytest.raises(ValueError, match=words):
+        Distiller(*networks, method, task="regression")  # type: ignore[misc]
+
+
+def test_validation_that_nothing_can_measure_is_refused_before_the_first_step() -> None:
+    student, teacher = (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)) for _ in range(2))
+    batches, seen = [(torch.randn(4, 3), torch.randn(4, 2))], []
+    student.register_forward_hook(lambda *_: seen.append(1))
+    options: dict[str, Any] = {
+        "task": "regression",
+        "epochs": 1,
+        "device": "cpu",
+        "precision": "fp32",
+        "progress": False,
+    }
+    method = Feature({"1": "1"})
+    with pytest.raises(ValueError, match=r"no classes.*validation.*HardLabels\(hard=F\.mse_loss\)"):
+        train.fit(student, batches, validation=batches, teacher=teacher, method=method, **options)
+    assert not seen
+    both = method + HardLabels(hard=F.mse_loss)
+    assert train.fit(student, batches, validation=batches, teacher=teacher, method=both, **options).rows
