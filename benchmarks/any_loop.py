@@ -121,7 +121,7 @@ def distiller_in_a_loop(config: devices.DeviceConfig, teacher: nn.Module) -> Cal
 def run(full: bool) -> Iterator[Row]:
     """`fit` with a DataLoader against the same loop, and `Distiller` against the same formula."""
     config = devices.resolve()
-    pairs = 20 if full else 6
+    pairs = 20 if full else 4
     detail = f"{pairs} pairs with the same by hand"
     teachers = [config.move(steps.teacher()) for _ in range(2)]
     limit, loop = loop_by_hand(config, teachers[0]), fit_with_a_loader(teachers[0])

@@ -103,13 +103,13 @@ def run(full: bool) -> Iterator[Row]:
         "hard labels": partial(fit_rate, fashion, HardLabels()),
         "cached logits": partial(fit_rate, fashion, Logit(), cache),
     }
-    pairs = 20 if full else 6
+    pairs = 20 if full else 4
     ratios = ratios_to(plain_step(config), loops, rounds=pairs)
     for name in loops:
         yield at_least(name, ratios[name], 0.95, f"{pairs} pairs with a plain step")
     plain = {"plain": plain_step(config), "inference": partial(inference, network, config)}
     live = {"live": partial(fit_rate, fashion, Logit(), network), "built": partial(cache_rate, fashion, network)}
-    rates = medians(plain | live, rounds=5 if full else 2)
+    rates = medians(plain | live, rounds=5 if full else 1)
     limit = _limit(rates)
     yield at_least("logits, live", rates["live"] / limit, 0.95, f"{rates['live']:,.0f} of {limit:,.0f} images/s")
     built = f"{rates['built']:,.0f} against {rates['inference']:,.0f} images/s"
