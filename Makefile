@@ -11,7 +11,7 @@ help: ## This list
 
 distill: .venv/.base ## A ResNet-50 teaches a ResNet-18 on Fashion-MNIST: progress, a table and a picture in runs/distill
 	$(BIN)/python -m kdlib distill --teacher resnet50-fashion --student resnet18 --images 10000 --epochs 3 --views 3 \
-		--learning-rate 0.03 --out $(OUT)
+		--learning-rate 0.03 --out $(OUT) --overwrite
 
 lab: .venv/.course ## JupyterLab on the first lesson, on this machine only
 	@$(BIN)/python -m course.lab

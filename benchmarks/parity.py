@@ -6,11 +6,15 @@ Every difference is accounted for: `explained` repeats ours with the change that
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
+os.environ["KERAS_BACKEND"] = "torch"  # read once, by the import
+
+import keras
 import modelopt.torch.distill as mtd
 import textbrewer
 import torch
@@ -67,7 +71,7 @@ def compare() -> list[Comparison]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two of modelopt's, on defaults that the table speaks of
         rows = [*_torchdistill_logits(), *_torchdistill_features(), *_torchdistill_relations()]
-        rows += [*_modelopt(), *_textbrewer()]
+        rows += [*_modelopt(), *_textbrewer(), *_keras()]
     families = ("kd", "standardized", "dist", "hint", "attention", "vid", "fsp", "rkd", "similarity", "correlation")
     return sorted(rows, key=lambda row: (families.index(row.loss.split()[0].rstrip(",")), row.loss))
 
@@ -363,3 +367,50 @@ def _general_distiller(**weights: float) -> float:
         )
     loss, _ = distiller.compute_loss({"logits": [S], "losses": [F.cross_entropy(S, Y)]}, {"logits": [LOGITS_T]})
     return loss.item()
+
+
+# -------------------- keras
+
+
+def _keras() -> list[Comparison]:
+    kd, hard, name = losses.kd(S, LOGITS_T, T).item(), F.cross_entropy(S, Y).item(), "keras LogitsDistillation"
+    divergence = keras.losses.KLDivergence(dtype="float64")
+    student, teacher = ((logits / T).clamp(keras.config.epsilon(), 1) for logits in (S, LOGITS_T))
+
+    def theirs(**options: Any) -> float:
+        return keras.distillation.LogitsDistillation(T, **options).compute_loss(LOGITS_T, S).item()
+
+    return [
+        Comparison(
+            "kd, alpha 0",
+            name,
+            theirs(),
+            kd,
+            "`compute_loss` takes softmax and T² for an instance of `KLDivergence` only, and the default "
+            '`"kl_divergence"` becomes a function: the logits, divided by T and cut to [1e-7, 1], stand for the '
+            "probabilities",
+            (teacher * (teacher / student).log()).sum(dim=1).mean().item(),
+        ),
+        Comparison("kd, alpha 0", f"{name}, KLDivergence()", theirs(loss=divergence), kd),
+        Comparison(
+            "kd, alpha 0.5",
+            "keras Distiller, KLDivergence()",
+            _keras_distiller(keras.distillation.LogitsDistillation(T, divergence)),
+            hard / 2 + kd / 2,
+        ),
+        Comparison(
+            "hint",
+            "keras FeatureDistillation",
+            keras.distillation.FeatureDistillation().compute_loss(MAP_T, MAP_S).item(),
+            losses.hint(MAP_S, MAP_T).item(),
+        ),
+    ]
+
+
+def _keras_distiller(soft: Any) -> float:
+    """The loss of a Distiller whose networks return their half of the input, which holds both logits."""
+    both = keras.Input((2, S.shape[1]), dtype="float64")
+    networks = [keras.Model(both, both[:, place]) for place in range(2)]
+    distiller = keras.distillation.Distiller(networks[1], networks[0], soft, student_loss_weight=0.5)
+    distiller.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype="float64"))
+    return distiller.compute_loss(torch.stack([S, LOGITS_T], dim=1), Y).item()

@@ -1,5 +1,7 @@
 """kdlib beside torchdistill, nvidia-modelopt and textbrewer: the same training timed, the same losses compared.
 
+Keras joins the comparison of losses only.
+
 make bench-peers, or: .venv-peers/bin/python benchmarks/peers.py
 """
 
@@ -40,7 +42,7 @@ CONTESTANTS: dict[str, Callable[[Task], Ready]] = {
     CACHED: peer_steps.kdlib_cached,
     **PEERS,
 }
-PACKAGES = ("torch", "torchdistill", "nvidia-modelopt", "textbrewer")
+PACKAGES = ("torch", "torchdistill", "nvidia-modelopt", "textbrewer", "keras")
 
 Rates = dict[str, dict[str, list[float]]]  # setting -> contestant -> images a second, round by round
 

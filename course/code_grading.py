@@ -324,7 +324,9 @@ def _known_mistake(spec: CodeSpec, attempts: Sequence[_Attempt]) -> Feedback | N
 
 def _unstable_note(attempts: Sequence[_Attempt]) -> str:
     """What to add about an edge case where ordinary cases are wrong already."""
-    unstable = [attempt.case for attempt in attempts if attempt.case.edge_case and _not_finite(attempt)]
+    # An edge case may ask for inf: what is right there is no instability.
+    wrong = [attempt for attempt in attempts if attempt.case.edge_case and not attempt.correct]
+    unstable = [attempt.case for attempt in wrong if _not_finite(attempt)]
     return f"\n\nBesides, it gives inf or NaN for {unstable[0].edge_case}. {unstable[0].advice}" if unstable else ""
 
 

@@ -1,9 +1,11 @@
 """A learner's progress, in one small local file; lessons work whatever happens to that file.
 
 The file is `$KDLIB_PROGRESS` if that is set ("off": nothing is read or written), else `.kdlib-progress.json` in the
-cloned repository, else in the home folder: never in the current folder, which changes. It holds the names of
-exercises and "done" or "tried", no answers, and it leaves the machine only if somebody copies it. A file that cannot be
-read is kept beside the new one, with the suffix .unreadable.
+cloned repository if that is the learner's own, else in the home folder: never in the current folder, which changes. A
+repository is not one's own if it cannot be written, if it belongs to another user, or if $HOME names another folder
+than the account's: then several learners may share it, each with a home. The file holds the names of exercises and
+"done" or "tried", no answers, and it leaves the machine only if somebody copies it. A file that cannot be read is kept
+beside the new one, with the suffix .unreadable.
 
 When notebooks are executed to compare their outputs, KDLIB_PROGRESS is "off": what `progress()` prints is then the same
 on every machine.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from kdlib.files import write_text
@@ -28,8 +31,34 @@ def path() -> Path | None:
         return None if setting.lower() == "off" else Path(setting)
     clone = Path(__file__).resolve().parents[1]
     try:
-        return (clone if (clone / "pyproject.toml").is_file() else Path.home()) / FILE_NAME
+        home = Path.home()
     except RuntimeError:  # a user without a home folder
+        return clone / FILE_NAME if (clone / "pyproject.toml").is_file() else None
+    return (clone if _is_own(clone, home) else home) / FILE_NAME
+
+
+def _is_own(clone: Path, home: Path) -> bool:
+    """Whether a folder is a cloned repository that this learner has alone, as far as can be told."""
+    try:
+        if not (clone / "pyproject.toml").is_file() or not os.access(clone, os.W_OK):
+            return False
+        if hasattr(os, "geteuid") and clone.stat().st_uid != os.geteuid():
+            return False
+        account = _account_home()
+        return account is None or account == home or account.resolve() == home.resolve()
+    except OSError:
+        return False
+
+
+def _account_home() -> Path | None:
+    """The home folder that the system has noted for this account, whatever $HOME says; None if there is none."""
+    if sys.platform == "win32":
+        return None
+    import pwd
+
+    try:
+        return Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    except KeyError:  # an account that only has a number, as in containers
         return None
 
 
@@ -39,6 +68,8 @@ def read() -> tuple[dict[str, str], str]:
     try:
         if file is None or not file.exists():
             return {}, ""
+        if not file.is_file():  # a device or a pipe, which might never end, or be replaced by the file
+            raise OSError("it is no regular file")
         entries = json.loads(file.read_text(encoding="utf-8"))["exercises"]
         return {str(name): state for name, state in entries.items() if state in STATES}, ""
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -55,6 +86,8 @@ def save(lesson: str, exercise: str, state: str) -> str:
     if entries.get(name) in ("done", state):  # an exercise that was done once stays done
         return ""
     try:
+        if file.exists() and not file.is_file():
+            raise OSError("it is no regular file")
         if problem and file.is_file():
             file.replace(file.with_name(f"{file.name}.unreadable"))
         entries[name] = state

@@ -14,11 +14,14 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from kdlib import devices, distributed
 from kdlib.adapters import Adapter
 from kdlib.data import Augmentation, Batch, DataModule, epoch_order, seed_for
-from kdlib.evaluation import HardLoss, Metrics, check_classes, evaluate
+from kdlib.errors import check_whole
+from kdlib.evaluation import HardLoss, Metrics, check_class_names, check_classes, evaluate
 from kdlib.hooks import batch_size_of
 from kdlib.recipes import Recipe
 from kdlib.tasks import Task
 from kdlib.teachers import Teacher
+
+MOST_STEPS = 1_000_000_000
 
 
 class BatchSource(Protocol):
@@ -117,6 +120,10 @@ class IndexedBatches:
         """Raise ValueError unless there is a logit for each class."""
         check_classes(role, logits, self.data)
 
+    def check_class_names(self, role: str, model: Any) -> None:
+        """Raise ValueError for a model whose file names other classes than the data have."""
+        check_class_names(role, model, self.data)
+
     def evaluate(self, model: nn.Module, loss: HardLoss | None) -> Metrics:
         """How a model does on the validation images."""
         return evaluate(
@@ -131,6 +138,7 @@ class IndexedBatches:
         """Data, augmentation and views."""
         return {
             "data": self.data.train.fingerprint,
+            "validation": self.data.validation.fingerprint,
             "augmentation": self.augmentation.to_dict(),
             "views": self.views,
         }
@@ -240,7 +248,8 @@ class LoaderBatches:
 
     def describe(self) -> dict[str, Any]:
         """How many batches: a loader does not say which."""
-        return {"data": f"{self.steps_per_epoch} batches", "task": repr(self.task)}
+        validation = None if self.validation is None else _described(self.validation)
+        return {"data": f"{self.steps_per_epoch} batches", "validation": validation, "task": repr(self.task)}
 
 
 def _as_loader(data: Any, name: str, batch_size: int, generator: torch.Generator | None) -> Iterable[Any]:
@@ -286,10 +295,15 @@ def _length(loader: Iterable[Any]) -> int | None:
         return None
 
 
+def _described(loader: Iterable[Any]) -> str:
+    """What a loader says of how much it gives."""
+    batches, samples = _length(loader), _length(getattr(loader, "dataset", ()))
+    return f"{'some' if batches is None else batches} batches" + (f" of {samples} samples" if samples else "")
+
+
 def _count_steps(loader: Iterable[Any], wanted: int | None) -> int:
     if wanted is not None:
-        if not isinstance(wanted, int) or wanted < 1:
-            raise ValueError(f"steps_per_epoch is a whole number of at least 1; got {wanted!r}.")
+        check_whole(1, MOST_STEPS, steps_per_epoch=wanted)
         return wanted
     count = _length(loader)
     if count is None:
@@ -316,7 +330,7 @@ def source(
     task: Task,
 ) -> IndexedBatches | LoaderBatches:
     """Where the batches come from; ValueError for what only a `DataModule` can do, asked of another kind of data."""
-    if views is not None and (not isinstance(views, int) or views < 1):
+    if views is not None and (isinstance(views, bool) or not isinstance(views, int) or views < 1):
         raise ValueError(f"views is a whole number of at least 1; got {views!r}.")
     if isinstance(data, DataModule):
         if validation is not None or steps_per_epoch is not None:

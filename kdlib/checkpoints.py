@@ -5,7 +5,8 @@ One file, replaced as a whole, so that a kill between two files cannot mix two m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlib import devices, distributed, files, models
+from kdlib import devices, distributed, files, models, schemas
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class Checkpointer:
     every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"checkpoint_every is a number of steps, at least 1; got {self.every}.")
+        every = self.every
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ValueError(f"checkpoint_every is a number of steps, at least 1; got {every!r}.")
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint belongs after this step."""
@@ -88,11 +90,12 @@ class Checkpointer:
         optimizer: torch.optim.Optimizer,
         run: dict[str, Any],
         device: torch.device,
+        check: Callable[[dict[str, Any]], None] = lambda facts: None,
     ) -> dict[str, Any]:
         """Restore a saved state and return its facts.
 
-        run: what the saved run must have been (facts["run"]). Raises ValueError, everything unchanged, for a file that
-        is truncated, not a checkpoint, or of another run.
+        run: what the saved run must have been (facts["run"]). check: raises ValueError for facts that cannot be. Raises
+        ValueError, everything unchanged, for a file that is truncated, not a checkpoint, or of another run.
         """
         if self.path is None:
             raise ValueError("There is no path to load a checkpoint from: give fit(..., checkpoint=FILE).")
@@ -102,35 +105,86 @@ class Checkpointer:
                 f"{self.path} holds weights, not the state of a training run. Give the checkpoint that fit wrote."
             )
         facts = metadata["facts"]
+        # A process that was not there when the checkpoint was written keeps the state of its seed.
+        found = {kind: tensors.get(f"random/{kind}/{distributed.rank()}") for kind in ("cpu", "cuda", "mps")}
+        rng_states = {kind: state for kind, state in found.items() if state is not None}
+        with self._explained():
+            schemas.check("it", metadata, schemas.CHECKPOINT)
+            schemas.check("it", facts, schemas.FACTS)
         self._refuse_other_run(facts["run"], run, fits=_same_sizes(modules, tensors))
         for part, module in modules.items():
-            models.load_weights(module, _under(tensors, f"{part}/"), self.path)
-        state: dict[int, dict[str, Any]] = {}
-        for key, value in {**_under(tensors, "optimizer/"), **_under(metadata["scalars"], "optimizer/")}.items():
-            parameter, name = key.split("/", 1)
-            state.setdefault(int(parameter), {})[name] = value
+            models.check_fit(module.state_dict(), _under(tensors, f"{part}/"), self.path)
+        with self._explained():
+            state = _optimizer_state(tensors, metadata["scalars"])
+            check(facts)
+            schemas.check_optimizer(optimizer, state, metadata["param_groups"])
+            for kind, own in devices.get_rng_states(device).items():
+                if kind in rng_states:
+                    schemas.check_random_state(kind, rng_states[kind], own)
+        # Nothing was changed so far, and from here on nothing can fail.
+        for part, module in modules.items():
+            module.load_state_dict(_under(tensors, f"{part}/"))
         optimizer.load_state_dict({"state": state, "param_groups": metadata["param_groups"]})
-        # A process that was not there when the checkpoint was written keeps the state of its seed.
-        own = {kind: tensors.get(f"random/{kind}/{distributed.rank()}") for kind in ("cpu", "cuda", "mps")}
-        devices.set_rng_states({kind: state for kind, state in own.items() if state is not None}, device)
+        devices.set_rng_states(rng_states, device)
         return facts
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say of which file an entry is wrong."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(
+                f"{self.path} is not a checkpoint that can be gone on from: {error}. Restore it, or choose another one "
+                "to start anew."
+            ) from error
 
     def _refuse_other_run(self, saved: Mapping[str, Any], run: Mapping[str, Any], *, fits: bool) -> None:
         # A file of an older version says less; and other sizes are explained better by the loading of the weights.
         known = [name for name in run if name in saved and (name != "structure" or fits)]
         differ = [name for name in known if saved[name] != run[name]]
+        if None in (saved.get("threads"), run.get("threads")):  # on a GPU, or the user does not mind
+            differ = [name for name in differ if name != "threads"]
+        if differ == ["threads"]:
+            raise ValueError(
+                f"{self.path} was written with {saved['threads']} threads, and now torch computes with "
+                f"{run['threads']}: sums are then rounded in another order, and the run is no longer the same to the "
+                f"bit. Call torch.set_num_threads({saved['threads']}) first, or set OMP_NUM_THREADS="
+                f"{saved['threads']}; or go on all the same with other_threads=True (--other-threads)."
+            )
         if differ == ["structure"]:
             raise ValueError(
                 f"{self.path} belongs to a student with the same weights but other strides, activations or rates of "
                 "dropout. Build the student that was saved, or choose another checkpoint to start anew."
             )
         if differ:
-            was = {name: saved[name] for name in differ}
-            now = {name: run[name] for name in differ}
+            was, now = _differing(saved, run, differ)
             raise ValueError(
                 f"{self.path} belongs to another run: it was {was}, now it is {now}. Resume with the same settings, or "
                 "choose another checkpoint to start anew."
             )
+
+
+def _optimizer_state(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**_under(tensors, "optimizer/"), **_under(scalars, "optimizer/")}.items():
+        parameter, _, name = key.partition("/")
+        if not (parameter.isascii() and parameter.isdigit() and name):
+            raise ValueError(f"'optimizer/{key}' names no parameter of an optimiser")
+        state.setdefault(int(parameter), {})[name] = value
+    return state
+
+
+def _differing(
+    saved: Mapping[str, Any], run: Mapping[str, Any], names: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What differs in two runs, of dictionaries only those entries."""
+    was, now = {name: saved[name] for name in names}, {name: run[name] for name in names}
+    for name in names:
+        if isinstance(was[name], dict) and isinstance(now[name], dict):
+            keys = {k for k in {*was[name], *now[name]} if was[name].get(k) != now[name].get(k)}
+            was[name], now[name] = ({k: one[k] for k in sorted(keys & one.keys())} for one in (was[name], now[name]))
+    return was, now
 
 
 def _same_sizes(modules: Mapping[str, nn.Module], tensors: dict[str, Tensor]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kdlib.errors import exit_in_a_sentence
 from kdlib.study.command import study
 
 app = typer.Typer(
@@ -31,6 +31,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 Out = Annotated[Path, typer.Option(help="Folder for what the run writes.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in --out.")]
+OtherThreads = Annotated[
+    bool, typer.Option("--other-threads", help="--resume also with another number of CPU threads than before.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left in --out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 Optimizer = Annotated[str, typer.Option(help="sgd, adamw or rmsprop.")]
@@ -72,6 +76,8 @@ def train(
     image_size: ImageSize = 224,
     out: Out = Path("runs/train"),
     resume: Resume = False,
+    other_threads: OtherThreads = False,
+    overwrite: Overwrite = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -80,6 +86,7 @@ def train(
     from kdlib import distributed, files, methods, models
     from kdlib import train as training
     from kdlib.recipes import Recipe
+    from kdlib.run_folder import claim
 
     recipe = Recipe(
         optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
@@ -90,31 +97,35 @@ def train(
         shape = {"num_classes": loaded.num_classes, "in_channels": loaded.in_channels, "image_size": loaded.image_size}
         network = models.load(start) if start else models.build(model, **shape, stem=stem, seed=seed)
         models.get_config(network)  # refuses now, rather than after the training, what could not be saved
-        files.ensure_writable(out)
-        result = training.fit(
-            network,
-            loaded,
-            method=methods.HardLabels(smoothing),
-            epochs=epochs,
-            recipe=recipe,
-            seed=seed,
-            device=device,
-            precision=precision,
-            compile=compile_,
-            checkpoint=out / "checkpoint",
-            checkpoint_every=checkpoint_every,
-            resume=resume,
-            progress=not quiet,
-        )
-        if distributed.rank() == 0:
+        with claim(out, ("model.safetensors", "history.csv", "checkpoint"), resume=resume, overwrite=overwrite):
+            result = training.fit(
+                network,
+                loaded,
+                method=methods.HardLabels(smoothing),
+                epochs=epochs,
+                recipe=recipe,
+                seed=seed,
+                device=device,
+                precision=precision,
+                compile=compile_,
+                checkpoint=out / "checkpoint",
+                checkpoint_every=checkpoint_every,
+                resume=resume,
+                other_threads=other_threads,
+                progress=not quiet,
+            )
+            if distributed.rank() > 0:
+                return
             facts = {
                 "data": data,
+                "classes": list(loaded.classes),
                 "validation_accuracy": result.validation_accuracy,
                 "test_accuracy": result.test_accuracy,
             }
             models.save(result.student, out / "model.safetensors", half=half, **facts)
             files.write_text(out / "history.csv", result.history.to_csv())
-            _print(facts | {"seconds": result.seconds, "model": str(out / "model.safetensors")}, json_)
+        shown = {name: facts[name] for name in ("data", "validation_accuracy", "test_accuracy")}
+        _print(shown | {"seconds": result.seconds, "model": str(out / "model.safetensors")}, json_)
 
 
 @app.command()
@@ -175,6 +186,8 @@ def distill(
     checkpoint_every: CheckpointEvery = None,
     out: Out = Path("runs/distill"),
     resume: Resume = False,
+    other_threads: OtherThreads = False,
+    overwrite: Overwrite = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -204,12 +217,13 @@ def distill(
         baseline=not no_baseline,
         half=half,
         checkpoint_every=checkpoint_every,
+        other_threads=other_threads,
         recipe=Recipe(
             optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
         ),
     )
     with _interruptible():
-        report = jobs.distill(job, out, resume=resume, progress=not quiet)
+        report = jobs.distill(job, out, resume=resume, overwrite=overwrite, progress=not quiet)
         if distributed.rank() > 0:
             return
     print(f"\n{jobs.table(report)}\nWritten to {out}: student.safetensors, history.csv, curves.png, report.json")
@@ -244,7 +258,9 @@ def evaluate(
         "parameters": measure.count_parameters(network),
     }
     if teacher:
-        teacher_metrics = training.evaluate(models.load(teacher), split, device=device, precision=precision)
+        teacher_metrics = training.evaluate(
+            models.load(teacher), split, device=device, precision=precision, role="teacher"
+        )
         values |= {
             "teacher_accuracy": teacher_metrics.accuracy,
             "agreement": measure.agreement(metrics.logits, teacher_metrics.logits),
@@ -292,12 +308,8 @@ app.command()(study)
 
 def main() -> None:
     """Run a command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    try:
+    with exit_in_a_sentence():
         app()
-    except (ValueError, OSError, FloatingPointError) as error:
-        process = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""
-        print(f"kdlib{process}: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,13 @@ from kdlib import data as datasets
 from kdlib import distributed, evaluation, files, measure, method_parser, methods, models, train
 from kdlib.data import DataModule
 from kdlib.recipes import Recipe
+from kdlib.run_folder import claim
 from kdlib.teachers import CachedTeacher
+
+RESULTS = (
+    *("student.safetensors", "history.csv", "curves.png", "report.json"),
+    *("baseline.checkpoint", "student.checkpoint"),
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Job:
     image_size: pixels of a side, for image folders. stem: of the student, where torchvision made it. student: an
     architecture, or a file (a model or a checkpoint) whose weights it goes on from. compile: let torch.compile
     translate the networks first. half: write the student's weights in 16 bits. checkpoint_every: steps between
-    checkpoints, beside one an epoch.
+    checkpoints, beside one an epoch. other_threads: resume also with another number of CPU threads than before.
     """
 
     data: str = "fashion-mnist"
@@ -54,6 +60,7 @@ class Job:
     baseline: bool = True
     half: bool = False
     checkpoint_every: int | None = None
+    other_threads: bool = False
     recipe: Recipe = field(default_factory=Recipe)
 
 
@@ -86,15 +93,27 @@ def distill(
     out: Path | None = None,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
     echo: Callable[[str], None] = print,
 ) -> Report:
     """Do the job and write student.safetensors, history.csv, curves.png and report.json to `out`.
 
-    resume: go on from the checkpoints that a stopped run left in `out`. echo: receives a line before each stage.
+    resume: go on from the checkpoints that a stopped run left in `out`. overwrite: replace what an earlier run left
+    there. echo: receives a line before each stage.
     Under torchrun every process calls it, and the first one prints and writes.
-    Raises what `data.load`, `models.load` and `train.fit` raise, before anything is trained where that is possible.
+    Raises what `data.load`, `models.load` and `train.fit` raise, before anything is trained where that is possible, and
+    ValueError or OSError for an `out` that holds an earlier run or is in use.
     """
+    if not isinstance(job, Job):
+        raise TypeError(f"job is a kdlib.distill.Job, such as Job(student='resnet8'); got {type(job).__name__}.")
+    if out is None:
+        return _distill(job, None, resume=resume, progress=progress, echo=echo)
+    with claim(out, RESULTS, resume=resume, overwrite=overwrite, echo=echo):
+        return _distill(job, out, resume=resume, progress=progress, echo=echo)
+
+
+def _distill(job: Job, out: Path | None, *, resume: bool, progress: bool, echo: Callable[[str], None]) -> Report:
     started = time.perf_counter()
     main = distributed.rank() == 0
     with distributed.local_main_process_first():
@@ -104,8 +123,6 @@ def distill(
     method = method_parser.parse(
         job.method, student, teacher, temperature=job.temperature, alpha=job.alpha, layers=job.layers
     )
-    if out is not None:
-        files.ensure_writable(out)  # fails now rather than after the training
     _check_teacher(teacher, data, job)
     outputs: nn.Module | CachedTeacher = teacher
     if job.views and method.needs_teacher:
@@ -127,7 +144,7 @@ def distill(
         echo(f"The test set, {len(data.test):,} images, is read once for each network.")
     report = _report(job, data, teacher, result, baseline, started)
     if out is not None and main:
-        _write(out, report, result, baseline)
+        _write(out, report, result, baseline, data.classes)
     return report
 
 
@@ -158,6 +175,7 @@ def _fit(
         checkpoint=out / f"{name}.checkpoint" if out else None,
         checkpoint_every=job.checkpoint_every,
         resume=resume,
+        other_threads=job.other_threads,
         test=False,
         progress=progress,
     )
@@ -165,6 +183,7 @@ def _fit(
 
 def _check_teacher(teacher: nn.Module, data: DataModule, job: Job) -> None:
     """Raise ValueError for a teacher that was built for other images or classes, before it is run on all."""
+    evaluation.check_class_names("teacher", teacher, data)
     few = data.validation.select(torch.arange(min(distributed.world_size(), len(data.validation))))
     metrics = evaluation.evaluate(teacher, few, device=job.device, precision=job.precision, role="teacher")
     evaluation.check_classes("teacher", metrics.logits, data)
@@ -225,10 +244,11 @@ def _report(
     )
 
 
-def _write(out: Path, report: Report, result: train.Result, baseline: train.Result | None) -> None:
-    models.save(
-        result.student, out / "student.safetensors", half=report.job.half, test_accuracy=report.student_accuracy
-    )
+def _write(
+    out: Path, report: Report, result: train.Result, baseline: train.Result | None, classes: tuple[str, ...]
+) -> None:
+    facts = {"test_accuracy": report.student_accuracy, "classes": list(classes)}
+    models.save(result.student, out / "student.safetensors", half=report.job.half, **facts)
     history = result.history.add_prefix("student ")
     if baseline:
         history = history.join(baseline.history.add_prefix("baseline "))

@@ -24,6 +24,7 @@ from torch.func import functional_call
 from kdlib import losses, tasks
 from kdlib.adapters import Adapter
 from kdlib.errors import explain_shape_errors
+from kdlib.guards import shared_tensors
 from kdlib.hooks import FeatureExtractor, ModelOutput
 from kdlib.methods import Method
 from kdlib.tasks import Task
@@ -91,6 +92,12 @@ class Distiller(nn.Module):
                 "adapter is a kdlib.adapters.Adapter, such as Adapter(inputs='image', labels='species'); got "
                 f"{_kind(adapter)}."
             )
+        for role, network in {"student": student, "teacher": teacher}.items():
+            if isinstance(network, nn.Module) and any(p.device.type == "meta" for p in network.parameters()):
+                raise ValueError(
+                    f"The {role} lies on the meta device: it has shapes and no weights. Build it on a real device, or "
+                    'call to_empty(device="cpu") and load its weights.'
+                )
         self.adapter = adapter or Adapter()
         self.task = tasks.resolve(task)
         method.check_task(self.task)
@@ -105,9 +112,12 @@ class Distiller(nn.Module):
         if isinstance(teacher, Ensemble) and method.needs_teacher_logits:
             teacher.check_task(self.task)
         if isinstance(self.teacher, FrozenTeacher) and method.needs_teacher:
-            if _share_weights(student, self.teacher.model):
+            shared = shared_tensors(student, self.teacher.model)
+            if shared:
+                shown = ", ".join(shared[:3]) + (f" and {len(shared) - 3} more" if len(shared) > 3 else "")
                 raise ValueError(
-                    "Student and teacher share weights, so the teacher would learn. Load or build a second model."
+                    f"Student and teacher share weights or buffers ({shown}), so the teacher would change with the "
+                    "student. Load or build a second model, or copy this one: teacher = copy.deepcopy(teacher)."
                 )
             FeatureExtractor(self.teacher.model, method.teacher_layers)  # a wrong name is said now
         if example is not None:
@@ -244,8 +254,3 @@ def _pairs(method: Method) -> str:
 
 def _kind(value: Any) -> str:
     return value.__name__ if isinstance(value, type) else type(value).__name__
-
-
-def _share_weights(a: nn.Module, b: nn.Module) -> bool:
-    pointers = {p.data_ptr() for p in a.parameters() if p.numel()}
-    return any(p.data_ptr() in pointers for p in b.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import os
@@ -92,7 +93,7 @@ def _files() -> list[Check]:
     where = data_dir()
     sums = where / "SHA256SUMS"
     try:
-        text = sums.read_text("utf-8", "replace")
+        text = _read(sums).decode("utf-8", "replace")
     except OSError as error:
         fix = "Clone the whole repository, or set KDLIB_DATA to its data folder."
         found = f"{where} holds no SHA256SUMS that can be read ({error.strerror or error})"
@@ -108,13 +109,20 @@ def _files() -> list[Check]:
     return checks
 
 
+def _read(path: Path) -> bytes:
+    """A file's content; OSError also for a pipe or a device, which would keep who reads it waiting without end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file")
+    return path.read_bytes()
+
+
 def _state(path: Path, wanted: str) -> str:
     try:
-        content = path.read_bytes()
+        content = _read(path)
     except FileNotFoundError:
         return "missing"
-    except OSError as error:
-        return f"unreadable ({error.strerror or error})"
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        return f"unreadable ({getattr(error, 'strerror', None) or error})"
     if hashlib.sha256(content).hexdigest() != wanted:
         return "truncated or altered"
     return f"intact, {len(content) / 1e6:,.1f} MB"

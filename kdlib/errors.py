@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -16,6 +20,106 @@ def unknown_name(kind: str, name: object, options: Iterable[str]) -> ValueError:
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     shown = ", ".join(options[:40]) + (f", ... ({len(options)} in all)" if len(options) > 40 else "")
     return ValueError(f"There is no {kind} named {name!r}. {hint}Known: {shown}.")
+
+
+LARGEST_WHOLE = 2**63 - 1  # torch counts in 64 bits
+
+
+def check_whole(least: int = 1, most: int = LARGEST_WHOLE, **values: Any) -> None:
+    """Raise ValueError for a value, by its name, that is no whole number from `least` to `most`; True is none."""
+    for name, value in values.items():
+        whole = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+        if whole is None or not least <= whole <= most:
+            too_large = whole is not None and whole > most
+            limits = f"of at most {most}" if too_large else f"of at least {least}"
+            raise ValueError(f"{name} is a whole number {limits}; got {value!r}.")
+
+
+def check_real(**values: Any) -> None:
+    """Raise TypeError for a value, by its name, that is no real number; True is none."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} is a number; got {value!r}.")
+
+
+def check_flags(**values: Any) -> None:
+    """Raise TypeError for a value, by its name, that is not True or False: "no" would count as True."""
+    for name, value in values.items():
+        if not (type(value).__name__ in ("bool", "bool_") or (isinstance(value, int) and value in (0, 1))):
+            raise TypeError(f"{name} is True or False; got {value!r}.")
+
+
+def check_kind(expected: str, kinds: Any, **values: Any) -> None:
+    """Raise TypeError for a value, by its name, that is not of these kinds; expected: what it should be, in words."""
+    for name, value in values.items():
+        if not isinstance(value, kinds):
+            kind = value.__name__ if isinstance(value, type) else type(value).__name__
+            raise TypeError(f"{name} is {expected}; got {kind}.")
+
+
+def check_path(**values: Any) -> None:
+    """Raise TypeError for a value, by its name, that names no file or folder."""
+    for name, value in values.items():
+        if not isinstance(value, str | os.PathLike) or str(value) == "":
+            raise TypeError(f"{name} is the path of a file or folder, a str or Path; got {value!r}.")
+
+
+LONGEST_TEXT = 2000
+FOR_USERS = (ValueError, OSError, FloatingPointError, ImportError)  # what is raised on purpose, in sentences
+_OF_MEMORY = r"can't allocate memory|not enough memory|out of memory|Unable to allocate|size calculation overflowed"
+_OF_A_PEER = r"closed by peer|Connection reset|connection was closed|gloo.*(tim|clos)|NCCL error|Timed out waiting"
+
+
+@contextmanager
+def exit_in_a_sentence() -> Iterator[None]:
+    """A command: whatever goes wrong inside ends in one sentence on stderr and exit code 2, not in a traceback.
+
+    With KDLIB_TRACEBACK=1 the traceback is printed before it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("KDLIB_TRACEBACK", "0") not in ("", "0"):
+            traceback.print_exc()
+        process = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""
+        print(f"kdlib{process}: {in_a_sentence(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def in_a_sentence(error: Exception) -> str:
+    """What a user is told of an error: what happened and what to do; of one that nobody foresaw, how to find it."""
+    kind, text = type(error).__name__, str(error)
+    for_users = isinstance(error, FOR_USERS) or (isinstance(error, TypeError) and _raised_by_us(error))
+    if "Original Traceback" in text:  # from a process that loads data: what it raised stands last
+        kind, text = re.findall(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", text, re.MULTILINE)[-1]
+    text = " ".join(text.split())
+    text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."  # a user may give any name
+    if isinstance(error, MemoryError) or re.search(_OF_MEMORY, text):
+        return (
+            f"There is not enough memory ({text or 'it could not be allocated'}). Take fewer images, fewer views or a "
+            "smaller batch."
+        )
+    if "DataLoader worker" in text:
+        return (
+            f"A worker process that reads images was killed ({text}), as a rule because memory ran out. Take a smaller "
+            "batch or fewer workers; a run with --out goes on with --resume."
+        )
+    if kind == "DecompressionBombError":
+        return f"An image is too large to be decoded safely ({text}). Remove it from the data, or scale it down."
+    if re.search(_OF_A_PEER, text):
+        return (
+            f"Another process of this training has ended or cannot be reached ({text}). Look at what it said; the same "
+            "command with --resume goes on from the last checkpoint."
+        )
+    if for_users:
+        return text or kind
+    shown = f"{kind.rpartition('.')[2]}: {text}" if text else kind
+    return f"{shown.rstrip('.')}. This was not expected: with KDLIB_TRACEBACK=1 the same command shows where it arose."
+
+
+def _raised_by_us(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and os.path.dirname(__file__) in frames[-1].filename
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdlib import devices, distributed, losses, tasks
 from kdlib.adapters import Adapter
 from kdlib.data import DataModule, IndexedDataset
-from kdlib.errors import explain_shape_errors
+from kdlib.errors import check_kind, check_whole, explain_shape_errors
 from kdlib.tasks import Classification, Task
 from kdlib.teachers import FrozenTeacher
 
@@ -53,9 +53,17 @@ def evaluate(
     `Distiller`. loss: of output and labels, for a task without classes.
     Under torchrun every process must call it: of a split each computes its shard, and all get the same metrics.
     Raises ValueError for an empty dataset, inputs that the model cannot take, or labels of classes that it has not;
-    TypeError for what gives no batches.
+    TypeError for what gives no batches; FloatingPointError for logits that are not finite.
     """
-    adapter = adapter or Adapter()
+    check_kind("an nn.Module", nn.Module, model=model)
+    check_whole(batch_size=batch_size)
+    check_kind("what an error calls the model, such as 'teacher'", str, role=role)
+    check_kind(
+        "a kdlib.adapters.Adapter, such as Adapter(inputs='image', labels='species')", Adapter | None, adapter=adapter
+    )
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss is a function of output and labels, such as F.mse_loss; got {type(loss).__name__}.")
+    task, adapter = tasks.resolve(task), adapter or Adapter()
     if isinstance(dataset, Dataset):
         dataset = DataLoader(dataset, batch_size)
     if isinstance(dataset, DataModule | Tensor | str) or not (
@@ -64,12 +72,15 @@ def evaluate(
         raise TypeError(
             f"A model is evaluated on a split, data.test, or on a loader or Dataset; got {type(dataset).__name__}."
         )
+    is_split = hasattr(dataset, "iter_batches")
+    if is_split and (loss is not None or not isinstance(task, Classification)):
+        raise ValueError("A split holds images of one class each: leave out task and loss, or give a DataLoader.")
     config = devices.resolve(device, precision)
     # The same promise is wanted here: eval mode, no gradient, given back unchanged.
-    frozen = FrozenTeacher(model, read_inputs=adapter.student_inputs_of, read_logits=adapter.logits_of)
-    if hasattr(dataset, "iter_batches"):
+    frozen = FrozenTeacher(model, read_inputs=adapter.student_inputs_of, read_logits=adapter.logits_of, role=role)
+    if is_split:
         return _evaluate_split(frozen, dataset, config, batch_size, role)  # type: ignore[arg-type]
-    return _evaluate_batches(frozen, dataset, config, role, adapter, tasks.resolve(task), loss)
+    return _evaluate_batches(frozen, cast("Iterable[Any]", dataset), config, role, adapter, task, loss)
 
 
 @torch.no_grad()
@@ -86,6 +97,7 @@ def _evaluate_split(
             with explain_shape_errors(role, batch.images):
                 outputs.append(Classification().rows(frozen(batch).logits.float().cpu(), None, role)[0])
     logits = distributed.all_gather_rows(torch.cat(outputs), count)
+    _refuse_non_finite(int((~logits.isfinite()).any(1).sum()), count, "images", role)
     highest = int(dataset.labels.max())
     if highest >= logits.shape[1]:
         raise ValueError(
@@ -110,7 +122,7 @@ def _evaluate_batches(
         raise ValueError(
             "This task has no classes, so no cross-entropy: say what is measured, evaluate(..., loss=F.mse_loss)."
         )
-    total, right, count, kept = 0.0, 0.0, 0, []
+    total, right, count, bad, kept = 0.0, 0.0, 0, 0, []
     with frozen.activate((), config):
         for given in loader:
             batch = devices.move_batch(given, config.device)
@@ -121,6 +133,7 @@ def _evaluate_batches(
                 logits = frozen(batch).logits.float()
             rows, row_labels = task.rows(logits, labels, role)
             assert row_labels is not None  # as the labels are there
+            bad += int((~rows.isfinite()).flatten(1).any(1).sum()) if rows.ndim > 1 else int((~rows.isfinite()).sum())
             # Not torch's own cross-entropy, which leaves out labels of -100 and is silent about it.
             value = losses.label_smoothing(rows, row_labels, 0.0) if loss is None else loss(rows, row_labels)
             total += value.item() * len(rows)
@@ -130,12 +143,36 @@ def _evaluate_batches(
                 kept.append(rows.cpu())
     if count == 0:
         raise ValueError("The loader gives no batch: there is nothing to evaluate on.")
+    _refuse_non_finite(bad, count, "samples", role)
     return Metrics(right / count, total / count, torch.cat(kept) if kept else None)  # type: ignore[arg-type]
 
 
 def accuracy(rows: Tensor, labels: Tensor) -> Tensor:
     """The share of rows N x C whose largest logit is at the label, or at the class with the largest share."""
     return (rows.argmax(1) == (labels.argmax(1) if labels.ndim == 2 else labels)).float().mean()
+
+
+def _refuse_non_finite(bad: int, count: int, what: str, role: str) -> None:
+    # argmax takes NaN for the largest logit, so a broken network would be right about one class.
+    if bad:
+        raise FloatingPointError(
+            f"The {role}'s logits are not finite for {bad:,} of {count:,} {what}. Its weights are damaged or have "
+            "diverged: train it anew with a lower learning rate; or evaluate with precision='fp32', if they are good."
+        )
+
+
+def check_class_names(role: str, model: Any, data: DataModule) -> None:
+    """Raise ValueError where a model's file names other classes than the data, or the same in another order."""
+    names = getattr(model, "classes", None)
+    if not isinstance(names, tuple) or names == data.classes:
+        return
+    same = set(names) == set(data.classes)
+    example = next((pair for pair in zip(names, data.classes, strict=False) if pair[0] != pair[1]), ("", ""))
+    raise ValueError(
+        f"The {role} was trained with {'the same classes in another order' if same else 'other classes'} than those of "
+        f"{data.name}: its {example[0]!r} stands where the data have {example[1]!r}. Name the folders of the classes "
+        f"as they were for the {role}, or train it anew."
+    )
 
 
 def check_classes(role: str, logits: Tensor, data: DataModule) -> None:

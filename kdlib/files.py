@@ -7,13 +7,16 @@ leaves the previous file as it was. Tensors are stored as safetensors with their
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import platform
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,40 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from kdlib import schemas
+
+# A folder may be shared by several machines, whose processes are not ours.
+HOST = re.sub(r"\W", "_", platform.node()) or "host"
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes left beside a file: the temporary files of those that are no more."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{HOST}-*.tmp"):
+        owner = left.name.removeprefix(f".{path.name}.{HOST}-").partition(".")[0]
+        if owner.isdigit() and not _is_alive(int(owner)):
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if sys.platform == "win32":
+        return True  # os.kill would end it; what is left stays
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no way to ask for it but to set it
+    os.umask(mask)
+    return mask
+
+
+UMASK = _umask()  # once, while there is one thread: in between, another thread's files would be open to all
 
 
 @contextmanager
@@ -34,13 +71,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        if path.exists() and not path.is_file() and not path.is_dir():  # root could replace /dev/null by a file
+            raise OSError(errno.EINVAL, "it is a device or a pipe")
+        sweep(path)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.{HOST}-{os.getpid()}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
         with temporary.open("r+b") as written:  # Windows does not flush a file that is open for reading only
             os.fsync(written.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files private; results are meant to be shared
+        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp makes files private; results are as shared as other files
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or error
@@ -56,11 +96,106 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def lock(path: str | Path, busy: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file inside the block; it is released when the process ends, however it ends.
+
+    busy: what to say if another process holds it: by default as the OSError that is raised, with `wait` on stderr,
+    once, before this one waits. Where the file system has no locks, or the folder cannot be written, nothing is held.
+    """
+    handle = _acquire(Path(path), busy, wait)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):  # Windows does not remove an open file
+                Path(path).unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _acquire(path: Path, busy: str, wait: bool) -> int | None:
+    said = False
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            return None
+        try:
+            _lock_file(handle, wait=wait and said)
+        except (BlockingIOError, PermissionError) as error:
+            os.close(handle)
+            if not wait:
+                raise OSError(errno.EBUSY, busy) from error
+            if not said:
+                print(busy, file=sys.stderr)
+            said = True
+            continue
+        except OSError:  # no locks here
+            os.close(handle)
+            return None
+        # Who held it before has removed the file: then this lock is one on a file that nobody else will find.
+        if path.exists() and _same_file(handle, path):
+            return handle
+        os.close(handle)
+
+
+def _same_file(handle: int, path: Path) -> bool:
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(handle), path.stat())
+    return False
+
+
+def _lock_file(handle: int, *, wait: bool) -> None:
+    """Raise BlockingIOError or PermissionError if another process holds it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def checksum(path: str | Path) -> str:
+    """A hash of a file's size and contents; of a large file, of 64 MB of it in evenly spaced blocks."""
+    path, block = Path(path), 1 << 16
+    size = path.stat().st_size
+    starts = range(0, size, block)
+    step = max(1, len(starts) // 1024)
+    sha = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with path.open("rb") as file:
+        for start in (*starts[::step], max(0, size - block)):
+            file.seek(start)
+            sha.update(file.read(block))
+    return sha.hexdigest()
+
+
 def ensure_writable(path: str | Path) -> None:
     """Make a folder and prove that it can be written to; OSError, with the reason, if it cannot."""
-    with atomic_write(Path(path) / ".writable"):
-        pass
-    (Path(path) / ".writable").unlink(missing_ok=True)  # another process may have removed it
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as proof:  # it has no name, so a kill leaves nothing
+            proof.write(b"x")
+    except OSError as error:
+        # By mkdir: "File exists" would puzzle who asked for a folder.
+        reason = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror or error
+        raise OSError(
+            error.errno, f"Could not write to {path}: {reason}. Free some space, or choose a folder you may write to"
+        ) from error
+
+
+def refuse_unwritable(path: str | Path) -> None:
+    """Raise OSError, with the reason, for a folder that could not be made or written to; nothing is written."""
+    there = Path(path).absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"Could not write to {path}: {there} is not a folder. Choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"Could not write to {path}: {there} may not be written to. Choose another")
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -93,7 +228,8 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            metadata = json.loads((file.metadata() or {}).get("kdlib", "{}"))
+            metadata = schemas.read_json((file.metadata() or {}).get("kdlib", "{}"))
+            schemas.check("its description", metadata, {})
     except (SafetensorError, ValueError) as error:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}). It may be truncated, or written by torch.save: "

@@ -14,13 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
+
+from kdlib.errors import check_flags
 
 # torchmetrics, pandas and the timers are imported where they are used: together they take seconds to import.
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 CHUNK_SIZE = 4096  # at a time: torchmetrics' top-k builds several N x C integer tensors
 MAX_SECONDS = 10  # seconds: a slow model is not timed longer for the sake of five runs
 MIN_RUNS = 5
+LONGEST_RUN = 3600  # seconds
+LARGEST_BATCH = 100_000_000  # of images, or pixels of a side
 QUARTILES = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
 BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
 
@@ -75,7 +79,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     logits, labels = _check_labels(logits, labels)
-    _check_integer("bins", bins)
+    _check_integer("bins", bins, high=1_000_000)
     if (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-3):
         warnings.warn(
             "Every row of the logits is non-negative and sums to 1, so these look like probabilities. "
@@ -115,6 +119,7 @@ def bytes_saved(model: nn.Module, half: bool = False) -> int:
     """
     from safetensors.torch import save
 
+    check_flags(half=half)
     _tensors(model)
     # The size depends on names, shapes and types alone, so no weight is read: a model on "meta" will do.
     unique = {id(tensor): (name, tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
@@ -193,10 +198,10 @@ def latency(
 
     shape = _image_shape(input_shape)
     threads = torch.get_num_threads() if threads is None else threads
-    _check_integer("batch_size", batch_size)
-    _check_integer("threads", threads)
-    if not 0 < min_run_time < float("inf"):
-        raise ValueError(f"min_run_time is {min_run_time}, but it must be a positive number of seconds.")
+    _check_integer("batch_size", batch_size, high=LARGEST_BATCH)
+    # More than the cores only slows down, and millions end the process.
+    _check_integer("threads", threads, high=max(64, 4 * (os.cpu_count() or 1)))
+    _check_seconds(min_run_time)
     model = _move(model, device)
     home, dtype = _device_and_dtype(model)
     images = torch.ones(batch_size, *shape, dtype=dtype, device=home)
@@ -225,7 +230,7 @@ def peak_memory(model: nn.Module, input_shape: Sequence[int], batch_size: int = 
     from torch.profiler import ProfilerActivity, profile
 
     shape = _image_shape(input_shape)
-    _check_integer("batch_size", batch_size)
+    _check_integer("batch_size", batch_size, high=LARGEST_BATCH)
     model = _move(model, "cpu")
     images = torch.ones(batch_size, *shape, dtype=_device_and_dtype(model)[1])
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler logs into the notebook
@@ -257,6 +262,7 @@ def summary(
 
     if not isinstance(models, Mapping) or not models:
         raise ValueError('summary needs a non-empty dict of models, such as {"teacher": t, "student": s}.')
+    check_flags(timed=timed)
     table = pandas.DataFrame(index=pandas.Index(models, name="model"))
     table["parameters"] = [count_parameters(model) for model in models.values()]
     table["MACs"] = [macs(model, input_shape) for model in models.values()]
@@ -316,14 +322,23 @@ def _is_integer(value: object) -> TypeGuard[int]:
 def _check_integer(name: str, value: object, low: int = 1, high: float = float("inf")) -> None:
     """Raise ValueError unless the value is a whole number from `low` to `high`."""
     if not _is_integer(value) or not low <= value <= high:
-        limits = f"from {low} to {high}" if high < float("inf") else f"of at least {low}"
+        limits = f"from {low} to {high}" if high < 100_000 else f"of at least {low}"
+        if isinstance(value, Integral) and 100_000 <= high < int(value):
+            limits = f"of at most {high}"
         raise ValueError(f"{name} is {value!r}, but it must be a whole number {limits}.")
+
+
+def _check_seconds(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= LONGEST_RUN:
+        raise ValueError(
+            f"min_run_time is {value!r}, but it must be a positive number of seconds, {LONGEST_RUN} at the most."
+        )
 
 
 def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """The shape as three ints, or an error that shows what is expected."""
     sizes = tuple(shape) if isinstance(shape, Sequence) else ()
-    if len(sizes) != 3 or not all(_is_integer(size) and size > 0 for size in sizes):
+    if len(sizes) != 3 or not all(_is_integer(size) and 0 < size <= LARGEST_BATCH for size in sizes):
         raise ValueError(
             f"input_shape is {shape!r}, but (channels, height, width) of one image is expected: three "
             "positive whole numbers such as (3, 32, 32). Leave the batch size out."
@@ -378,6 +393,8 @@ def _move(model: nn.Module, device: str | torch.device | None) -> nn.Module:
             "A model on the meta device has shapes but no weights, so it cannot be run. "
             'Build it on a real device or use model.to_empty(device="cpu").'
         )
+    if not isinstance(device, str | torch.device | None):
+        raise TypeError(f"device is a name, such as 'cpu' or 'cuda', or a torch.device; got {type(device).__name__}.")
     try:
         return model if device is None or torch.device(device) == home else _copy(model, device)
     except (RuntimeError, AssertionError) as error:

@@ -15,8 +15,10 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from kdlib import loss_table, losses
+from kdlib.errors import check_real
 from kdlib.hooks import ModelOutput
 from kdlib.loss_table import Family, LossFunction, LossSpec
+from kdlib.losses._common import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from kdlib.projectors import Projector, channels_of
 from kdlib.tasks import MultiLabel, Task
 
@@ -160,6 +162,8 @@ class HardLabels(Method):
 
     def __init__(self, smoothing: float = 0.0, hard: LossFunction | None = None) -> None:
         super().__init__()
+        check_real(smoothing=smoothing)
+        _check_function(hard)
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing lies in [0, 1); got {smoothing}.")
         if smoothing and hard is not None:
@@ -199,8 +203,15 @@ class Logit(Method):
         **options: Any,
     ) -> None:
         super().__init__()
+        check_real(temperature=temperature, alpha=alpha)
+        _check_function(hard)
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"temperature is a positive number, 1 or more as a rule; got {temperature}.")
+        if isinstance(loss, str) and not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature lies between {LOWEST_TEMPERATURE} and {HIGHEST_TEMPERATURE}: beyond, float32 "
+                f"leaves nothing of {loss} but rounding noise; got {temperature}."
+            )
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is the weight of the hard-label loss and lies in [0, 1]; got {alpha}.")
         self.temperature, self.alpha, self.loss, self.hard = temperature, alpha, loss, hard
@@ -249,6 +260,8 @@ class LayerMethod(Method):
             raise ValueError(
                 f"layers maps student layers to teacher layers, as {{'layer3': 'layer3'}}; got {layers!r}."
             )
+        if not all(isinstance(name, str) for pair in layers.items() for name in pair):
+            raise TypeError(f"layers maps names to names, as {{'layer3': 'layer3'}}; got {layers!r}.")
         self.layers = dict(layers)
         self.loss = loss
         self.options = options
@@ -363,6 +376,11 @@ def _resolve(
         return spec, spec.with_options(loss, options)
     spec = loss_table.custom(loss, family)
     return spec, tuple((term, weight, partial(function, **options)) for term, weight, function in spec.terms)
+
+
+def _check_function(hard: Any) -> None:
+    if hard is not None and not callable(hard):
+        raise TypeError(f"hard is a function of the student's output and the labels, such as F.mse_loss; got {hard!r}.")
 
 
 def _check_hard(method: Method, hard: LossFunction | None, task: Task) -> None:

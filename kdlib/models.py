@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdlib import schemas
 from kdlib.data.sources import data_dir
-from kdlib.errors import unknown_name
+from kdlib.errors import LARGEST_WHOLE, check_flags, check_whole, unknown_name
 from kdlib.files import load_tensors, save_tensors
 
+LARGEST_SIZE = 100_000_000  # of classes, channels or pixels of a side
 STEMS = {
     "stride1": (3, 1, False),
     "stride2": (3, 2, False),
@@ -160,9 +162,9 @@ def create(name: str, *, pretrained: bool = False, num_classes: int | None = Non
     if not architecture or zoo not in ("timm", "torchvision"):
         raise ValueError(f'A network of a zoo is named "timm:NAME" or "torchvision:NAME"; got {name!r}.')
     # In timm no classes at all, 0, stand for the network without its classifier.
-    for what, value, least in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise ValueError(f"{what} is a whole number of at least {least}; got {value!r}.")
+    check_whole(0, LARGEST_SIZE, num_classes=0 if num_classes is None else num_classes)
+    check_whole(1, LARGEST_SIZE, in_channels=in_channels)
+    check_flags(pretrained=pretrained)
     if zoo == "torchvision":
         return _create_torchvision(architecture, pretrained, num_classes, in_channels)
     try:
@@ -228,14 +230,14 @@ def build(
     seed: of the initial weights; None draws from the global generator.
     Raises ValueError for an unknown name or stem, or numbers below one.
     """
-    is_timm = name.startswith("timm:")
-    if name not in list_models() and not is_timm:
+    is_timm = isinstance(name, str) and name.startswith("timm:")
+    if not isinstance(name, str) or name not in list_models() and not is_timm:
         raise unknown_name("model", name, [*list_models(), "timm:NAME"])
-    if stem not in STEMS:
+    if not isinstance(stem, str) or stem not in STEMS:
         raise unknown_name("stem", stem, STEMS)
-    for what, value in {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{what} is a whole number of at least 1; got {value!r}.")
+    check_whole(1, LARGEST_SIZE, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    if seed is not None:
+        check_whole(-LARGEST_WHOLE, seed=seed)
     config = {
         "architecture": name,
         "num_classes": num_classes,
@@ -306,8 +308,9 @@ def load(name: str | Path) -> nn.Module:
     tensors, config = load_tensors(path)
     if "facts" in config:  # a checkpoint, which holds more than the student
         tensors = {n.removeprefix("student/"): t for n, t in tensors.items() if n.startswith("student/")}
-        config = config["facts"].get("config") or {}
-    if "architecture" not in config:
+        facts = config["facts"]
+        config = (facts.get("config") if isinstance(facts, dict) else facts) or {}
+    if not isinstance(config, dict) or "architecture" not in config:
         raise ValueError(
             f"{path} does not say which architecture it holds. Build that model and call models.load_weights."
         )
@@ -315,9 +318,32 @@ def load(name: str | Path) -> nn.Module:
     missing = [key for key, value in shape.items() if value is None]
     if missing:
         raise ValueError(f"{path} names its architecture but does not say its {', '.join(missing)}. Save it again.")
+    _check_description(config, shape, tensors, path)
     model = build(config["architecture"], **shape, seed=0)  # a seed, to leave the global generator alone
     load_weights(model, tensors, path)
+    classes = config.get("classes")
+    if classes is not None:
+        model.classes = tuple(classes)  # type: ignore[assignment]  # whose logits these are, in their order
     return model.eval()
+
+
+def _check_description(
+    config: dict[str, Any], shape: dict[str, Any], tensors: dict[str, Tensor], path: str | Path
+) -> None:
+    """Raise ValueError for a description of another form, or of other sizes than the weights beside it."""
+    try:
+        schemas.check("its description", config, schemas.MODEL)
+        if "classes" in config and len(config["classes"]) != shape["num_classes"]:
+            raise ValueError(f"it names {len(config['classes'])} classes, not {shape['num_classes']}")
+        schemas.check_finite(tensors)
+        with torch.device("meta"):  # shapes without memory: a file may say that it has any number of classes
+            wanted = build(config["architecture"], **shape, seed=0).state_dict()
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{path} is not a model that can be opened: {reason}. Copy it again, or save it anew."
+        ) from error
+    check_fit(wanted, tensors, path)
 
 
 def is_file(name: str | Path) -> bool:
@@ -329,8 +355,13 @@ def is_file(name: str | Path) -> bool:
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path = "the checkpoint") -> None:
-    """Put weights into a model; ValueError, the model unchanged, unless every name and shape fits."""
-    wanted = model.state_dict()
+    """Put weights into a model; ValueError, the model unchanged, unless every name, shape and kind of number fits."""
+    check_fit(model.state_dict(), tensors, path)
+    model.load_state_dict(tensors)
+
+
+def check_fit(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Raise ValueError unless these weights are those that a model wants, by name, shape and kind of number."""
     missing = sorted(wanted.keys() - tensors.keys())
     extra = sorted(tensors.keys() - wanted.keys())
     differ = sorted(k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape)
@@ -345,7 +376,10 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path 
             f"{len(extra)} are unknown {extra[:3]}, {len(differ)} have another shape{example}. Build the model that "
             "was saved, with the same number of classes and channels."
         )
-    model.load_state_dict(tensors)
+    try:
+        schemas.check_weights(wanted, tensors)
+    except ValueError as error:
+        raise ValueError(f"The weights in {path} are of another kind: {error}. Save them as floats again.") from error
 
 
 def list_pretrained() -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from kdlib.errors import unknown_name
+from kdlib.errors import check_real, unknown_name
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop")
 SCHEDULES = ("cosine", "one-cycle", "constant")
@@ -37,13 +37,15 @@ class Recipe:
     clip: float | None = None
 
     def __post_init__(self) -> None:
+        names = ("learning_rate", "momentum", "weight_decay", "warmup", *(["clip"] if self.clip is not None else []))
+        check_real(**{name: getattr(self, name) for name in names})
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.schedule not in SCHEDULES:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate is a positive number; got {self.learning_rate}.")
-        if not isinstance(self.batch_size, int) or self.batch_size < 2:
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 2:
             text = "batch_size is a whole number of at least 2 (batch statistics need more than one sample)"
             raise ValueError(f"{text}; got {self.batch_size}.")
         if not (0 <= self.warmup < 1 and 0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):

@@ -16,11 +16,20 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from kdlib import answers, devices, distributed
+from kdlib import answers, devices, distributed, schemas
 from kdlib.adapters import Adapter
 from kdlib.data import NO_AUGMENTATION, Augmentation, Batch, IndexedDataset, view_fingerprint
-from kdlib.errors import explain_shape_errors, unknown_name
-from kdlib.files import fingerprint, write_text
+from kdlib.errors import (
+    LARGEST_WHOLE,
+    check_flags,
+    check_kind,
+    check_path,
+    check_whole,
+    explain_shape_errors,
+    unknown_name,
+)
+from kdlib.files import checksum, fingerprint, lock, write_text
+from kdlib.guards import StateGuard
 from kdlib.hooks import FeatureExtractor, ModelOutput, find_logits
 from kdlib.tasks import MultiLabel, Task
 
@@ -80,8 +89,10 @@ class FunctionTeacher(Teacher):
 class FrozenTeacher(Teacher):
     """A network as a teacher: in eval mode and without gradient at every call, given back as it was.
 
+    What is written to its buffers while it is active is said and put back; a forward that trains is refused.
     read_inputs: from a batch to what the network is called with; default, a batch's images or inputs. read_logits: from
-    what it returns to its logits. needs_logits: whether a network that gives none is refused.
+    what it returns to its logits. needs_logits: whether a network that gives none is refused. role: what an error calls
+    the network.
     """
 
     def __init__(
@@ -91,12 +102,15 @@ class FrozenTeacher(Teacher):
         read_inputs: Callable[[Any], Any] | None = None,
         read_logits: Callable[[Any], Any] | None = None,
         needs_logits: bool = True,
+        role: str = "teacher",
     ) -> None:
-        self.model = model
+        self.model, self._role = model, role
+        self._only_answers = False  # known after the first call: its forward sets no mode
         self._read_inputs = read_inputs or Adapter().teacher_inputs_of
         self._options: dict[str, Any] = {"read_logits": read_logits, "needs_logits": needs_logits}
         self._config: devices.DeviceConfig | None = None
         self._extractor: FeatureExtractor | None = None
+        self._guard: StateGuard | None = None
 
     @contextmanager
     def activate(self, layers: Sequence[str], config: devices.DeviceConfig) -> Iterator[FrozenTeacher]:
@@ -105,13 +119,17 @@ class FrozenTeacher(Teacher):
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         try:
             config.move(self.model)
+            self._guard = StateGuard(self.model, self._role)
             self._config = config
             weights = config.cast_weights(self.model)
             extractor = FeatureExtractor(self.model, layers, compile=config.compile, weights=weights, **self._options)
             with extractor as self._extractor:
                 yield self
+            self._guard.warn_of_changes()
         finally:
-            self._extractor = self._config = None
+            if self._guard is not None:
+                self._guard.restore()
+            self._extractor = self._config = self._guard = None
             self.model.to(device)
             for module, training in modes.items():
                 module.training = training
@@ -133,10 +151,20 @@ class FrozenTeacher(Teacher):
         inputs = self._read_inputs(batch)
         if self._extractor is not None and self._config is not None and layers in (None, self._extractor.layers):
             with self._config.autocast():
-                return self._extractor(inputs)
+                output = self._extractor(inputs)
+            self._check_first_call(self._guard)
+            return output
         devices.follow(self.model, inputs)
+        guard = None if self._only_answers else StateGuard(self.model, self._role)
         with FeatureExtractor(self.model, layers or (), **self._options) as extractor:
-            return extractor(inputs)
+            output = extractor(inputs)
+        self._check_first_call(guard)
+        return output
+
+    def _check_first_call(self, guard: StateGuard | None) -> None:
+        if guard is not None and not self._only_answers:
+            guard.refuse_train_mode()
+            self._only_answers = True
 
 
 class Ensemble(nn.Module):
@@ -171,8 +199,8 @@ class Ensemble(nn.Module):
         temperatures = _one_each("temperatures", temperatures, count)
         if not all(0 <= one < math.inf for one in weights) or not sum(weights) > 0:
             raise ValueError(f"weights are numbers of at least 0, not all of them 0; got {weights}.")
-        if not all(0 < one < math.inf for one in temperatures):
-            raise ValueError(f"temperatures are positive numbers; got {temperatures}.")
+        if not all(1e-6 <= one <= 1e6 for one in temperatures):  # beyond, logits overflow or all become equal
+            raise ValueError(f"temperatures are positive numbers, from 1e-6 to 1e6; got {temperatures}.")
         if mean not in ("arithmetic", "geometric"):
             raise unknown_name("mean", mean, ("arithmetic", "geometric"))
         self.members = nn.ModuleList(members)
@@ -280,14 +308,35 @@ class CachedTeacher(Teacher):
         see. half: store in 16 bits (default: only in a directory).
         Raises ValueError for fewer than one view, an empty dataset or a cache of something else.
         """
+        _check_build(model, dataset, augmentation, seed, views, layers, directory, half, batch_size, progress)
         count = len(dataset)
         if views < 1 or count == 0:
             raise ValueError(f"A cache needs at least one view of one sample; got {views} views of {count}.")
         config = devices.resolve(device, precision)
         half = directory is not None if half is None else half
         metadata = _metadata(model, dataset, augmentation, seed, views, layers, half, config)
-        if directory is not None and (Path(directory) / "cache.json").exists():
-            return cls.open(directory, metadata, dataset.indices)
+        if directory is None:
+            return cls(
+                metadata, dataset.indices, cls._run(model, dataset, None, metadata, config, batch_size, progress)
+            )
+        with _building(Path(directory)):  # a second run with this folder waits, and then opens what the first has built
+            if not (Path(directory) / "cache.json").exists():
+                cls._run(model, dataset, Path(directory), metadata, config, batch_size, progress)
+        return cls.open(directory, metadata, dataset.indices)
+
+    @staticmethod
+    def _run(
+        model: nn.Module,
+        dataset: IndexedDataset,
+        directory: Path | None,
+        metadata: dict[str, Any],
+        config: devices.DeviceConfig,
+        batch_size: int,
+        progress: bool,
+    ) -> dict[str, Tensor]:
+        """Run the teacher on all views, and store the outputs; into files, if there is a directory."""
+        count, views, layers, half = len(dataset), metadata["views"], metadata["layers"], metadata["half"]
+        augmentation, seed = Augmentation(**metadata["augmentation"]), metadata["seed"]
         stored: dict[str, Tensor] = {}
         shard = distributed.shard(count)
         positions = torch.arange(count)[shard]
@@ -311,7 +360,7 @@ class CachedTeacher(Teacher):
                     start += len(batch)
                     bar.update(len(batch))
         _finish(directory, stored, metadata)
-        return cls(metadata, dataset.indices, stored)
+        return stored
 
     @classmethod
     def from_logits(
@@ -358,13 +407,14 @@ class CachedTeacher(Teacher):
         """Open a finished cache without reading it into memory; ValueError if it holds other outputs than these."""
         directory = Path(directory)
         try:
-            found = json.loads((directory / "cache.json").read_bytes())
+            found = schemas.read_json((directory / "cache.json").read_bytes())
             if not isinstance(found, dict):
                 raise ValueError("cache.json describes no cache")
             # The view fingerprint is left out: it is made of data, augmentation and seed, which are there themselves.
             differ = [name for name in metadata if name != "view_fingerprint" and found.get(name) != metadata[name]]
             names = () if differ else ("", *metadata["layers"])
-            stored = {name: _map(directory, name, (metadata["views"], len(indices))) for name in names}
+            size = metadata["views"], len(indices)
+            stored = {name: _map(directory, name, size, metadata["half"], found.get("files")) for name in names}
         except (OSError, ValueError) as error:
             raise ValueError(f"The cache in {directory} cannot be read ({error}). Delete the folder.") from error
         if differ:
@@ -517,6 +567,33 @@ def _only(tensors: Mapping[str, Tensor], kind: str, path: str | Path) -> Tensor:
     raise ValueError(f"{path} holds {', '.join(tensors) or 'nothing'}; expected {kind!r}.")
 
 
+def _check_build(
+    model: Any,
+    dataset: Any,
+    augmentation: Any,
+    seed: Any,
+    views: Any,
+    layers: Any,
+    directory: Any,
+    half: Any,
+    batch_size: Any,
+    progress: Any,
+) -> None:
+    """Raise TypeError or ValueError for arguments of `CachedTeacher.build` of another kind."""
+    check_kind("a network, an nn.Module,", nn.Module, model=model)
+    if not hasattr(dataset, "iter_batches"):
+        raise TypeError(f"A cache is built on a split, data.train; got {type(dataset).__name__}.")
+    check_kind("a kdlib.data.Augmentation, such as fashion.augmentation", Augmentation, augmentation=augmentation)
+    check_whole(-LARGEST_WHOLE, seed=seed)
+    check_whole(-LARGEST_WHOLE, views=views)  # too few are refused below, with the number of samples
+    check_whole(batch_size=batch_size)
+    if isinstance(layers, str) or not isinstance(layers, Sequence) or not all(isinstance(one, str) for one in layers):
+        raise TypeError(f"layers are the names of layers, such as ['layer3']; got {layers!r}.")
+    if directory is not None:
+        check_path(directory=directory)
+    check_flags(progress=progress, half=False if half is None else half)
+
+
 def _metadata(
     model: nn.Module,
     dataset: IndexedDataset,
@@ -545,16 +622,40 @@ def _file(directory: str | Path, name: str) -> Path:
     return Path(directory) / (f"layer-{name}.npy" if name else "logits.npy")  # a layer may be called "logits"
 
 
-def _finish(directory: str | Path | None, stored: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+@contextmanager
+def _building(directory: Path) -> Iterator[None]:
+    """Only one job at a time builds a cache in this folder; the first of its processes holds the lock for all."""
+    busy = f"Another run is building the cache in {directory}: this one waits, and then uses it."
+    main = distributed.rank() == 0
+    with lock(directory / ".lock", busy, wait=True) if main else nullcontext():
+        distributed.barrier()
+        yield
+        distributed.barrier()
+
+
+def _finish(directory: Path | None, stored: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Bring together the outputs of all processes."""
     if directory is None:
         for values in stored.values():
             distributed.all_reduce(values)
         return
+    names = list(stored)
+    stored.clear()  # closes the files: Windows renames no open one
     distributed.barrier()
     if distributed.rank() == 0:
-        write_text(Path(directory) / "cache.json", json.dumps(metadata, indent=1))  # last: it says "complete"
+        files = {}
+        for name in names:
+            path = _file(directory, name)
+            os.replace(_unfinished(path), path)
+            files[path.name] = checksum(path)
+        # Last: it says "complete".
+        write_text(directory / "cache.json", json.dumps({**metadata, "files": files}, indent=1))
     distributed.barrier()
+
+
+def _unfinished(path: Path) -> Path:
+    """Where a file lies while it is built: a finished one may be mapped by another run, and is never written to."""
+    return path.with_name(f"unfinished-{path.name}")
 
 
 def _allocate(directory: str | Path | None, name: str, shape: tuple[int, ...], half: bool) -> Tensor:
@@ -564,20 +665,21 @@ def _allocate(directory: str | Path | None, name: str, shape: tuple[int, ...], h
     path = _file(directory, name)
     if distributed.rank() > 0:
         distributed.barrier()
-        return torch.from_numpy(np.lib.format.open_memmap(path, "r+"))
+        return torch.from_numpy(np.lib.format.open_memmap(_unfinished(path), "r+"))
     array = _create(path, shape, np.dtype(np.float16 if half else np.float32))
     distributed.barrier()
     return torch.from_numpy(array)
 
 
 def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+    unfinished = _unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-        _reserve(path)
+        array = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
+        _reserve(unfinished)
     except OSError as error:
         with suppress(OSError):
-            path.unlink()
+            unfinished.unlink()
         size = math.prod(shape) * dtype.itemsize / 1e6
         raise OSError(
             error.errno,
@@ -603,10 +705,16 @@ def _store(target: Tensor, values: Tensor, name: str) -> None:
     raise ValueError(f"{what} are not finite. Evaluate the teacher: its weights may be damaged.")
 
 
-def _map(directory: Path, name: str, size: tuple[int, int]) -> Tensor:
+def _map(directory: Path, name: str, size: tuple[int, int], half: bool, checksums: Any) -> Tensor:
+    """The outputs in a file, after their form and a checksum were compared with what was written."""
     path = _file(directory, name)
     # "c": writes stay in memory, so nothing that a loss does can alter the file. Unlike np.load it opens no pickle.
     array = np.lib.format.open_memmap(path, "c")
-    if array.shape[:2] != size:
-        raise ValueError(f"{path.name} holds {array.shape}, not {size[0]} views of {size[1]} samples")
+    if array.shape[:2] != size or array.dtype != (np.float16 if half else np.float32):
+        raise ValueError(
+            f"{path.name} holds {array.shape} of {array.dtype}, not {size[0]} views of {size[1]} samples in "
+            f"{16 if half else 32} bits"
+        )
+    if not isinstance(checksums, dict) or checksums.get(path.name) != checksum(path):
+        raise ValueError(f"{path.name} is not what was written: its checksum differs")
     return torch.from_numpy(array)

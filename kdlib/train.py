@@ -22,6 +22,7 @@ from kdlib.batches import source
 from kdlib.checkpoints import Checkpointer
 from kdlib.data import Augmentation, DataModule
 from kdlib.distiller import Distiller
+from kdlib.errors import LARGEST_WHOLE, check_flags, check_kind, check_path, check_whole
 from kdlib.evaluation import Metrics, evaluate
 from kdlib.methods import HardLabels, Logit, Method
 from kdlib.recipes import Recipe
@@ -81,6 +82,7 @@ def fit(
     checkpoint: str | Path | None = None,
     checkpoint_every: int | None = None,
     resume: bool = False,
+    other_threads: bool = False,
     test: bool | None = None,
     progress: bool = True,
     on_epoch_end: Callable[[int, nn.Module], None] | None = None,
@@ -102,6 +104,7 @@ def fit(
     compile: let torch.compile translate the networks first; it takes a minute or so and pays on GPUs.
     checkpoint: a file, written after every epoch, and every `checkpoint_every` steps (needs a DataModule). resume: go
     on from it if it exists: with a DataModule to the bit, with a loader at the next epoch, in whatever order it gives.
+    other_threads: resume also with another number of CPU threads than before, whose sums are rounded in another order.
     test: whether the test split is read; default, where there is one.
     on_epoch_end: called after each epoch's validation with its number, 1 for the first, and the student, to look at it
     or copy it.
@@ -110,6 +113,15 @@ def fit(
     Raises ValueError when the pieces do not fit together, TypeError for data or a teacher of another kind,
     FloatingPointError when a loss is not finite.
     """
+    check_flags(compile=compile, resume=resume, other_threads=other_threads, progress=progress)
+    if test is not None:
+        check_flags(test=test)
+    check_whole(-LARGEST_WHOLE, seed=seed)
+    if checkpoint is not None:
+        check_path(checkpoint=checkpoint)
+    check_kind(
+        "a kdlib.data.Augmentation, such as Augmentation(flip=True)", Augmentation | None, augmentation=augmentation
+    )
     if test and not isinstance(data, DataModule):
         raise ValueError(
             "Only a DataModule has a test split, which fit reads once. Call train.evaluate on your test data."
@@ -117,7 +129,12 @@ def fit(
     if not isinstance(recipe, Recipe | None):
         raise TypeError(f"recipe is a kdlib.train.Recipe, such as Recipe('adamw', 1e-3); got {type(recipe).__name__}.")
     # A copy: the caller's method keeps no projector of this run, so the same call twice gives the same student.
-    method = copy.deepcopy(method) if method else (Logit() if teacher is not None else HardLabels())
+    if method is None:
+        method = Logit() if teacher is not None else HardLabels()
+    method = copy.deepcopy(method)
+    check_kind(
+        "a kdlib.adapters.Adapter, such as Adapter(inputs='image', labels='species')", Adapter | None, adapter=adapter
+    )
     adapter, task, recipe = adapter or Adapter(), tasks.resolve(task), recipe or Recipe()
     if isinstance(data, DataModule) and not isinstance(task, Classification):
         raise ValueError("A DataModule holds images of one class each: task is 'classification'. Give a DataLoader.")
@@ -143,7 +160,7 @@ def fit(
         recipe=recipe,
         seed=seed,
         config=config,
-        checkpointer=Checkpointer(Path(checkpoint) if checkpoint else None, checkpoint_every),
+        checkpointer=Checkpointer(None if checkpoint is None else Path(checkpoint), checkpoint_every),
         progress_bar=tqdm(disable=not progress or distributed.rank() > 0, unit="img", unit_scale=True),
         make_optimizer=optimizer,
         accumulation_steps=gradient_accumulation_steps,
@@ -153,7 +170,7 @@ def fit(
     with trainer.progress_bar, trainer.prepare():
         trainer.sanity_check()
         if resume and trainer.checkpointer.exists():
-            trainer.load_checkpoint()
+            trainer.load_checkpoint(other_threads)
         trainer.fit()
     for trained in (student, method):
         trained.zero_grad()  # the last step's gradients would take as much memory as the weights

@@ -18,13 +18,16 @@ from kdlib import devices, distributed
 from kdlib.batches import IndexedBatches, LoaderBatches
 from kdlib.checkpoints import Checkpointer
 from kdlib.data import seed_for
+from kdlib.described import describe, settings
 from kdlib.distiller import Distiller
 from kdlib.evaluation import accuracy
 from kdlib.files import fingerprint
 from kdlib.hooks import batch_size_of
+from kdlib.methods import Method
 from kdlib.recipes import Recipe
 from kdlib.training_log import TrainingLog
 
+MOST_EPOCHS = 1_000_000_000
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 _OPTIMIZER = (
     "optimizer is a function from a list of parameters to a torch optimiser, such as "
@@ -55,15 +58,16 @@ class Trainer:
     def __post_init__(self) -> None:
         self.student, self.method = self.distiller.student, self.distiller.method
         self.steps_per_epoch = self.batches.steps_per_epoch
-        self.total_steps = self.steps_per_epoch * self.epochs
         self._check_settings()
+        self.total_steps = self.steps_per_epoch * self.epochs
         self.average: AveragedModel | None = None
         self.log = TrainingLog(self.config.device, self.total_steps, self.checkpointer.diverged)
         self.run = self._describe_run()
 
     def _check_settings(self) -> None:
-        if not isinstance(self.epochs, int) or self.epochs < 1:
-            raise ValueError(f"epochs is at least 1; got {self.epochs!r}.")
+        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or not 1 <= self.epochs <= MOST_EPOCHS:
+            limits = f"at most {MOST_EPOCHS:,}" if isinstance(self.epochs, int) and self.epochs > 1 else "at least 1"
+            raise ValueError(f"epochs is {limits}; got {self.epochs!r}.")
         if self.make_optimizer is not None and not callable(self.make_optimizer):
             raise TypeError(f"{_OPTIMIZER}; got {type(self.make_optimizer).__name__}.")
         if self.on_epoch_end is not None and not callable(self.on_epoch_end):
@@ -79,13 +83,16 @@ class Trainer:
             )
         if self.distiller.teacher is not None:
             self.batches.check_teacher(self.distiller.teacher)
+            if self.method.needs_teacher_logits and isinstance(self.batches, IndexedBatches):
+                self.batches.check_class_names("teacher", getattr(self.distiller.teacher, "model", None))
         every = self.checkpointer.every
         if every is not None and isinstance(self.batches, LoaderBatches):
             raise ValueError(
                 "checkpoint_every works on a DataModule, which can begin an epoch in its middle: a loader's "
                 "checkpoints are written after each epoch. Leave it out, or make a DataModule: data.from_datasets(...)."
             )
-        if not isinstance(self.accumulation_steps, int) or not 1 <= self.accumulation_steps <= self.steps_per_epoch:
+        steps = self.accumulation_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= self.steps_per_epoch:
             raise ValueError(
                 f"gradient_accumulation_steps is a whole number from 1 to the {self.steps_per_epoch} steps of an "
                 f"epoch; got {self.accumulation_steps!r}."
@@ -213,13 +220,15 @@ class Trainer:
         self.log.refuse_non_finite_weights(self.step, self.student, self.method)
         row: dict[str, float] = {"epoch": epoch + 1, "seconds": self.seconds, **self.log.epoch_means()}
         evaluated = self.student if self.average is None else self.average.module
-        metrics = self.batches.evaluate(evaluated, self.method.hard_loss)
+        diverged = f"The validation loss is not finite after epoch {epoch + 1} of {self.epochs}."
+        try:
+            metrics = self.batches.evaluate(evaluated, self.method.hard_loss)
+        except FloatingPointError as error:  # logits that are not finite
+            raise self.checkpointer.diverged(diverged) from error
         shown = ""
         if metrics is not None:
             if not math.isfinite(metrics.loss):
-                raise self.checkpointer.diverged(
-                    f"The validation loss is not finite after epoch {epoch + 1} of {self.epochs}."
-                )
+                raise self.checkpointer.diverged(diverged)
             row |= {"validation_loss": metrics.loss, "validation_accuracy": metrics.accuracy}
             shown = f", validation {metrics.accuracy:.1%}" if math.isfinite(metrics.accuracy) else ""
         self.rows.append(row)
@@ -247,8 +256,23 @@ class Trainer:
             "recipe": asdict(self.recipe),
             "seed": self.seed,
             "precision": str(self.config),
+            # A sum is split over the threads, and how it is split decides how it is rounded.
+            "threads": torch.get_num_threads() if self.config.device.type == "cpu" else None,
+            "settings": self._describe_settings(),
             **options,
         }
+
+    def _describe_settings(self) -> dict[str, str]:
+        """What the method's text does not show: attributes, layers, and what functions of the user's compute with."""
+        of_method = {
+            f"method.{name}": text
+            for name, text in settings(self.method, Method).items()
+            # Projectors are made at the first step; the others follow from what is given.
+            if "projectors." not in name and not name.endswith(("._spec", "._terms", "._soft", "._pairing"))
+        }
+        adapter = {f"adapter.{k}": describe(v) for k, v in vars(self.distiller.adapter).items() if v is not None}
+        optimizer = {"optimizer": describe(self.make_optimizer)} if self.make_optimizer else {}
+        return {**of_method, **adapter, **optimizer}
 
     def _teacher_fingerprint(self) -> str | None:
         teacher = self.distiller.teacher
@@ -275,9 +299,21 @@ class Trainer:
         average = {} if self.average is None else {"average": self.average}
         return {"student": self.student, "method": self.method, **average}
 
-    def load_checkpoint(self) -> None:
-        """Go on from the checkpoint."""
+    def _check_position(self, facts: dict[str, Any]) -> None:
+        """Raise ValueError for a step that this run does not have, or other rows than one an epoch."""
+        step, rows = facts["step"], facts["rows"]
+        if step > self.total_steps:
+            raise ValueError(f"it was written after step {step}, and the run has {self.total_steps}")
+        if len(rows) != step // self.steps_per_epoch:
+            raise ValueError(
+                f"it has rows of {len(rows)} epochs, and was written in epoch {step // self.steps_per_epoch + 1}"
+            )
+
+    def load_checkpoint(self, other_threads: bool = False) -> None:
+        """Go on from the checkpoint. other_threads: also with another number of threads than it was written with."""
         run = {**self.run, "method": repr(self.method)}
-        facts = self.checkpointer.load(self._modules, self.optimizer, run, self.config.device)
+        if other_threads:
+            run["threads"] = None
+        facts = self.checkpointer.load(self._modules, self.optimizer, run, self.config.device, self._check_position)
         self.step, self.seconds, self.rows = facts["step"], facts["seconds"], facts["rows"]
         self.log.sums = facts["sums"] if distributed.rank() == 0 else dict.fromkeys(facts["sums"], 0.0)

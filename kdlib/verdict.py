@@ -21,12 +21,17 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdlib.errors import check_flags, check_kind, check_whole
+
 if TYPE_CHECKING:
     import pandas as pd
+
+LARGEST = 1e30  # beyond it a result is what is left of a run that diverged, and its square overflows
 
 WITHIN = ("data", "student", "teacher", "images", "epochs")
 
@@ -70,6 +75,7 @@ def compare(
     confidence: float = 0.95,
     comparisons: int = 1,
     better: str = "higher",
+    same_unit: bool = False,
 ) -> Comparison:
     """Compare two sets of results by their paired differences.
 
@@ -78,11 +84,15 @@ def compare(
     correction). better: "higher", or "lower" for errors; it turns the verdict, not the numbers.
     Where all differences are the same there is no spread to judge the mean by: the interval is the whole line and
     the verdict INCONCLUSIVE, whatever the mean. (Two seeds agree to the last of 10,000 test images now and then.)
-    Raises ValueError for seeds that only one side has, fewer than two pairs, values that are not finite, or options
-    out of range; TypeError for a mapping beside a sequence.
+    same_unit: whether values that look like percent beside fractions are in one unit all the same.
+    Raises ValueError for seeds that only one side has, fewer than two pairs, values that are not finite, percent beside
+    fractions, or options out of range; TypeError for a mapping beside a sequence, or for results that are no numbers.
     """
     _check_options(confidence, comparisons, better)
+    check_flags(same_unit=same_unit)
     of_method, of_baseline = _paired(method, baseline)
+    if not same_unit:
+        _refuse_two_units(of_method, of_baseline)
     differences = of_method - of_baseline
     n, mean, std = len(differences), float(differences.mean()), float(differences.std(ddof=1))
     # Equal differences of rounded numbers still differ by a few units in the last place.
@@ -105,6 +115,7 @@ def table(
     comparisons: int | None = None,
     confidence: float = 0.95,
     better: str = "higher",
+    same_unit: bool = False,
 ) -> pd.DataFrame:
     """Every method of a study against its baseline: one row a method, in the order of the rows.
 
@@ -118,6 +129,12 @@ def table(
     """
     import pandas as pd
 
+    check_kind("a table of finished runs, a pandas DataFrame", pd.DataFrame, rows=rows)
+    check_kind("a name", str, baseline=baseline, value=value, by=by, pair=pair)
+    if within is not None and (isinstance(within, str) or not isinstance(within, Sequence)):
+        raise TypeError(f"within are names of columns, such as ['data', 'student']; got {within!r}.")
+    check_flags(same_unit=same_unit)
+    _check_options(confidence, 1 if comparisons is None else comparisons, better)
     groups = [name for name in WITHIN if name in rows.columns] if within is None else list(within)
     missing = [name for name in (by, pair, value, *groups) if name not in rows.columns]
     if missing:
@@ -137,7 +154,12 @@ def table(
         for name in others:
             try:
                 found = compare(
-                    results[name], results[baseline], confidence=confidence, comparisons=family, better=better
+                    results[name],
+                    results[baseline],
+                    confidence=confidence,
+                    comparisons=family,
+                    better=better,
+                    same_unit=same_unit,
                 )
             except ValueError as error:
                 raise ValueError(
@@ -149,15 +171,17 @@ def table(
 
 
 def _check_options(confidence: float, comparisons: int, better: str) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence lies between 0 and 1, as 0.95; got {confidence}.")
-    if not isinstance(comparisons, int) or comparisons < 1:
-        raise ValueError(f"comparisons is a whole number of at least 1; got {comparisons!r}.")
-    if better not in ("higher", "lower"):
+    if not isinstance(confidence, Real) or not 0 < confidence < 1:
+        raise ValueError(f"confidence lies between 0 and 1, as 0.95; got {confidence!r}.")
+    check_whole(1, 1_000_000, comparisons=comparisons)
+    if not isinstance(better, str) or better not in ("higher", "lower"):
         raise ValueError(f"better is 'higher' or 'lower'; got {better!r}.")
 
 
 def _paired(method: Any, baseline: Any) -> tuple[np.ndarray, np.ndarray]:
+    for role, side in {"method": method, "baseline": baseline}.items():
+        if isinstance(side, str | bytes) or not (hasattr(side, "keys") or isinstance(side, Iterable)):
+            raise TypeError(f"The {role}'s results are numbers by seed, as {{0: 0.893}}; got {type(side).__name__}.")
     keyed = [hasattr(side, "keys") for side in (method, baseline)]  # mappings and pandas Series
     if keyed[0] != keyed[1]:
         raise TypeError(
@@ -180,11 +204,33 @@ def _paired(method: Any, baseline: Any) -> tuple[np.ndarray, np.ndarray]:
     if n < 2:
         raise ValueError(f"{n} pairs say nothing about spread; at least two seeds are needed, five are usual.")
     for role, side in {"method": of_method, "baseline": of_baseline}.items():
-        bad = [key for key, value in side.items() if not math.isfinite(value)]
+        for key, value in side.items():
+            if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+                raise TypeError(f"The {role}'s result for {key} is {value!r}; expected a number, such as 0.893.")
+        bad = [key for key, value in side.items() if not abs(value) <= LARGEST]
         if bad:
-            raise ValueError(f"The {role}'s result is not a finite number for {_listed(bad)}. Did those runs diverge?")
+            raise ValueError(
+                f"The {role}'s result is not a finite number for {_listed(bad)}. Did those runs diverge? (What is "
+                f"beyond {LARGEST:g} counts as infinite.)"
+            )
     first, second = (np.array([float(side[key]) for key in of_method]) for side in sides)
     return first, second
+
+
+def _refuse_two_units(of_method: np.ndarray, of_baseline: np.ndarray) -> None:
+    """Raise ValueError where some results look like fractions in [0, 1] and the others like percent."""
+    values = np.concatenate((of_method, of_baseline))
+    fractions, percent = values[values <= 1], values[values > 1]
+    if len(fractions) == 0 or len(percent) == 0 or values.min() < 0 or values.max() > 100:
+        return
+    small, large = fractions.mean(), percent.mean()
+    # A loss of 0.05 beside one of 2.3 and 0.5 s beside 5 s are no mistake; 90 beside 0.9 or 0.1 (chance) is.
+    if percent.min() >= 5 and (50 * small <= large <= 200 * small or large >= max(10, 20 * small)):
+        raise ValueError(
+            f"Some results lie in [0, 1], with a mean of {small:.3g}, and others above, with a mean of {large:.3g}: "
+            "they look like fractions and percent. Bring them to one unit; or, if they are in one, say so by "
+            "same_unit=True."
+        )
 
 
 def _unique(side: Any) -> dict[Hashable, float]:

@@ -386,7 +386,7 @@ OWN: dict[str, Case] = {
     "colours last": (lambda: own(pairs(torch.zeros(8, 8, 3, dtype=torch.uint8))), ValueError, r"permute\(2, 0, 1\)"),
     "four channels": (lambda: own(pairs(torch.zeros(4, 8, 8, dtype=torch.uint8))), ValueError, "1 channel.*or 3"),
     "no channels": (lambda: own(pairs(torch.zeros(8, 8, dtype=torch.uint8))), ValueError, "expected C x H x W"),
-    "sixteen bits": (lambda: own(Pictures("I;16")), ValueError, "mode I;16; expected 8 bits"),
+    "pixels of floats": (lambda: own(Pictures("F")), ValueError, "mode F.*range is not known. Save it with 8 or 16"),
     "samples of three": (lambda: own([(BYTES, 0, 1)] * COUNT), ValueError, r"train\[0\].*pair \(image, label\)"),
     "samples that are dicts": (lambda: own([{"image": BYTES}] * COUNT), ValueError, "is a dict; expected a pair"),
     "a name as label": (lambda: own(pairs(BYTES, "cat")), TypeError, r"label of train\[0\] is 'cat'.*number"),

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import gzip
 import hashlib
+import os
 import pickle
 import urllib.error
 from dataclasses import replace
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from torchvision import datasets as torchvision_sets
 
-from kdlib import data
+from kdlib import data, methods, models, train
 from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, InMemoryDataset, LazyDataset, datasets, sources
 from kdlib.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from kdlib.files import fingerprint
@@ -116,7 +117,8 @@ def imbalanced() -> DataModule:
     labels = torch.tensor([0] * 2 + [1] * 8 + [2] * 40)
     images = torch.zeros(50, 1, 2, 2, dtype=torch.uint8)
     split = InMemoryDataset(images, labels, 7 * torch.arange(50), (0.5,), (0.5,))
-    return DataModule("imbalanced", ("a", "b", "c"), split, split, split, NO_AUGMENTATION, 2)
+    none = [split.select(torch.arange(0)) for _ in range(2)]
+    return DataModule("imbalanced", ("a", "b", "c"), split, *none, NO_AUGMENTATION, 2)
 
 
 def test_a_subset_is_balanced_and_nested(fashion: DataModule):
@@ -603,7 +605,7 @@ def test_grey_and_palette_and_transparent_images_become_three_channels(tmp_path:
         image.save(only / f"{name}.png")
     write_folder(tmp_path, "val", 1, ("only",))
     found = data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
-    colours = [[100] * 3, [10, 20, 30], [1, 2, 3], [255] * 3, [200, 100, 50]]
+    colours = [[100] * 3, [10, 20, 30], [56, 57, 57], [255] * 3, [200, 100, 50]]  # the transparent one on white
     seen = set()
     for split in (found.train, found.validation):
         (batch,) = split.iter_batches(8)
@@ -792,7 +794,8 @@ def test_images_and_labels_of_the_wrong_kind_are_refused_with_a_way_out(
 @pytest.mark.parametrize("labels", [torch.arange(6) % 3 + 1, torch.arange(6) % 3 - 1])
 def test_labels_without_a_class_are_refused(labels: torch.Tensor) -> None:
     good = custom()
-    whole = DataModule("mine", ("a", "b", "c"), good, good, good, NO_AUGMENTATION, 5)
+    other = custom(indices=10 + torch.arange(6))
+    whole = DataModule("mine", ("a", "b", "c"), good, other, custom(indices=20 + torch.arange(6)), NO_AUGMENTATION, 5)
     with pytest.raises(ValueError, match="train labels of mine run from .* but 3 classes .* 0 to 2"):
         replace(whole, train=custom(labels=labels))
     with pytest.raises(ValueError, match="validation labels of mine"):
@@ -811,3 +814,145 @@ def test_a_source_that_gives_no_pairs_is_refused(folder: DataModule) -> None:
     source = [{"image": None, "label": 0}] * len(folder.train.source)
     with pytest.raises(ValueError, match="is a dict; expected a pair .image, label."):
         next(replace(folder.train, source=source).iter_batches(2))
+
+
+# --- nothing wrong in silence
+
+
+@pytest.mark.parametrize("indices", [[0, 1, 2, 3, 4, 4], [0, 0, 0, 0, 0, 0]])
+def test_two_samples_of_one_index_are_refused(indices: list[int]) -> None:
+    shape = custom().images.shape
+    different = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(shape)
+    with pytest.raises(ValueError, match=rf"The index {indices[-1]} belongs to several samples"):
+        custom(images=different, indices=torch.tensor(indices))
+
+
+def test_a_sample_may_be_chosen_twice() -> None:
+    assert custom().select(torch.tensor([2, 2, 5])).indices.tolist() == [2, 2, 5]
+
+
+def test_a_negative_index_is_refused() -> None:
+    with pytest.raises(ValueError, match="indices are the samples' numbers, from 0 on; got -2"):
+        custom(indices=torch.arange(6) - 2)
+
+
+def module(**splits: InMemoryDataset) -> DataModule:
+    parts = {name: custom(indices=10 * number + torch.arange(6)) for number, name in enumerate(PARTS)}
+    return DataModule("mine", ("a", "b", "c"), **{**parts, **splits}, augmentation=NO_AUGMENTATION, image_size=5)
+
+
+PARTS = ("train", "validation", "test")
+
+
+def test_splits_that_share_images_are_refused() -> None:
+    whole = module()
+    with pytest.raises(ValueError, match=r"6 image\(s\) of mine are in train and in validation"):
+        replace(whole, validation=whole.train)
+    with pytest.raises(ValueError, match=r"2 image\(s\) of mine are in train and in validation"):
+        module(validation=whole.train.select(torch.tensor([4, 2])))
+    for name in ("train", "validation"):
+        with pytest.raises(ValueError, match="mine tests on a split that is trained or chosen on"):
+            replace(whole, test=getattr(whole, name))
+
+
+def test_splits_of_two_sources_may_number_their_samples_alike() -> None:
+    other = custom(images=255 - custom().images)
+    assert len(module(train=custom(), validation=other).validation) == 6
+
+
+def test_datasets_of_ones_own_that_overlap_are_refused() -> None:
+    images = [(Image.fromarray(np.full((8, 8), 10 * number, np.uint8)), number % 2) for number in range(20)]
+    options: dict[str, Any] = {"classes": ("a", "b"), "image_size": 8, "in_channels": 1}
+    for name in ("validation", "test"):
+        with pytest.raises(ValueError, match=f"images? ?.* of own are in train and in {name}|in train and in {name}"):
+            data.from_datasets(images, **{name: images}, **options)
+    found = data.from_datasets(images[:10], validation=images[10:14], test=images[14:], **options)
+    assert [len(split) for split in (found.train, found.validation, found.test)] == [10, 4, 6]
+
+
+def picture_folder(path: Path, pixels: Any, classes: tuple[str, str] = ("cat", "dog")) -> DataModule:
+    """Two images of each class and part, all of one size in bytes."""
+    for part in ("train", "val"):
+        for number, name in enumerate(classes):
+            (path / part / name).mkdir(parents=True)
+            for image in range(2):
+                value = pixels(part, number, image)
+                Image.new("RGB", (16, 16), (value, value, value)).save(path / part / name / f"{image}.bmp")
+    return data.load(f"imagefolder:{path}", image_size=16, num_workers=0)
+
+
+def test_two_folders_with_the_same_names_and_sizes_are_not_the_same_data(tmp_path: Path) -> None:
+    first = picture_folder(tmp_path / "a", lambda part, number, image: 10 * number + image)
+    same = picture_folder(tmp_path / "b", lambda part, number, image: 10 * number + image)
+    other = picture_folder(tmp_path / "c", lambda part, number, image: 10 * number + image + 1)
+    assert first.train.fingerprint == same.train.fingerprint  # wherever it lies
+    assert first.train.fingerprint != other.train.fingerprint
+
+
+def test_classes_with_swapped_names_are_not_the_same_data(tmp_path: Path) -> None:
+    first = picture_folder(tmp_path / "a", lambda part, number, image: 10)
+    swapped = picture_folder(tmp_path / "b", lambda part, number, image: 10, classes=("cow", "dog"))
+    assert first.train.fingerprint != swapped.train.fingerprint
+
+
+def test_a_large_folder_goes_by_names_sizes_and_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "HASHED_WHOLE", 0)
+    path = tmp_path / "a"
+    before = picture_folder(path, lambda part, number, image: 10).train.fingerprint
+    again = data.load(f"imagefolder:{path}", image_size=16, num_workers=0).train.fingerprint
+    assert before == again
+    for file in (path / "train").rglob("*.bmp"):
+        os.utime(file, ns=(1, 1))
+    assert data.load(f"imagefolder:{path}", image_size=16, num_workers=0).train.fingerprint != before
+
+
+def test_sixteen_bits_are_scaled_and_an_image_is_turned_as_its_tag_says(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.full((16, 16), 200 * 257, np.uint16))
+    turned = Image.new("RGB", (32, 16), (0, 0, 0))
+    turned.paste((255, 255, 255), (0, 0, 16, 16))  # white on the left; turned by 90 degrees it is on top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for part in ("train", "val"):
+        (tmp_path / part / "only").mkdir(parents=True)
+        deep.save(tmp_path / part / "only" / "0.png")
+        turned.save(tmp_path / part / "only" / "1.png", exif=exif)
+    found = data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
+    (batch,) = found.test.iter_batches(4)
+    pixels = bytes_of(batch.images, found.test.mean, found.test.std)
+    assert pixels[0].unique().tolist() == [200]
+    assert pixels[1][0, 0, 8] > 200 > 50 > pixels[1][0, -1, 8]
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_whose_range_is_not_known_are_refused_with_the_file(tmp_path: Path, mode: str) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "only").mkdir(parents=True)
+        for name in ("a", "b"):
+            Image.new(mode, (16, 16), 1).save(tmp_path / part / "only" / f"{name}.tiff")
+    found = data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
+    with pytest.raises(ValueError, match=rf"[ab]\.tiff has pixels of mode {mode}.* Save it with 8 or 16 bits"):
+        list(found.train.iter_batches(2))
+
+
+def test_floats_from_a_transform_are_refused(tmp_path: Path) -> None:
+    found = picture_folder(tmp_path, lambda part, number, image: 10)
+    floats = replace(found.train, transform=lambda _: lambda image: torch.zeros(3, 16, 16))
+    with pytest.raises(TypeError, match=r"images are torch.float32; expected bytes \(torch.uint8\)"):
+        list(floats.iter_batches(2))
+
+
+def test_a_teacher_whose_classes_are_in_another_order_is_refused(tmp_path: Path) -> None:
+    pets = picture_folder(tmp_path / "pets", lambda part, number, image: 10 * number + image)
+    teacher = models.build("resnet8", num_classes=2, seed=0)
+    models.save(teacher, tmp_path / "swapped.safetensors", classes=["dog", "cat"])
+    models.save(teacher, tmp_path / "same.safetensors", classes=["cat", "dog"])
+    options: dict[str, Any] = {"epochs": 1, "progress": False, "device": "cpu", "precision": "fp32"}
+    student = models.build("resnet8", num_classes=2, seed=1)
+    train.fit(student, pets, teacher=models.load(tmp_path / "same.safetensors"), **options)
+    swapped = models.load(tmp_path / "swapped.safetensors")
+    with pytest.raises(
+        ValueError, match="same classes in another order .*: its 'dog' stands where the data have 'cat'"
+    ):
+        train.fit(student, pets, teacher=swapped, **options)
+    method = methods.HardLabels() + methods.Feature({"layer3": "layer3"})
+    train.fit(student, pets, teacher=swapped, method=method, **options)  # features have no classes

@@ -21,10 +21,11 @@ MODULES = sorted((ROOT / "kdlib").rglob("*.py"))
 CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
 # A part of kdlib may import those that come after it, and no other.
 ORDER = (
-    *("__main__", "cli", "environment", "study", "distill", "method_parser", "train", "trainer", "batches"),
-    *("distiller", "checkpoints", "evaluation", "models", "teachers", "answers", "adapters", "methods", "tasks"),
-    *("loss_table", "projectors", "hooks", "training_log", "data", "recipes", "devices", "distributed", "files"),
-    *("measure", "verdict", "losses", "errors"),
+    *("__main__", "cli", "environment", "study", "distill", "run_folder", "method_parser", "train", "trainer"),
+    *("batches", "distiller", "checkpoints", "evaluation", "models", "teachers", "answers", "adapters"),
+    *("methods", "tasks", "loss_table", "projectors", "hooks", "guards", "training_log", "data"),
+    *("recipes", "devices", "distributed", "described", "files", "schemas", "measure", "verdict"),
+    *("losses", "errors"),
 )
 
 
@@ -99,7 +100,7 @@ def test_the_readme_gives_the_command_of_make_distill_to_those_who_have_no_make(
 
 def test_shipped_files_have_their_checksums_in_three_places_that_agree() -> None:
     sums = dict(reversed(line.split()) for line in (ROOT / "data" / "SHA256SUMS").read_text().splitlines())
-    shipped = {path.name for path in (ROOT / "data").iterdir() if path.suffix in (".gz", ".safetensors")}
+    shipped = {path.name for path in (ROOT / "data").iterdir() if path.suffix in (".gz", ".npy", ".safetensors")}
     assert set(sums) == shipped
     readme = (ROOT / "data" / "README.md").read_text()
     for name, value in sums.items():

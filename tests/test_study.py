@@ -589,6 +589,27 @@ def test_methods_tuned_alike_share_a_file(finished: Path, budget: Budget) -> Non
         study_config(budget, finished, "missing-class", excluded_classes=(3, 3))
 
 
+@pytest.mark.parametrize("label", [3, 10, -1])
+def test_a_class_that_there_is_not_is_refused_before_anything_runs(budget: Budget, tmp_path: Path, label: int) -> None:
+    config = study_config(budget, tmp_path / "out", "missing-class", defaults=False, excluded_classes=(label,))
+    for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+        with pytest.raises(ValueError, match=f"blobs has classes 0 to 2; there is no class {label}"):
+            attempt(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scratch_folder_that_cannot_be_written_is_refused_before_anything_runs(
+    budget: Budget, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for cache in (tmp_path / "file", tmp_path / "file" / "below"):
+        config = study_config(budget, tmp_path / "out", defaults=False, cache=cache)
+        for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+            with pytest.raises(OSError, match="file is not a folder. Choose another"):
+                attempt(config)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("seeds", [(1001,), (1000, 1001)])
 def test_other_tuning_seeds_are_refused_before_any_trial(
     finished: Path, budget: Budget, seeds: tuple[int, ...]

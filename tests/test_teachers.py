@@ -7,6 +7,9 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -519,7 +522,9 @@ def test_what_lies_in_the_directory(net: Net, dataset: InMemoryDataset, tmp_path
     assert np.load(tmp_path / "logits.npy").shape == (2, 11, 4)
     assert np.load(tmp_path / "layer-stem.1.npy").shape == (2, 11, 3, 6, 5)
     text = (tmp_path / "cache.json").read_text()
-    assert json.loads(text) == cached.metadata
+    found = json.loads(text)
+    assert list(found.pop("files")) == ["logits.npy", "layer-stem.1.npy"]
+    assert found == cached.metadata
     assert '\n "seed": 0' in text  # a line each, to be read by people
 
 
@@ -601,8 +606,7 @@ def test_an_interrupted_build_is_done_again(net: Net, dataset: InMemoryDataset, 
 
     with pytest.raises(KeyboardInterrupt):
         build(Stops(), dataset, directory=tmp_path)
-    assert (tmp_path / "logits.npy").exists()
-    assert not (tmp_path / "cache.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["unfinished-logits.npy"]
     cached = build(net, dataset, directory=tmp_path)
     assert net.calls == [4, 4, 3]
     batch = first(dataset, 11)
@@ -654,7 +658,81 @@ def test_missing_or_damaged_outputs_are_refused(
     ) as error:
         build(net, dataset, **options)
     if damage == "shape":
-        assert f"{name} holds (2, 10, 4), not 2 views of 11 samples" in str(error.value)
+        assert f"{name} holds (2, 10, 4) of float16, not 2 views of 11 samples in 16 bits" in str(error.value)
+
+
+def test_outputs_that_were_altered_are_refused(net: Net, dataset: InMemoryDataset, tmp_path: Path):
+    build(net, dataset, directory=tmp_path)
+    stored = np.load(tmp_path / "logits.npy")
+    np.save(tmp_path / "logits.npy", stored[:, ::-1])  # the same numbers, in another order
+    with pytest.raises(ValueError, match=r"logits.npy is not what was written: its checksum differs"):
+        build(net, dataset, directory=tmp_path)
+
+
+BUILDER = """
+import sys, time, torch
+from torch import nn
+from kdlib.data import InMemoryDataset
+from kdlib.teachers import CachedTeacher
+
+class Slow(nn.Module):
+    def forward(self, images):
+        time.sleep(float(sys.argv[2]))
+        return images.flatten(1)
+
+labels = torch.arange(40)
+images = labels.to(torch.uint8).view(40, 1, 1, 1).expand(40, 1, 2, 2).contiguous()
+dataset = InMemoryDataset(images, labels, labels, (0.5,), (0.5,))
+print("ready", flush=True)
+sys.stdin.readline()
+teacher = CachedTeacher.build(Slow(), dataset, directory=sys.argv[1], batch_size=2, progress=False)
+for batch in dataset.iter_batches(40):
+    assert torch.allclose(teacher(batch).logits, batch.images.flatten(1), rtol=1e-3), "another image's answer"
+time.sleep(0.5)
+for batch in dataset.iter_batches(40):
+    assert torch.allclose(teacher(batch).logits, batch.images.flatten(1), rtol=1e-3), "changed while it was used"
+"""
+
+
+@pytest.mark.slow
+def test_two_runs_that_share_a_directory_both_get_the_right_outputs(tmp_path: Path):
+    folder = tmp_path / "cache"
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    runs = [
+        subprocess.Popen([sys.executable, "-c", BUILDER, str(folder), pace], text=True, **pipes)
+        for pace in ("0.05", "0.2")
+    ]
+    for run in runs:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+    errors = []
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.write("\n")
+        run.stdin.flush()
+        time.sleep(0.5)  # the second begins while the first builds, and would still build while the first is used
+    for run in runs:
+        _, error = run.communicate(timeout=120)
+        errors.append(error)
+        assert run.returncode == 0, error
+    assert sum("Another run is building the cache" in error for error in errors) == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["cache.json", "logits.npy"]
+
+
+@pytest.mark.slow
+def test_a_build_that_was_killed_leaves_no_lock(tmp_path: Path):
+    command = [sys.executable, "-c", BUILDER, str(tmp_path), "0.05"]
+    killed = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert killed.stdin is not None
+    killed.stdin.write("\n")
+    killed.stdin.flush()
+    while not (tmp_path / "unfinished-logits.npy").exists():
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    done = subprocess.run(command, input="\n", capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache.json", "logits.npy"]
 
 
 # -------------------- what cannot be stored

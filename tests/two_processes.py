@@ -78,21 +78,21 @@ def fit_all(folder: Path) -> None:
             files.save_tensors(folder / f"{name}.safetensors", run.student.state_dict(), facts)
 
 
+LEFT = {"steps": 0}  # no attribute of the method: it is the same run, whenever it dies
+
+
 class Dies(HardLabels):
     """Hard labels, until the second process is killed."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
-        self.left = step
+        LEFT["steps"] = step
 
     def forward(self, *given: Any) -> Terms:
-        self.left -= 1
-        if self.left == 0 and distributed.rank() == 1:
+        LEFT["steps"] -= 1
+        if LEFT["steps"] == 0 and distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(*given)
-
-    def __repr__(self) -> str:
-        return "Dies()"  # the same run, whenever it dies
 
 
 def fit_resumably(folder: Path, step: int) -> None:

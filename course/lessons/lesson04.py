@@ -26,11 +26,23 @@ def _logits() -> list[Case]:
         "exp(900) is larger than any float and exp(-900) is 0. Dividing numerator and denominator by the same number "
         "changes nothing, so subtract something from each row first."
     )
-    return [Case((torch.tensor([[2.0, 1.0, 0.0]]), 2.0)), *random, Case((large, 1.0), "large logits", advice)]
+    small = Case((torch.tensor([[2.0, 1.0, 0.0]]), 2.0))
+    at_100 = "Divide the logits by T first. exp of a logit far below the largest is 0, and dividing later is too late."
+    return [
+        small,
+        *random,
+        Case((large, 1.0), "large logits", advice),
+        Case((large, 100.0), "large logits and a high temperature", at_100),
+    ]
 
 
 def _naive(z: Tensor, t: float) -> Tensor:
     return torch.exp(z / t) / torch.exp(z / t).sum(dim=1, keepdim=True)
+
+
+def _root_after_exp(z: Tensor, t: float) -> Tensor:
+    weights = torch.exp(z - z.amax(dim=1, keepdim=True)) ** (1 / t)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def _shifted_by_the_largest(z: Tensor, t: float) -> Tensor:
@@ -103,6 +115,13 @@ SOFTEN = CodeSpec(
             _shifted_by_the_largest,
             "You subtracted the largest logit of all images. A row far below it becomes exp(...) = 0 everywhere, and "
             "0/0 is NaN: subtract each row's own maximum.",
+        ),
+        Mistake(
+            "a root after exp",
+            _root_after_exp,
+            "A power of 1/T after exp is the same on paper. But exp of a logit far below the largest is 0 in 32 bits, "
+            "and a root of 0 is 0, so a high temperature cannot bring the small probabilities back: divide the logits "
+            "by T, before exp.",
         ),
     ),
 )

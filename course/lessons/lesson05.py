@@ -380,7 +380,7 @@ TRANSLATE = QuestionSpec(
     "setting, read which part the letter weighs, and whether T^2 is there.",
     answer_key=Numeric(
         0.64,
-        0.02,
+        0.005,
         (
             (0.1, "That turns the roles of alpha, but forgets that kdlib's soft loss carries T^2 = 16."),
             (0.9, "The letter is the same, its role is not: there alpha weighs the soft part, here the hard one."),

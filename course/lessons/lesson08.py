@@ -31,7 +31,7 @@ AHEAD = QuestionSpec(
     "gain over hard labels in the study of this pair? Answer with .predict(...), read the study, then call "
     ".check(gains) with the four mean gains.",
     (
-        "What can 160 steps make of ten softened numbers for each picture, and what of maps with thousands?",
+        "What can 155 steps make of ten softened numbers for each picture, and what of maps with thousands?",
         "Two kinds together say more, and have more settings to choose with the same eleven trials.",
     ),
     "The question was only about the largest mean, and a mean is not a verdict: two kinds whose intervals overlap may "

@@ -22,6 +22,7 @@ from kdlib.data.datasets import (
     InMemoryDataset,
     LazyDataset,
     epoch_order,
+    refuse_shared,
     view_fingerprint,
 )
 from kdlib.data.own import read_datasets
@@ -54,7 +55,7 @@ class DataModule:
     """Three splits of one source, the names of its classes and the augmentation that suits it.
 
     train, validation and test are disjoint; choices are made on validation, test is read once at the end.
-    image_size: pixels of a side. Raises ValueError for labels without a class.
+    image_size: pixels of a side. Raises ValueError for labels without a class, and for splits that share images.
     """
 
     name: str
@@ -73,6 +74,9 @@ class DataModule:
                     f"The {part} labels of {self.name} run from {low} to {high}, but {self.num_classes} classes are "
                     f"named: labels are numbers from 0 to {self.num_classes - 1}."
                 )
+        if self.test is self.train or self.test is self.validation:
+            raise ValueError(f"{self.name} tests on a split that is trained or chosen on. Give samples of their own.")
+        refuse_shared(self.name, {"train": self.train, "validation": self.validation})
 
     @property
     def num_classes(self) -> int:
@@ -90,6 +94,8 @@ class DataModule:
         """
         if count is None:
             return self
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"count is a whole number of training images, or None for all; got {count!r}.")
         if not 1 <= count <= len(self.train):
             raise ValueError(f"{self.name} has {len(self.train):,} training images; there is no subset of {count:,}.")
         order = permutation(self.train.indices, "take", seed)
@@ -103,6 +109,8 @@ class DataModule:
 
     def exclude_class(self, label: int) -> DataModule:
         """The same data whose training and validation splits lack one class (Hinton's missing class)."""
+        if isinstance(label, bool) or not isinstance(label, int):
+            raise TypeError(f"label is the number of a class; got {label!r}.")
         if not 0 <= label < self.num_classes:
             raise ValueError(f"{self.name} has classes 0 to {self.num_classes - 1}; there is no class {label}.")
         keep = {part: getattr(self, part) for part in ("train", "validation")}
@@ -173,6 +181,7 @@ def from_datasets(
         mean=mean,
         std=std,
     )
+    refuse_shared(name, splits)
     return DataModule(name, tuple(classes), **splits, augmentation=augmentation, image_size=image_size)
 
 

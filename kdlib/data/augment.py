@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdlib.errors import check_flags
+
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # splitmix64's increment, as a signed 64-bit number
 
 
@@ -34,11 +36,13 @@ class Augmentation:
     scale: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.padding, int) or self.padding < 0:
+        check_flags(flip=self.flip)
+        if isinstance(self.padding, bool) or not isinstance(self.padding, int) or self.padding < 0:
             raise ValueError(f"padding is a number of pixels, 0 or more; got {self.padding!r}.")
         if (
             not isinstance(self.scale, tuple | list)
             or len(self.scale) != 2
+            or not all(isinstance(one, int | float) for one in self.scale)
             or not 0 < self.scale[0] <= self.scale[1] <= 1
         ):
             raise ValueError(f"scale is two shares of the area, 0 < least <= greatest <= 1; got {self.scale!r}.")

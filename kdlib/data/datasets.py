@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdlib.data.augment import NO_AUGMENTATION, Augmentation, augment, permutation, random_bits
+from kdlib.data.decode import upright
 from kdlib.devices import pin_memory, to_device
 from kdlib.files import fingerprint
 
@@ -89,6 +91,38 @@ def epoch_order(dataset: IndexedDataset, seed: int, epoch: int) -> Tensor:
     return permutation(dataset.indices, seed, epoch)
 
 
+def count_shared(a: IndexedDataset, b: IndexedDataset) -> int:
+    """How many samples two splits share: those of one index that are the same image of the same source.
+
+    Splits of different sources number their samples alike, so an index alone says nothing.
+    """
+    order = b.indices.sort()
+    position = torch.searchsorted(order.values, a.indices).clamp(max=len(b) - 1) if len(b) else None
+    if position is None or not len(a):
+        return 0
+    common = (order.values[position] == a.indices).nonzero()[:, 0]
+    others = order.indices[position[common]]
+    if isinstance(a, InMemoryDataset) and isinstance(b, InMemoryDataset):
+        if a.images.shape[1:] != b.images.shape[1:]:
+            return 0
+        same = (a.images[common] == b.images[others]).flatten(1).all(dim=1)
+        return int(same.sum())
+    if isinstance(a, LazyDataset) and isinstance(b, LazyDataset) and a.source is b.source:
+        return int((a.source_positions[common] == b.source_positions[others]).sum())
+    return 0
+
+
+def refuse_shared(name: str, splits: Mapping[str, IndexedDataset]) -> None:
+    """Raise ValueError where two splits share samples. Reads the images that have one index in both."""
+    for first, second in combinations(splits, 2):
+        shared = count_shared(splits[first], splits[second])
+        if shared:
+            raise ValueError(
+                f"{shared} image(s) of {name} are in {first} and in {second}: what is measured there would say too "
+                "much. Split the samples so that each is in one part only."
+            )
+
+
 def view_fingerprint(dataset: IndexedDataset, augmentation: Augmentation, seed: int) -> str:
     """What `Batch.fingerprint` carries; images that are not augmented do not depend on the seed."""
     return fingerprint([], dataset.fingerprint, augmentation, int(seed) if augmentation != NO_AUGMENTATION else None)
@@ -106,6 +140,27 @@ def _normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], 
     shift = torch.tensor(mean, device=images.device).mul(255).view(1, -1, 1, 1)
     scale = torch.tensor(std, device=images.device).mul(255).view(1, -1, 1, 1)
     return images.sub_(shift).div_(scale)
+
+
+def _check_indices(indices: Tensor, samples: Tensor) -> None:
+    """Raise ValueError for a negative index, or one that stands for two different samples.
+
+    samples: what tells them apart, images or positions in a source; a sample may be there twice.
+    """
+    if len(indices) == 0:
+        return
+    if int(indices.min()) < 0:
+        raise ValueError(f"indices are the samples' numbers, from 0 on; got {int(indices.min())}.")
+    order = indices.sort()
+    again = (order.values[1:] == order.values[:-1]).nonzero()[:, 0]
+    first, second = order.indices[again], order.indices[again + 1]
+    differ = (samples[first] != samples[second]).flatten(1 if samples.ndim > 1 else 0)
+    twice = first[differ.any(dim=1) if differ.ndim > 1 else differ]
+    if len(twice):
+        raise ValueError(
+            f"The index {int(indices[twice[0]])} belongs to several samples, so one image would get another's stored "
+            "outputs and views. Give each sample a number of its own."
+        )
 
 
 def _check_labels(labels: Tensor, indices: Tensor, count: int) -> None:
@@ -147,6 +202,7 @@ class InMemoryDataset:
                 "moved by images.permute(0, 3, 1, 2)."
             )
         _check_labels(self.labels, self.indices, len(self.images))
+        _check_indices(self.indices, self.images)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -215,9 +271,12 @@ class _ViewDataset(Dataset):
 
     def _decode(self, number: int) -> Any:
         """The image of the source; labels come from the dataset, which may have others than the source."""
+        from PIL.Image import DecompressionBombError
+
         try:
             sample = self.dataset.source[number]
-        except OSError as error:  # PIL often does not say which file it was
+        except (OSError, SyntaxError, EOFError, DecompressionBombError) as error:
+            # PIL often does not say which file it was.
             name = (
                 self.dataset.source.samples[number][0] if hasattr(self.dataset.source, "samples") else f"image {number}"
             )
@@ -227,7 +286,7 @@ class _ViewDataset(Dataset):
                 f"source[{number}] is a {type(sample).__name__}; expected a pair (image, label). Wrap the "
                 "source in a Dataset that gives such pairs."
             )
-        return sample[0]
+        return upright(sample[0], f"image {number}")
 
 
 @dataclass(frozen=True)
@@ -251,6 +310,7 @@ class LazyDataset:
 
     def __post_init__(self) -> None:
         _check_labels(self.labels, self.indices, len(self.source_positions))
+        _check_indices(self.indices, self.source_positions)
 
     def __len__(self) -> int:
         return len(self.labels)

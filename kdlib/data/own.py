@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kdlib.data.datasets import InMemoryDataset
+from kdlib.data.decode import upright
 from kdlib.data.sources import hold_out
 
 LARGEST = 4e9  # bytes of one split; more belongs into folders, which are decoded as they are needed
@@ -112,12 +113,8 @@ def _decoded(image: Any, where: str, transform: Any, in_channels: int) -> Tensor
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(
-                f"{where} is an image of mode {image.mode}; expected 8 bits a channel. Scale it to 0 to 255."
-            )
         # torchvision reads a palette's numbers as grey and the channels of CMYK or HSV as colours; PIL converts them.
-        return transform(image.convert("RGB" if in_channels == 3 else "L"))
+        return transform(upright(image, where).convert("RGB" if in_channels == 3 else "L"))
     kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
     if kind != torch.uint8:
         raise TypeError(

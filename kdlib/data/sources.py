@@ -16,6 +16,8 @@ from torch import Tensor
 
 from kdlib.data.augment import Augmentation, permutation
 from kdlib.data.datasets import InMemoryDataset, LazyDataset
+from kdlib.data.decode import upright
+from kdlib.data.unpacked import mapped
 from kdlib.files import fingerprint
 
 FASHION_CLASSES = (
@@ -27,6 +29,8 @@ FASHION_FILES = {  # sha256 of the files in Debian's package dataset-fashion-mni
     "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
     "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
 }
+UNPACKED_SHA256 = "9c04ad366d0e0a329a138d55f02a1ecb0908abbb2b176aa3149715c86d37efb0"  # train, validation, test
+HASHED_WHOLE = 1_000_000_000  # bytes of a folder of images
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -42,8 +46,8 @@ def data_dir() -> Path:
     return beside if beside.is_dir() else Path.cwd() / "data"
 
 
-def read_verified(name: str) -> bytes:
-    """The contents of one shipped gzip file, after its sha256 was compared.
+def verify(name: str) -> Path:
+    """The path of one shipped gzip file, after its sha256 was compared.
 
     Raises FileNotFoundError when it is missing and ValueError when it is truncated or altered.
     """
@@ -53,14 +57,20 @@ def read_verified(name: str) -> bytes:
         raise FileNotFoundError(
             f"The data file {path} is missing. {fix} If the data lies elsewhere, set KDLIB_DATA to that folder."
         )
-    packed = path.read_bytes()
-    found = hashlib.sha256(packed).hexdigest()
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        length = file.tell()
     if found != FASHION_FILES[name]:
         raise ValueError(
-            f"The data file {path} is truncated or altered: {len(packed):,} bytes with sha256 {found[:16]}..., "
+            f"The data file {path} is truncated or altered: {length:,} bytes with sha256 {found[:16]}..., "
             f"expected sha256 {FASHION_FILES[name][:16]}.... {fix}"
         )
-    return zlib.decompress(packed, wbits=zlib.MAX_WBITS | 16)
+    return path
+
+
+def read_verified(name: str) -> bytes:
+    """The contents of one shipped gzip file; raises what `verify` raises."""
+    return zlib.decompress(verify(name).read_bytes(), wbits=zlib.MAX_WBITS | 16)
 
 
 def parse_idx(content: bytes) -> Tensor:
@@ -89,17 +99,47 @@ def in_memory_datasets(
     return {"train": whole.select(kept), "validation": whole.select(held_out), "test": test}
 
 
-@lru_cache(maxsize=2)  # reading and checking 31 MB takes a second; what is returned is never changed in place
+@lru_cache(maxsize=2)  # checking 86 MB takes some tenths of a second; what is returned is never changed in place
 def fashion_mnist(where: Path) -> dict[str, Any]:
-    """Fashion-MNIST (Xiao et al. 2017): 55,000 / 5,000 / 10,000 grey images of 28 x 28 pixels."""
-    train, train_labels, test, test_labels = (parse_idx(read_verified(name)) for name in FASHION_FILES)
-    pairs = ((train[:, None], test[:, None]), (train_labels, test_labels))
+    """Fashion-MNIST (Xiao et al. 2017): 55,000 / 5,000 / 10,000 grey images of 28 x 28 pixels.
+
+    The images are unpacked once, into .unpacked beside the data or else into ~/.cache/kdlib, and mapped from there: all
+    processes share one copy.
+    """
+    for name in FASHION_FILES:
+        verify(name)
+    train_images, train_labels, test_images, test_labels = FASHION_FILES
+    labels = {"train": parse_idx(read_verified(train_labels)), "test": parse_idx(read_verified(test_labels))}
+    kept, held_out = hold_out(len(labels["train"]), 5_000)
+
+    def unpack() -> Tensor:
+        train, test = (parse_idx(read_verified(name)) for name in (train_images, test_images))
+        return torch.cat([train[kept], train[held_out], test]).flatten()
+
+    parts = {
+        "train": (labels["train"][kept], kept),
+        "validation": (labels["train"][held_out], held_out),
+        "test": (labels["test"], torch.arange(len(labels["test"]))),
+    }
+    shapes = [(len(indices), 1, 28, 28) for _, indices in parts.values()]
+    images = mapped("fashion-mnist.bin", UNPACKED_SHA256, shapes, _folders_of_unpacked(where), unpack)
     return {
         "classes": FASHION_CLASSES,
         "augmentation": Augmentation(padding=2, flip=True),
         "image_size": 28,
-        **in_memory_datasets(*pairs, validation=5_000, mean=(0.2860,), std=(0.3530,)),
+        **{
+            name: InMemoryDataset(part, label.long(), indices, mean=(0.2860,), std=(0.3530,))
+            for part, (name, (label, indices)) in zip(images, parts.items(), strict=True)
+        },
     }
+
+
+def _folders_of_unpacked(where: Path) -> list[Path]:
+    """Where unpacked images may lie: beside the data, so that all users share them, or in the user's own cache."""
+    try:
+        return [where / ".unpacked", Path.home() / ".cache" / "kdlib"]
+    except RuntimeError:  # a user without a home folder
+        return [where / ".unpacked"]
 
 
 def cifar(name: str, root: str | Path | None, download: bool) -> dict[str, Any]:
@@ -183,7 +223,7 @@ def _open_folder(path: Path, part: str) -> Any:
     from torchvision.datasets import ImageFolder
 
     try:
-        return ImageFolder(path / part)
+        return ImageFolder(path / part, loader=_open_image)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(
             f"{path / part} does not hold images in class folders ({error}). Expected {path}/train/CLASS/IMAGE and "
@@ -191,9 +231,34 @@ def _open_folder(path: Path, part: str) -> Any:
         ) from error
 
 
+def _open_image(path: str) -> Any:
+    """As torchvision's own loader, but what is not 8 bits a channel, upright and opaque is not flattened in silence."""
+    from PIL import Image
+
+    with Path(path).open("rb") as file, Image.open(file) as image:
+        return upright(image, path).convert("RGB")
+
+
+def _files_fingerprint(source: Any) -> str:
+    """What differs when a folder's images, their names or its classes differ.
+
+    Contents, as far as that takes a second or two; of a larger folder each file's name, size and time of change, so
+    that a copy of it counts as another.
+    """
+    root = Path(source.root)
+    files = [(Path(name), Path(name).stat()) for name, _ in source.samples]
+    names = [path.relative_to(root).as_posix() for path, _ in files]
+    if sum(status.st_size for _, status in files) > HASHED_WHOLE:
+        return fingerprint([], source.classes, names, [(status.st_size, status.st_mtime_ns) for _, status in files])
+    sha = hashlib.sha256()
+    for path, status in files:
+        sha.update(f"{status.st_size} ".encode())
+        sha.update(path.read_bytes())
+    return fingerprint([], source.classes, names, sha.hexdigest())
+
+
 def _lazy_dataset(source: Any, image_size: int, num_workers: int) -> LazyDataset:
     everything = torch.arange(len(source))
-    lengths = [(Path(name).name, os.path.getsize(name)) for name, _ in source.samples]
     return LazyDataset(
         source,
         source_positions=everything,
@@ -202,6 +267,7 @@ def _lazy_dataset(source: Any, image_size: int, num_workers: int) -> LazyDataset
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         transform=image_transform(image_size),
-        source_fingerprint=fingerprint([], image_size, lengths),  # outputs for 224 pixels are not those for 160
+        # Outputs for 224 pixels are not those for 160.
+        source_fingerprint=f"{image_size} {_files_fingerprint(source)}",
         num_workers=num_workers,
     )

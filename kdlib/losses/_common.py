@@ -12,6 +12,7 @@ from torch import Tensor
 # Differences below this share of what was subtracted are rounding noise: some eight units in the last place
 # of float32. Dividing by such a difference would give a meaningless direction and a gradient of 1e7 or more.
 ROUNDING = 1e-6
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.001, 1000
 
 
 def as_floats(**tensors: Tensor) -> list[Tensor]:
@@ -40,6 +41,21 @@ def check_number(name: str, value: float, *, zero_allowed: bool = False) -> None
     if not (large_enough and value < math.inf):
         bound = "at least 0" if zero_allowed else "above 0"
         raise ValueError(f"{name} must be finite and {bound}, got {value}")
+
+
+def check_temperature(value: float, dtype: torch.dtype) -> None:
+    """Refuse a temperature whose square, or whose flat probabilities, logits of this dtype cannot bear.
+
+    Beyond these bounds the loss is zero, not finite, or mostly rounding noise: in float32 and at T = 10,000 kd is off
+    by a fifth.
+    """
+    check_number("temperature", value)
+    highest = HIGHEST_TEMPERATURE * (1000 if dtype == torch.float64 else 1)
+    if not LOWEST_TEMPERATURE <= value <= highest:
+        raise ValueError(
+            f"temperature must lie between {LOWEST_TEMPERATURE} and {highest}, got {value}: beyond, rounding leaves "
+            "nothing of the loss"
+        )
 
 
 def rows_of(minimum: int, **tensors: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import as_floats, centred_unit, check_number, shape
+from ._common import as_floats, centred_unit, check_number, check_temperature, shape
 
 
 def soften(logits: Tensor, temperature: float) -> Tensor:
@@ -23,6 +23,8 @@ def soften(logits: Tensor, temperature: float) -> Tensor:
     """
     (logits,) = as_floats(logits=logits)
     check_number("temperature", temperature)
+    if not 1e-20 <= temperature <= 1e20:
+        raise ValueError(f"temperature must lie between 1e-20 and 1e20, got {temperature}: the logits would overflow")
     return F.softmax(logits / temperature, dim=-1)
 
 
@@ -37,15 +39,15 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
         grows, the loss of zero-mean logits tends to mean_b ||s - t||^2 / (2 C), whatever T is.
     Gradient: flows to the teacher's logits too if they carry one; nothing is detached here, so compute
         them under torch.no_grad().
-    Raises: ValueError for shapes that differ, are not B x C or have fewer than two classes, and for T <=
-        0, infinite or NaN; TypeError for what is not a float tensor.
+    Raises: ValueError for shapes that differ, are not B x C or have fewer than two classes, and for T
+        outside 0.001 .. 1000; TypeError for what is not a float tensor.
     Paper: Hinton, Vinyals, Dean 2015, arXiv:1503.02531.
     Published code disagrees: some leaves out T^2; some uses reduction="mean", which divides by B * C and
         so makes the loss C times too small; some feeds probabilities where logits belong, a softmax too
         many.
     """
     student, teacher = _logit_pair(student_logits, teacher_logits)
-    check_number("temperature", temperature)
+    check_temperature(temperature, student.dtype)
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher / temperature, dim=1)
     return _kl(log_student, log_teacher) * temperature**2
@@ -81,7 +83,7 @@ def dkd(
     if classes < 3:
         raise ValueError(f"dkd needs at least 3 classes, got {classes}: a single other class has no split, use kd")
     _check_labels(labels, student)
-    check_number("temperature", temperature)
+    check_temperature(temperature, student.dtype)
     check_number("alpha", alpha, zero_allowed=True)
     check_number("beta", beta, zero_allowed=True)
     student_target, student_others = _decouple(student / temperature, labels)
@@ -116,7 +118,7 @@ def dist(
         of up to 1e8 at a constant row.
     """
     student, teacher = _logit_pair(student_logits, teacher_logits)
-    check_number("temperature", temperature)
+    check_temperature(temperature, student.dtype)
     check_number("inter", inter, zero_allowed=True)
     check_number("intra", intra, zero_allowed=True)
     p_student = F.softmax(student / temperature, dim=1)

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from kdlib.errors import exit_in_a_sentence
+
 
 def study(
     plan: Annotated[str, typer.Argument(help="full, short, controls, grid or missing-class.")] = "full",
@@ -108,8 +110,5 @@ def main() -> None:
     """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(study)
-    try:
+    with exit_in_a_sentence():
         app()
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"kdlib: {error}", file=sys.stderr)
-        sys.exit(2)

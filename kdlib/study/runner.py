@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from kdlib import files
 from kdlib.data import data_dir
 from kdlib.study import plans
 from kdlib.study.experiment import Experiment, WorkerPool
@@ -192,7 +193,11 @@ class _Study:
         self.tuned: Mapping[str, TunedSettings] = _read_tuned(config)
         self.variants = self.plan.variants(self.tuned)
         self.experiment = Experiment(config.budget, config.cache)
-        budget = self.experiment.budget
+        budget, data = self.experiment.budget, self.experiment.data
+        for label in {run.excluded_class for run in self._run_configs({})}:
+            if label is not None:
+                data.exclude_class(label)  # refuses now, rather than after all trials, a class that there is not
+        files.refuse_unwritable(config.cache)
         self.runs_path = budget.path(self.plan.kind, config.results_dir)
         self.trials_path = budget.path(TRIALS, config.results_dir)
 

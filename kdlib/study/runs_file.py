@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
-from kdlib import files
+from kdlib import files, schemas
 from kdlib.study.method_specs import SETTING_NAMES
 
 if TYPE_CHECKING:
@@ -114,10 +114,21 @@ class RunsFile:
 
 def parse(content: bytes, columns: Sequence[str] | None, path: Path) -> list[dict[str, str]]:
     """The rows in the whole lines of a file; ValueError for other columns than expected, or a damaged line."""
-    lines = csv.reader(io.StringIO(content[: content.rfind(b"\n") + 1].decode("utf-8", "replace")))
+    lines = csv.reader(io.StringIO(content[: content.rfind(b"\n") + 1].decode("utf-8", "replace")), strict=True)
+    try:
+        return _parse(lines, columns, path)
+    except csv.Error as error:  # a value of more than 131,072 characters, for instance
+        raise ValueError(f"{path} is not a table ({error}). Restore it, or move it away.") from error
+
+
+def _parse(lines: Iterator[list[str]], columns: Sequence[str] | None, path: Path) -> list[dict[str, str]]:
     header = next(lines, None)
     if header is None:
         return []
+    try:
+        schemas.check_header(header)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a table of finished runs: {error}. Restore it, or move it away.") from error
     if columns is not None and header != list(columns):
         differ = sorted(set(header) ^ set(columns)) or ["their order"]
         raise ValueError(
@@ -131,7 +142,14 @@ def parse(content: bytes, columns: Sequence[str] | None, path: Path) -> list[dic
                 f"Line {number} of {path} has {len(values)} values, expected {len(header)}. Remove that line: its run "
                 "is then repeated."
             )
-        rows.append(dict(zip(header, values, strict=True)))
+        row = dict(zip(header, values, strict=True))
+        try:
+            schemas.check_row(row)
+        except ValueError as error:
+            raise ValueError(
+                f"Line {number} of {path} cannot be right: {error}. Remove that line: its run is then repeated."
+            ) from error
+        rows.append(row)
     return rows
 
 
@@ -224,9 +242,10 @@ class SessionLog:
 
     def _read(self) -> dict[str, Any]:
         try:
-            content = json.loads(self.path.read_text("utf-8"))
-            if not isinstance(content, dict):
-                raise ValueError("it holds no object")
+            content = schemas.read_json(self.path.read_text("utf-8"))
+            schemas.check("it", content, {})
+            if "sessions" in content:
+                schemas.check_sessions(content)
             return content
         except FileNotFoundError:
             return {}
@@ -249,11 +268,13 @@ def read_sessions(path: Path) -> list[dict[str, Any]]:
     """What the JSON file beside a CSV file says of each session, none without one; ValueError if it is damaged."""
     path = path.with_suffix(".json")
     try:
-        return list(json.loads(path.read_text("utf-8"))["sessions"])
+        content = schemas.read_json(path.read_text("utf-8"))
+        schemas.check_sessions(content)
+        return content["sessions"]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read ({error!r}). Restore it, or move it away.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}). Restore it, or move it away.") from error
 
 
 def session_of_each_row(path: Path, num_rows: int) -> list[dict[str, Any] | None]:

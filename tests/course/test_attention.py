@@ -192,7 +192,8 @@ def test_networks_of_other_kinds_and_colour_pictures(blobs: data.DataModule) -> 
         (0.3,) * 3,
     )
     three = {name: models.build("resnet8", num_classes=3, in_channels=3) for name in ("teacher", "student")}
-    dataset = data.DataModule("colour", blobs.classes, colour, colour, colour, data.NO_AUGMENTATION, 8)
+    none = [colour.select(torch.arange(0)) for _ in range(2)]
+    dataset = data.DataModule("colour", blobs.classes, none[0], colour, none[1], data.NO_AUGMENTATION, 8)
     assert explorers.Attention(three, dataset=dataset, per_class=2).selection.images.shape == (6, 8, 8, 3)
 
 

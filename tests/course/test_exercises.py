@@ -247,6 +247,41 @@ def test_an_edge_case_that_raises_does_not_hide_the_mistake() -> None:
     assert "Then nothing is ever saved: math.inf" in text_of(right_but)
 
 
+def test_an_edge_case_that_is_right_is_not_accused() -> None:
+    """Where the answer is math.inf, an answer of math.inf is no instability."""
+    for answer in (
+        lambda c, t, s: math.ceil(c / t) if t > s else math.inf,
+        lambda c, t, s: math.ceil(c / s) if t > s else math.inf,
+        lambda c, t, s: 2 * math.ceil(c / (t - s)) if t > s else math.inf,
+        lambda c, t, s: math.floor(c / (t - s)) if t > s else math.inf,
+    ):
+        found = grade(answer, "pays_after", "08")
+        assert found.outcome is Outcome.WRONG
+        assert "inf or NaN" not in text_of(found)
+    nan = grade(lambda c, t, s: math.ceil(c / t) if t > s else math.nan, "pays_after", "08")
+    assert "Besides, it gives inf or NaN for a student that costs as much" in text_of(nan)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda z, t: torch.exp(z - z.amax(dim=1, keepdim=True)) ** (1 / t),
+        lambda z, t: torch.softmax(z, dim=1) ** (1 / t),
+        lambda z, t: torch.softmax(z, dim=1).pow(1 / t),
+    ],
+)
+def test_a_root_taken_after_exp_loses_the_small_ones(weights: Callable[[Tensor, float], Tensor]) -> None:
+    def rooted(z: Tensor, t: float) -> Tensor:
+        w = weights(z, t)
+        return w / w.sum(dim=1, keepdim=True)
+
+    found = grade(rooted, "soften")
+    assert (found.outcome, found.mistake) == (Outcome.WRONG, "a root after exp")
+    assert "before exp" in text_of(found)
+    unshifted = grade(lambda z, t: torch.exp(z) ** (1 / t) / (torch.exp(z) ** (1 / t)).sum(1, keepdim=True), "soften")
+    assert "not for large logits" in text_of(unshifted)
+
+
 def test_an_edge_case_without_a_value_is_reported_with_its_input() -> None:
     def no_else(c: float, t: float, s: float) -> float | None:
         if t > s:

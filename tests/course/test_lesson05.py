@@ -123,3 +123,9 @@ def test_the_recipe_from_elsewhere() -> None:
     assert "0.64" not in wrong  # a question, unlike a prediction, can be tried again
     assert grade_question(lesson05.TRANSLATE, 16 / 25).outcome is Outcome.CORRECT
     assert grade_question(lesson05.TRANSLATE, "0.64").outcome is Outcome.ERROR
+
+
+@pytest.mark.parametrize(("answer", "right"), [(0.64, True), (16 / 25, True), (0.63, False), (0.65, False)])
+def test_a_weight_that_can_be_worked_out_is_not_taken_by_a_neighbour(answer: float, right: bool) -> None:
+    """At 0.63 the ratio of the two weights is 9.4 and not 9."""
+    assert (grade_question(lesson05.TRANSLATE, answer).outcome is Outcome.CORRECT) == right

@@ -118,11 +118,64 @@ def test_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     assert table(capsys) == untouched
 
 
-def test_the_place_does_not_depend_on_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of one's own, with the course in it, and the home folder that the account has."""
+    place = tmp_path / "clone"
+    (place / "course").mkdir(parents=True)
+    (place / "pyproject.toml").write_text("")
     monkeypatch.delenv("KDLIB_PROGRESS")
-    before = progress_file.path()
+    monkeypatch.setattr(progress_file, "__file__", str(place / "course" / "progress_file.py"))
+    monkeypatch.setattr(progress_file, "_account_home", Path.home)
+    return place
+
+
+def test_the_place_does_not_depend_on_the_current_folder(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert progress_file.path() == clone / ".kdlib-progress.json"
     monkeypatch.chdir(tmp_path)
-    assert progress_file.path() == before
+    assert progress_file.path() == clone / ".kdlib-progress.json"
     root = Path(__file__).resolve().parents[2]
-    assert before == root / ".kdlib-progress.json"
     assert ".kdlib-progress.json*" in (root / ".gitignore").read_text().split()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")
+def test_a_checkout_of_somebody_else_leaves_it_to_the_home_folder(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it can be written: else all learners would share one file."""
+    other = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    assert progress_file.path() == Path.home() / ".kdlib-progress.json"
+
+
+def test_a_checkout_that_cannot_be_written_leaves_it_to_the_home_folder(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    assert progress_file.path() == Path.home() / ".kdlib-progress.json"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="HOME is not where Windows looks")
+def test_home_alone_redirects_it(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.delenv("KDLIB_PROGRESS", raising=False)
+    monkeypatch.setattr(progress_file, "__file__", str(clone / "course" / "progress_file.py"))
+    for learner in ("a", "b"):  # of one account and one checkout
+        home = tmp_path / learner
+        home.mkdir()
+        monkeypatch.setenv("HOME", str(home))
+        assert progress_file.path() == home / ".kdlib-progress.json"
+        exercises._load.cache_clear()
+        exercises.load("04").law.check("a" if learner == "a" else "b")
+    states = [(tmp_path / learner / ".kdlib-progress.json").read_text() for learner in ("a", "b")]
+    assert ["tried" in states[0], "done" in states[1]] == [True, True]
+
+
+def test_no_home_folder_at_all(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise RuntimeError
+
+    monkeypatch.setattr(Path, "home", none)
+    assert progress_file.path() == clone / ".kdlib-progress.json"
+    (clone / "pyproject.toml").unlink()
+    assert progress_file.path() is None

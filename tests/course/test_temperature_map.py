@@ -249,9 +249,9 @@ def test_the_text_gives_mean_seeds_interval_and_verdict(grid: Results) -> None:
 
 
 def test_less_calibration_error_is_better_in_words_too(tmp_path: Path) -> None:
-    write(tmp_path)
+    write(tmp_path, score=lambda config, chance: score(config, chance) - 0.45)
     write(
-        tmp_path, "grid", score=lambda config, chance: score(config, chance) + 0.5
+        tmp_path, "grid", score=lambda config, chance: score(config, chance) + 0.05
     )  # which lowers the synthetic error
     explorer = explorers.TemperatureMap(study.results("grid", folder=tmp_path), metric="calibration error")
     assert "BEATS hard labels" in explorer.describe()

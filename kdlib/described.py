@@ -1,0 +1,130 @@
+"""Settings as text, by which a resumed run is recognized: the values of attributes, and what a function computes with.
+
+Text and not a hash, so that a refusal can say what was and what is. It is the same in every process.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import types
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdlib.files import fingerprint
+
+_OF_EVERY_MODULE = {*vars(nn.Module()), "training"}
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum, PurePath, torch.dtype, torch.device)
+LONGEST = 80  # characters of one value; what is longer is told apart by a hash
+DEPTH = 6  # of objects in objects
+
+
+def settings(module: nn.Module, base: type[nn.Module] = nn.Module) -> dict[str, str]:
+    """The attributes of a module and of the modules in it as text, by name; no weights, which a checkpoint holds.
+
+    base: what the classes of the user's own inherit; its own attributes are left out.
+    """
+    found: dict[str, str] = {}
+    for path, one in module.named_modules():
+        for name, value in _attributes(one, base):
+            found[f"{path}.{name}".lstrip(".")] = describe(value)
+    return found
+
+
+def describe(value: Any) -> str:
+    """A value as text."""
+    text = _text(value, ())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 12]}... {_hash(text)}"
+
+
+def _attributes(module: nn.Module, base: type[nn.Module]) -> Iterator[tuple[str, Any]]:
+    """What a user may have set: attributes of the object, and of its class where that is the user's."""
+    own = type(module).__module__.partition(".")[0] not in ("kdlib", "torch")
+    if own:
+        for kind in type(module).__mro__:
+            if issubclass(base, kind) or kind.__module__.partition(".")[0] in ("kdlib", "torch"):
+                break
+            yield from ((name, value) for name, value in vars(kind).items() if not name.startswith("__"))
+    for name, value in vars(module).items():
+        # Of classes of ours and torch's what is private follows from the rest, and may differ between versions.
+        if name not in _OF_EVERY_MODULE and (own or not name.startswith("_")):
+            yield name, value
+
+
+def _text(value: Any, above: tuple[int, ...]) -> str:
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, Tensor | np.ndarray):
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+        return f"{type(value).__name__} {tuple(value.shape)} {fingerprint([tensor])[:12]}"
+    if id(value) in above or len(above) > DEPTH:  # an object that holds itself
+        return type(value).__qualname__
+    inner = functools.partial(_text, above=(*above, id(value)))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{inner(key)}: {inner(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(inner, value)) + "]"
+    if isinstance(value, set | frozenset):
+        return "{" + ", ".join(sorted(map(inner, value))) + "}"
+    if isinstance(value, functools.partial):
+        return f"partial({', '.join(map(inner, (value.func, value.args, value.keywords)))})"
+    if isinstance(value, type | types.ModuleType):
+        return value.__name__
+    if isinstance(value, types.MethodType):
+        return f"{inner(value.__func__)} of {inner(value.__self__)}"
+    if isinstance(value, types.FunctionType):
+        return _of_function(value, inner)
+    if isinstance(value, property | staticmethod | classmethod):
+        function = value.fget if isinstance(value, property) else value.__func__
+        return inner(function)
+    if isinstance(value, nn.Module):
+        weights = fingerprint(value.state_dict())[:12]
+        return f"{type(value).__qualname__}({settings(value)}, {weights})"
+    kept = vars(value) if hasattr(value, "__dict__") else {}
+    return f"{type(value).__qualname__}({inner(kept) if kept else ''})"
+
+
+def _of_function(function: types.FunctionType, inner: Any) -> str:
+    """Name, defaults, what it has kept, and the constants in it: two lambdas have the same name."""
+    name = function.__qualname__
+    if function.__module__.partition(".")[0] in ("kdlib", "torch"):  # known by name; constants may differ by version
+        return f"{name}{inner(_kept(function)) if function.__closure__ else ''}"
+    constants = _constants(function.__code__, function.__doc__)
+    globals_ = {n: function.__globals__.get(n) for n in _names(function.__code__)}
+    used = {n: one for n, one in globals_.items() if isinstance(one, bool | int | float | str | Tensor)}
+    parts = [function.__defaults__, function.__kwdefaults__, _kept(function), constants, used]
+    return f"{name} {' '.join(inner(part) for part in parts if part)}".rstrip()
+
+
+def _kept(function: types.FunctionType) -> list[Any]:
+    kept = []
+    for cell in function.__closure__ or ():
+        try:
+            kept.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            kept.append(None)
+    return kept
+
+
+def _constants(code: types.CodeType, doc: str | None) -> list[Any]:
+    inside: list[Any] = []
+    for one in code.co_consts:
+        if isinstance(one, types.CodeType):
+            inside += _constants(one, None)
+        elif one is not None and one != doc:
+            inside.append(one)
+    return inside
+
+
+def _names(code: types.CodeType) -> set[str]:
+    return {*code.co_names}.union(*(_names(one) for one in code.co_consts if isinstance(one, types.CodeType)))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

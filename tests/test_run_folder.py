@@ -1,0 +1,110 @@
+"""The folder of a run: one run at a time, nothing overwritten unasked, and nothing left of runs that were killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdlib import files
+from kdlib.run_folder import claim
+
+RESULTS = ("student.safetensors", "report.json")
+HOLDER = """
+import sys, time
+from kdlib.run_folder import claim
+with claim(sys.argv[1], ("a",), resume=False, overwrite=False):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_run_in_a_folder_that_is_in_use_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
+    first = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        for resume in (False, True):
+            with (
+                pytest.raises(OSError, match="is in use by another run that has not ended. Wait for it, or choose"),
+                claim(tmp_path, RESULTS, resume=resume, overwrite=not resume),
+            ):
+                pass
+    finally:
+        first.kill()  # which leaves its lock file, but not its lock
+        first.wait()
+    with claim(tmp_path, RESULTS, resume=False, overwrite=False) as out:
+        assert out == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_run_is_gone_on_from_or_replaced_only_when_that_is_asked_for(tmp_path: Path) -> None:
+    for name in (*RESULTS, "notes.txt"):
+        (tmp_path / name).write_text(name)
+    with (
+        pytest.raises(
+            ValueError, match=r"holds an earlier run \(student.safetensors, report.json\).*--resume.*--overwrite"
+        ),
+        claim(tmp_path, RESULTS, resume=False, overwrite=False),
+    ):
+        pass
+    with claim(tmp_path, RESULTS, resume=True, overwrite=False):
+        assert (tmp_path / "report.json").read_text() == "report.json"
+    with claim(tmp_path, RESULTS, resume=False, overwrite=True):
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".lock") == ["notes.txt"]
+    with pytest.raises(ValueError, match="give one of the two"), claim(tmp_path, (), resume=True, overwrite=True):
+        pass
+
+
+def test_to_resume_where_there_is_nothing_says_that_it_starts_anew(tmp_path: Path) -> None:
+    said: list[str] = []
+    with claim(tmp_path / "new", RESULTS, resume=True, overwrite=False, echo=said.append):
+        pass
+    assert said == [f"There is nothing in {tmp_path / 'new'} to go on from: the run starts anew."]
+
+
+WRITER = """
+import sys, time
+from kdlib import files
+with files.atomic_write(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"x" * 1000)
+    print("written", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_run_left_is_swept_by_the_next_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "student.checkpoint"
+    runs = [subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for run in runs:
+            assert run.stdout is not None
+            run.stdout.readline()
+        runs[0].kill()
+        runs[0].wait()
+        assert len(list(tmp_path.iterdir())) == 2
+        files.write_text(path, "new")
+        left = [found.name for found in tmp_path.iterdir() if found != path]
+        assert len(left) == 1
+        assert f"-{runs[1].pid}." in left[0]
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()
+
+
+def test_a_file_of_the_users_is_not_removed_by_the_proof_that_a_folder_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / ".writable").write_text("mine")
+    files.ensure_writable(tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(".writable", "mine")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [("0o077", 0o600), ("0o022", 0o644), ("0o002", 0o664)])
+def test_files_are_as_shared_as_the_umask_says(tmp_path: Path, umask: str, mode: int) -> None:
+    code = f"import os, sys; os.umask({umask}); from kdlib import files; files.write_text(sys.argv[1], 'x')"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=True)
+    assert os.stat(tmp_path / "a").st_mode & 0o777 == mode

@@ -1,0 +1,457 @@
+"""Faults that once gave a wrong result without a word: each must now be said, or cannot happen."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from kdlib import train, verdict
+from kdlib.data import DataModule, InMemoryDataset
+from kdlib.data.augment import NO_AUGMENTATION
+from kdlib.distiller import Distiller
+from kdlib.evaluation import evaluate
+from kdlib.hooks import ModelOutput
+from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
+from kdlib.recipes import Recipe
+from kdlib.teachers import CachedTeacher, FrozenTeacher
+
+COUNT, CLASSES = 24, 4
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES = torch.randn(COUNT, 1, 8, 8, generator=GENERATOR)
+LABELS = torch.arange(COUNT) % CLASSES
+CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)
+    )
+
+
+def loader(count: int = COUNT) -> DataLoader:
+    return DataLoader(TensorDataset(IMAGES[:count], LABELS[:count]), 8)
+
+
+def split(first: int, last: int, shift: int = 0) -> InMemoryDataset:
+    numbers = torch.arange(first, last)
+    images = torch.randint(0, 256, (last - first, 1, 8, 8), generator=torch.Generator().manual_seed(first + shift))
+    return InMemoryDataset(images.byte(), numbers % CLASSES, numbers, (0.5,), (0.5,))
+
+
+def module(shift: int = 0) -> DataModule:
+    parts = {"train": split(0, 32), "validation": split(32, 44, shift), "test": split(44, 56)}
+    return DataModule("own", tuple("abcd"), **parts, augmentation=NO_AUGMENTATION, image_size=8)
+
+
+def fit(student: nn.Module, data: Any = None, **options: Any) -> train.Result:
+    settings: dict[str, Any] = {"epochs": 1, "progress": False, "recipe": Recipe(batch_size=8), **CPU}
+    return train.fit(student, loader() if data is None else data, **{**settings, **options})
+
+
+# -------------------- answers that are no numbers
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("data", ["split", "loader"])
+def test_logits_that_are_not_finite_have_no_accuracy(bad: float, data: str) -> None:
+    broken = net()
+    with torch.no_grad():
+        broken[-1].bias.fill_(bad)
+    given = split(0, 12) if data == "split" else loader(12)
+    with pytest.raises(FloatingPointError, match=r"model's logits are not finite for 12 of 12 .*precision='fp32'"):
+        evaluate(broken, given, **CPU)
+
+
+def test_one_broken_answer_is_found_among_good_ones() -> None:
+    class Fragile(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = x.flatten(1)[:, :CLASSES].clone()
+            return logits.masked_fill((logits == IMAGES.flatten(1)[3, 0])[:, :1], math.nan)
+
+    with pytest.raises(FloatingPointError, match="teacher's logits are not finite for 1 of 24 samples"):
+        evaluate(Fragile(), loader(), role="teacher", **CPU)
+
+
+def test_a_validation_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    class Late(nn.Module):
+        """Its answers outside of training break after the first epoch, its weights do not."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.validations = net(), 0
+
+        def train(self, mode: bool = True) -> Late:
+            self.validations += mode is False
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = self.inner(x)
+            return logits * math.nan if not self.training and self.validations > 5 else logits
+
+    path = tmp_path / "checkpoint"
+    with pytest.raises(
+        FloatingPointError, match=r"validation.*not finite after epoch \d of 9.*The last good checkpoint is"
+    ):
+        fit(Late(), module(), epochs=9, checkpoint=path)
+    assert path.exists()
+
+
+# -------------------- comparisons of what is not measured alike
+
+
+FRACTIONS = [0.89, 0.9, 0.91]
+PERCENT = [89.0, 90.0, 91.5]
+
+
+@pytest.mark.parametrize(
+    ("method", "baseline"),
+    [
+        (PERCENT, FRACTIONS),
+        (FRACTIONS, PERCENT),
+        (PERCENT, [0.1, 0.1, 0.11]),  # against chance
+        ([0.9, 91.0, 0.92], FRACTIONS),  # one seed in percent
+        ([55.0, 56.0, 57.5], [1.0, 0.98, 0.99]),
+        ([9.1, 9.9, 10.2], [0.091, 0.1, 0.099]),  # errors
+    ],
+)
+def test_percent_are_not_compared_with_fractions(method: list[float], baseline: list[float]) -> None:
+    with pytest.raises(ValueError, match="fractions and percent.*one unit.*same_unit=True"):
+        verdict.compare(method, baseline)
+    assert verdict.compare(method, baseline, same_unit=True).n == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "baseline"),
+    [
+        (FRACTIONS, [1.0, 1.0, 0.99]),
+        (PERCENT, [2.0, 50.0, 99.0]),
+        ([0.9, 1.0, 1.1], [1.2, 0.8, 1.4]),  # losses
+        ([0.05, 0.06, 0.04], [2.3, 2.2, 2.31]),  # a loss of a network against one at chance
+        ([0.4, 0.5, 0.6], [4.0, 5.0, 6.5]),  # seconds
+        ([1e6, 2e6, 3e6], [0.4, 0.5, 0.6]),
+        ([-0.5, 0.1, 0.2], PERCENT),  # correlations are no fractions
+        ([0.0, 0.0, 0.1], [0.0, 0.2, 0.3]),
+    ],
+)
+def test_other_values_may_differ_as_much_as_they_like(method: list[float], baseline: list[float]) -> None:
+    assert verdict.compare(method, baseline).n == 3
+
+
+def test_a_table_names_the_method_in_percent() -> None:
+    rows = [{"method": "hard", "seed": s, "test_accuracy": v} for s, v in enumerate(FRACTIONS)]
+    rows += [{"method": "kd", "seed": s, "test_accuracy": v} for s, v in enumerate(PERCENT)]
+    with pytest.raises(ValueError, match="kd cannot be compared with hard: .*percent"):
+        verdict.table(pd.DataFrame(rows))
+    assert len(verdict.table(pd.DataFrame(rows), same_unit=True)) == 1
+
+
+@pytest.mark.parametrize("bad", [1e300, -1e300, 1e31, math.inf, math.nan])
+def test_huge_values_are_no_results(bad: float) -> None:
+    with pytest.raises(ValueError, match=r"baseline's result.*for 1.*diverge"):
+        verdict.compare([0.5, 0.6, 0.7], [0.5, bad, 0.7])
+
+
+# -------------------- a teacher that changes
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(model: nn.Module, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_shared_buffer_is_a_shared_network() -> None:
+    student, teacher = net(0), net(1)
+    student[1].running_mean = teacher[1].running_mean
+    before = state(teacher)
+    with pytest.raises(ValueError, match=r"share.*1\.running_mean.*copy\.deepcopy"):
+        fit(student, teacher=teacher)
+    with pytest.raises(ValueError, match="share"):
+        Distiller(student, teacher, Logit())
+    assert same(teacher, before)
+
+
+def test_a_slice_of_the_students_weight_is_shared() -> None:
+    student, teacher = net(0), net(1)
+    teacher[1].register_buffer("extra", student[-1].weight.detach()[1:])
+    with pytest.raises(ValueError, match=r"share.*1\.extra"):
+        fit(student, teacher=teacher)
+
+
+class CallsTrain(nn.Module):
+    """A teacher as one finds it: its forward sets a mode."""
+
+    def __init__(self, back: bool = False, dropout: bool = False) -> None:
+        super().__init__()
+        self.inner: nn.Module = (
+            nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, CLASSES)) if dropout else net(1)
+        )
+        self.back = back
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner.train()
+        logits = self.inner(x)
+        if self.back:
+            self.inner.eval()
+        return logits
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_teacher_whose_forward_trains_is_refused_and_given_back(back: bool) -> None:
+    teacher = CallsTrain(back)
+    before = state(teacher)
+    for call in (
+        lambda: fit(net(), teacher=teacher),
+        lambda: fit(net(), module(), teacher=teacher),
+        lambda: Distiller(net(), teacher, Logit())((IMAGES[:4], LABELS[:4])),
+        lambda: CachedTeacher.build(teacher, split(0, 12), progress=False, **CPU),
+    ):
+        with pytest.raises(ValueError, match=r"(?s)teacher.*train mode.*inner.*eval mode"):
+            call()
+        assert same(teacher, before)
+
+
+def test_a_teacher_with_dropout_at_work_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"teacher.*train mode.*inner"):
+        fit(net(), teacher=CallsTrain(dropout=True))
+
+
+def test_a_model_whose_forward_trains_is_not_evaluated() -> None:
+    model = CallsTrain(back=True)
+    before = state(model)
+    with pytest.raises(ValueError, match="model.*train mode"):
+        evaluate(model, loader(), **CPU)
+    assert same(model, before)
+
+
+class Counts(nn.Module):
+    """Writes to a buffer of its own at every call, by assignment or in place."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.inner, self.in_place = net(1), in_place
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("cache", torch.zeros(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_place:
+            self.calls += 1
+        else:
+            self.calls = self.calls + 1
+        self.cache = torch.zeros(len(x))  # what is no part of its state may change
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_teacher_that_counts_is_given_back_as_it_was_and_that_is_said(in_place: bool) -> None:
+    teacher = Counts(in_place)
+    before = state(teacher)
+    with pytest.warns(UserWarning, match="teacher.*calls.*restored"):
+        fit(net(), teacher=teacher)
+    assert same(teacher, before)
+
+
+def test_a_callback_that_writes_to_the_teacher_is_found() -> None:
+    teacher = net(1)
+    before = state(teacher)
+    with pytest.warns(UserWarning, match=r"teacher.*1\.running_mean.*restored"):
+        fit(net(), teacher=teacher, on_epoch_end=lambda epoch, student: teacher[1].running_mean.add_(1))
+    assert same(teacher, before)
+
+
+def test_a_callback_that_writes_to_the_teachers_weights_is_found() -> None:
+    teacher = net(1)
+
+    def write(epoch: int, student: nn.Module) -> None:
+        with torch.no_grad():
+            teacher[-1].bias.add_(1)
+
+    with pytest.warns(UserWarning, match=r"teacher.*5\.bias.*cannot be restored"):
+        fit(net(), teacher=teacher, on_epoch_end=write)
+
+
+def test_an_honest_teacher_is_not_suspected() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for teacher in (net(1), FrozenTeacher(net(1))):
+            fit(net(), module(), teacher=teacher, epochs=2)
+
+
+# -------------------- a resumed run is the same run
+
+
+class Stop(Exception):
+    pass
+
+
+def stopped(path: Path, **options: Any) -> None:
+    """A run of two epochs that ended after its first."""
+
+    def stop(epoch: int, student: nn.Module) -> None:
+        if epoch == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(net(), **{"data": module(), "epochs": 2, "checkpoint": path, "on_epoch_end": stop, **options})
+
+
+def resume(path: Path, **options: Any) -> train.Result:
+    return fit(net(), **{"data": module(), "epochs": 2, "checkpoint": path, "resume": True, **options})
+
+
+@pytest.fixture
+def two_threads() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_another_number_of_threads_is_said(tmp_path: Path, two_threads: None) -> None:
+    path = tmp_path / "checkpoint"
+    stopped(path)
+    torch.set_num_threads(1)
+    with pytest.raises(ValueError, match=r"2 threads.*now.*1.*torch\.set_num_threads\(2\).*other_threads=True"):
+        resume(path)
+    assert len(resume(path, other_threads=True).rows) == 2
+
+
+def test_the_same_number_of_threads_goes_on(tmp_path: Path, two_threads: None) -> None:
+    path = tmp_path / "checkpoint"
+    stopped(path)
+    whole = fit(net(), module(), epochs=2)
+    assert resume(path).rows[-1]["loss"] == whole.rows[-1]["loss"]
+
+
+def test_another_validation_split_is_another_run(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    stopped(path)
+    with pytest.raises(ValueError, match="another run.*validation"):
+        resume(path, data=module(shift=1))
+    few = module()
+    with pytest.raises(ValueError, match="another run.*validation"):
+        resume(path, data=replace(few, validation=few.validation.select(torch.arange(5))))
+
+
+def test_another_validation_loader_is_another_run(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    stopped(path, data=loader(), validation=loader(8))
+    for other in (loader(16), loader(7), None):
+        with pytest.raises(ValueError, match="another run.*validation"):
+            resume(path, data=loader(), validation=other)
+    assert len(resume(path, data=loader(), validation=loader(8)).rows) == 2
+
+
+class Own(Method):
+    """A method of a user, whose repr says nothing of its attributes."""
+
+    needs_teacher, trains_logits = False, True
+
+    def __init__(self, weight: float = 1.0, labels: Any = None) -> None:
+        super().__init__()
+        self._weight, self.table = weight, labels
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> dict[str, Tensor]:
+        return {"own": self._weight * F.cross_entropy(student.logits, labels)}
+
+
+def weighted_mse(a: Tensor, b: Tensor, weight: float = 1.0) -> Tensor:
+    return weight * F.mse_loss(a, b)
+
+
+def one_hot_mse(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Tensor:
+    return weight * F.mse_loss(logits, F.one_hot(labels, CLASSES).float())
+
+
+def loss_of(weight: float) -> Any:
+    return lambda a, b: weight * F.mse_loss(a, b)
+
+
+class Module(nn.Module):
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.weight * F.mse_loss(a, b)
+
+
+OTHERS: dict[str, tuple[Any, Any]] = {
+    "a weight": (2 * (HardLabels() + Feature({"0": "0"})), 3 * (HardLabels() + Feature({"0": "0"}))),
+    "a weight of a part": (HardLabels() + 2 * Feature({"0": "0"}), HardLabels() + 3 * Feature({"0": "0"})),
+    "a layer": (
+        HardLabels() + Feature({"0": "0"}, "attention"),
+        HardLabels() + Feature({"1": "0"}, "attention"),
+    ),
+    "a layer of a relation": (
+        HardLabels() + Relation({"0": "0"}, "similarity"),
+        HardLabels() + Relation({"0": "2"}, "similarity"),
+    ),
+    "a bound argument": (
+        Logit(loss=partial(weighted_mse, weight=1.0)),
+        Logit(loss=partial(weighted_mse, weight=2.0)),
+    ),
+    "a constant of a lambda": (
+        Logit(loss=lambda a, b: 2.5 * F.mse_loss(a, b)),
+        Logit(loss=lambda a, b: 3.5 * F.mse_loss(a, b)),
+    ),
+    "what a lambda has kept": (Logit(loss=loss_of(2.0)), Logit(loss=loss_of(3.0))),
+    "a default": (
+        Logit(loss=lambda a, b, w=1.5: w * F.mse_loss(a, b)),
+        Logit(loss=lambda a, b, w=2.5: w * F.mse_loss(a, b)),
+    ),
+    "a module as loss": (Logit(loss=Module(1.0)), Logit(loss=Module(2.0))),
+    "an attribute": (Own(1.0), Own(2.0)),
+    "a tensor": (Own(1.0, torch.zeros(2000)), Own(1.0, torch.ones(2000))),
+    "a dict": (Own(1.0, {"a": [1, 2]}), Own(1.0, {"a": [1, 3]})),
+    "an option": (Logit(loss="dkd", beta=4.0), Logit(loss="dkd", beta=4.000001)),
+    "a hard loss": (
+        Logit(hard=partial(one_hot_mse, weight=1.0)),
+        Logit(hard=partial(one_hot_mse, weight=2.0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_setting_of_a_method_is_another_run(tmp_path: Path, name: str) -> None:
+    first, other = OTHERS[name]
+    path, teacher = tmp_path / "checkpoint", net(1)
+    stopped(path, method=first, teacher=teacher)
+    with pytest.raises(ValueError, match="another run"):
+        resume(path, method=other, teacher=teacher)
+    assert len(resume(path, method=copy.deepcopy(first), teacher=teacher).rows) == 2
+
+
+def test_another_rate_of_an_optimiser_of_ones_own_is_another_run(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    stopped(path, optimizer=lambda p: torch.optim.AdamW(p, 1e-3))
+    with pytest.raises(ValueError, match="another run"):
+        resume(path, optimizer=lambda p: torch.optim.AdamW(p, 1e-2))
+    assert len(resume(path, optimizer=lambda p: torch.optim.AdamW(p, 1e-3)).rows) == 2
+
+
+def test_a_checkpoint_of_an_older_version_that_says_less_is_resumed(tmp_path: Path) -> None:
+    from kdlib import files
+
+    path = tmp_path / "checkpoint"
+    stopped(path)
+    tensors, metadata = files.load_tensors(path)
+    for name in ("threads", "validation", "settings"):
+        metadata["facts"]["run"].pop(name, None)
+    files.save_tensors(path, tensors, metadata)
+    assert len(resume(path, data=module(shift=1)).rows) == 2
