@@ -44,7 +44,7 @@ DISTILLER, FIT_ANY, TASKS = "tests/test_distiller.py", "tests/test_fit_any.py", 
 ENSEMBLE, ANSWERS, PROJECTORS = "tests/test_ensemble.py", "tests/test_answers.py", "tests/test_projectors.py"
 KD = "return _kl(log_student, log_teacher) * temperature**2"
 MASKED_ROOT = "return squared.masked_fill(coincide, 1.0).sqrt().masked_fill(coincide, 0.0).to(rows)"
-RNG = "devices.set_rng_states({kind: state for kind, state in own.items() if state is not None}, device)"
+RNG = "devices.set_rng_states(rng_states, device)"
 
 
 def train(*names: str) -> tuple[str, ...]:
@@ -412,8 +412,8 @@ MUTANTS = (
     Mutant(
         "resumed without the method's projectors",
         "checkpoints.py",
-        "for part, module in modules.items():\n            models.load_weights",
-        "for part, module in list(modules.items())[:1]:\n            models.load_weights",
+        "for part, module in modules.items():\n            module.load_state_dict",
+        "for part, module in list(modules.items())[:1]:\n            module.load_state_dict",
         RESUMED,
     ),
     # -------------------- any network, any batch, any loop
