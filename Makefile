@@ -43,7 +43,7 @@ pictures: .venv/.dev ## The two pictures of the README, drawn anew from the play
 	$(BIN)/python -m course.readme_images playground images/playground.png
 	$(BIN)/python -m course.readme_images study images/study.png
 
-bench: .venv/.base ## What distillation costs beside a plain step (4 minutes, on a quiet machine); FULL=--full for the long one
+bench: .venv/.base ## What distillation costs beside a plain step (some minutes, on a quiet machine); FULL=--full for the long one
 	$(BIN)/python benchmarks/bench.py $(FULL)
 
 bench-peers: .venv-peers/.ready ## The same training in three other libraries, and what their losses give

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,40 +22,6 @@ from kdlib.tasks import Task
 from kdlib.teachers import Teacher
 
 MOST_STEPS = 1_000_000_000
-
-
-class BatchSource(Protocol):
-    """What the trainer needs of its data.
-
-    batch_size: samples of a step, over all processes. steps_per_epoch: batches of an epoch.
-    """
-
-    batch_size: int
-    steps_per_epoch: int
-
-    def example(self) -> Any:
-        """A small batch, on the device."""
-        ...
-
-    def epoch(self, number: int, first: int) -> Iterator[Any]:
-        """The batches of an epoch from step `first` on, on the device; those of this process."""
-        ...
-
-    def check_teacher(self, teacher: Teacher) -> None:
-        """Raise ValueError unless the teacher has outputs for these samples."""
-        ...
-
-    def check_logits(self, role: str, logits: Tensor) -> None:
-        """Raise ValueError unless these logits fit the classes of the data."""
-        ...
-
-    def evaluate(self, model: nn.Module, loss: HardLoss | None) -> Metrics | None:
-        """How a model does on the validation data; None if there are none."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """What must be the same for a run to be the same run."""
-        ...
 
 
 class IndexedBatches:

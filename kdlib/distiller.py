@@ -61,9 +61,10 @@ class Distiller(nn.Module):
     adapter: what a batch is, see `Adapter`; default, a pair (inputs, labels) or a dict with "labels".
     task: what logits and labels mean: "classification", "multilabel", "segmentation", "token-classification",
     "regression", or a `tasks.Task`. compile: let torch.compile translate the student, as one program;
-    torch.compile(distiller) gives the same in a dozen parts. setup_later: `setup` is called
-    before the first step, as `fit` does.
-    Raises ValueError where the pieces do not fit together, TypeError for a teacher that is none.
+    torch.compile(distiller) gives the same in a dozen parts. setup_later: `setup` is called before the first step, as
+    `fit` does.
+    Raises ValueError where the pieces do not fit together, TypeError for a teacher that is none, FloatingPointError for
+    one whose answer to the example is not finite.
     """
 
     accepts_loss_kwargs = False  # else transformers' Trainer takes **fields for arguments that scale the loss
@@ -172,6 +173,11 @@ class Distiller(nn.Module):
         for role, one in logits.items():
             if check is not None:
                 check(role, one)
+            if role == "teacher" and not bool(one.isfinite().all()):
+                raise FloatingPointError(
+                    "The teacher's logits are not finite: its weights may be damaged, or the batch is. Evaluate it with "
+                    "train.evaluate, and load or train it anew."
+                )
             if self.task.has_classes:
                 losses.warn_if_probabilities(one, role)
         self._check_shapes(student, teacher)

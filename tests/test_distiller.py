@@ -162,6 +162,15 @@ def test_an_example_shows_mistakes_before_the_first_step(student: Net, teacher: 
         Distiller(softmaxed, teacher, Logit(), example=batch)
 
 
+def test_a_teacher_whose_weights_are_damaged_is_refused_with_the_example(
+    student: Net, teacher: Net, batch: Pair
+) -> None:
+    with torch.no_grad():
+        teacher.fc.bias[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="The teacher's logits are not finite: its weights may be damaged"):
+        Distiller(student, teacher, Logit(), example=batch)
+
+
 def test_a_teacher_with_other_classes_may_serve_features(student: Net, batch: Pair) -> None:
     method = HardLabels() + Feature({"stem": "stem"})
     found = Distiller(student, Net(6, classes=5), method, example=batch)(batch)
