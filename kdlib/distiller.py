@@ -175,8 +175,8 @@ class Distiller(nn.Module):
                 check(role, one)
             if role == "teacher" and not bool(one.isfinite().all()):
                 raise FloatingPointError(
-                    "The teacher's logits are not finite: its weights may be damaged, or the batch is. Evaluate it with "
-                    "train.evaluate, and load or train it anew."
+                    "The teacher's logits are not finite: its weights may be damaged, or the batch is. Evaluate it "
+                    "with train.evaluate, and load or train it anew."
                 )
             if self.task.has_classes:
                 losses.warn_if_probabilities(one, role)
