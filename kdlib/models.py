@@ -26,6 +26,7 @@ STEMS = {
     "stride2": (3, 2, False),
     "imagenet": (7, 2, True),
 }  # kernel, stride, max pooling after it
+WIDE_RESNETS = ((20, 2), (8, 4), (20, 4), (32, 4))  # depth, times as many channels
 
 
 class BasicBlock(nn.Module):
@@ -49,19 +50,22 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """The thin ResNet of He et al. 2016, section 4.2: three stages of 16, 32 and 64 channels, 6n + 2 layers.
 
-    Shortcuts that change the width are 1 x 1 convolutions, as in most distillation benchmarks.
+    widths: channels of the first convolution and of the three stages; the wide ones, resnet8x4 and its like, are those
+    of Tian et al. 2020. Shortcuts that change the width are 1 x 1 convolutions, as in most distillation benchmarks.
     """
 
-    def __init__(self, depth: int, num_classes: int, in_channels: int) -> None:
+    def __init__(
+        self, depth: int, num_classes: int, in_channels: int, widths: tuple[int, int, int, int] = (16, 16, 32, 64)
+    ) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(16, 16, 1, blocks)
-        self.layer2 = self._stage(16, 32, 2, blocks)
-        self.layer3 = self._stage(32, 64, 2, blocks)
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = self._stage(widths[0], widths[1], 1, blocks)
+        self.layer2 = self._stage(widths[1], widths[2], 2, blocks)
+        self.layer3 = self._stage(widths[2], widths[3], 2, blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(64, num_classes)
+        self.fc = nn.Linear(widths[3], num_classes)
 
     @staticmethod
     def _stage(inputs: int, width: int, stride: int, blocks: int) -> nn.Sequential:
@@ -118,8 +122,9 @@ def _mobilenet(num_classes: int, in_channels: int, stem: str) -> nn.Module:
     return model
 
 
-def _cifar_resnet(depth: int, config: dict[str, Any]) -> nn.Module:
-    return CifarResNet(depth, config["num_classes"], config["in_channels"])
+def _cifar_resnet(depth: int, times: int, config: dict[str, Any]) -> nn.Module:
+    widths = (16 if times == 1 else 32, 16 * times, 32 * times, 64 * times)
+    return CifarResNet(depth, config["num_classes"], config["in_channels"], widths)
 
 
 def _resnet(name: str, config: dict[str, Any]) -> nn.Module:
@@ -140,7 +145,8 @@ def _from_timm(name: str, config: dict[str, Any]) -> nn.Module:
 
 _ARCHITECTURES: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     **{f"resnet{depth}": partial(_resnet, f"resnet{depth}") for depth in (18, 34, 50)},
-    **{f"resnet{depth}": partial(_cifar_resnet, depth) for depth in (8, 20, 32, 56)},
+    **{f"resnet{depth}": partial(_cifar_resnet, depth, 1) for depth in (8, 14, 20, 32, 56)},
+    **{f"resnet{depth}x{times}": partial(_cifar_resnet, depth, times) for depth, times in WIDE_RESNETS},
     "article-teacher": partial(_article, (32, 64, 128)),
     "article-student": partial(_article, (16, 32)),
     "mobilenet-v3-small": _small_mobilenet,

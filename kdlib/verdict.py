@@ -7,6 +7,9 @@ Runs of the same seed share images, order, augmentation and initial weights, so 
 method. The interval is Student's t interval of the mean difference; the verdict is read off it and off nothing
 else: BEATS if all of it lies above zero, LOSES if all of it lies below, INCONCLUSIVE otherwise.
 
+A new test set would give other accuracies as well. `compare_samples` takes what each run made of each test sample, and
+its interval holds both scatters: that of the seeds and that of the test samples. Teacher and settings stay fixed.
+
 Several comparisons are corrected by Bonferroni: of m methods each gets an interval at the level 1 - 0.05 / m, so that
 with a probability of at least 95 % all m intervals hold their true gains at once, however the methods depend on each
 other (they share a baseline). Holm's procedure rejects a little more often, but no simple intervals go with it: a
@@ -102,6 +105,81 @@ def compare(
         margin = _quantile(confidence, comparisons, n - 1) * std / math.sqrt(n)
     low, high = mean - margin, mean + margin
     return Comparison(n, mean, std, low, high, confidence, comparisons, _verdict(low, high, better))
+
+
+def compare_samples(
+    method: Mapping[Any, Sequence[float] | np.ndarray],
+    baseline: Mapping[Any, Sequence[float] | np.ndarray],
+    *,
+    confidence: float = 0.95,
+    comparisons: int = 1,
+    better: str = "higher",
+) -> Comparison:
+    """Compare two methods by what each of their runs made of each test sample: 1 where it was right, else 0.
+
+    method, baseline: by seed, one value for each of the same test samples in the same order (other values than 0 and 1
+    too, such as losses). confidence, comparisons, better: as in `compare`.
+    The differences form a table of seeds by samples, whose rows and columns are both drawn from more of their kind: the
+    variance of its mean is that of the two-way random effects model, with Satterthwaite's degrees of freedom. (A
+    bootstrap over seeds and samples together counts the scatter that belongs to neither about three times, Owen 2007,
+    and gives wider intervals than needed; tests/test_verdict.py simulates how often each holds.)
+    Raises what `compare` raises, and ValueError for less than two samples or runs with different numbers of them.
+    """
+    _check_options(confidence, comparisons, better)
+    for role, side in {"method": method, "baseline": baseline}.items():
+        if not hasattr(side, "keys"):
+            raise TypeError(f"The {role}'s results are arrays by seed, as {{0: right}}; got {type(side).__name__}.")
+    of_method, of_baseline = _unique(method), _unique(baseline)
+    _refuse_unpaired(of_method, of_baseline)
+    if len(of_method) < 2:
+        raise ValueError(f"{len(of_method)} pairs say nothing about spread; at least two seeds are needed.")
+    first, second = (_stacked([side[key] for key in of_method]) for side in (of_method, of_baseline))
+    if first.shape != second.shape:
+        raise ValueError(
+            f"The method has {first.shape[1]:,} test samples and the baseline {second.shape[1]:,}. Evaluate both on "
+            "the same samples, in the same order."
+        )
+    differences = first - second
+    mean, std = float(differences.mean()), float(differences.mean(1).std(ddof=1))
+    margin = _margin_over_both(differences, confidence, comparisons)
+    low, high = mean - margin, mean + margin
+    return Comparison(len(first), mean, std, low, high, confidence, comparisons, _verdict(low, high, better))
+
+
+def _margin_over_both(differences: np.ndarray, confidence: float, comparisons: int) -> float:
+    """Half the interval of the mean of a table of seeds by samples, both of them random."""
+    from scipy import stats
+
+    seeds, samples = differences.shape
+    mean, of_seeds, of_samples = differences.mean(), differences.mean(1), differences.mean(0)
+    rest = differences - of_seeds[:, None] - of_samples + mean
+    # Mean squares and their degrees of freedom.
+    a, free_a = samples * float(((of_seeds - mean) ** 2).sum()) / (seeds - 1), seeds - 1
+    b, free_b = seeds * float(((of_samples - mean) ** 2).sum()) / (samples - 1), samples - 1
+    e, free_e = float((rest**2).sum()) / ((seeds - 1) * (samples - 1)), (seeds - 1) * (samples - 1)
+    if a == b == 0:
+        return math.inf  # no scatter to judge the mean by
+    total = a + b - e
+    if total <= max(a, b):  # one of the two scatters is estimated as less than none: it is taken as none
+        total, freedom = (a, free_a) if a >= b else (b, free_b)
+    else:
+        freedom = total**2 / (a**2 / free_a + b**2 / free_b + e**2 / free_e)
+    quantile = float(stats.t.isf((1 - confidence) / (2 * comparisons), freedom))
+    return quantile * math.sqrt(total / (seeds * samples))
+
+
+def _stacked(runs: Sequence[Any]) -> np.ndarray:
+    arrays = [np.asarray(run, dtype=float) for run in runs]
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) > 1 or len(shapes[0]) != 1 or shapes[0][0] < 2:
+        raise ValueError(
+            f"Each run has one value for each test sample, two at least, in a row; got shapes {shapes}. Evaluate all "
+            "runs on the same samples."
+        )
+    stacked = np.stack(arrays)
+    if not (np.abs(stacked) <= LARGEST).all():
+        raise ValueError("Some values of test samples are not finite numbers. Did those runs diverge?")
+    return stacked
 
 
 def table(

@@ -40,7 +40,8 @@ def trained(seed: int = 0, num_classes: int = 10, name: str = "resnet8") -> nn.M
 
 def test_names():
     assert models.list_models() == [
-        *("resnet18", "resnet34", "resnet50", "resnet8", "resnet20", "resnet32", "resnet56"),
+        *("resnet18", "resnet34", "resnet50", "resnet8", "resnet14", "resnet20", "resnet32"),
+        *("resnet56", "resnet20x2", "resnet8x4", "resnet20x4", "resnet32x4"),
         *("article-teacher", "article-student", "mobilenet-v3-small"),
     ]
 

@@ -26,20 +26,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from kdlib import data, models, train, verdict
+from kdlib import data, files, models, train, verdict
 from kdlib.data import DataModule
-from kdlib.study import command, method_specs, plans, runner, runs_file
+from kdlib.study import analysis, command, method_specs, plans, runner, runs_file
 from kdlib.study.experiment import Experiment, WorkerPool, derangement
 from kdlib.study.method_specs import (
     FAMILIES,
-    LEARNING_RATES,
+    FIRST_TRIALS,
     METHODS,
     SETTING_NAMES,
+    SHARED_SPACE,
     TRIALS_PER_METHOD,
     Settings,
     TeacherKind,
 )
 from kdlib.study.plans import CONTROLS, FULL, PLANS, Budget, RunConfig, TunedSettings, Variant
+from kdlib.study.predictions import PredictionsFile
 from kdlib.study.runner import StudyConfig
 from kdlib.study.runs_file import (
     RUN_COLUMNS,
@@ -119,11 +121,22 @@ def run_config(name: str = "kd", seed: int = 0, excluded_class: int | None = Non
 def test_every_method_has_the_same_number_of_different_trials(name: str) -> None:
     spec = METHODS[name]
     trials = [*spec.first_settings(), *spec.further_settings(spec.start)]
-    assert [settings.learning_rate for settings in trials] == [*LEARNING_RATES, *[spec.start.learning_rate] * 6]
-    assert len(trials) == TRIALS_PER_METHOD
-    assert len({*trials, spec.start}) == TRIALS_PER_METHOD  # the start is among them, with the rate 0.1
+    assert len(trials) == len(set(trials)) == TRIALS_PER_METHOD
     assert (spec.name, spec.family in FAMILIES) == (name, True)
-    assert {setting for setting, _ in spec.variations} <= set(SETTING_NAMES) - {"learning_rate"}
+    assert set(spec.space) <= set(SETTING_NAMES)
+    unset = {setting for setting in SETTING_NAMES if getattr(spec.start, setting) is None}
+    # What a method has is searched for, but for the one layer that RKD compares, and layers that are all compared.
+    assert unset.isdisjoint(spec.space)
+    assert set(SETTING_NAMES) - unset - set(spec.space) <= {"layers"}
+
+
+def test_all_methods_try_the_same_learning_rates_and_weight_decays() -> None:
+    pairs = {name: [(s.learning_rate, s.weight_decay) for s in METHODS[name].first_settings()] for name in METHODS}
+    assert len({tuple(tried) for tried in pairs.values()}) == 1
+    for position, distribution in enumerate(SHARED_SPACE.values()):
+        tried = sorted(pair[position] for pair in pairs["kd"])
+        parts = [distribution.at(share / FIRST_TRIALS) for share in range(FIRST_TRIALS + 1)]
+        assert all(low <= value <= high for low, value, high in zip(parts, tried, parts[1:], strict=False))
 
 
 def test_the_plans_are_those_that_the_study_needs() -> None:
@@ -372,6 +385,8 @@ def test_a_run_gives_every_column_and_repeats_to_the_bit(budget: Budget, tmp_pat
             found.append(seed_runner.run(run_config("kd+hint"), test=True))
     empty = {"excluded_class", "excluded_class_accuracy", "error", "smoothing", "beta"}
     assert {name for name in RUN_COLUMNS if found[0].get(name) is None} == empty
+    answers = [row.pop("predicted").tolist() for row in found]
+    assert answers[0] == answers[1]
     one, two = ({name: value for name, value in row.items() if name not in TIME_COLUMNS} for row in found)
     assert one == two
     assert one["extra_parameters"] == 32 * 64  # the projection of pool2 to the teacher's layer3
@@ -527,50 +542,77 @@ def trial(name: str, settings: Settings, score: float | None, seed: int = 1000) 
     return {column: to_text(values.get(column)) for column in TRIAL_COLUMNS}
 
 
-def trials(name: str, scores: dict[float, list[float | None]], others: float) -> list[dict[str, str]]:
-    """All trials of a method with two seeds: the scores of learning rates (others: poor), and of all other values."""
+def trials(name: str, scores: dict[int, list[float | None]], others: float, rest: float = 0.2) -> list[dict[str, str]]:
+    """All trials of a method with two seeds: scores of first ones, by their number, and of all others, and further."""
     seeds = (1000, 1001)
-    scores = {rate: [0.2, 0.2] for rate in LEARNING_RATES} | scores
+    tried = METHODS[name].first_settings()
     first = plans.first_trials([METHODS[name]], seeds)
-    made = [trial(name, c.settings, scores[c.settings.learning_rate][seeds.index(c.seed)], c.seed) for c in first]
+    by_settings = {settings: scores.get(number, [rest, rest]) for number, settings in enumerate(tried)}
+    made = [trial(name, c.settings, by_settings[c.settings][seeds.index(c.seed)], c.seed) for c in first]
     further = plans.further_trials([METHODS[name]], seeds, made)
     return made + [trial(name, c.settings, others, c.seed) for c in further]
 
 
 def test_the_choice_is_the_best_mean_over_its_seeds() -> None:
-    scores = {0.03: [0.5, 0.9], 0.1: [0.75, 0.75], 0.3: [0.95, 0.1]}
+    tried = METHODS["kd"].first_settings()
+    scores = {0: [0.5, 0.9], 1: [0.75, 0.75], 2: [0.95, 0.1]}
     found = plans.best_settings(trials("kd", scores, others=0.6))["kd"]
-    assert (found.settings.learning_rate, found.settings.alpha) == (0.1, 0.1)
+    assert found.settings == tried[1]
     assert found.score == pytest.approx(0.75)
     assert found.tuned_on == "resnet8, 500 images, 3 epochs, 2 tuning seeds"
     better = plans.best_settings(trials("kd", scores, others=0.8))["kd"]
-    assert better.settings == replace(METHODS["kd"].start, learning_rate=0.1, temperature=2)
+    assert better.settings == METHODS["kd"].further_settings(tried[1])[0]  # the first of equals
 
 
-def test_further_trials_go_on_from_the_best_rate() -> None:
-    made = trials("hint", {0.03: [0.9, 0.9], 0.1: [0.5, 0.5], 0.3: [0.5, 0.5]}, others=0.1)
-    assert {row["learning_rate"] for row in made[2 * len(LEARNING_RATES) :]} == {"0.03"}
+@pytest.mark.parametrize("name", ["hint", "hard", "rkd"])
+@pytest.mark.parametrize("number", range(FIRST_TRIALS))
+def test_further_trials_surround_the_best_of_the_first(name: str, number: int) -> None:
+    best = METHODS[name].first_settings()[number]
+    made = trials(name, {number: [0.9, 0.9]}, others=0.1)
     assert len(made) == 2 * TRIALS_PER_METHOD
+    further = [Settings.from_row(row) for row in made[2 * FIRST_TRIALS :]]
+    for setting in ("learning_rate", "weight_decay"):  # beyond the range as well, where the best is its end
+        values = [getattr(settings, setting) for settings in further]
+        assert min(values) < getattr(best, setting) < max(values)
+        assert max(values) / min(values) < SHARED_SPACE[setting].high / SHARED_SPACE[setting].low
+    assert {settings.layers for settings in further} == {best.layers}
+
+
+def test_a_choice_at_the_end_of_what_was_tried_is_named() -> None:
+    spec = METHODS["similarity"]
+    tried = spec.first_settings()
+    rates = [settings.learning_rate for settings in tried]
+    last = rates.index(max(rates))
+    made = trials("similarity", {last: [0.9, 0.9]}, others=0.1)
+    assert "learning_rate" not in plans.best_settings(made)["similarity"].at_edge  # larger ones were tried then
+    further = [row | {"validation_accuracy": row["learning_rate"]} for row in made[2 * FIRST_TRIALS :]]
+    widest = plans.best_settings(made[: 2 * FIRST_TRIALS] + further)["similarity"]
+    assert widest.settings.learning_rate > max(rates)
+    assert "learning_rate" in widest.at_edge
+    smooth = METHODS["label-smoothing"]
+    assert "smoothing" not in smooth.at_edge(replace(smooth.start, smoothing=0.9), [smooth.start])  # nothing beyond
 
 
 def test_a_trial_that_diverged_counts_and_is_never_chosen() -> None:
-    made = trials("kd", {0.03: [0.4, 0.4], 0.1: [0.5, 0.5], 0.3: [0.99, None]}, others=0.3)
-    assert plans.best_settings(made)["kd"].settings.learning_rate == 0.1
-    first = [row | {"validation_accuracy": ""} for row in made[: 2 * len(LEARNING_RATES)]]
-    further = plans.further_trials([METHODS["kd"]], (1000, 1001), first)
-    assert {c.settings.learning_rate for c in further} == {LEARNING_RATES[0]}
+    tried = METHODS["kd"].first_settings()
+    made = trials("kd", {0: [0.4, 0.4], 1: [0.5, 0.5], 2: [0.99, None]}, others=0.3)
+    assert plans.best_settings(made)["kd"].settings == tried[1]
+    first = [row | {"validation_accuracy": ""} for row in made[: 2 * FIRST_TRIALS]]
+    further = {config.settings for config in plans.further_trials([METHODS["kd"]], (1000, 1001), first)}
+    slowest = min(tried, key=lambda settings: settings.learning_rate)
+    assert further == set(METHODS["kd"].further_settings(slowest))
     nothing = [row | {"validation_accuracy": ""} for row in made]
     with pytest.raises(ValueError, match="Every trial of 'kd' diverged"):
         plans.best_settings(nothing)
 
 
 def test_incomplete_trials_are_refused() -> None:
-    made = trials("kd", {rate: [0.5, 0.5] for rate in LEARNING_RATES}, others=0.3)
+    made = trials("kd", {}, others=0.3)
     message = f"trials of 'kd' are not complete: {2 * TRIALS_PER_METHOD - 1} runs of {TRIALS_PER_METHOD} settings"
     with pytest.raises(ValueError, match=rf"{message} with seeds \[1000, 1001\]"):
         plans.best_settings(made[:-1])
     assert plans.best_settings(made, seeds=(1001, 1000)).keys() == {"kd"}
-    with pytest.raises(ValueError, match=r"expected 11 settings with each of the seeds \[1000, 1001, 1002\]"):
+    with pytest.raises(ValueError, match=r"expected 15 settings with each of the seeds \[1000, 1001, 1002\]"):
         plans.best_settings(made, seeds=(1000, 1001, 1002))
     with pytest.raises(ValueError, match="trials of 'dkd' are not complete: 0 runs"):
         plans.best_settings(made, [METHODS["dkd"]])
@@ -623,6 +665,22 @@ def test_other_tuning_seeds_are_refused_before_any_trial(
     assert trials.read_bytes() == before
 
 
+def test_trials_of_another_search_are_refused_before_anything_runs(
+    finished: Path, budget: Budget, tmp_path: Path
+) -> None:
+    made = content(next(finished.glob("choose-*.csv")), TRIAL_COLUMNS)
+    budget = replace(budget, epochs=1)
+    with RunsFile(budget.path("choose", tmp_path), TRIAL_COLUMNS).open() as table:
+        for row in made:
+            table.append(row | {"learning_rate": "0.5"} if row["method"] == "dkd" else row)
+    config = study_config(budget, tmp_path, "full", defaults=False, tuning_seeds=(1000,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Experiment, "check_rows", lambda *args: None)  # a row altered by hand has another fingerprint
+        for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+            with pytest.raises(ValueError, match="holds trials of dkd from another search.*--out"):
+                attempt(config)
+
+
 def test_choices_of_another_budget_are_taken_or_made_anew(finished: Path, budget: Budget, tmp_path: Path) -> None:
     (file,) = finished.glob("choose-*.csv")
     options = {"trials_file": file, "defaults": False, "seeds": (0,), "tuning_seeds": (1000,)}
@@ -660,7 +718,9 @@ def test_choices_made_with_another_student_teacher_or_batch_are_refused(
     for attempt in (runner.dry_run, partial(runner.run, progress=False)):
         with pytest.raises(ValueError, match=f"holds settings of {found}; this study has {expected}.*--retune"):
             attempt(config)
-    assert "22 trials" in runner.dry_run(replace(config, retune=True))  # then none of the settings is taken
+    assert f"{2 * TRIALS_PER_METHOD} trials" in runner.dry_run(
+        replace(config, retune=True)
+    )  # then none of the settings is taken
 
 
 # --- whole studies -----------------------------------------------------------------------------------------------
@@ -873,7 +933,7 @@ def test_durations_have_a_short_text() -> None:
 def test_the_plan_counts_what_is_left_and_writes_nothing(budget: Budget, tmp_path: Path) -> None:
     config = study_config(budget, tmp_path / "new", "full", defaults=False)
     text = runner.dry_run(config)
-    trials = 17 * TRIALS_PER_METHOD
+    trials = 17 * TRIALS_PER_METHOD * 2  # tuning seeds
     assert f"{trials} trials on the validation split, 0 of them finished, {trials} left" in text
     assert "34 runs of the study, 0 of them finished, 34 left" in text
     assert "from a probe" in text
@@ -950,6 +1010,57 @@ def test_scores_lie_where_they_must(finished: Path) -> None:
     assert frame.set_index("method").loc["vid", "extra_parameters"].min() > 0
     assert math.isfinite(frame["seconds"].sum())
     assert frame["error"].isna().all()
+
+
+# --- what each student answered ----------------------------------------------------------------------------------
+
+
+def test_the_answers_of_every_run_are_kept_and_give_its_accuracy(finished: Path) -> None:
+    (path,) = finished.glob("methods-*.csv")
+    answers = PredictionsFile(path)
+    for row in content(path):
+        right = answers.right(row["fingerprint"])
+        assert right.float().mean().item() == pytest.approx(float(row["test_accuracy"]))
+    assert answers.right("no such run") is None
+    assert not list(finished.glob("choose-*.predictions.*"))  # trials never see the test set
+
+
+def test_a_gain_is_judged_over_seeds_and_test_images(finished: Path, teacher: str, tmp_path: Path) -> None:
+    options = {"student": "article-student", "teacher": teacher, "images": 48}
+    results = analysis.load("methods", **options, folder=finished)
+    gain = results.gain("kd")
+    assert gain.over == "seeds and test images"
+    path = results.sources[0]
+    answers = PredictionsFile(path)
+    rights = [
+        {row["seed"]: answers.right(row["fingerprint"]).numpy() for row in content(path) if row["method"] == method}
+        for method in ("kd", "hard")
+    ]
+    found = verdict.compare_samples(*rights, comparisons=results.comparisons)
+    assert (gain.low, gain.high, gain.verdict) == (found.low, found.high, found.verdict)
+    assert gain.mean == pytest.approx(found.mean)
+    assert results.gain("kd", "agreement").over == "seeds"
+    (tmp_path / path.name).write_bytes(path.read_bytes())  # an older file, without answers
+    older = analysis.load("methods", **options, folder=tmp_path).gain("kd")
+    assert (older.over, older.mean) == ("seeds", gain.mean)
+
+
+def test_answers_for_other_images_and_damaged_files_are_refused(tmp_path: Path) -> None:
+    path, labels = tmp_path / "methods-x.csv", torch.tensor([0, 2, 1])
+    file = PredictionsFile(path)
+    file.add("a", torch.tensor([0, 1, 1]), labels)
+    assert PredictionsFile(path).right("a").tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="answers for other test images. Choose another folder"):
+        PredictionsFile(path).add("b", torch.tensor([0, 1]), labels[:2])
+    many = PredictionsFile(tmp_path / "methods-many.csv")
+    many.add("a", torch.tensor([300, 2]), torch.tensor([300, 999]))
+    assert PredictionsFile(tmp_path / "methods-many.csv").right("a").tolist() == [True, False]
+    files.save_tensors(file.path, {"a": labels}, {})
+    with pytest.raises(ValueError, match="does not hold labels and one class.*Restore it"):
+        PredictionsFile(path)
+    file.path.write_bytes(b"")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        PredictionsFile(path)
 
 
 # --- several processes -------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -258,3 +260,92 @@ def test_a_table_refuses_what_is_missing_or_double() -> None:
     rows.loc[0, "test_accuracy"] = math.nan
     with pytest.raises(ValueError, match=r"baseline's result is not a finite number for 0\."):
         verdict.table(rows)
+
+
+# --- seeds and test samples together
+
+
+def differences(
+    generator: np.random.Generator, seeds: int, samples: int, of_seeds: float, of_samples: float, rest: float
+) -> np.ndarray:
+    """A table of differences with a true mean of zero and these three scatters."""
+    table = of_seeds * generator.standard_normal((seeds, 1)) + of_samples * generator.standard_normal((1, samples))
+    return table + rest * generator.standard_normal((seeds, samples))
+
+
+def compared(table: np.ndarray, **options: Any) -> verdict.Comparison:
+    return verdict.compare_samples(dict(enumerate(table)), dict.fromkeys(range(len(table)), 0 * table[0]), **options)
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+@pytest.mark.parametrize("scatters", [(0.006, 0.15, 0.25), (0.006, 0, 0.25), (0, 0.2, 0.2), (0.02, 0.1, 0.2)], ids=str)
+def test_the_interval_over_both_holds_the_truth_as_often_as_it_says(
+    seeds: int, scatters: tuple[float, float, float]
+) -> None:
+    """Within four standard errors; where the seeds have no scatter of their own it may hold it somewhat too often."""
+    generator, times = np.random.default_rng(3), 1500
+    found = [compared(differences(generator, seeds, 400, *scatters)) for _ in range(times)]
+    share = np.mean([one.low <= 0 <= one.high for one in found])
+    assert 0.95 - 4 * (0.95 * 0.05 / times) ** 0.5 < share < 0.98
+
+
+def test_seeds_alone_say_less_than_they_seem_to_where_the_test_samples_matter() -> None:
+    generator, times, held = np.random.default_rng(4), 400, Counter()
+    for _ in range(times):
+        table = differences(generator, 5, 400, 0, 0.2, 0.2)
+        seeds = verdict.compare(dict(enumerate(table.mean(1))), dict.fromkeys(range(5), 0.0))
+        # The pigeonhole bootstrap (Owen 2007): rows and columns are both drawn with replacement.
+        drawn = generator.integers(0, 5, (200, 5, 1)), generator.integers(0, 400, (200, 1, 400))
+        low, high = np.quantile(table[drawn].mean((1, 2)), [0.025, 0.975])
+        held["seeds"] += seeds.low <= 0 <= seeds.high
+        held["bootstrap"] += low <= 0 <= high
+    assert held["seeds"] < 0.8 * times
+    assert 0.93 * times < held["bootstrap"]
+
+
+def test_without_scatter_of_the_samples_it_is_the_interval_of_the_seeds() -> None:
+    by_seed = np.array([0.01, 0.03, -0.01, 0.02])
+    both, alone = compared(np.repeat(by_seed[:, None], 50, 1)), verdict.compare(by_seed.tolist(), [0.0] * 4)
+    assert both.low == pytest.approx(alone.low)
+    assert both.high == pytest.approx(alone.high)
+    assert both.verdict == alone.verdict
+
+
+def test_a_table_worked_out_by_hand() -> None:
+    """Means of seeds 1, 3 and of samples 1, 2, 3: mean squares 6, 2 and 2, so the variance of the mean is 6 / 6."""
+    found = compared(np.array([[1.0, 0, 2], [1, 4, 4]]), confidence=0.5)
+    assert (found.n, found.mean) == (2, 2.0)
+    assert found.high - found.mean == pytest.approx(1.0 * stats.t.isf(0.25, 1))
+
+
+@given(st.permutations(range(4)), st.permutations(range(6)))
+def test_the_order_of_seeds_and_of_samples_does_not_matter(rows: list[int], columns: list[int]) -> None:
+    table = differences(np.random.default_rng(0), 4, 6, 1, 1, 1)
+    one, other = compared(table), compared(table[rows][:, columns])
+    assert (one.low, one.high) == (pytest.approx(other.low), pytest.approx(other.high))
+
+
+@pytest.mark.parametrize(
+    ("method", "baseline", "message"),
+    [
+        ({0: [1, 0]}, {0: [1, 1]}, "1 pairs say nothing about spread"),
+        ({0: [1, 0], 1: [1, 0]}, {0: [1, 1], 2: [1, 1]}, "seeds are not paired: the method lacks 2"),
+        ({0: [1, 0], 1: [1, 0, 1]}, {0: [1, 1], 1: [1, 1]}, "Evaluate all runs on the same samples"),
+        ({0: [1, 0], 1: [1, 0]}, {0: [1, 1, 0], 1: [1, 1, 0]}, "method has 2 test samples and the baseline 3"),
+        ({0: [1], 1: [1]}, {0: [1], 1: [0]}, "two at least"),
+        ({0: 0.9, 1: 0.8}, {0: 0.9, 1: 0.7}, "one value for each test sample"),
+        ({0: [1, math.nan], 1: [1, 0]}, {0: [1, 1], 1: [1, 1]}, "not finite"),
+    ],
+)
+def test_samples_that_cannot_be_compared_are_refused(method: Any, baseline: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        verdict.compare_samples(method, baseline)
+
+
+def test_samples_without_seeds_are_refused() -> None:
+    with pytest.raises(TypeError, match="arrays by seed"):
+        verdict.compare_samples([[1, 0]], {0: [1, 1]})
+
+
+def test_equal_answers_of_all_runs_are_inconclusive() -> None:
+    assert str(compared(np.zeros((3, 5))).verdict) == "INCONCLUSIVE"

@@ -51,15 +51,7 @@ class TimedNetwork:
 
 def build_network(depth: int, width: int) -> nn.Module:
     """`models.CifarResNet` with `width` channels in its first stage instead of 16."""
-    model = models.CifarResNet(depth, NUM_CLASSES, CHANNELS)
-    blocks = (depth - 2) // 6
-    model.conv1 = nn.Conv2d(CHANNELS, width, 3, 1, 1, bias=False)
-    model.bn1 = nn.BatchNorm2d(width)
-    model.layer1 = model._stage(width, width, 1, blocks)
-    model.layer2 = model._stage(width, 2 * width, 2, blocks)
-    model.layer3 = model._stage(2 * width, 4 * width, 2, blocks)
-    model.fc = nn.Linear(4 * width, NUM_CLASSES)
-    return model
+    return models.CifarResNet(depth, NUM_CLASSES, CHANNELS, (width, width, 2 * width, 4 * width))
 
 
 def convolutions(depth: int, width: int, resolution: int) -> list[tuple[int, int, int, int]]:

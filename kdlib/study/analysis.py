@@ -17,12 +17,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.errors import unknown_name
 from kdlib.study import method_specs
 from kdlib.study.method_specs import FAMILIES, METHODS, SETTING_NAMES, MethodSpec, Settings
 from kdlib.study.plans import PLANS, Budget, Row
+from kdlib.study.predictions import PredictionsFile
 from kdlib.study.runs_file import BUDGET_COLUMNS, read_rows, session_of_each_row
 from kdlib.verdict import Verdict
 
@@ -104,7 +107,8 @@ class Estimate:
     by_seed: every seed of the study; nan where there is no value. problem: why there is no mean, interval or verdict,
     or "". std: over the seeds. low, high: the 95 % interval of the mean, the whole line where all seeds agree to the
     last image. comparisons: how many such intervals hold together, this one among them. verdict: None for a plain
-    score, and where there is a problem.
+    score, and where there is a problem. over: what the interval is about, "seeds", or "seeds and test images" where
+    the answers of each run are known.
     """
 
     method: str
@@ -118,6 +122,7 @@ class Estimate:
     high: float = math.nan
     comparisons: int = 1
     verdict: Verdict | None = None
+    over: str = "seeds"
 
     @property
     def half_width(self) -> float:
@@ -298,8 +303,30 @@ class Results:
 
     def gain(self, method: str, metric: str = "test_accuracy") -> Estimate:
         """A metric minus the baseline's, paired by seed, with a verdict; also for a calibration error, where less
-        is better, the difference is method minus baseline."""
-        return self._paired(method, metric)
+        is better, the difference is method minus baseline. The interval of a gain in test accuracy holds the scatter
+        of the test images too, where the answers of every run are known."""
+        gain = self._paired(method, metric)
+        sides = [self._right(name) for name in (method, self.baseline)]
+        if metric != "test_accuracy" or gain.problem or not all(sides) or method == self.baseline:
+            return gain
+        found = verdict.compare_samples(*sides, comparisons=max(1, self.comparisons))
+        interval = replace(gain, low=found.low, high=found.high, verdict=found.verdict)
+        return replace(interval, over="seeds and test images")
+
+    @cached_property
+    def _predictions(self) -> list[PredictionsFile]:
+        return [PredictionsFile(path) for path in self.sources]
+
+    def _right(self, method: str) -> dict[int, np.ndarray]:
+        """By seed, for each test image whether the student was right; empty where one seed's answers are not known."""
+        found = {}
+        for seed, row in self.group(method).by_seed.items():
+            answers = [file.right(row.get("fingerprint", "")) for file in self._predictions]
+            known = [right.numpy() for right in answers if right is not None]
+            if not known:
+                return {}
+            found[seed] = known[0]
+        return found
 
     def gap_recovered(self, method: str) -> Estimate:
         """The share of the gap between baseline and teacher that a method closes: 0 the baseline, 1 the teacher.

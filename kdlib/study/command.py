@@ -25,7 +25,7 @@ def study(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images, for every method.")] = 15,
     views: Annotated[int, typer.Option(min=1, help="Augmented views of each image.")] = 5,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Give more to add some.")] = 5,
-    tuning_seeds: Annotated[int, typer.Option(min=1, help="How many seeds each trial is made with.")] = 1,
+    tuning_seeds: Annotated[int, typer.Option(min=1, help="How many seeds each trial is made with.")] = 2,
     trials_file: Annotated[
         Path | None,
         typer.Option("--choices", help="Take the settings from this file of trials, made with other images or epochs."),

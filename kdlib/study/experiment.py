@@ -231,13 +231,14 @@ class SeedRunner:
         row["seconds_per_epoch"] = result.seconds / budget.epochs
         return row | {"seconds": time.perf_counter() - started}
 
-    def _test_columns(self, student: nn.Module) -> dict[str, float]:
+    def _test_columns(self, student: nn.Module) -> dict[str, Any]:
         teacher, labels = self.experiment.reference_metrics, self.data.test.labels
         metrics = train.evaluate(student, self.data.test, **self.experiment.device_options)
         logits = metrics.logits
         if not torch.isfinite(logits).all():
             raise FloatingPointError("The last step left weights that give no finite logits.")
-        columns = {
+        columns: dict[str, Any] = {
+            "predicted": logits.argmax(1).numpy(),  # no column: it goes to a file of its own
             "test_accuracy": metrics.accuracy,
             "teacher_accuracy": teacher.accuracy,
             "agreement": measure.agreement(logits, teacher.logits),

@@ -1,18 +1,19 @@
-"""The methods of the study: the losses of each, the settings that are tried first, and what is tried after them.
+"""The methods of the study: the losses of each, and where its settings are searched for.
 
-Every method, hard labels included, gets the same number of trials on the validation split: first the learning rates
-in LEARNING_RATES with its start settings, then six variations of its own at the best of these rates. Weights are
-tried over two or three powers of ten, because nobody knows the scale of a loss beforehand.
+Every method, hard labels included, gets the same search on the validation split: FIRST_TRIALS over wide ranges of
+learning rate, weight decay and its own settings together, then FURTHER_TRIALS in a narrower space around the best of
+these, which goes beyond a range where the best lies at its end. Weights have ranges of three or four powers of ten,
+because nobody knows the scale of a loss beforehand. Equally many trials search a space of more settings less closely:
+a combination with six settings is at a disadvantage beside hard labels with two.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from functools import reduce
-from typing import Any
 
 from torch import nn
 
@@ -20,10 +21,11 @@ from kdlib import loss_table, methods, models
 from kdlib.errors import unknown_name
 from kdlib.loss_table import Family
 from kdlib.recipes import Recipe
+from kdlib.study.search_space import Choice, LogUniform, SearchSpace, Uniform, narrowed, sample
 
 BATCH_SIZE = 128
-LEARNING_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)  # for a batch of 128
-TRIALS_PER_METHOD = 11
+FIRST_TRIALS, FURTHER_TRIALS = 10, 5
+TRIALS_PER_METHOD = FIRST_TRIALS + FURTHER_TRIALS
 FAMILIES = ("baseline", "control", "logit", "feature", "relation", "combination")
 HARD = "hard"  # among the losses of a spec: cross-entropy with the labels, smoothed or not
 
@@ -73,7 +75,7 @@ class Settings:
 
 
 SETTING_NAMES = tuple(setting.name for setting in fields(Settings))
-Variations = tuple[tuple[str, Any], ...]  # name and value of what each further trial changes
+SHARED_SPACE = {"learning_rate": LogUniform(0.01, 3), "weight_decay": LogUniform(2e-5, 5e-3)}  # of every method
 
 
 class TeacherKind(StrEnum):
@@ -91,8 +93,8 @@ class MethodSpec:
     """One method of the study.
 
     name: as rows call it. title: as figures and tables call it. family: one of FAMILIES. losses: HARD and names in
-    `loss_table.LOSSES`, added up in this order. start: the settings that are tried first, and used where nothing was
-    tuned. variations: name and value of what is changed in each further trial. teacher: which network teaches.
+    `loss_table.LOSSES`, added up in this order. start: the settings that are used where nothing was tuned. own_space:
+    where its own settings are searched for, beside those of SHARED_SPACE. teacher: which network teaches.
     """
 
     name: str
@@ -100,16 +102,33 @@ class MethodSpec:
     family: str
     losses: tuple[str, ...]
     start: Settings
-    variations: Variations
+    own_space: SearchSpace = field(hash=False)  # a mapping
     teacher: TeacherKind = TeacherKind.REFERENCE
 
+    @property
+    def space(self) -> SearchSpace:
+        """Where all of its settings are searched for."""
+        return {**SHARED_SPACE, **self.own_space}
+
     def first_settings(self) -> list[Settings]:
-        """The settings of the first trials: every learning rate."""
-        return [replace(self.start, learning_rate=rate) for rate in LEARNING_RATES]
+        """The settings of the first trials, spread over the whole space."""
+        return [replace(self.start, **point) for point in sample(self.space, FIRST_TRIALS, "first")]
 
     def further_settings(self, best: Settings) -> list[Settings]:
-        """The settings of the further trials: one variation each of the best of the first."""
-        return [replace(best, **{name: value}) for name, value in self.variations]
+        """The settings of the further trials, around the best of the first."""
+        near = narrowed(self.space, asdict(best))
+        return [replace(best, **point) for point in sample(near, FURTHER_TRIALS, "further")]
+
+    def at_edge(self, best: Settings, tried: Iterable[Settings]) -> list[str]:
+        """The settings of which `best` has the least or the largest value that was tried, and could be beyond it."""
+        values = {name: [getattr(settings, name) for settings in tried] for name in self.space}
+        return [
+            name
+            for name, distribution in self.space.items()
+            if isinstance(distribution, LogUniform)
+            and getattr(best, name) in (min(values[name]), max(values[name]))
+            and getattr(best, name) < distribution.largest
+        ]
 
     def make_method(self, settings: Settings, student: nn.Module, teacher: nn.Module) -> methods.Method:
         """The method with these settings, for these two architectures; its projectors are not made yet.
@@ -131,17 +150,22 @@ class MethodSpec:
         return settings.weight * methods.create(loss, pairs, **options)
 
 
-def _each(**values: tuple[Any, ...]) -> Variations:
-    """One variation for each value of each name: _each(weight=(1, 2), layers=("last",)) gives three."""
-    return tuple((name, value) for name, several in values.items() for value in several)
+_ALPHA: SearchSpace = {"alpha": Uniform(0, 0.95)}
+_KD = Settings(alpha=0.1, temperature=4)
+_KD_SPACE: SearchSpace = {**_ALPHA, "temperature": LogUniform(1, 20)}
 
 
-_KD, _KD_VARIATIONS = Settings(alpha=0.1, temperature=4), _each(temperature=(2, 8, 16), alpha=(0, 0.5, 0.9))
+def _layers(*names: str) -> SearchSpace:
+    return {"layers": Choice(names)}
+
+
+def _weight(low: float, high: float) -> SearchSpace:
+    return {"weight": LogUniform(low, high)}
 
 
 def _kd_control(name: str, title: str, teacher: TeacherKind) -> MethodSpec:
     """A control: the method is kd, tuned as kd is, and the teacher is one that should not help."""
-    return MethodSpec(name, title, "control", ("kd",), _KD, _KD_VARIATIONS, teacher)
+    return MethodSpec(name, title, "control", ("kd",), _KD, _KD_SPACE, teacher)
 
 
 _SPECS = (
@@ -151,7 +175,7 @@ _SPECS = (
         "baseline",
         (HARD,),
         Settings(),
-        _each(weight_decay=(5e-5, 1e-4, 2e-4, 1e-3, 2e-3, 4e-3)),
+        {},
         TeacherKind.NONE,
     ),
     MethodSpec(
@@ -160,18 +184,18 @@ _SPECS = (
         "control",
         (HARD,),
         Settings(smoothing=0.1),
-        _each(smoothing=(0.02, 0.05, 0.15, 0.2, 0.3, 0.4)),
+        {"smoothing": LogUniform(0.01, 0.5, largest=0.9)},
         TeacherKind.NONE,
     ),
     # logits
-    MethodSpec("kd", "logits (KD)", "logit", ("kd",), _KD, _KD_VARIATIONS),
+    MethodSpec("kd", "logits (KD)", "logit", ("kd",), _KD, _KD_SPACE),
     MethodSpec(
         "dkd",
         "decoupled logits (DKD)",
         "logit",
         ("dkd",),
         Settings(alpha=0.5, temperature=4, beta=4),
-        _each(beta=(1, 2, 8), temperature=(2, 8), alpha=(0.1,)),
+        {**_ALPHA, "temperature": LogUniform(1, 12), "beta": LogUniform(0.5, 16)},
     ),
     MethodSpec(
         "dist",
@@ -179,7 +203,7 @@ _SPECS = (
         "logit",
         ("dist",),
         Settings(alpha=0.3, temperature=1),
-        _each(temperature=(2, 4, 8), alpha=(0.1, 0.2, 0.5)),
+        {**_ALPHA, "temperature": LogUniform(0.5, 8)},
     ),
     MethodSpec(
         "standardized",
@@ -187,7 +211,7 @@ _SPECS = (
         "logit",
         ("standardized_kd",),
         Settings(alpha=0.1, temperature=2),
-        _each(temperature=(0.5, 1, 4), alpha=(0, 0.3, 0.5)),
+        {**_ALPHA, "temperature": LogUniform(0.5, 8)},
     ),
     # features
     MethodSpec(
@@ -196,7 +220,7 @@ _SPECS = (
         "feature",
         (HARD, "hint"),
         Settings(weight=10, layers="last"),
-        _each(weight=(1, 3, 30, 100), layers=("late", "all")),
+        {**_weight(0.3, 300), **_layers("last", "late", "all")},
     ),
     MethodSpec(
         "attention",
@@ -204,7 +228,7 @@ _SPECS = (
         "feature",
         (HARD, "attention"),
         Settings(weight=1000, layers="all"),
-        _each(weight=(100, 300, 3000, 10000), layers=("last", "late")),
+        {**_weight(30, 30_000), **_layers("last", "late", "all")},
     ),
     MethodSpec(
         "vid",
@@ -212,7 +236,7 @@ _SPECS = (
         "feature",
         (HARD, "vid"),
         Settings(weight=1, layers="late"),
-        _each(weight=(0.1, 0.3, 3, 10), layers=("last", "all")),
+        {**_weight(0.03, 30), **_layers("last", "late", "all")},
     ),
     # relations
     MethodSpec(
@@ -221,7 +245,7 @@ _SPECS = (
         "relation",
         (HARD, "fsp"),
         Settings(weight=10, layers="all"),
-        _each(weight=(0.1, 1, 100, 1000, 10000), layers=("late",)),
+        {**_weight(0.1, 10_000), **_layers("late", "all")},
     ),
     MethodSpec(
         "layer-correlation",
@@ -229,7 +253,7 @@ _SPECS = (
         "relation",
         (HARD, "layer_correlation"),
         Settings(weight=10, layers="all"),
-        _each(weight=(0.3, 1, 3, 30, 100, 300)),
+        _weight(0.1, 300),
     ),
     MethodSpec(
         "layer-information",
@@ -237,7 +261,7 @@ _SPECS = (
         "relation",
         (HARD, "layer_information"),
         Settings(weight=0.3, layers="all"),
-        _each(weight=(0.01, 0.03, 0.1, 1, 3, 10)),
+        _weight(0.003, 30),
     ),
     MethodSpec(
         "rkd",
@@ -245,7 +269,7 @@ _SPECS = (
         "relation",
         (HARD, "rkd"),
         Settings(weight=10, layers="embedding"),
-        _each(weight=(0.3, 1, 3, 30, 100, 300)),
+        _weight(0.1, 1000),
     ),
     MethodSpec(
         "similarity",
@@ -253,7 +277,7 @@ _SPECS = (
         "relation",
         (HARD, "similarity"),
         Settings(weight=3000, layers="last"),
-        _each(weight=(100, 300, 1000, 10000, 30000), layers=("embedding",)),
+        {**_weight(30, 100_000), **_layers("last", "embedding")},
     ),
     # combinations
     MethodSpec(
@@ -262,7 +286,7 @@ _SPECS = (
         "combination",
         ("kd", "hint"),
         replace(_KD, weight=10, layers="last"),
-        _each(weight=(1, 30, 100), temperature=(8,), alpha=(0.5,), layers=("late",)),
+        {**_KD_SPACE, **_weight(0.3, 300), **_layers("last", "late")},
     ),
     MethodSpec(
         "kd+fsp",
@@ -270,7 +294,7 @@ _SPECS = (
         "combination",
         ("kd", "fsp"),
         replace(_KD, weight=10, layers="all"),
-        _each(weight=(1, 100, 1000), temperature=(8,), alpha=(0.5,), layers=("late",)),
+        {**_KD_SPACE, **_weight(0.1, 10_000), **_layers("late", "all")},
     ),
     MethodSpec(
         "kd+rkd",
@@ -278,7 +302,7 @@ _SPECS = (
         "combination",
         ("kd", "rkd"),
         replace(_KD, weight=10, layers="embedding"),
-        _each(weight=(1, 30, 100), temperature=(2, 8), alpha=(0.5,)),
+        {**_KD_SPACE, **_weight(0.1, 1000)},
     ),
     _kd_control("shuffled", "logits of another image", TeacherKind.SHUFFLED),
     _kd_control("untrained", "untrained teacher", TeacherKind.UNTRAINED),

@@ -21,7 +21,7 @@ from kdlib.study.method_specs import (
 
 ALPHAS = (0.0, 0.1, 0.5, 0.9, 1.0)
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
-TUNING_SEEDS = (1000,)  # far from the seeds of the studies, whose images and weights they must not share
+TUNING_SEEDS = (1000, 1001)  # far from the seeds of the studies, whose images and weights they must not share
 TRIALS = "choose"  # the kind of the files that hold trials
 
 Row = Mapping[str, str]
@@ -74,11 +74,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class TunedSettings:
-    """The settings of a method, the budget that they were tuned on, and their score on its validation split."""
+    """The settings of a method, the budget that they were tuned on, and their score on its validation split.
+
+    at_edge: those with the least or the largest value that was tried: with more trials they might lie beyond.
+    """
 
     settings: Settings
     tuned_on: str = "defaults"
     score: float | None = None
+    at_edge: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -263,20 +267,21 @@ def find(name: str) -> Plan:
 
 
 def first_trials(specs: Iterable[MethodSpec], seeds: Sequence[int]) -> list[RunConfig]:
-    """Every learning rate with the start settings of each method."""
+    """The first sample of each method's settings."""
     return _trials({spec: spec.first_settings() for spec in specs}, seeds)
 
 
 def further_trials(specs: Iterable[MethodSpec], seeds: Sequence[int], rows: Sequence[Row]) -> list[RunConfig]:
-    """The variations of each method, at the learning rate that did best in the first trials in `rows`.
+    """The second sample of each method's settings, around those that did best in the first trials in `rows`.
 
-    Where all of these diverged, at the smallest: another weight may be what is needed.
+    Where all of these diverged, around those with the smallest learning rate.
     """
     tried = {}
     for spec in specs:
         first = spec.first_settings()
         means = _mean_scores(spec, first, seeds, rows)
-        best = max(means, key=lambda settings: means[settings]) if means else first[0]
+        slowest = min(first, key=lambda settings: settings.learning_rate)
+        best = max(means, key=lambda settings: means[settings]) if means else slowest
         tried[spec] = spec.further_settings(best)
     return _trials(tried, seeds)
 
@@ -303,7 +308,7 @@ def _best_settings(spec: MethodSpec, rows: Sequence[Row], seeds: Iterable[int] |
     tried = list(dict.fromkeys(Settings.from_row(row) for row in rows))
     found = sorted({int(row["seed"]) for row in rows})
     expected = found if seeds is None else sorted(seeds)
-    # Two trials may coincide (a network of two stages has no third layer), but never settings.
+    # Two trials may train alike (a network of two stages has no third layer), but never have the same settings.
     if len(tried) != TRIALS_PER_METHOD or len(rows) != TRIALS_PER_METHOD * len(found) or found != expected:
         raise ValueError(
             f"The trials of {spec.name!r} are not complete: {len(rows)} runs of {len(tried)} settings with "
@@ -314,10 +319,10 @@ def _best_settings(spec: MethodSpec, rows: Sequence[Row], seeds: Iterable[int] |
     if not means:
         raise ValueError(
             f"Every trial of {spec.name!r} diverged; the errors in the trials' file say how. This student cannot be "
-            "trained by it at these learning rates: leave the method out, or extend LEARNING_RATES."
+            "trained by it with these settings: leave the method out, or extend its search space."
         )
     best = max(means, key=lambda settings: means[settings])
-    return TunedSettings(best, tuning_label(rows[0], len(found)), means[best])
+    return TunedSettings(best, tuning_label(rows[0], len(found)), means[best], tuple(spec.at_edge(best, tried)))
 
 
 def tuning_label(budget: Mapping[str, object], num_seeds: int) -> str:

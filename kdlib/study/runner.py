@@ -24,6 +24,7 @@ from kdlib.study import plans
 from kdlib.study.experiment import Experiment, WorkerPool
 from kdlib.study.method_specs import TRIALS_PER_METHOD, MethodSpec, Settings
 from kdlib.study.plans import PLANS, TRIALS, TUNING_SEEDS, Budget, Plan, Row, RunConfig, TunedSettings, row_key
+from kdlib.study.predictions import PredictionsFile
 from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RUN_COLUMNS, TIME_COLUMNS, TRIAL_COLUMNS, RunsFile, SessionLog, read_rows, to_text
 
@@ -244,6 +245,13 @@ class _Study:
                 f"{self.trials_path} holds trials with the tuning seeds {others}, which are not among {list(seeds)}. "
                 "Give the options of the first command, or choose another folder with --out."
             )
+        for spec in self.specs_to_tune:
+            tried = {Settings.from_row(row) for row in trial_rows if row["method"] == spec.name}
+            if tried and tried.isdisjoint(spec.first_settings()):
+                raise ValueError(
+                    f"{self.trials_path} holds trials of {spec.name} from another search, perhaps of another version of "
+                    "kdlib. Move it and the runs away, or choose another folder with --out."
+                )
 
     def tune(self, executor: _Executor, trials: RunsFile) -> None:
         """Make the trials that are missing, and take the best settings of each method."""
@@ -324,6 +332,7 @@ class _Executor:
         self.experiment, self.pool, self.bar, self.estimate, self.command = experiment, pool, bar, estimate, command
         self.remaining: Counter[str] = Counter()
         self.logs: dict[Path, SessionLog] = {}
+        self.predictions: dict[Path, PredictionsFile] = {}
 
     def set_remaining(self, remaining: Counter[str]) -> None:
         """Set what is still to be run: how many runs of each method."""
@@ -343,6 +352,8 @@ class _Executor:
             with self.experiment.seed_runner(group, file.path) as runner:
                 self.bar.set_description(f"seed {group[0].seed}: ", refresh=True)
                 for config, row in self.pool.run(runner, missing, test=test):
+                    if "predicted" in row:  # before the row: a run that has a row has its answers too
+                        self._write_predictions(file, row)
                     file.append(row)
                     log.write(len(file.rows))
                     self._count(config, row)
@@ -352,11 +363,21 @@ class _Executor:
         if trials.path in self.logs:
             log = self.logs[trials.path]
             facts = {
-                name: {"settings": str(best.settings), "validation_accuracy": best.score}
+                name: {
+                    "settings": str(best.settings),
+                    "validation_accuracy": best.score,
+                    "at_edge": list(best.at_edge),
+                }
                 for name, best in tuned.items()
             }
             log.facts["chosen"] = {**log.facts.get("chosen", {}), **facts}
             log.write(len(trials.rows))
+
+    def _write_predictions(self, file: RunsFile, row: Mapping[str, Any]) -> None:
+        if file.path not in self.predictions:
+            self.predictions[file.path] = PredictionsFile(file.path)
+        labels = self.experiment.data.test.labels
+        self.predictions[file.path].add(row["fingerprint"], torch.from_numpy(row["predicted"]), labels)
 
     def _log(self, file: RunsFile) -> SessionLog:
         """The log of this session, on the disk before the session's first row is."""

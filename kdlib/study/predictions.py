@@ -1,0 +1,45 @@
+"""What the student of each run answered for each test image, in a file beside the CSV file of the runs.
+
+By it two methods are compared over seeds and test images together (`verdict.compare_samples`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdlib import files
+
+LABELS = "labels"  # beside the answers, each under the fingerprint of its run
+MOST_CLASSES = 256  # that fit one byte
+
+
+class PredictionsFile:
+    """The predicted classes of all runs of a CSV file, as uint8, or int16 where there are more than 256 classes."""
+
+    def __init__(self, runs_path: Path) -> None:
+        """runs_path: the CSV file, which need not exist. Raises ValueError for a damaged file beside it."""
+        self.path = runs_path.with_suffix(".predictions.safetensors")
+        self._tensors: dict[str, Tensor] = files.load_tensors(self.path)[0] if self.path.exists() else {}
+        shapes = {tuple(tensor.shape) for tensor in self._tensors.values()}
+        if self._tensors and (LABELS not in self._tensors or len(shapes) > 1 or len(next(iter(shapes))) != 1):
+            raise ValueError(
+                f"{self.path} does not hold labels and one class for each of them from each run. Restore it, or move "
+                "it and the CSV file of its runs away."
+            )
+
+    def add(self, fingerprint: str, predicted: Tensor, labels: Tensor) -> None:
+        """Write the answers of one more run. Raises ValueError for other labels than those in the file."""
+        compact = torch.uint8 if int(labels.max()) < MOST_CLASSES else torch.int16
+        labels = labels.to(compact)
+        if LABELS in self._tensors and not torch.equal(self._tensors[LABELS], labels):
+            raise ValueError(f"{self.path} holds answers for other test images. Choose another folder with --out.")
+        self._tensors |= {LABELS: labels, fingerprint: predicted.to(compact)}
+        files.save_tensors(self.path, self._tensors, {})
+
+    def right(self, fingerprint: str) -> Tensor | None:
+        """For each test image whether this run's student was right; None where its answers are not known."""
+        predicted = self._tensors.get(fingerprint)
+        return None if predicted is None else predicted == self._tensors[LABELS]
