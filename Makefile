@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= runs/distill
 
 .DEFAULT_GOAL := help
-.PHONY: help distill lab test quick lint check notebooks study pictures bench bench-peers mutants mutants-all oldest clean
+.PHONY: help distill lab browser test quick lint check notebooks study pictures bench bench-peers mutants mutants-all oldest clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -15,6 +15,9 @@ distill: .venv/.base ## A ResNet-50 teaches a ResNet-18 on Fashion-MNIST: progre
 
 lab: .venv/.course ## JupyterLab on the first lesson, on this machine only
 	@$(BIN)/python -m course.lab
+
+browser: .venv/.browser ## Teacher and student answer in the browser: draw, or upload a photo; STUDENT=FILE for one of yours (needs npm once)
+	@$(BIN)/python -m course.browser $(if $(STUDENT),--student '$(STUDENT)')
 
 check: .venv/.base ## Can this machine run the course? A verdict, and what to do
 	$(BIN)/python -m kdlib check
@@ -36,8 +39,8 @@ lint: .venv/.dev ## Style, format and types of the code, and the form of the not
 notebooks: .venv/.dev ## Execute the lessons and write them anew; LESSON=04 for one
 	$(BIN)/python -m course.notebooks $(LESSON)
 
-study: .venv/.base ## The study's full list, ResNet-8 with 10,000 images (hours); runs that data/results has are not run again
-	$(BIN)/python -m kdlib study full
+study: .venv/.base ## The study's full list, ResNet-8 with 10,000 images, anew (hours); finished runs are not run again
+	$(BIN)/python -m kdlib study full --seeds 10 --out data/results/next
 
 pictures: .venv/.dev ## The two pictures of the README, drawn anew from the playground and from the results of the study
 	$(BIN)/python -m course.readme_images playground images/playground.png
@@ -67,12 +70,16 @@ clean: ## Remove the environments and what runs wrote
 	$(call install,--editable .)
 
 .venv/.course: pyproject.toml
-	$(call install,--editable '.[course]')
+	$(call install,--editable '.[course$(comma)export$(comma)compress]')
+	@touch .venv/.base .venv/.browser
+
+.venv/.browser: pyproject.toml
+	$(call install,--editable '.[export]')
 	@touch .venv/.base
 
 .venv/.dev: pyproject.toml
-	$(call install,--editable '.[course$(comma)dev]')
-	@touch .venv/.base .venv/.course
+	$(call install,--editable '.[course$(comma)dev$(comma)compress$(comma)export$(comma)deploy$(comma)device]')
+	@touch .venv/.base .venv/.course .venv/.browser
 
 .venv-peers/.ready: benchmarks/peers.txt pyproject.toml
 	$(call install,--editable . --requirement benchmarks/peers.txt,.venv-peers)

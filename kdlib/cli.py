@@ -1,4 +1,4 @@
-"""The command line: `kdlib distill`, `train`, `evaluate`, `study`, `check`; each `--help` shows its options."""
+"""The command line, `kdlib COMMAND`: `kdlib --help` names the commands, each one's `--help` its options."""
 
 from __future__ import annotations
 
@@ -132,8 +132,12 @@ def train(
 def distill(
     data: Data = "fashion-mnist",
     teacher: Annotated[
-        str, typer.Option(help="A trained model: resnet50-fashion, a file, resnet50-imagenet, timm:NAME.")
-    ] = ("resnet50-fashion"),
+        list[str] | None,
+        typer.Option(
+            help="A trained model: resnet50-fashion (the default), a file, resnet50-imagenet, timm:NAME; repeat it "
+            "for several that teach together."
+        ),
+    ] = None,
     student: Annotated[
         str,
         typer.Option(
@@ -196,9 +200,10 @@ def distill(
     from kdlib import distributed
     from kdlib.recipes import Recipe
 
+    teachers = tuple(teacher) if teacher else jobs.Job().teachers
     job = jobs.Job(
         data=data,
-        teacher=teacher,
+        teacher=teachers[0] if len(teachers) == 1 else teachers,
         student=student,
         method=method,
         images=images,
@@ -266,6 +271,72 @@ def evaluate(
             "agreement": measure.agreement(metrics.logits, teacher_metrics.logits),
         }
     _print(values, json_)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A shipped model's name, or a .safetensors file.")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="onnx, onnx-int8, executorch, executorch-int8 or c; repeat it for more. Default: onnx, onnx-int8.",
+        ),
+    ] = None,
+    data: Data = "fashion-mnist",
+    image_size: ImageSize = 224,
+    images: Annotated[int | None, typer.Option(min=1, help="Images to compare on; default: all of the split.")] = None,
+    validation: Annotated[bool, typer.Option("--validation", help="Compare on the validation split.")] = False,
+    out: Out = Path("runs/export"),
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Write a trained model as files for other programs, each compared with the model before it is kept."""
+    from kdlib import data as datasets
+    from kdlib import export as exports
+    from kdlib import models
+
+    reports = exports.export_all(
+        models.load(model),
+        out,
+        formats or ["onnx", "onnx-int8"],
+        datasets.load(data, image_size=image_size),
+        images=images,
+        validation=validation,
+        overwrite=overwrite,
+    )
+    print(f"{exports.table(reports)}\n\nThe model itself, on the same {reports[0].images:,} images: accuracy", end=" ")
+    print(f"{reports[0].float_accuracy:.4f}. Latency is that of one image in one thread, divided by PyTorch's.")
+    print(f"Written to {out}: {', '.join(Path(one.path).name for one in reports)}, report.json")
+    if json_:
+        print(json.dumps({"formats": [one.to_json() for one in reports]}))
+
+
+@app.command()
+def device(
+    file: Annotated[Path, typer.Argument(help="A C file that kdlib export --format c wrote.")],
+    images: Annotated[int, typer.Option(min=1, help="Images of the test split to run; about a second each.")] = 100,
+    flash: Annotated[int | None, typer.Option(min=1, help="Bytes of flash of a board: does the network fit?")] = None,
+    ram: Annotated[int | None, typer.Option(min=1, help="Bytes of RAM of a board: does the network fit?")] = None,
+    data: Data = "fashion-mnist",
+    image_size: ImageSize = 224,
+    json_: Json = False,
+) -> None:
+    """Compile a network's C file for a Cortex-M4, run it there, emulated, and count bytes and instructions."""
+    from kdlib import data as datasets
+    from kdlib.device import run_on_cortex_m4
+
+    batch = next(iter(datasets.load(data, image_size=image_size).test.iter_batches(images)))
+    report = run_on_cortex_m4(file, batch.images, batch.labels)
+    fits = {} if flash is None and ram is None else {"fits": report.fits(flash=flash, ram=ram)}
+    if json_:
+        print(json.dumps(report.to_json() | fits))
+        return
+    print(report)
+    for kind, given, needed in (("flash", flash, report.flash_bytes), ("RAM", ram, report.ram_bytes)):
+        if given is not None:
+            verdict = "fits into" if needed <= given else "does not fit into"
+            print(f"The network {verdict} {given:,} bytes of {kind}: it needs {needed:,}.")
 
 
 @app.command()

@@ -18,7 +18,7 @@ from kdlib import distributed, evaluation, files, measure, method_parser, method
 from kdlib.data import DataModule
 from kdlib.recipes import Recipe
 from kdlib.run_folder import claim
-from kdlib.teachers import CachedTeacher
+from kdlib.teachers import CachedTeacher, Ensemble
 
 RESULTS = (
     *("student.safetensors", "history.csv", "curves.png", "report.json"),
@@ -30,6 +30,7 @@ RESULTS = (
 class Job:
     """What `distill` is asked to do; the command line has one option for each field.
 
+    teacher: a shipped name or a file; several of them teach together, by the mean of their softened probabilities.
     method: a sum of losses, see `method_parser.parse`, as are temperature, alpha (None: the study's) and layers.
     images: training images to use (None: all). views: augmented views of each image whose teacher outputs are
     stored in advance and that the epochs go through in turn; 0 runs the teacher live, with a new view every epoch.
@@ -41,7 +42,7 @@ class Job:
     """
 
     data: str = "fashion-mnist"
-    teacher: str = "resnet50-fashion"
+    teacher: str | tuple[str, ...] = "resnet50-fashion"
     student: str = "resnet18"
     method: str = "logit"
     images: int | None = None
@@ -62,6 +63,11 @@ class Job:
     checkpoint_every: int | None = None
     other_threads: bool = False
     recipe: Recipe = field(default_factory=Recipe)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The names of all teachers."""
+        return (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ def _distill(job: Job, out: Path | None, *, resume: bool, progress: bool, echo: 
     main = distributed.rank() == 0
     with distributed.local_main_process_first():
         data = datasets.load(job.data, image_size=job.image_size).subset(job.images, seed=job.seed)
-        teacher = models.load(job.teacher)
+        teacher = _load_teacher(job, data)
     student, baseline_student = (_build_student(job, data) for _ in range(2))
     method = method_parser.parse(
         job.method, student, teacher, temperature=job.temperature, alpha=job.alpha, layers=job.layers
@@ -128,7 +134,9 @@ def _distill(job: Job, out: Path | None, *, resume: bool, progress: bool, echo: 
     if job.views and method.needs_teacher:
         if main:
             views = f"{job.views} view{'s' * (job.views > 1)}"
-            echo(f"The teacher, {job.teacher}, is run on {len(data.train):,} images in {views}.")
+            several = len(job.teachers) > 1
+            who = f"{'teachers' if several else 'teacher'}, {', '.join(job.teachers)}, {'are' if several else 'is'}"
+            echo(f"The {who} run on {len(data.train):,} images in {views}.")
         outputs = _cache_outputs(teacher, data, method, job, progress)
 
     fit = partial(_fit, job, data, outputs, out, resume=resume, progress=progress)
@@ -181,9 +189,18 @@ def _fit(
     )
 
 
+def _load_teacher(job: Job, data: DataModule) -> nn.Module:
+    """The teacher, or an ensemble of several; ValueError for one that was trained with other classes, or for none."""
+    if not job.teachers:
+        raise ValueError("A job has a teacher, or several: Job(teacher='resnet50-fashion').")
+    networks = [models.load(name) for name in job.teachers]
+    for network in networks:
+        evaluation.check_class_names("teacher", network, data)
+    return networks[0] if len(networks) == 1 else Ensemble(networks).eval()
+
+
 def _check_teacher(teacher: nn.Module, data: DataModule, job: Job) -> None:
     """Raise ValueError for a teacher that was built for other images or classes, before it is run on all."""
-    evaluation.check_class_names("teacher", teacher, data)
     few = data.validation.select(torch.arange(min(distributed.world_size(), len(data.validation))))
     metrics = evaluation.evaluate(teacher, few, device=job.device, precision=job.precision, role="teacher")
     evaluation.check_classes("teacher", metrics.logits, data)
@@ -264,7 +281,9 @@ def table(report: Report) -> str:
 
     small = (report.student_parameters, report.student_macs, report.student_bytes)
     large = (report.teacher_parameters, report.teacher_macs, report.teacher_bytes)
-    rows.append((f"teacher {Path(report.job.teacher).stem}", report.teacher_accuracy, *large))
+    names = [Path(name).stem for name in report.job.teachers]
+    teacher = f"teacher {names[0]}" if len(names) == 1 else f"{len(names)} teachers together"
+    rows.append((teacher, report.teacher_accuracy, *large))
     if report.baseline_accuracy is not None:
         rows.append((f"{report.job.student}, hard labels", report.baseline_accuracy, *small))
     rows.append((f"{report.job.student}, {report.job.method}", report.student_accuracy, *small))

@@ -6,6 +6,7 @@ Quality is measured from logits and labels; costs are measured on a model, which
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import os
 import warnings
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from kdlib.errors import check_flags
 
@@ -107,6 +109,18 @@ def count_parameters(model: nn.Module) -> int:
     return sum(tensor.numel() for tensor in _tensors(model) if isinstance(tensor, nn.Parameter))
 
 
+def count_nonzero(model: nn.Module) -> int:
+    """Number of parameters that are not zero, trainable or not; those of a masked weight as the mask leaves them."""
+    _tensors(model)
+    computed: dict[int, Tensor] = {}  # what a layer uses in place of a parameter, by the parameter it is made from
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            for name, chain_of_steps in module.parametrizations.items():  # type: ignore[union-attr, operator]
+                if hasattr(chain_of_steps, "original"):  # else it is made from several, as by weight_norm
+                    computed[id(chain_of_steps.original)] = getattr(module, name)
+    return sum(int(computed.get(id(one), one).count_nonzero()) for one in model.parameters())
+
+
 def bytes_in_memory(model: nn.Module) -> int:
     """Bytes of all parameters and buffers as they are now, shared ones once; no gradients or activations."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(model))
@@ -130,6 +144,23 @@ def bytes_saved(model: nn.Module, half: bool = False) -> int:
     return len(save(blank))
 
 
+def zipped_bytes(state: nn.Module | Mapping[str, Tensor]) -> int:
+    """Bytes of the model's state as a safetensors file after gzip: where many zeros or few values show.
+
+    state: a model, or tensors by name, such as `compress.pack_weights` gives; shared tensors count once.
+    """
+    from safetensors.torch import save
+
+    if isinstance(state, nn.Module):
+        _tensors(state)
+        state = state.state_dict(keep_vars=True)
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise TypeError(f"A torch.nn.Module or a dict of tensors is expected, not {type(state).__name__}.")
+    unique = {id(tensor): (name, tensor) for name, tensor in state.items()}
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in unique.values()}
+    return len(gzip.compress(save(plain), mtime=0))
+
+
 def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Multiply-accumulates of one forward pass for one example, by torch's own counter (its FLOPs / 2).
 
@@ -148,7 +179,7 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
         images = torch.zeros(1, *shape, dtype=dtype, device=device)
         try:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
-                _copy(model, device)(images)
+                copy_without_hooks(model, device)(images)
             return counter.get_total_flops() // 2
         except Exception as error:
             failure = error
@@ -373,7 +404,7 @@ def _device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return torch.device("cpu"), torch.get_default_dtype()
 
 
-def _copy(model: nn.Module, device: str | torch.device) -> nn.Module:
+def copy_without_hooks(model: nn.Module, device: str | torch.device) -> nn.Module:
     """A copy in eval mode on `device`, without the model's forward hooks; on "meta" no weight is copied."""
     # What deepcopy finds in its memo it takes as copied already. The dict is keyed by the originals' ids.
     memo: dict[int, object] = {id(module._forward_hooks): OrderedDict() for module in model.modules()}
@@ -396,7 +427,7 @@ def _move(model: nn.Module, device: str | torch.device | None) -> nn.Module:
     if not isinstance(device, str | torch.device | None):
         raise TypeError(f"device is a name, such as 'cpu' or 'cuda', or a torch.device; got {type(device).__name__}.")
     try:
-        return model if device is None or torch.device(device) == home else _copy(model, device)
+        return model if device is None or torch.device(device) == home else copy_without_hooks(model, device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"The model could not be copied to device {str(device)!r}: {error} Leave `device` out to time it "

@@ -11,12 +11,17 @@ from kdlib import distributed, files
 
 @contextmanager
 def claim(
-    out: str | Path, results: Sequence[str], *, resume: bool, overwrite: bool, echo: Callable[[str], None] = print
+    out: str | Path,
+    results: Sequence[str],
+    *,
+    resume: bool | None,
+    overwrite: bool,
+    echo: Callable[[str], None] = print,
 ) -> Iterator[Path]:
     """Hold the folder `out` for one run, under torchrun for all its processes.
 
-    results: names of what a run writes there. resume: go on from what there is; echo says if there is nothing.
-    overwrite: what an earlier run left is removed first.
+    results: names of what a run writes there. resume: go on from what there is, None for a command that has no such
+    option; echo says if there is nothing. overwrite: what an earlier run left is removed first.
     Raises OSError if another run holds the folder or it cannot be written, ValueError for one that holds an earlier run
     unless one of the two is asked for.
     """
@@ -34,14 +39,17 @@ def claim(
         yield out
 
 
-def _prepare(out: Path, results: Sequence[str], *, resume: bool, overwrite: bool, echo: Callable[[str], None]) -> None:
+def _prepare(
+    out: Path, results: Sequence[str], *, resume: bool | None, overwrite: bool, echo: Callable[[str], None]
+) -> None:
     there = [name for name in results if (out / name).exists()]
     if resume and not there:
         echo(f"There is nothing in {out} to go on from: the run starts anew.")
     if there and not resume and not overwrite:
+        replace = "Replace it with" if resume is None else "Go on from it with --resume, replace it with"
         raise ValueError(
-            f"{out} holds an earlier run ({', '.join(there)}). Go on from it with --resume, replace it with "
-            "--overwrite, or choose another folder with --out."
+            f"{out} holds an earlier run ({', '.join(there)}). {replace} --overwrite, or choose another folder with "
+            "--out."
         )
     if overwrite:
         for name in there:

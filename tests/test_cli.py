@@ -21,6 +21,7 @@ from PIL import Image
 
 from kdlib import cli, data, distill, measure, models, train
 from kdlib.files import load_tensors
+from kdlib.teachers import Ensemble
 from kdlib.trainer import Trainer
 
 TINY = ["--teacher", "resnet20-fashion", "--student", "resnet8", "--images", "192", "--epochs", "2", "--quiet"]
@@ -143,6 +144,25 @@ def test_a_cache_is_used_again_and_refused_for_another_teacher(
     models.save(models.build("resnet20", num_classes=10, in_channels=1, seed=5), other)
     assert call("distill", *TINY, *options, "--teacher", other, "--out", tmp_path / "third") == 2
     assert "was built for another teacher" in capsys.readouterr().err
+
+
+def test_several_teachers_teach_together(small_test_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    other = tmp_path / "other.safetensors"
+    models.save(models.build("resnet8", num_classes=10, in_channels=1, seed=5), other)
+    options = ["--no-baseline", "--epochs", "1", "--teacher", other, "--out", tmp_path / "out"]  # beside that of TINY
+    assert call("distill", *TINY, *options) == 0
+    printed = capsys.readouterr().out
+    assert f"The teachers, resnet20-fashion, {other}, are run on" in printed
+    assert "2 teachers together" in printed
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["job"]["teacher"] == ["resnet20-fashion", str(other)]
+    ensemble = Ensemble([models.load("resnet20-fashion"), models.load(other)])
+    expected = train.evaluate(ensemble, small_test_set.test).accuracy
+    assert report["teacher_accuracy"] == pytest.approx(expected, abs=0.011)
+    assert report["teacher_parameters"] == measure.count_parameters(ensemble)
+    models.save(models.build("resnet8", num_classes=3, in_channels=1, seed=5), other)
+    assert call("distill", *TINY, *options, "--overwrite") == 2
+    assert "logits of one shape" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ MODULES = sorted((ROOT / "kdlib").rglob("*.py"))
 CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
 # A part of kdlib may import those that come after it, and no other.
 ORDER = (
-    *("__main__", "cli", "environment", "study", "distill", "run_folder", "method_parser", "train", "trainer"),
+    *("__main__", "cli", "environment", "study", "distill", "device", "export", "compress", "run_folder"),
+    *("method_parser", "train", "trainer"),
     *("batches", "distiller", "checkpoints", "evaluation", "models", "teachers", "answers", "adapters"),
     *("methods", "tasks", "loss_table", "projectors", "hooks", "guards", "training_log", "data"),
     *("recipes", "devices", "distributed", "described", "files", "schemas", "measure", "verdict"),
@@ -35,10 +36,13 @@ def names(paths: list[Path]) -> list[str]:
 
 def test_pyproject_and_environment_ask_for_the_same_things() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"].values()
+    environment = (ROOT / "environment.yml").read_text()
+    by_pip = re.search(r"--editable \.\[([\w,]+)\]", environment)[1].split(",")
+    extras = [needs for name, needs in project["optional-dependencies"].items() if name not in by_pip]
     asked = [*project["dependencies"], *(requirement for extra in extras for requirement in extra)]
     renamed = {re.sub(r"^[\w-]+", lambda m: CONDA_NAMES.get(m[0], m[0]), requirement) for requirement in asked}
-    lines = re.findall(r"^  - ([\w-]+>=[\d.]+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+    lines = re.findall(r"^  - ([\w-]+>=[\d.]+)$", environment, re.MULTILINE)
+    assert set(by_pip) < set(project["optional-dependencies"])
     assert renamed | {f"python{project['requires-python']}"} == set(lines)
     assert len(lines) == len(set(lines))
 

@@ -249,8 +249,8 @@ class _Study:
             tried = {Settings.from_row(row) for row in trial_rows if row["method"] == spec.name}
             if tried and tried.isdisjoint(spec.first_settings()):
                 raise ValueError(
-                    f"{self.trials_path} holds trials of {spec.name} from another search, perhaps of another version of "
-                    "kdlib. Move it and the runs away, or choose another folder with --out."
+                    f"{self.trials_path} holds trials of {spec.name} from another search, perhaps of another version "
+                    "of kdlib. Move it and the runs away, or choose another folder with --out."
                 )
 
     def tune(self, executor: _Executor, trials: RunsFile) -> None:
