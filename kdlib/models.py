@@ -270,9 +270,25 @@ def save(model: nn.Module, path: str | Path, *, half: bool = False, **facts: Any
     the range of 16 bits, OSError if the file cannot be written.
     """
     config, tensors = get_config(model), model.state_dict()
+    _check_form(config, tensors)
     if half:
         tensors = {name: _in_half(name, t) if t.is_floating_point() else t for name, t in tensors.items()}
     save_tensors(path, tensors, {**config, **facts})
+
+
+def _check_form(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError for tensors that `load` would not know: of a compressed or otherwise rebuilt network."""
+    shape = {name: config[name] for name in ("num_classes", "in_channels", "stem", "image_size")}
+    with torch.device("meta"):
+        wanted = build(config["architecture"], **shape, seed=0).state_dict()
+    differ = sorted(wanted.keys() ^ tensors.keys())
+    differ += [name for name in wanted if name in tensors and wanted[name].shape != tensors[name].shape]
+    if differ:
+        raise ValueError(
+            f"This network is no {config['architecture']} any more ({differ[0]}), so load could not open the file. "
+            "Make masks and rounding permanent by compress.finalize(model, keep_activation_rounding=False), or save "
+            "its weights with safetensors.torch.save_model(model, path)."
+        )
 
 
 def get_config(model: nn.Module) -> dict[str, Any]:

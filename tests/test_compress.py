@@ -1,0 +1,601 @@
+"""Compression: exact amounts, zeros and few values that last through training, and networks that stay as they were."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+from kdlib import compress, measure, models, train
+from kdlib.data import DataModule
+from kdlib.methods import HardLabels, Logit
+from kdlib.train import Recipe
+
+
+def big(*values: Any) -> Any:
+    """A ResNet-18 with these values; its eleven million weights take a while."""
+    return pytest.param("resnet18", *values, marks=pytest.mark.slow)
+
+
+NAMES = ("resnet20", "article-student", big())
+SHAPE = (1, 28, 28)
+LAYERS = (nn.Conv2d, nn.Linear)
+STEADY = {"device": "cpu", "precision": "fp32", "progress": False}
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    return models.build(name, num_classes=10, in_channels=1, seed=seed)
+
+
+def images(count: int = 4, size: int = 28, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: one.weight.detach() for name, one in model.named_modules() if isinstance(one, LAYERS)}
+
+
+def values_per_channel(weight: torch.Tensor) -> int:
+    return max(len(channel.unique()) for channel in weight.flatten(1))
+
+
+def small(blobs: DataModule, seed: int = 0) -> nn.Module:
+    """A network for the blobs."""
+    shape = {"num_classes": blobs.num_classes, "in_channels": 1, "image_size": blobs.image_size}
+    return models.build("article-student", **shape, seed=seed)
+
+
+@pytest.fixture
+def unchanged() -> Any:
+    """Remember networks; at the end of the test each must be as it was, and still run."""
+    kept: list[tuple[nn.Module, dict[str, torch.Tensor], str, list[bool], torch.Tensor]] = []
+
+    def remember(model: nn.Module, size: int = 28) -> nn.Module:
+        state = copy.deepcopy(model.state_dict())
+        kept.append((model, state, repr(model), [m.training for m in model.modules()], answer(model, size)))
+        return model
+
+    yield remember
+    for model, state, text, modes, logits in kept:
+        assert model.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        assert repr(model) == text
+        assert [m.training for m in model.modules()] == modes
+        assert torch.equal(answer(model, size=8 if logits.shape[1] == 3 else 28), logits)
+
+
+def answer(model: nn.Module, size: int = 28) -> torch.Tensor:
+    """The logits of a few images, in eval mode; the modes are restored."""
+    modes = [(one, one.training) for one in model.modules()]
+    with torch.no_grad():
+        logits = model.eval()(images(size=size))
+    for one, mode in modes:
+        one.training = mode
+    return logits
+
+
+# --- zeros
+
+
+@pytest.mark.parametrize(
+    ("name", "amount"), [("article-student", 0.5), ("resnet20", 0.95), ("resnet20", 1 / 3), big(0.5)]
+)
+def test_exactly_the_smallest_weights_of_all_layers_together_are_zero(
+    name: str, amount: float, unchanged: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = unchanged(build(name))
+    sparse = compress.prune_weights(model, amount)
+    before = torch.cat([one.flatten() for one in weights(model).values()])
+    after = torch.cat([one.flatten() for one in weights(sparse).values()])
+    gone = after == 0
+    assert int(gone.sum()) == round(amount * len(before))
+    assert before[gone].abs().max() <= before[~gone].abs().min()
+    assert torch.equal(before[~gone], after[~gone])
+
+
+def test_zeros_are_zero_to_the_network_and_not_only_in_its_weights() -> None:
+    model = build("article-student")
+    sparse = compress.prune_weights(model, 0.7)
+    plain = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, weight in weights(sparse).items():
+            plain.get_submodule(name).weight.copy_(weight)
+    assert torch.equal(answer(sparse), answer(plain))
+    assert not torch.equal(answer(sparse), answer(model))
+
+
+def test_a_zero_has_no_gradient_and_the_others_have_the_one_of_before() -> None:
+    model = build("article-student")
+    sparse = compress.prune_weights(model, 0.5)
+    plain = compress.finalize(sparse)
+    for one in (sparse, plain):
+        one(images()).square().sum().backward()
+    for name, weight in weights(sparse).items():
+        masked = sparse.get_submodule(name).parametrizations.weight.original.grad
+        free = plain.get_submodule(name).weight.grad
+        assert (masked[weight == 0] == 0).all()
+        assert torch.equal(masked[weight != 0], free[weight != 0])
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_weights_may_lie_in_any_order_in_memory(memory: torch.memory_format) -> None:
+    model = build("article-student")
+    expected = compress.prune_weights(model, 0.5)
+    found = compress.prune_weights(copy.deepcopy(model).to(memory_format=memory), 0.5)
+    assert all(torch.equal(weight, weights(expected)[name]) for name, weight in weights(found).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_zeros_stay_zero_and_the_others_learn_while_fit_trains(blobs: DataModule, ema_decay: float | None) -> None:
+    sparse = compress.prune_weights(small(blobs), 0.8)
+    before = {name: weight.clone() for name, weight in weights(sparse).items()}
+    recipe = Recipe("adamw", 1e-2, weight_decay=0.1, batch_size=32)
+    result = train.fit(sparse, blobs, epochs=3, recipe=recipe, ema_decay=ema_decay, **STEADY)
+    for name, weight in weights(result.student).items():
+        assert (weight[before[name] == 0] == 0).all()
+        assert (weight[before[name] != 0] != before[name][before[name] != 0]).any()
+    final = compress.finalize(copy.deepcopy(result.student))  # a copy can be made after training, too
+    assert measure.count_nonzero(final) < 0.5 * measure.count_parameters(final)
+
+
+def test_made_permanent_a_masked_network_is_an_ordinary_one(
+    tmp_path: Path, unchanged: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = build("resnet20")
+    sparse = unchanged(compress.prune_weights(model, 0.9))
+    final = compress.finalize(sparse)
+    assert final.state_dict().keys() == model.state_dict().keys()
+    assert repr(final) == repr(model)
+    assert torch.equal(answer(final), answer(sparse))
+    models.save(final, tmp_path / "sparse.safetensors")
+    assert torch.equal(answer(models.load(tmp_path / "sparse.safetensors")), answer(final))
+    again = compress.prune_weights(final, 0.95)  # more zeros, those of before among them
+    assert all((weights(again)[name][weight == 0] == 0).all() for name, weight in weights(final).items())
+
+
+# --- channels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_are_removed_and_the_macs_fall_as_counted_by_hand(
+    name: str, unchanged: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = unchanged(build(name).train())
+    narrow = compress.prune_channels(model, 0.5, images(1))
+    assert narrow.training
+    assert answer(narrow).shape == (4, 10)
+    total = 0
+    for layer_name, layer in narrow.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            old = model.get_submodule(layer_name)
+            assert layer.out_channels == old.out_channels // 2
+            assert layer.out_channels % 8 == 0
+            assert layer.in_channels == (old.in_channels // 2 or 1)
+            assert layer.weight.shape[:2] == (layer.out_channels, layer.in_channels)
+            total += layer.weight.numel() * pixels(narrow, layer)
+        elif isinstance(layer, nn.Linear):
+            assert layer.in_features == model.get_submodule(layer_name).in_features // 2
+            total += layer.weight.numel()
+    assert measure.macs(narrow, SHAPE) == total
+    assert total < 0.35 * measure.macs(model, SHAPE)
+
+
+def pixels(model: nn.Module, layer: nn.Module) -> int:
+    """How many pixels a layer's output has."""
+    found = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: found.append(output[0, 0].numel()))
+    answer(model)
+    hook.remove()
+    return found[0]
+
+
+@pytest.mark.parametrize(("ratio", "round_to", "widths"), [(0.25, 4, {12, 24, 48}), (0.5, 1, {8, 16, 32})])
+def test_what_is_left_of_a_width_is_rounded_down(ratio: float, round_to: int, widths: set[int]) -> None:
+    narrow = compress.prune_channels(build("resnet20"), ratio, images(1), round_to=round_to)
+    assert {layer.out_channels for layer in narrow.modules() if isinstance(layer, nn.Conv2d)} == widths
+
+
+def test_the_channels_with_the_smallest_weights_go() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        for channel, size in enumerate((0.1, 3.0, 0.2, 2.0)):
+            model[0].weight[channel] = size
+            model[2].weight[:, channel] = size
+    narrow = compress.prune_channels(model, 0.5, images(1, size=6), round_to=1)
+    assert sorted(narrow[0].weight.detach().flatten(1).mean(1).tolist()) == pytest.approx([2.0, 3.0])
+
+
+def test_channels_are_removed_without_gradients_and_from_a_frozen_network_too() -> None:
+    model = build("article-student").requires_grad_(False)
+    model.fc.requires_grad_(True)
+    with torch.no_grad():
+        narrow = compress.prune_channels(model, 0.5, images(1))
+    flags = {name: parameter.requires_grad for name, parameter in narrow.named_parameters()}
+    assert flags == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert all(parameter.grad is None for parameter in narrow.parameters())
+
+
+def test_a_network_without_channels_is_not_saved_as_what_it_was(tmp_path: Path) -> None:
+    narrow = compress.prune_channels(build("article-student"), 0.5, images(1))
+    with pytest.raises(ValueError, match="save_model"):
+        models.save(narrow, tmp_path / "narrow.safetensors")
+
+
+@pytest.mark.parametrize("keeps_activations", [None, True])
+def test_a_network_that_rounds_or_masks_is_not_saved_as_what_load_could_not_open(
+    keeps_activations: bool | None, tmp_path: Path
+) -> None:
+    ready = compress.prepare_qat(compress.prune_weights(build("article-student"), 0.5), 4)
+    if keeps_activations:
+        ready = compress.finalize(ready)
+    with pytest.raises(ValueError, match="compress.finalize"):
+        models.save(ready, tmp_path / "ready.safetensors")
+    plain = compress.finalize(compress.prepare_qat(build("article-student"), 4), keep_activation_rounding=False)
+    models.save(plain, tmp_path / "plain.safetensors")
+    assert torch.equal(answer(models.load(tmp_path / "plain.safetensors")), answer(plain))
+    assert not (tmp_path / "ready.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_narrow_network_learns_from_the_wide_one(blobs: DataModule) -> None:
+    teacher = small(blobs)
+    train.fit(teacher, blobs, epochs=8, recipe=Recipe("adamw", 1e-2, batch_size=32), **STEADY)
+    narrow = compress.prune_channels(teacher, 0.5, images(1, size=8))
+    result = train.fit(narrow, blobs, teacher=teacher, epochs=4, recipe=Recipe("adamw", 1e-2, batch_size=32), **STEADY)
+    losses = [row["soft"] for row in result.rows]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# --- few bits
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("article-student", 3), *(("resnet20", bits) for bits in (2, 4, 8)), big(4)]
+)
+def test_weights_take_few_values_half_a_step_away_at_most(
+    name: str, bits: int, unchanged: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = unchanged(build(name))
+    coarse = compress.quantize_weights(model, bits)
+    for layer, weight in weights(coarse).items():
+        exact = weights(model)[layer]
+        largest = exact.abs().flatten(1).amax(1)
+        step = largest / (2 ** (bits - 1) - 1)
+        error = (weight - exact).abs().flatten(1).amax(1)
+        assert (error <= step / 2 + 1e-6 * largest).all()  # a quotient of floats is rounded
+        assert torch.allclose(weight.abs().flatten(1).amax(1), largest)
+        assert values_per_channel(weight) <= 2**bits - 1
+    others = {key for key in model.state_dict() if key.removesuffix(".weight") not in weights(model)}
+    assert all(torch.equal(coarse.state_dict()[key], model.state_dict()[key]) for key in others)
+
+
+def test_weights_by_hand() -> None:
+    model = nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0, -1.4, 0.6, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    found = compress.quantize_weights(model, 3).weight
+    assert found.tolist() == [[3.0, -1.0, 1.0, 0.0], [0.0] * 4]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_gradient_passes_the_rounding_of_weights_unchanged(bits: int) -> None:
+    model = nn.Sequential(nn.Linear(6, 3))
+    coarse = compress.prepare_qat(model, bits)
+    factor = torch.arange(18.0).reshape(3, 6)
+    (coarse[0].weight * factor).sum().backward()
+    assert torch.equal(coarse[0].parametrizations.weight.original.grad, factor)
+
+
+def test_activations_are_rounded_between_the_limits_that_were_seen() -> None:
+    model = compress.prepare_qat(nn.Sequential(nn.Linear(1, 1, bias=False)), 8, activation_bits=2)
+    with torch.no_grad():
+        model[0].parametrizations.weight.original.fill_(1.0)
+    free = torch.tensor([[-0.7], [0.3], [2.6]])
+    assert torch.equal(model.eval()(free), free)  # nothing was seen yet
+    ready = compress.calibrate(model, [torch.tensor([[-1.0], [2.0]])])
+    assert ready(free).flatten().tolist() == pytest.approx([-1.0, 0.0, 2.0])
+    assert torch.equal(model(free), free)
+    follows = copy.deepcopy(ready).train()
+    follows(torch.tensor([[0.0], [12.0]]))  # a tenth of the way, Jacob's moving average
+    assert float(follows[0].input_rounding.high) == pytest.approx(2.0 + 0.1 * 10.0)
+    assert float(ready[0].input_rounding.high) == 2.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_for_qat_keeps_its_layers_names_and_is_near_the_network(
+    name: str, unchanged: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = unchanged(build(name))
+    ready = compress.calibrate(compress.prepare_qat(model, 8), [images()])
+    assert {n for n, _ in model.named_modules()} <= {n for n, _ in ready.named_modules()}
+    exact, found = answer(model), answer(ready)
+    assert 0 < (exact - found).abs().max() < 0.1 * exact.std()
+    assert measure.macs(ready, SHAPE) == measure.macs(model, SHAPE)
+    assert measure.count_parameters(ready) == measure.count_parameters(model)
+
+
+@pytest.mark.slow
+def test_qat_by_fit_with_a_teacher_lowers_the_loss_and_ends_in_few_values(
+    blobs: DataModule, unchanged: Callable[..., nn.Module]
+) -> None:
+    teacher = small(blobs)
+    train.fit(teacher, blobs, epochs=8, recipe=Recipe("adamw", 1e-2, batch_size=32), **STEADY)
+    unchanged(teacher.eval(), 8)
+    coarse = compress.prepare_qat(teacher, 2)
+    options = {"epochs": 6, "recipe": Recipe("adamw", 3e-3, batch_size=32), **STEADY}
+    result = train.fit(coarse, blobs, teacher=teacher, method=Logit(temperature=4, alpha=0.1), **options)
+    assert result.rows[-1]["soft"] < 0.7 * result.rows[0]["soft"]
+    rough = compress.calibrate(compress.prepare_qat(teacher, 2), [images(size=8)])
+    tested = [train.evaluate(one, blobs.test, **{**STEADY_EVALUATION}).loss for one in (rough, result.student)]
+    assert tested[1] < tested[0]
+    final = compress.finalize(result.student)
+    assert torch.equal(answer(final, 8), answer(result.student, 8))
+    assert all(values_per_channel(weight) <= 3 for weight in weights(final).values())
+    plain = compress.finalize(result.student, keep_activation_rounding=False)
+    assert plain.state_dict().keys() == teacher.state_dict().keys()
+    assert not any(module._forward_pre_hooks for module in plain.modules())
+
+
+STEADY_EVALUATION = {"device": "cpu", "precision": "fp32"}
+
+
+@pytest.mark.slow
+def test_training_after_rounding_leaves_the_few_values(blobs: DataModule) -> None:
+    """Why to quantize first and to distil then needs training that rounds at every step."""
+    coarse = compress.quantize_weights(small(blobs), 3)
+    train.fit(coarse, blobs, teacher=small(blobs, seed=1), epochs=1, **STEADY)
+    assert max(values_per_channel(weight) for weight in weights(coarse).values()) > 2**3
+
+
+@pytest.mark.slow
+def test_zeros_and_few_bits_together_keep_both(blobs: DataModule) -> None:
+    both = compress.prepare_qat(compress.prune_weights(small(blobs), 0.75), 4)
+    before = {name: weight == 0 for name, weight in weights(compress.prune_weights(small(blobs), 0.75)).items()}
+    train.fit(both, blobs, epochs=2, recipe=Recipe("adamw", 1e-2, batch_size=32), **STEADY)
+    for name, weight in weights(compress.finalize(both)).items():
+        assert (weight[before[name]] == 0).all()
+        assert values_per_channel(weight) <= 15
+
+
+COMPRESSED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "masks": lambda model: compress.prune_weights(model, 0.5),
+    "channels": lambda model: compress.prune_channels(model, 0.5, images(1, size=8)),
+    "bits": lambda model: compress.prepare_qat(model, 4),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", COMPRESSED)
+def test_a_stopped_training_goes_on_as_if_never_stopped(kind: str, blobs: DataModule, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"recipe": Recipe(learning_rate=0.01, batch_size=32), "epochs": 3, **STEADY}
+    whole = train.fit(COMPRESSED[kind](small(blobs)), blobs, **options).student
+    stopped, path = COMPRESSED[kind](small(blobs)), tmp_path / "run.safetensors"
+
+    def stop(epoch: int, student: nn.Module) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.fit(stopped, blobs, checkpoint=path, on_epoch_end=stop, **options)
+    resumed = train.fit(COMPRESSED[kind](small(blobs)), blobs, checkpoint=path, resume=True, **options).student
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_other_bits_is_refused(blobs: DataModule, tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    options: dict[str, Any] = {"method": HardLabels(), "epochs": 1, "checkpoint": path, **STEADY}
+    train.fit(compress.prepare_qat(small(blobs), 4), blobs, **options)
+    with pytest.raises(ValueError, match="belongs to"):
+        train.fit(compress.prepare_qat(small(blobs), 3), blobs, resume=True, **options)
+
+
+# --- bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("article-student", 3), *(("resnet20", bits) for bits in (2, 3, 4, 8)), big(4)]
+)
+def test_packed_weights_come_back_and_take_so_many_bits(name: str, bits: int, tmp_path: Path) -> None:
+    coarse = compress.quantize_weights(build(name), bits)
+    packed = compress.pack_weights(coarse, bits)
+    for layer, weight in weights(coarse).items():
+        assert packed[f"{layer}.weight.packed"].nbytes == math.ceil(weight.numel() * bits / 8)
+    back = compress.unpack_weights(build(name, seed=1), packed, bits)
+    for layer, weight in weights(back).items():
+        assert torch.allclose(weight, weights(coarse)[layer], rtol=1e-5, atol=0)
+    assert torch.allclose(answer(back), answer(coarse), rtol=1e-3, atol=1e-4)
+    save_file(packed, tmp_path / "packed.safetensors")
+    size = (tmp_path / "packed.safetensors").stat().st_size
+    assert size < (bits + 6) / 32 * measure.bytes_saved(coarse)
+    assert measure.zipped_bytes(packed) < size
+
+
+def test_zeros_show_in_zipped_bytes_and_nowhere_else() -> None:
+    model = build("resnet20")
+    sparse = compress.finalize(compress.prune_weights(model, 0.9))
+    assert measure.bytes_saved(sparse) == measure.bytes_saved(model)
+    assert measure.macs(sparse, SHAPE) == measure.macs(model, SHAPE)
+    assert measure.zipped_bytes(sparse) < 0.35 * measure.zipped_bytes(model)
+    assert measure.zipped_bytes(sparse) == measure.zipped_bytes(sparse.state_dict())
+
+
+def test_nonzero_parameters_are_counted_as_the_network_uses_them() -> None:
+    model = build("article-student")
+    layers = sum(weight.numel() for weight in weights(model).values())
+    sparse = compress.prune_weights(model, 0.5)
+    expected = measure.count_parameters(model) - round(0.5 * layers)
+    assert measure.count_nonzero(model) == measure.count_parameters(model)
+    assert measure.count_nonzero(sparse) == measure.count_nonzero(compress.finalize(sparse)) == expected
+    assert measure.count_nonzero(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))) == 4 + 2 + 2
+
+
+# --- integers that really run
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_integers_by_pt2e_agree_with_the_network(fashion: DataModule) -> None:
+    pytest.importorskip("torchao")
+    model = models.load("resnet20-fashion")
+    some = fashion.test.select(torch.arange(500))
+    batches = [batch.images for batch in fashion.train.select(torch.arange(256)).iter_batches(64)]
+    quantized = compress.quantize_pt2e(model, batches)
+    (inputs,) = (batch.images for batch in some.iter_batches(500))
+    with torch.no_grad():
+        exact, found = model(inputs), quantized(inputs)
+    assert measure.agreement(found, exact) > 0.98
+    assert 0 < float((found - exact).abs().mean()) < 0.1 * float(exact.std())
+    assert torch.allclose(quantized(inputs[:1]), found[:1], atol=1e-3)  # any number of samples
+    assert train.evaluate(quantized.train(), some, batch_size=500, **STEADY_EVALUATION).accuracy > 0.9
+
+
+def test_without_a_compiler_pt2e_says_so_and_names_the_way_that_needs_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(OSError, match=r"C\+\+ compiler.*ONNX"):
+        compress.quantize_pt2e(build("article-student"), [images()])
+
+
+# --- what a user may get wrong
+
+
+def masked() -> nn.Module:
+    return compress.prune_weights(build("article-student"), 0.5)
+
+
+def rounding() -> nn.Module:
+    return compress.prepare_qat(build("article-student"), 4)
+
+
+def pruned_by_torch() -> nn.Module:
+    model = build("article-student")
+    prune.l1_unstructured(model.conv1, "weight", 0.5)
+    return model
+
+
+def normalised() -> nn.Module:
+    model = build("article-student")
+    parametrize.register_parametrization(model.conv1, "weight", nn.Identity())
+    return model
+
+
+def tied() -> nn.Module:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    return nn.Sequential(first, second)
+
+
+def not_finite() -> nn.Module:
+    model = build("article-student")
+    with torch.no_grad():
+        model.conv1.weight[0] = math.nan
+    return model
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.one, self.two = nn.Conv2d(1, 16, 3), nn.Linear(16, 10), nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = self.body(x).mean((2, 3))
+        return self.one(mean), self.two(mean)
+
+
+def model() -> nn.Module:
+    return build("article-student")
+
+
+BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: compress.prune_weights(model(), 1), ValueError, "between 0 and 1"),
+    (lambda: compress.prune_weights(model(), 0), ValueError, "between 0 and 1"),
+    (lambda: compress.prune_weights(model(), -0.1), ValueError, "between 0 and 1"),
+    (lambda: compress.prune_weights(model(), math.nan), ValueError, "between 0 and 1"),
+    (lambda: compress.prune_weights(model(), "half"), TypeError, "amount is a number"),
+    (lambda: compress.prune_weights(model(), True), TypeError, "amount is a number"),
+    (lambda: compress.prune_weights(model(), 1e-9), ValueError, "some must go"),
+    (lambda: compress.prune_weights(nn.Sequential(nn.ReLU()), 0.5), ValueError, "no convolution"),
+    (lambda: compress.prune_weights("resnet20", 0.5), TypeError, "torch.nn.Module"),  # type: ignore[arg-type]
+    (lambda: compress.prune_weights(masked(), 0.5), ValueError, "masked already"),
+    (lambda: compress.prune_weights(pruned_by_torch(), 0.5), ValueError, "prune.remove"),
+    (lambda: compress.prune_weights(normalised(), 0.5), ValueError, "remove_parametrizations"),
+    (lambda: compress.prune_weights(tied(), 0.5), ValueError, "share their weights"),
+    (lambda: compress.prune_weights(not_finite(), 0.5), ValueError, "not finite"),
+    (lambda: compress.prune_weights(nn.Sequential(nn.LazyLinear(3)), 0.5), ValueError, "not there yet"),
+    (lambda: compress.prune_channels(model(), 0.9, images(1)), ValueError, "leaves 1 of the 16 channels of conv1"),
+    (lambda: compress.prune_channels(model(), 0.5, images(1), round_to=64), ValueError, "takes no channel away"),
+    (lambda: compress.prune_channels(model(), 1.5, images(1)), ValueError, "between 0 and 1"),
+    (lambda: compress.prune_channels(model(), 0.5, images(1), round_to=0), ValueError, "at least 1"),
+    (lambda: compress.prune_channels(model(), 0.5, torch.zeros(1, 3, 28, 28)), ValueError, "cannot take images"),
+    (lambda: compress.prune_channels(model(), 0.5, None), TypeError, "batch of inputs"),
+    (lambda: compress.prune_channels(masked(), 0.5, images(1)), ValueError, "masked already"),
+    (lambda: compress.prune_channels(TwoHeads(), 0.5, images(1)), TypeError, "one tensor"),
+    (lambda: compress.quantize_weights(model(), 1), ValueError, "at least 2"),
+    (lambda: compress.quantize_weights(model(), 40), ValueError, "at most 8"),
+    (lambda: compress.quantize_weights(model(), 4.5), ValueError, "whole number"),  # type: ignore[arg-type]
+    (lambda: compress.quantize_weights(rounding(), 4), ValueError, "rounded already"),
+    (lambda: compress.prepare_qat(model(), 1), ValueError, "at least 2"),
+    (lambda: compress.prepare_qat(model(), 4, activation_bits=16), ValueError, "at most 8"),
+    (lambda: compress.prepare_qat(rounding(), 4), ValueError, "rounded already"),
+    (lambda: compress.calibrate(model(), [images()]), ValueError, "rounds no activations"),
+    (lambda: compress.calibrate(rounding(), []), ValueError, "no batch"),
+    (lambda: compress.calibrate(rounding(), [torch.zeros(1, 3, 28, 28)]), ValueError, "cannot take images"),
+    (lambda: compress.finalize(model()), ValueError, "nothing to make permanent"),
+    (lambda: compress.finalize(rounding(), keep_activation_rounding="no"), TypeError, "True or False"),
+    (lambda: compress.pack_weights(rounding(), 4), ValueError, "rounded already"),
+    (lambda: compress.unpack_weights(model(), compress.pack_weights(model(), 4), 3), ValueError, "number of bits"),
+    (lambda: compress.unpack_weights(model(), model().state_dict(), 4), ValueError, "packed from another"),
+    (lambda: measure.zipped_bytes([1, 2]), TypeError, "dict of tensors"),  # type: ignore[arg-type]
+    (lambda: measure.count_nonzero(3), TypeError, "torch.nn.Module"),  # type: ignore[arg-type]
+    (lambda: compress.quantize_pt2e(masked(), [images()]), ValueError, "masked already"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "text"), BAD, ids=[f"{n}: {text}" for n, (_, _, text) in enumerate(BAD)])
+def test_a_mistake_is_answered_in_a_sentence_or_two(call: Callable[[], Any], kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind, match=text) as caught:
+        call()
+    message = str(caught.value)
+    assert message.endswith(".")
+    assert len(message) < 500
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler is asked for first")
+@pytest.mark.parametrize(
+    ("calibration", "text"), [([], "no batch"), ([torch.zeros(2, 3, 28, 28)], "cannot take images")]
+)
+def test_pt2e_refuses_what_it_cannot_calibrate_with(calibration: list[torch.Tensor], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        compress.quantize_pt2e(model(), calibration)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler is asked for first")
+@pytest.mark.parametrize(
+    ("package", "call"),
+    [
+        ("torch_pruning", lambda: compress.prune_channels(model(), 0.5, images(1))),
+        ("torchao", lambda: compress.quantize_pt2e(model(), [images()])),
+    ],
+)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    package: str, call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=r"pip install 'kdlib\[compress\]'"):
+        call()
