@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 from dataclasses import dataclass
@@ -14,6 +15,15 @@ from packaging.requirements import Requirement
 
 from kdlib import devices
 from kdlib.data import data_dir
+from kdlib.errors import unknown_name
+
+EXTRAS = {  # what pip installs for an extra, by the names under which Python imports it
+    "compress": ("torch_pruning", "torchao"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "deploy": ("executorch",),
+    "device": ("ziglang", "unicorn"),
+    "timm": ("timm",),
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,27 @@ class Check:
     found: str
     ok: bool
     fix: str = ""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Whether the packages of an extra are there; printing it gives a sentence. missing: those that are not."""
+
+    name: str
+    missing: tuple[str, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether all of them are there."""
+        return not self.missing
+
+    def __str__(self) -> str:
+        if self.ready:
+            return f"The extra {self.name} is installed."
+        return (
+            f"The extra {self.name} is not installed ({', '.join(self.missing)}), so what needs it is left out here; "
+            f"pip install 'kdlib[{self.name}]' adds it."
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +88,13 @@ def check(course: bool = False) -> EnvironmentReport:
     course: look also for what the notebooks need beside the library.
     """
     return EnvironmentReport((*_versions("course" if course else ""), *_machine(), *_files()))
+
+
+def extra(name: str) -> Extra:
+    """Whether an extra of kdlib is installed, such as "device"; nothing is imported. ValueError for an unknown one."""
+    if not isinstance(name, str) or name not in EXTRAS:
+        raise unknown_name("extra", name, EXTRAS)
+    return Extra(name, tuple(package for package in EXTRAS[name] if importlib.util.find_spec(package) is None))
 
 
 def _versions(extra: str) -> list[Check]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from kdlib import data, environment
 from kdlib.environment import Check, EnvironmentReport
@@ -233,3 +235,37 @@ def test_the_verdict_counts():
     two = EnvironmentReport(tuple(Check(name, "missing", False, "copy it") for name in ("a", "b")))
     assert str(two).endswith("Not ready: fix the 2 lines marked NO.")
     assert str(EnvironmentReport((Check("a", "fine", True),))) == "ok  a  fine\n\nReady: everything is in place."
+
+
+# --- the extras
+
+
+def test_the_extras_and_their_packages_are_those_of_pyproject():
+    pyproject = tomllib.loads((SHIPPED.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name, packages in environment.EXTRAS.items():
+        wanted = {Requirement(text).name.replace("-", "_") for text in pyproject[name]}
+        assert set(packages) == wanted, name
+    assert set(environment.EXTRAS) == set(pyproject) - {"course", "dev"}
+
+
+def test_an_extra_that_is_there_says_so_in_a_sentence(monkeypatch):
+    monkeypatch.setitem(environment.EXTRAS, "device", ("json", "csv"))
+    found = environment.extra("device")
+    assert found.ready
+    assert str(found) == "The extra device is installed."
+
+
+def test_an_extra_that_is_not_there_says_what_is_missing_and_how_to_add_it(monkeypatch):
+    monkeypatch.setitem(environment.EXTRAS, "device", ("json", "no_such_package"))
+    found = environment.extra("device")
+    assert not found.ready
+    assert found.missing == ("no_such_package",)
+    assert "no_such_package" in str(found)
+    assert "left out" in str(found)
+    assert "pip install 'kdlib[device]'" in str(found)
+
+
+@pytest.mark.parametrize("name", ["devices", "", None, 3])
+def test_an_unknown_extra_is_refused(name):
+    with pytest.raises(ValueError, match="extra"):
+        environment.extra(name)

@@ -19,7 +19,7 @@ from course.browser.site import Site, build_site, write_site
 from kdlib import data
 from kdlib.errors import exit_in_a_sentence
 
-TEACHER, STUDENT = "resnet50-fashion", "resnet20-fashion"
+TEACHER, STUDENT = "resnet50-fashion", "resnet8-fashion"
 
 
 class _Parser(argparse.ArgumentParser):

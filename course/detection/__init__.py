@@ -7,4 +7,5 @@ precision   average precision
 figure      a scene with the boxes of several detectors
 experiment  paired runs: `python -m course.detection`
 gains       what they say: each method against hard labels, seed by seed
+shipped     a teacher and two students, trained, in data/detectors
 """

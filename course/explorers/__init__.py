@@ -5,6 +5,7 @@
     explorers.Temperature(temperature=4)
 
     Cost            lesson 01   the cost of a network, against the budget of a device
+    Compression     lesson 02   a compressed network: bytes, MACs, time and accuracy, among all others
     TeacherSees     lesson 03   the teacher's view of an image
     Temperature     lesson 04   softened logits at any temperature
     TemperatureMap  lesson 05   gains over alpha and temperature, with five seeds behind each number
@@ -19,6 +20,7 @@ figure; Snapshots keeps copies of a student during its training.
 
 from course.explorers.attention import Attention
 from course.explorers.base import Explorer
+from course.explorers.compression import Compression
 from course.explorers.cost import DEVICES, Cost
 from course.explorers.playground import Playground
 from course.explorers.playground_training import Settings as PlaygroundSettings
@@ -32,6 +34,7 @@ from course.explorers.temperature_map import TemperatureMap
 __all__ = [
     "DEVICES",
     "Attention",
+    "Compression",
     "Cost",
     "Explorer",
     "Playground",

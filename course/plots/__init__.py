@@ -9,11 +9,23 @@ theme           what each colour stands for, figures, alt texts
 charts          bars of probabilities, class matrices, images, lines on log axes
 diagram         teacher, student, data and losses, with the active parts lit
 forest_plot     methods of a study below each other: gains over hard labels, gap recovered
+compression     accuracy against cost, and gains, for ways of compressing
 learning_curve  accuracy against the number of training images
 heatmap         a study over alpha and temperature
 """
 
 from course.plots.charts import class_matrix, loglog, pictures, probability_bars, text_colours
+from course.plots.compression import (
+    COMPRESSION_ROLES,
+    COST_LABELS,
+    compression_gains,
+    compression_gains_alt,
+    compression_role,
+    pareto,
+    pareto_alt,
+    plain_log_ticks,
+    stretch_accuracy,
+)
 from course.plots.diagram import PARTS, schematic, schematic_alt
 from course.plots.forest_plot import forest, forest_alt, gap_recovered, gap_recovered_alt
 from course.plots.heatmap import (
@@ -55,6 +67,8 @@ from course.plots.theme import (
 __all__ = [
     "ALERT",
     "BASELINE",
+    "COMPRESSION_ROLES",
+    "COST_LABELS",
     "DISTILLED",
     "DPI",
     "FEATURES",
@@ -75,6 +89,9 @@ __all__ = [
     "blank",
     "check_labels",
     "class_matrix",
+    "compression_gains",
+    "compression_gains_alt",
+    "compression_role",
     "figure",
     "forest",
     "forest_alt",
@@ -85,7 +102,10 @@ __all__ = [
     "legend",
     "loglog",
     "normalize_alt",
+    "pareto",
+    "pareto_alt",
     "pictures",
+    "plain_log_ticks",
     "png",
     "probability_bars",
     "reduce_colours",
@@ -93,6 +113,7 @@ __all__ = [
     "schematic",
     "schematic_alt",
     "show",
+    "stretch_accuracy",
     "style",
     "temperature_map",
     "temperature_map_alt",

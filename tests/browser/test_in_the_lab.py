@@ -19,6 +19,7 @@ IMPORT = "from course import explorers"
 # Each explorer, the slider that is moved, a key, the key that goes back, and a text that comes below the picture.
 EACH = {
     "Attention": ("Picture", "ArrowRight", "ArrowLeft", "number 2 of 20"),
+    "Compression": ("Way", "ArrowRight", "ArrowLeft", "30 % zeros, no further training:"),
     "Cost": ("Depth", "ArrowRight", "ArrowLeft", "ResNet-32,"),
     "Relations": ("Snapshot", "ArrowLeft", "ArrowRight", "the teacher and student, untrained."),
     "TeacherSees": ("Picture", "ArrowRight", "ArrowLeft", "number 2 of 5000"),

@@ -1,0 +1,1 @@
+"""Experiments whose rows lessons quote: each is a command, goes on where it was stopped, and writes data/results."""
