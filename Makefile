@@ -70,7 +70,7 @@ clean: ## Remove the environments and what runs wrote
 	$(call install,--editable .)
 
 .venv/.course: pyproject.toml
-	$(call install,--editable '.[course$(comma)export$(comma)compress]')
+	$(call install,--editable '.[course$(comma)export$(comma)compress$(comma)search]')
 	@touch .venv/.base .venv/.browser
 
 .venv/.browser: pyproject.toml
@@ -78,7 +78,7 @@ clean: ## Remove the environments and what runs wrote
 	@touch .venv/.base
 
 .venv/.dev: pyproject.toml
-	$(call install,--editable '.[course$(comma)dev$(comma)compress$(comma)export$(comma)deploy$(comma)device]')
+	$(call install,--editable '.[course$(comma)dev$(comma)compress$(comma)export$(comma)deploy$(comma)device$(comma)search]')
 	@touch .venv/.base .venv/.course .venv/.browser
 
 .venv-peers/.ready: benchmarks/peers.txt pyproject.toml

@@ -22,6 +22,7 @@ EXTRAS = {  # what pip installs for an extra, by the names under which Python im
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "deploy": ("executorch",),
     "device": ("ziglang", "unicorn"),
+    "search": ("optuna",),
     "timm": ("timm",),
 }
 

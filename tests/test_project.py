@@ -21,7 +21,19 @@ MODULES = sorted((ROOT / "kdlib").rglob("*.py"))
 CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
 # A part of kdlib may import those that come after it, and no other.
 ORDER = (
-    *("__main__", "cli", "environment", "study", "distill", "device", "export", "compress", "run_folder"),
+    *(
+        "__main__",
+        "cli",
+        "environment",
+        "search",
+        "study",
+        "compare",
+        "distill",
+        "device",
+        "export",
+        "compress",
+        "run_folder",
+    ),
     *("method_parser", "train", "trainer"),
     *("batches", "distiller", "checkpoints", "evaluation", "models", "teachers", "answers", "adapters"),
     *("methods", "tasks", "loss_table", "projectors", "hooks", "guards", "training_log", "data"),
