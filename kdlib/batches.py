@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from kdlib import devices, distributed
 from kdlib.adapters import Adapter
-from kdlib.data import Augmentation, Batch, DataModule, epoch_order, seed_for
+from kdlib.data import Augmentation, Batch, DataModule, PairedData, epoch_order, seed_for
 from kdlib.errors import check_whole
 from kdlib.evaluation import HardLoss, Metrics, check_class_names, check_classes, evaluate
 from kdlib.hooks import batch_size_of
@@ -220,6 +220,11 @@ class LoaderBatches:
 
 def _as_loader(data: Any, name: str, batch_size: int, generator: torch.Generator | None) -> Iterable[Any]:
     """A Dataset in a DataLoader; a loader, or any collection of batches, as it is. generator: of a Dataset's order."""
+    if isinstance(data, PairedData):
+        raise TypeError(
+            f"{name} is a whole data set of pairs: give one of its splits and say who sees what, fit(student, "
+            "data.train, validation=data.validation, adapter=Adapter(inputs=..., teacher_inputs=...))."
+        )
     if isinstance(data, IterableDataset):
         return DataLoader(data, batch_size)
     if isinstance(data, Dataset):

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from kdlib.errors import exit_in_a_sentence
+from kdlib.search.command import search
 from kdlib.study.command import study
 
 app = typer.Typer(
@@ -48,6 +49,43 @@ Half = Annotated[bool, typer.Option("--half", help="Write the weights in 16 bits
 CheckpointEvery = Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints; default: one an epoch.")]
 ImageSize = Annotated[int, typer.Option(min=8, help="Pixels of a side, for image folders.")]
 Stem = Annotated[str, typer.Option(help="stride2, stride1 or imagenet: how torchvision's networks begin.")]
+
+Teachers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teacher",
+        help="A trained model: resnet50-fashion (the default), a file, resnet50-imagenet, timm:NAME; repeat it for "
+        "several that teach together.",
+    ),
+]
+Student = Annotated[
+    str,
+    typer.Option(
+        help="Architecture of the student (resnet18, timm:NAME), or a model or checkpoint file to go on from."
+    ),
+]
+MethodName = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="A loss, or a sum such as logit+rkd or hard+100*similarity. Losses: hard, label_smoothing; logit (kd), "
+        "dkd, dist, standardized_kd; feature (hint), attention, vid; relation (fsp), layer_correlation, "
+        "layer_information, rkd, rkd_distance, rkd_angle, similarity, correlation_congruence. Weights and layers that "
+        "are not given are "
+        "those of the study.",
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="Softens both networks' probabilities; default: 4 for kd, dkd; 2 for the others."),
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option(help="Weight of the hard-label loss, in [0, 1]; default: 0.1 for kd, else as the study chose."),
+]
+Layers = Annotated[
+    list[str] | None, typer.Option(help="STUDENT:TEACHER pair for feature and relation losses; repeat it for more.")
+]
 
 
 @app.command()
@@ -93,7 +131,7 @@ def train(
     )
     with _interruptible():
         with distributed.local_main_process_first():
-            loaded = datasets.load(data, image_size=image_size).subset(images, seed=seed)
+            loaded = datasets.load_images(data, image_size=image_size).subset(images, seed=seed)
         shape = {"num_classes": loaded.num_classes, "in_channels": loaded.in_channels, "image_size": loaded.image_size}
         network = models.load(start) if start else models.build(model, **shape, stem=stem, seed=seed)
         models.get_config(network)  # refuses now, rather than after the training, what could not be saved
@@ -131,28 +169,9 @@ def train(
 @app.command()
 def distill(
     data: Data = "fashion-mnist",
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A trained model: resnet50-fashion (the default), a file, resnet50-imagenet, timm:NAME; repeat it "
-            "for several that teach together."
-        ),
-    ] = None,
-    student: Annotated[
-        str,
-        typer.Option(
-            help="Architecture of the student (resnet18, timm:NAME), or a model or checkpoint file to go on from."
-        ),
-    ] = "resnet18",
-    method: Annotated[
-        str,
-        typer.Option(
-            help="A loss, or a sum such as logit+rkd or hard+100*similarity. Losses: hard, label_smoothing; logit "
-            "(kd), dkd, dist, standardized_kd; feature (hint), attention, vid; relation (fsp), layer_correlation, "
-            "layer_information, rkd, rkd_distance, rkd_angle, similarity, correlation_congruence. Weights and "
-            "layers that are not given are those of the study."
-        ),
-    ] = "logit",
+    teacher: Teachers = None,
+    student: Student = "resnet18",
+    method: MethodName = "logit",
     images: Images = None,
     epochs: Epochs = 10,
     views: Annotated[
@@ -162,17 +181,9 @@ def distill(
     cache: Annotated[
         str | None, typer.Option(help="Folder that keeps the teacher's outputs for the next run; default: memory only.")
     ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Softens both networks' probabilities; default: 4 for kd, dkd; 2 for the others."),
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(help="Weight of the hard-label loss, in [0, 1]; default: 0.1 for kd, else as the study chose."),
-    ] = None,
-    layers: Annotated[
-        list[str] | None, typer.Option(help="STUDENT:TEACHER pair for feature and relation losses; repeat it for more.")
-    ] = None,
+    temperature: Temperature = None,
+    alpha: Alpha = None,
+    layers: Layers = None,
     image_size: ImageSize = 224,
     stem: Stem = "stride2",
     optimizer: Optimizer = "sgd",
@@ -237,6 +248,56 @@ def distill(
 
 
 @app.command()
+def doctor(
+    data: Data = "fashion-mnist",
+    teacher: Teachers = None,
+    student: Student = "resnet18",
+    method: MethodName = "logit",
+    images: Images = None,
+    temperature: Temperature = None,
+    alpha: Alpha = None,
+    layers: Layers = None,
+    image_size: ImageSize = 224,
+    stem: Stem = "stride2",
+    optimizer: Optimizer = "sgd",
+    learning_rate: Rate = 0.1,
+    weight_decay: Decay = 5e-4,
+    batch_size: BatchSize = 128,
+    schedule: Schedule = "cosine",
+    clip: Clip = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
+    """Examine the set-up of a distillation for mistakes that let its loss fall and mean nothing; nothing is trained."""
+    from kdlib import distill as jobs
+    from kdlib.doctor.job import examine_job
+    from kdlib.recipes import Recipe
+
+    teachers = tuple(teacher) if teacher else jobs.Job().teachers
+    job = jobs.Job(
+        data=data,
+        teacher=teachers[0] if len(teachers) == 1 else teachers,
+        student=student,
+        method=method,
+        images=images,
+        temperature=temperature,
+        alpha=alpha,
+        layers=tuple(layers or ()),
+        image_size=image_size,
+        stem=stem,
+        seed=seed,
+        device=device,
+        recipe=Recipe(
+            optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
+        ),
+    )
+    report = examine_job(job)
+    print(json.dumps(report.to_dict()) if json_ else report)
+    raise typer.Exit(0 if report.sound else 1)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A shipped model's name, or a .safetensors file.")],
     data: Data = "fashion-mnist",
@@ -252,7 +313,7 @@ def evaluate(
     from kdlib import measure, models
     from kdlib import train as training
 
-    loaded = datasets.load(data, image_size=image_size)
+    loaded = datasets.load_images(data, image_size=image_size)
     split = loaded.validation if validation else loaded.test
     network = models.load(model)
     metrics = training.evaluate(network, split, device=device, precision=precision)
@@ -271,6 +332,66 @@ def evaluate(
             "agreement": measure.agreement(metrics.logits, teacher_metrics.logits),
         }
     _print(values, json_)
+
+
+@app.command()
+def compare(
+    students: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two or more, the baseline first: a shipped model's name, a .safetensors file, or a folder with one "
+            "for each seed, paired by file name; NAME=PATH to say how it is called."
+        ),
+    ],
+    teacher: Annotated[
+        str | None, typer.Option(help="A shipped model's name or a file: how faithful are they?")
+    ] = None,
+    data: Data = "fashion-mnist",
+    image_size: ImageSize = 224,
+    images: Annotated[int | None, typer.Option(min=2, help="Test images to compare on; default: all.")] = None,
+    no_corruptions: Annotated[
+        bool, typer.Option("--no-corruptions", help="No damaged pictures: a 25th of the work.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.md, report.json and report.png.")] = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare trained students on the test set: accuracy, fidelity, calibration, classes, robustness; with verdicts."""
+    from contextlib import nullcontext
+
+    from kdlib import compare as comparison
+    from kdlib import data as datasets
+    from kdlib import models
+    from kdlib.compare import report as reports
+    from kdlib.compare import sources
+
+    if overwrite and out is None:
+        raise ValueError("--overwrite replaces what is in --out: give a folder, too, or leave it out.")
+    networks = sources.read(students)
+    taught_by = models.load(teacher) if teacher else None
+    loaded = datasets.load_images(data, image_size=image_size)
+    with reports.claim_folder(out, overwrite) if out else nullcontext():
+        report = comparison.compare(
+            networks,
+            loaded,
+            teacher=taught_by,
+            images=images,
+            corruptions=not no_corruptions,
+            device=device,
+            precision=precision,
+            progress=not quiet,
+        )
+        if out:
+            report.write(out)
+    if not json_:
+        print(report)
+    if out:
+        print(f"{'' if json_ else chr(10)}Written to {out}: {', '.join(comparison.FILES)}")
+    if json_:
+        print(json.dumps(report.to_dict(), allow_nan=False))
 
 
 @app.command()
@@ -300,7 +421,7 @@ def export(
         models.load(model),
         out,
         formats or ["onnx", "onnx-int8"],
-        datasets.load(data, image_size=image_size),
+        datasets.load_images(data, image_size=image_size),
         images=images,
         validation=validation,
         overwrite=overwrite,
@@ -326,7 +447,7 @@ def device(
     from kdlib import data as datasets
     from kdlib.device import run_on_cortex_m4
 
-    batch = next(iter(datasets.load(data, image_size=image_size).test.iter_batches(images)))
+    batch = next(iter(datasets.load_images(data, image_size=image_size).test.iter_batches(images)))
     report = run_on_cortex_m4(file, batch.images, batch.labels)
     fits = {} if flash is None and ram is None else {"fits": report.fits(flash=flash, ram=ram)}
     if json_:
@@ -375,6 +496,7 @@ def _print(values: dict[str, Any], as_json: bool) -> None:
 
 
 app.command()(study)
+app.command()(search)
 
 
 def main() -> None:

@@ -122,14 +122,8 @@ def distill(
 def _distill(job: Job, out: Path | None, *, resume: bool, progress: bool, echo: Callable[[str], None]) -> Report:
     started = time.perf_counter()
     main = distributed.rank() == 0
-    with distributed.local_main_process_first():
-        data = datasets.load(job.data, image_size=job.image_size).subset(job.images, seed=job.seed)
-        teacher = _load_teacher(job, data)
-    student, baseline_student = (_build_student(job, data) for _ in range(2))
-    method = method_parser.parse(
-        job.method, student, teacher, temperature=job.temperature, alpha=job.alpha, layers=job.layers
-    )
-    _check_teacher(teacher, data, job)
+    data, teacher, student, method = build(job)
+    baseline_student = _build_student(job, data)
     outputs: nn.Module | CachedTeacher = teacher
     if job.views and method.needs_teacher:
         if main:
@@ -154,6 +148,19 @@ def _distill(job: Job, out: Path | None, *, resume: bool, progress: bool, echo: 
     if out is not None and main:
         _write(out, report, result, baseline, data.classes)
     return report
+
+
+def build(job: Job) -> tuple[DataModule, nn.Module, nn.Module, methods.Method]:
+    """The data, the teacher, the student and the method of a job, before anything is trained; raises as `distill`."""
+    with distributed.local_main_process_first():
+        data = datasets.load_images(job.data, image_size=job.image_size).subset(job.images, seed=job.seed)
+        teacher = _load_teacher(job, data)
+    student = _build_student(job, data)
+    method = method_parser.parse(
+        job.method, student, teacher, temperature=job.temperature, alpha=job.alpha, layers=job.layers
+    )
+    _check_teacher(teacher, data, job)
+    return data, teacher, student, method
 
 
 def _fit(

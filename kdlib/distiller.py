@@ -185,11 +185,17 @@ class Distiller(nn.Module):
     def _check_shapes(self, student: ModelOutput, teacher: ModelOutput | None) -> None:
         if teacher is None or not self.method.needs_teacher_logits:
             return
-        if teacher.logits.shape != student.logits.shape:
+        shapes = tuple(student.logits.shape), tuple(teacher.logits.shape)
+        if shapes[0] != shapes[1] and shapes[0][1:] == shapes[1][1:]:
             raise ValueError(
-                f"The student gives logits of {tuple(student.logits.shape)}, the teacher of "
-                f"{tuple(teacher.logits.shape)}: losses on logits compare the same classes of the same samples. "
-                "Build the networks for the same classes, or choose a method that looks at features or relations."
+                f"The student gives logits of {shapes[0]}, the teacher of {shapes[1]}: losses on logits compare the "
+                "same samples, and there are not as many. Do inputs and teacher_inputs of the batch belong together?"
+            )
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"The student gives logits of {shapes[0]}, the teacher of {shapes[1]}: losses on logits compare the "
+                "same classes of the same samples. Build the networks for the same classes, or choose a method that "
+                "looks at features or relations."
             )
 
     def _teacher_output(self, batch: Any) -> ModelOutput | None:

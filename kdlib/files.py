@@ -35,11 +35,12 @@ def sweep(path: Path) -> None:
     """Remove what killed processes left beside a file: the temporary files of those that are no more."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.{HOST}-*.tmp"):
         owner = left.name.removeprefix(f".{path.name}.{HOST}-").partition(".")[0]
-        if owner.isdigit() and not _is_alive(int(owner)):
+        if owner.isdigit() and not is_alive(int(owner)):
             left.unlink(missing_ok=True)
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine is there; on Windows, where asking would end it, always yes."""
     if sys.platform == "win32":
         return True  # os.kill would end it; what is left stays
     try:

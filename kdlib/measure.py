@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import math
 import os
 import warnings
 from collections import OrderedDict
@@ -36,6 +37,7 @@ MIN_RUNS = 5
 LONGEST_RUN = 3600  # seconds
 LARGEST_BATCH = 100_000_000  # of images, or pixels of a side
 QUARTILES = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+LARGEST_TEMPERATURE = 100.0
 BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
 
 
@@ -91,6 +93,48 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     # torchmetrics gives a confidence of exactly 1 a bin of its own; just below 1 it joins the last bin.
     probabilities = logits.softmax(1).clamp_(max=BELOW_ONE)
     return float(multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=bins, norm="l1"))
+
+
+def repeated_mistakes(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> float:
+    """Of the examples that the teacher gets wrong, the share on which the student gives the same wrong class.
+
+    student_logits, teacher_logits: N x C, row i of both for the same image; labels: N. NaN for a teacher that makes no
+    mistake. Raises ValueError when the shapes differ.
+    """
+    student, labels = _check_labels(student_logits, labels)
+    teacher, _ = _check_labels(teacher_logits, labels)
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student_logits have shape {tuple(student.shape)} and teacher_logits {tuple(teacher.shape)}. "
+            "Both must be N x C for the same examples and classes: evaluate both models on the same data."
+        )
+    wrong = teacher.argmax(1) != labels
+    same = student.argmax(1) == teacher.argmax(1)
+    return float(same[wrong].double().mean())
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature that makes the cross-entropy of logits / temperature least (Guo et al. 2017).
+
+    logits: N x C; labels: N, of VALIDATION examples: fitted where it is measured, it would flatter. It changes no
+    answer, only how sure the network is of it: above 1 it was too sure, below 1 not sure enough. It is sought from
+    1/100 to 100, and stays there where no minimum lies between: on examples that are all answered rightly, say, the
+    cross-entropy falls as long as the temperature does. Raises ValueError for empty or non-finite logits, or labels
+    that do not fit them.
+    """
+    from scipy.optimize import minimize_scalar
+
+    logits, labels = _check_labels(logits, labels)
+    scores = (logits.double() - logits.double().gather(1, labels[:, None])).contiguous()
+
+    def cross_entropy(log_temperature: float) -> float:
+        return float((scores / math.exp(log_temperature)).logsumexp(1).mean())
+
+    bound = math.log(LARGEST_TEMPERATURE)
+    found = minimize_scalar(cross_entropy, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6})
+    # The cross-entropy is convex in 1 / temperature, so it has one minimum; the search stops short of a bound.
+    best = min((0.0, float(found.x), -bound, bound), key=cross_entropy)  # 1 where the temperature changes nothing
+    return min(max(math.exp(best), 1 / LARGEST_TEMPERATURE), LARGEST_TEMPERATURE)
 
 
 def confusion(logits: Tensor, labels: Tensor) -> Tensor:

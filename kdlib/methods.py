@@ -278,6 +278,7 @@ class LayerMethod(Method):
         if projector is None:
             return
         features = student.features, _required(teacher, self).features
+        _check_same_samples(self.layers, *features)
         pairs = {f"{a} -> {b}": (features[0][a], features[1][b]) for a, b in self.layers.items()}
         if len(self.projectors) and projector.learns:  # a second fit goes on with what the first one learned
             _check_channels(self.projectors, pairs)
@@ -296,6 +297,7 @@ class LayerMethod(Method):
             )
         names = list(self.layers)
         features = _required(teacher, self).features
+        _check_same_samples(self.layers, student.features, features)
         outputs = [student.features[a] for a in names], [features[b] for b in self.layers.values()]
         return {
             f"{term}{suffix}": weight * function(*inputs)
@@ -410,6 +412,19 @@ def _required(teacher: ModelOutput | None, method: Method) -> ModelOutput:
             "fit a teacher, or call the method with both outputs."
         )
     return teacher
+
+
+def _check_same_samples(
+    layers: Mapping[str, str], student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]
+) -> None:
+    """Raise ValueError where two layers saw different numbers of samples, which a loss might broadcast."""
+    for name, other in layers.items():
+        sizes = [len(one) if one.ndim else 1 for one in (student[name], teacher[other])]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"In {name} -> {other} the student has {sizes[0]} samples and the teacher {sizes[1]}: both must be "
+                "given the same samples in the same order. Do inputs and teacher_inputs of the batch belong together?"
+            )
 
 
 def _check_channels(projectors: nn.ModuleList, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:

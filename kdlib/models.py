@@ -6,6 +6,7 @@ teacher = models.load("resnet20-fashion")
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ STEMS = {
     "imagenet": (7, 2, True),
 }  # kernel, stride, max pooling after it
 WIDE_RESNETS = ((20, 2), (8, 4), (20, 4), (32, 4))  # depth, times as many channels
+NARROW_RESNET = re.compile(r"resnet([1-9]\d{0,2})w([1-9]\d{0,2})")  # any depth 6n + 2 and any width of the first stage
 
 
 class BasicBlock(nn.Module):
@@ -127,6 +129,10 @@ def _cifar_resnet(depth: int, times: int, config: dict[str, Any]) -> nn.Module:
     return CifarResNet(depth, config["num_classes"], config["in_channels"], widths)
 
 
+def _narrow_resnet(depth: int, width: int, config: dict[str, Any]) -> nn.Module:
+    return CifarResNet(depth, config["num_classes"], config["in_channels"], (width, width, 2 * width, 4 * width))
+
+
 def _resnet(name: str, config: dict[str, Any]) -> nn.Module:
     return _torchvision_resnet(name, config["num_classes"], config["in_channels"], config["stem"])
 
@@ -154,8 +160,24 @@ _ARCHITECTURES: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 
 
 def list_models() -> list[str]:
-    """The architectures that `build` knows; besides, "timm:NAME" stands for those of timm."""
+    """The architectures that `build` knows by name.
+
+    Besides, "resnet14w6" is a thin ResNet of 14 layers (6n + 2) whose three stages have 6, 12 and 24 channels, and
+    "timm:NAME" stands for those of timm.
+    """
     return list(_ARCHITECTURES)
+
+
+def _find_architecture(name: object) -> Callable[[dict[str, Any]], nn.Module] | None:
+    """How a model of this name is made; None if the name is unknown."""
+    if not isinstance(name, str):
+        return None
+    if name.startswith("timm:"):
+        return partial(_from_timm, name)
+    narrow = NARROW_RESNET.fullmatch(name)
+    if narrow and (int(narrow[1]) >= 8 and int(narrow[1]) % 6 == 2):
+        return partial(_narrow_resnet, int(narrow[1]), int(narrow[2]))
+    return _ARCHITECTURES.get(name)
 
 
 def create(name: str, *, pretrained: bool = False, num_classes: int | None = None, in_channels: int = 3) -> nn.Module:
@@ -227,7 +249,8 @@ def build(
 ) -> nn.Module:
     """A new model with fresh weights.
 
-    name: one of `list_models()`, or "timm:NAME". num_classes: number of logits. in_channels: 1 for grey, 3 for colour.
+    name: one of `list_models()`, "resnet14w6" and its like, or "timm:NAME". num_classes: number of logits.
+    in_channels: 1 for grey, 3 for colour.
     stem: how torchvision's networks begin. "imagenet" is their own (7 x 7, stride 2, max pooling: 28 pixels become
         7 before the first block, and on images of 28 to 32 pixels that costs more accuracy than any distillation
         gives back); "stride2" (3 x 3, 28 become 14) and "stride1" (3 x 3, 28 stay 28, about three times the work of
@@ -236,9 +259,9 @@ def build(
     seed: of the initial weights; None draws from the global generator.
     Raises ValueError for an unknown name or stem, or numbers below one.
     """
-    is_timm = isinstance(name, str) and name.startswith("timm:")
-    if not isinstance(name, str) or name not in list_models() and not is_timm:
-        raise unknown_name("model", name, [*list_models(), "timm:NAME"])
+    make = _find_architecture(name)
+    if make is None:
+        raise unknown_name("model", name, [*list_models(), "resnet14w6 and its like", "timm:NAME"])
     if not isinstance(stem, str) or stem not in STEMS:
         raise unknown_name("stem", stem, STEMS)
     check_whole(1, LARGEST_SIZE, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
@@ -251,7 +274,6 @@ def build(
         "stem": stem,
         "image_size": image_size,
     }
-    make = partial(_from_timm, name) if is_timm else _ARCHITECTURES[name]
     if seed is None:
         model = make(config)
     else:

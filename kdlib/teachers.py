@@ -167,14 +167,22 @@ class FrozenTeacher(Teacher):
             self._only_answers = True
 
 
+MEANS = ("arithmetic", "geometric", "vote")
+NO_VOTE = 1e-6  # the share that is spread over all classes, so that the logarithm of a class without a vote is finite
+
+
 class Ensemble(nn.Module):
-    """Several networks as one teacher: the mean of their softened probabilities, as logits.
+    """Several networks as one teacher: the mean of their softened probabilities, of their logits, or their votes.
 
         teacher = Ensemble([a, b, c], weights=[2, 1, 1], temperatures=[1, 1, 2])
 
     Its logits are log sum_i w_i softmax(z_i / T_i), so a loss softens the mean once more with its own T; with
-    mean="geometric" they are sum_i w_i z_i / T_i. weights: of at least 0, divided by their sum; default, equal ones.
-    temperatures: above 0, one for each network; default, 1. Layers of a member are named "members.0.layer3".
+    mean="geometric" they are sum_i w_i z_i / T_i. With mean="vote" each network has one vote, w_i, for its best class,
+    and the logits are log((1 - e) v_c + e / C) of the shares v of the votes among C classes; e = 1e-6, so that a class
+    without a vote has a finite one.
+    weights: of at least 0, divided by their sum; default, equal ones. temperatures: above 0, one for each network;
+    default, 1; votes do not depend on them. Layers of a member are named "members.0.layer3".
+    `ensembles` has teachers whose weights differ from sample to sample, and such that know only some of the classes.
     read_logits: from what a member returns to its logits.
     Shapes: members give logits of the same shape, classes last or, for maps B x C x H x W and volumes, second.
     Raises ValueError for no members, numbers out of range, or logits that differ in shape, TypeError for no numbers.
@@ -201,8 +209,8 @@ class Ensemble(nn.Module):
             raise ValueError(f"weights are numbers of at least 0, not all of them 0; got {weights}.")
         if not all(1e-6 <= one <= 1e6 for one in temperatures):  # beyond, logits overflow or all become equal
             raise ValueError(f"temperatures are positive numbers, from 1e-6 to 1e6; got {temperatures}.")
-        if mean not in ("arithmetic", "geometric"):
-            raise unknown_name("mean", mean, ("arithmetic", "geometric"))
+        if mean not in MEANS:
+            raise unknown_name("mean", mean, MEANS)
         self.members = nn.ModuleList(members)
         self.weights = [weight / sum(weights) for weight in weights]
         self.temperatures, self.mean = temperatures, mean
@@ -225,6 +233,8 @@ class Ensemble(nn.Module):
         if self.mean == "geometric":
             return torch.stack([w * one for w, one in zip(self.weights, scaled, strict=True)]).sum(0)
         classes = 1 if scaled[0].ndim > 3 else -1
+        if self.mean == "vote":
+            return _votes(scaled, self.weights, classes)
         terms = [
             math.log(w) + one.log_softmax(dim=classes) for w, one in zip(self.weights, scaled, strict=True) if w > 0
         ]
@@ -232,14 +242,24 @@ class Ensemble(nn.Module):
 
     def check_task(self, task: Task) -> None:
         """Raise ValueError for a task in which the logits of a sample are not one choice among classes."""
-        if self.mean == "arithmetic" and (isinstance(task, MultiLabel) or not task.has_classes):
+        if self.mean != "geometric" and (isinstance(task, MultiLabel) or not task.has_classes):
+            what = "The arithmetic mean of an ensemble is one of softmax probabilities"
+            what = "An ensemble votes for one class of a softmax" if self.mean == "vote" else what
             raise ValueError(
-                "The arithmetic mean of an ensemble is one of softmax probabilities, and the outputs of this task are "
-                "not softened so. Take the weighted mean of the outputs themselves: Ensemble(..., mean='geometric')."
+                f"{what}, and the outputs of this task are not softened so. Take the weighted mean of the outputs "
+                "themselves: Ensemble(..., mean='geometric')."
             )
 
     def extra_repr(self) -> str:
         return f"weights={self.weights}, temperatures={self.temperatures}, mean={self.mean}"
+
+
+def _votes(logits: Sequence[Tensor], weights: Sequence[float], classes: int) -> Tensor:
+    """The logarithms of the shares of the votes, where each network votes for its best class."""
+    shares = torch.zeros_like(logits[0])
+    for weight, one in zip(weights, logits, strict=True):
+        shares.scatter_add_(classes, one.argmax(dim=classes, keepdim=True), torch.full_like(shares, weight))
+    return ((1 - NO_VOTE) * shares + NO_VOTE / shares.shape[classes]).log()
 
 
 def _one_each(name: str, numbers: Any, count: int) -> list[float]:

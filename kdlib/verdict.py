@@ -10,6 +10,9 @@ else: BEATS if all of it lies above zero, LOSES if all of it lies below, INCONCL
 A new test set would give other accuracies as well. `compare_samples` takes what each run made of each test sample, and
 its interval holds both scatters: that of the seeds and that of the test samples. Teacher and settings stay fixed.
 
+One network against another is `compare_networks`, and `mcnemar` its exact test: they hold the scatter of the test
+samples alone, and say nothing of the methods that the two networks were made by.
+
 Several comparisons are corrected by Bonferroni: of m methods each gets an interval at the level 1 - 0.05 / m, so that
 with a probability of at least 95 % all m intervals hold their true gains at once, however the methods depend on each
 other (they share a baseline). Holm's procedure rejects a little more often, but no simple intervals go with it: a
@@ -144,6 +147,94 @@ def compare_samples(
     margin = _margin_over_both(differences, confidence, comparisons)
     low, high = mean - margin, mean + margin
     return Comparison(len(first), mean, std, low, high, confidence, comparisons, _verdict(low, high, better))
+
+
+def compare_networks(
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    *,
+    confidence: float = 0.95,
+    comparisons: int = 1,
+    better: str = "higher",
+) -> Comparison:
+    """Compare two networks by what each made of the same test samples: 1 where it was right, else 0.
+
+    first, second: one value for each sample, in the same order; the difference is first minus second. confidence,
+    comparisons, better: as in `compare`. The interval covers the choice of the test samples and nothing else: another
+    seed gives another network. Of zeros and ones it is the adjusted Wald interval of Bonett and Price (2012), which is
+    also right where the two hardly ever differ; of other values, such as losses, it is Student's t interval.
+    Raises ValueError for less than two samples, other numbers of them, values that are not finite, or options out of
+    range.
+    """
+    _check_options(confidence, comparisons, better)
+    values = _of_same_samples(first, second)
+    if not all(np.isin(side, (0, 1)).all() for side in values):
+        return compare(
+            *values, confidence=confidence, comparisons=comparisons, better=better, same_unit=True
+        )  # losses of 0.01 and of 5 are in one unit
+    from scipy import stats
+
+    n, differences = len(values[0]), values[0] - values[1]
+    gained, lost = ((differences == sign).sum() + 1 for sign in (1, -1))
+    share, middle = (gained + lost) / (n + 2), (gained - lost) / (n + 2)
+    margin = float(stats.norm.isf((1 - confidence) / (2 * comparisons))) * math.sqrt((share - middle**2) / (n + 2))
+    mean, std = float(differences.mean()), float(differences.std(ddof=1))
+    low, high = max(-1.0, float(middle - margin)), min(1.0, float(middle + margin))
+    return Comparison(n, mean, std, low, high, confidence, comparisons, _verdict(low, high, better))
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """McNemar's exact test of two networks on the same test samples.
+
+    first_only, second_only: samples on which that one alone was right. p: the probability of a split that is at least
+    so uneven, if each of these samples could as well have fallen to the other; 1 where there are none.
+    """
+
+    first_only: int
+    second_only: int
+    p: float
+
+    def __str__(self) -> str:
+        return f"only the first right: {self.first_only}, only the second: {self.second_only}, p = {self.p:.3g}"
+
+
+def mcnemar(first_right: Sequence[float] | np.ndarray, second_right: Sequence[float] | np.ndarray) -> McNemar:
+    """McNemar's exact test (1947): are two networks equally often right on images such as these?
+
+    first_right, second_right: True or 1 where a network was right on a test sample, in the same order. Samples on which
+    both were right, or both wrong, say nothing; the others are a binomial test of one half.
+    A small p says that the two *networks* differ. It says nothing of two methods of training, of which each gives
+    another network for every seed (Dietterich 1998): that is what `compare_samples` is for.
+    Raises ValueError for other values than 0 and 1, or rows of different length.
+    """
+    from scipy import stats
+
+    sides = _of_same_samples(first_right, second_right)
+    if not all(np.isin(side, (0, 1)).all() for side in sides):
+        raise ValueError("Some values are neither 0 nor 1. Give for each sample whether a network was right.")
+    first_only, second_only = (int((sides[0] - sides[1] == sign).sum()) for sign in (1, -1))
+    discordant = first_only + second_only
+    p = float(stats.binomtest(first_only, discordant).pvalue) if discordant else 1.0
+    return McNemar(first_only, second_only, p)
+
+
+def _of_same_samples(first: Any, second: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What two networks made of the same test samples, as numbers."""
+    for side in (first, second):
+        try:
+            np.asarray(side, dtype=float)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"A network's answers are numbers, one for each test sample, as [1, 0, 1]; got {type(side).__name__}."
+            ) from error
+    one, other = (_stacked([side])[0] for side in (first, second))
+    if one.shape != other.shape:
+        raise ValueError(
+            f"The first network has {len(one):,} test samples and the second {len(other):,}. Evaluate both on the same "
+            "samples, in the same order."
+        )
+    return one, other
 
 
 def _margin_over_both(differences: np.ndarray, confidence: float, comparisons: int) -> float:

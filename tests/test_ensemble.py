@@ -134,6 +134,44 @@ def test_members_may_come_from_a_generator() -> None:
     torch.testing.assert_close(found.exp(), sum(one.softmax(dim=1) for one in logits) / 2)
 
 
+# -------------------- votes
+
+
+def test_votes_are_counted_by_weight_and_stay_finite() -> None:
+    answers = [Fixed(torch.tensor([[3.0, 1.0, 0.0], [0.0, 0.1, 0.0]])) for _ in range(2)]
+    answers += [Fixed(torch.tensor([[0.0, 9.0, 0.0], [0.0, 500.0, 0.0]]))]
+    found = Ensemble(answers, mean="vote")(torch.zeros(2))
+    torch.testing.assert_close(found.exp().sum(dim=1), torch.ones(2))
+    torch.testing.assert_close(found.exp(), torch.tensor([[2 / 3, 1 / 3, 0], [0, 1, 0]]), atol=1e-5, rtol=0)
+    assert found.isfinite().all()
+    weighted = Ensemble(answers, [1, 1, 4], mean="vote")(torch.zeros(2))
+    torch.testing.assert_close(weighted[0].exp(), torch.tensor([1 / 3, 2 / 3, 0]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_a_vote_has_the_shape_of_the_logits(shape: tuple[int, ...]) -> None:
+    logits, classes = logits_of(shape), 1 if len(shape) > 3 else len(shape) - 1
+    found = Ensemble([Fixed(one) for one in logits], mean="vote")(torch.zeros(4)).softmax(dim=classes)
+    expected = sum(F.one_hot(one.argmax(dim=classes), shape[classes]).movedim(-1, classes).float() for one in logits)
+    torch.testing.assert_close(found, expected / 3, atol=1e-5, rtol=0)
+
+
+def test_what_votes_forget_is_how_sure_they_were() -> None:
+    """One that is sure is outvoted by two that hardly prefer another class; the mean of probabilities listens."""
+    rows = [torch.tensor([[5.0, 0.0]]), torch.tensor([[0.0, 0.1]]), torch.tensor([[0.0, 0.1]])]
+    assert Ensemble([Fixed(one) for one in rows], mean="vote")(torch.zeros(1)).argmax() == 1
+    assert Ensemble([Fixed(one) for one in rows])(torch.zeros(1)).argmax() == 0
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 8.0])
+def test_a_student_of_a_vote_gets_a_finite_loss_and_gradient(batch: tuple[Tensor, Tensor], temperature: float) -> None:
+    student = Net(3)
+    found = Distiller(student, Ensemble(members(), mean="vote"), Logit(temperature, alpha=0))(batch)
+    found.total.backward()
+    assert found.total.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
+
+
 # -------------------- as a teacher
 
 
@@ -214,6 +252,7 @@ def test_a_cache_tells_weights_temperatures_and_means_apart(blobs: DataModule) -
         Ensemble(networks, [1, 2]),
         Ensemble(networks, temperatures=[1, 2]),
         Ensemble(networks, mean="geometric"),
+        Ensemble(networks, mean="vote"),
     ]
     options: dict[str, Any] = {"device": "cpu", "precision": "fp32", "progress": False}
     caches = [CachedTeacher.build(one, blobs.validation, **options).fingerprint for one in made]
@@ -230,6 +269,8 @@ def test_probabilities_of_one_choice_are_refused_where_there_is_none(task: str) 
     method = Logit(alpha=0.5) if task == "multilabel" else Logit(alpha=0.5, loss=F.mse_loss, hard=F.mse_loss)
     with pytest.raises(ValueError, match="softmax.*mean='geometric'"):
         Distiller(nn.Linear(6, 3), Ensemble(networks), method, task=task)
+    with pytest.raises(ValueError, match="votes for one class.*mean='geometric'"):
+        Distiller(nn.Linear(6, 3), Ensemble(networks, mean="vote"), method, task=task)
     ensemble = Ensemble(networks, [3, 1], mean="geometric")
     found = Distiller(nn.Linear(6, 3), ensemble, method, task=task)((x, targets))
     assert found.terms["soft"] > 0

@@ -179,6 +179,76 @@ def test_probabilities_in_place_of_logits_are_warned_about():
         measure.calibration_error(logits.softmax(1), labels)
 
 
+# --- repeated mistakes and one temperature
+
+
+def test_repeated_mistakes_by_hand():
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    teacher = torch.eye(3)[[0, 2, 1, 2, 0]]  # wrong on the last four
+    student = torch.eye(3)[[1, 2, 2, 2, 1]]  # of these it repeats the first and the third
+    assert measure.repeated_mistakes(student, teacher, labels) == 2 / 4
+    assert measure.repeated_mistakes(teacher, teacher, labels) == 1
+    assert math.isnan(measure.repeated_mistakes(student, torch.eye(3)[labels], labels))
+
+
+def test_repeated_mistakes_do_not_depend_on_where_the_teacher_is_right():
+    logits, labels = make_logits(200, 4)
+    teacher, _ = make_logits(200, 4, seed=1)
+    before = measure.repeated_mistakes(logits, teacher, labels)
+    right = teacher.argmax(1) == labels
+    changed = logits.clone()
+    changed[right] = changed[right].flip(1)
+    assert measure.repeated_mistakes(changed, teacher, labels) == before
+
+
+def test_repeated_mistakes_need_one_shape():
+    logits, labels = make_logits(6, 3)
+    with pytest.raises(ValueError, match="evaluate both models on the same data"):
+        measure.repeated_mistakes(logits, make_logits(6, 4)[0], labels)
+    with pytest.raises(ValueError, match="labels have shape"):
+        measure.repeated_mistakes(logits, logits, labels[:3])
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.7, 1.0, 3.0, 20.0])
+def test_the_temperature_that_was_put_in_is_found(temperature):
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 5, generator=generator)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    assert measure.fit_temperature(logits * temperature, labels) == pytest.approx(temperature, rel=0.04)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.floats(0.1, 10))
+def test_no_temperature_of_a_grid_is_better(seed, scale):
+    logits, labels = make_logits(40, 3, seed)
+    logits = logits * scale
+    found = measure.fit_temperature(logits, labels)
+
+    def cross_entropy(temperature):
+        return nn.functional.cross_entropy(logits.double() / temperature, labels).item()
+
+    assert 0.01 <= found <= 100
+    assert cross_entropy(found) <= min(map(cross_entropy, torch.logspace(-2, 2, 401).tolist())) + 1e-6
+
+
+def test_a_temperature_is_finite_where_there_is_no_best_one():
+    logits, labels = torch.eye(3) * 0.01, torch.arange(3)
+    assert measure.fit_temperature(logits, labels) == pytest.approx(0.01)  # all right: the sharper the better
+    assert measure.fit_temperature(logits, labels.roll(1)) == pytest.approx(100)  # all wrong: the flatter the better
+    assert measure.fit_temperature(torch.zeros(3, 3), labels) == 1  # it changes nothing
+    for extreme in (1e4 * torch.eye(3), -1e4 * torch.eye(3), 1e-6 * torch.eye(3)):
+        assert 0.01 <= measure.fit_temperature(extreme, labels) <= 100
+
+
+def test_a_temperature_takes_what_the_other_measures_take():
+    logits, labels = make_logits(50, 4)
+    assert measure.fit_temperature(logits.bfloat16(), labels.int()) > 0
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        measure.fit_temperature(logits / 0, labels)
+    with pytest.raises(TypeError, match="labels must be a tensor"):
+        measure.fit_temperature(logits, labels.float())
+
+
 # --- what a user can get wrong in logits and labels
 
 

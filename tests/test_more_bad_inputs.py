@@ -64,6 +64,13 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "latency": (measure.latency, {"model": net, "input_shape": (1, 8, 8), "min_run_time": 0.01}),
     "memory": (measure.peak_memory, {"model": net, "input_shape": (1, 8, 8)}),
     "summary": (measure.summary, {"models": lambda: {"a": net()}, "input_shape": (1, 8, 8)}),
+    "mistakes": (
+        measure.repeated_mistakes,
+        {**{name: torch.randn(4, 3) for name in ("student_logits", "teacher_logits")}, "labels": torch.arange(4) % 3},
+    ),
+    "temperature": (measure.fit_temperature, {"logits": torch.randn(4, 3), "labels": torch.arange(4) % 3}),
+    "networks": (verdict.compare_networks, {"first": [1, 0, 1], "second": [1, 1, 0]}),
+    "mcnemar": (verdict.mcnemar, {"first_right": [1, 0, 1], "second_right": [1, 1, 0]}),
     "compare": (verdict.compare, {"method": [0.5, 0.6, 0.7], "baseline": [0.4, 0.5, 0.55]}),
     "table": (verdict.table, {"rows": pd.DataFrame({"method": ["hard"], "seed": [0], "test_accuracy": [0.5]})}),
 }
@@ -85,6 +92,10 @@ ARGUMENTS = {  # and what is right for each, or harmless
     },
     "accuracy": {"logits": (), "labels": (), "top_k": ()},
     "calibration": {"logits": (), "labels": (), "bins": ()},
+    "mistakes": {"student_logits": (), "teacher_logits": (), "labels": ()},
+    "temperature": {"logits": (), "labels": ()},
+    "networks": {"first": (), "second": (), "confidence": (), "comparisons": (), "better": ()},
+    "mcnemar": {"first_right": (), "second_right": ()},
     "macs": {"model": (), "input_shape": ()},
     "latency": {"model": (), "input_shape": (), "batch_size": (), "threads": ("None",)},
     "memory": {"model": (), "input_shape": (), "batch_size": ()},
@@ -256,6 +267,14 @@ COMMANDS: dict[str, list[str]] = {
     "an evaluation of a text": ["evaluate", __file__],
     "an evaluation on no data": ["evaluate", "resnet20-fashion", "--data", "imagefolder:"],
     "a teacher of other classes": ["evaluate", "resnet20-fashion", "--teacher", "nothing"],
+    "a comparison of one": ["compare", "resnet8-fashion"],
+    "a comparison with nothing": ["compare", "resnet8-fashion", "b=nothing"],
+    "a comparison with a folder of nothing": ["compare", "resnet8-fashion", str(Path(__file__).parent)],
+    "an examination with a teacher of nothing": ["doctor", "--teacher", "nothing"],
+    "an examination of no method": ["doctor", "--teacher", "resnet20-fashion", "--student", "resnet8", "--method", "+"],
+    "a search of no trials": ["search", "--trials", "0"],
+    "a search with a teacher of nothing": ["search", "--teacher", "nothing"],
+    "a search within nothing": ["search", "--search-student", "--max-macs", "1"],
     "a study of nothing": ["study", "nothing", "--dry"],
     "a study of no images": ["study", "full", "--images", "0", "--dry"],
     "a row that is not there": ["study", "--again", "/tmp/no-such-file.csv"],
@@ -269,7 +288,7 @@ def test_a_bad_command_ends_in_a_sentence(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = COMMANDS[name]
-    if arguments[0] in ("distill", "train") and "--out" not in arguments:
+    if arguments[0] in ("distill", "train", "search") and "--out" not in arguments:
         arguments = [
             *arguments,
             "--out",

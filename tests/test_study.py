@@ -65,7 +65,7 @@ from kdlib.data import Augmentation, DataModule, InMemoryDataset
 parts = torch.load(sys.argv.pop(1), weights_only=True)
 splits = {name: InMemoryDataset(*tensors, (0.3,), (0.15,)) for name, tensors in parts.items()}
 options = {"augmentation": Augmentation(padding=1), "image_size": 8}
-data.load = lambda name: DataModule("blobs", ("a", "b", "c"), **splits, **options)
+data.load = lambda name, **others: DataModule("blobs", ("a", "b", "c"), **splits, **options)
 from kdlib.study import command
 command.main()
 """
@@ -80,7 +80,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def budget(teacher: str, blobs: DataModule, monkeypatch: pytest.MonkeyPatch) -> Budget:
-    monkeypatch.setattr(data, "load", lambda name: blobs)
+    monkeypatch.setattr(data, "load", lambda name, **options: blobs)
     return Budget("blobs", "article-student", teacher, images=48, epochs=2, views=2, device="cpu", precision="fp32")
 
 
@@ -90,7 +90,7 @@ def finished(teacher: str, blobs: DataModule, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("finished")
     budget = Budget("blobs", "article-student", teacher, images=48, epochs=1, views=2, device="cpu", precision="fp32")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load", lambda name: blobs)
+        patch.setattr(data, "load", lambda name, **options: blobs)
         config = StudyConfig(PLANS["full"], budget, (0, 1), folder, folder / "cache", tuning_seeds=(1000,))
         runner.run(config, progress=False)
     return folder
@@ -510,7 +510,7 @@ class Sealed:
 def test_tuning_never_touches_the_test_set(
     budget: Budget, blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "load", lambda name: replace(blobs, test=Sealed()))
+    monkeypatch.setattr(data, "load", lambda name, **options: replace(blobs, test=Sealed()))
     options = {"defaults": False, "tuning_seeds": (1000,), "seeds": (0,)}
     with pytest.raises(RuntimeError, match="of the test set was read"):
         runner.run(study_config(budget, tmp_path, **options), progress=False)
@@ -783,7 +783,7 @@ def test_the_test_set_is_read_once_a_run_and_once_for_the_teacher(
     budget: Budget, blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     test = Watched(blobs.test)
-    monkeypatch.setattr(data, "load", lambda name: replace(blobs, test=test))
+    monkeypatch.setattr(data, "load", lambda name, **options: replace(blobs, test=test))
     runner.run(study_config(budget, tmp_path), progress=False)
     assert len(test.reads) == 3 * 2 + 1
     runner.run(study_config(budget, tmp_path), progress=False)  # nothing is missing
@@ -849,7 +849,7 @@ def test_one_row_is_repeated_to_the_bit_and_an_altered_one_is_found(
     made = content(path)
     number = next(i for i, row in enumerate(made, start=1) if row["method"] == "kd+hint" and row["seed"] == "1")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load", lambda name: blobs)
+        patch.setattr(data, "load", lambda name, **options: blobs)
         threads = torch.get_num_threads()
         torch.set_num_threads(threads + 1)  # the repeated run takes those of the row
         try:

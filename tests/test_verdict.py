@@ -349,3 +349,132 @@ def test_samples_without_seeds_are_refused() -> None:
 
 def test_equal_answers_of_all_runs_are_inconclusive() -> None:
     assert str(compared(np.zeros((3, 5))).verdict) == "INCONCLUSIVE"
+
+
+# --- two networks on the same test samples
+
+
+def paired(gained: int, lost: int, both: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    """What two networks got right: only the first, only the second, both, neither."""
+    first = np.repeat([1, 0, 1, 0], [gained, lost, both, neither])
+    return first, np.repeat([0, 1, 1, 0], [gained, lost, both, neither])
+
+
+def test_mcnemar_by_hand() -> None:
+    """Of 10 discordant pairs 8 and 2: 2 (C(10,0) + C(10,1) + C(10,2)) / 2^10 = 2 (1 + 10 + 45) / 1024."""
+    found = verdict.mcnemar(*paired(8, 2, 70, 20))
+    assert (found.first_only, found.second_only) == (8, 2)
+    assert found.p == pytest.approx(112 / 1024)
+    assert str(found) == "only the first right: 8, only the second: 2, p = 0.109"
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 20), st.integers(0, 20))
+def test_mcnemar_depends_on_the_discordant_pairs_alone(gained: int, lost: int, both: int, neither: int) -> None:
+    assume(gained + lost + both + neither > 1)
+    first, second = paired(gained, lost, both, neither)
+    found, turned = verdict.mcnemar(first, second), verdict.mcnemar(second, first)
+    assert (found.p, found.first_only) == (turned.p, turned.second_only)
+    smaller = sum(math.comb(gained + lost, k) for k in range(min(gained, lost) + 1)) / 2 ** (gained + lost)
+    assert found.p == pytest.approx(min(1.0, 2 * smaller))
+    assert verdict.mcnemar(first.astype(bool), second.astype(bool)) == found
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 1), (7, 7), (1, 0)])
+def test_a_tie_and_no_discordant_pairs_say_nothing(gained: int, lost: int) -> None:
+    assert verdict.mcnemar(*paired(gained, lost, 30, 10)).p == 1
+
+
+def test_two_networks_by_hand() -> None:
+    """Bonett and Price: 12 + 1 and 4 + 1 of 100 + 2, so 8 / 102 with a variance of (18 / 102 - (8 / 102)^2) / 102."""
+    found = verdict.compare_networks(*paired(12, 4, 70, 14))
+    assert (found.n, found.mean) == (100, pytest.approx(0.08))
+    reach = 1.959963984540054 * math.sqrt((18 / 102 - (8 / 102) ** 2) / 102)
+    assert (found.low, found.high) == pytest.approx((8 / 102 - reach, 8 / 102 + reach))
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert verdict.compare_networks(*paired(30, 4, 60, 6)).verdict is Verdict.BEATS
+    assert verdict.compare_networks(*paired(30, 4, 60, 6), better="lower").verdict is Verdict.LOSES
+
+
+def test_networks_that_never_differ_may_still_differ_a_little() -> None:
+    found = verdict.compare_networks(*paired(0, 0, 90, 10))
+    assert (found.mean, found.std, str(found.verdict)) == (0, 0, "INCONCLUSIVE")
+    assert 0 < found.high < 0.03
+    assert found.low == -found.high
+
+
+def test_an_interval_of_networks_stays_within_what_is_possible() -> None:
+    found = verdict.compare_networks(np.ones(30), np.zeros(30))
+    assert found.high == 1
+    assert 0.8 < found.low < 1
+
+
+@pytest.mark.parametrize("shares", [(0.05, 0.03), (0.01, 0.01), (0.2, 0.05), (0.004, 0.001)])
+def test_an_interval_of_right_answers_holds_as_often_as_it_says(shares: tuple[float, float]) -> None:
+    generator, times, held, n = np.random.default_rng(1), 2000, 0, 500
+    draws = generator.multinomial(n, [*shares, 1 - sum(shares)], size=times)
+    kinds, counts = np.unique(draws[:, :2], axis=0, return_counts=True)
+    for (gained, lost), count in zip(kinds, counts, strict=True):
+        found = verdict.compare_networks(*paired(gained, lost, n - gained - lost, 0))
+        held += count * (found.low <= shares[0] - shares[1] <= found.high)
+    assert 0.935 < held / times <= (0.985 if sum(shares) * n >= 10 else 1)  # with few that differ, too often
+
+
+def test_an_interval_of_losses_holds_as_often_as_it_says() -> None:
+    """Losses are skewed: most near 0, a few large; three standard errors of 400 trials are 0.033."""
+    generator, times, held = np.random.default_rng(2), 400, 0
+    for _ in range(times):
+        shared, own, other = generator.exponential(0.3, (3, 1000)) ** 2
+        found = verdict.compare_networks(shared + own + 0.02, shared + other, better="lower")
+        held += found.low <= 0.02 <= found.high
+    assert held / times == pytest.approx(0.95, abs=0.033)
+
+
+def test_losses_are_compared_by_students_interval() -> None:
+    first, second = [0.1, 2.0, 0.4, 7.0], [0.2, 1.0, 0.3, 9.0]
+    low, high = stats.ttest_rel(first, second).confidence_interval(0.95)
+    found = verdict.compare_networks(first, second)
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 20))
+def test_a_family_widens_the_interval_of_networks(gained: int, lost: int, m: int) -> None:
+    one, many = (verdict.compare_networks(*paired(gained, lost, 40, 3), comparisons=c) for c in (1, m))
+    assert many.low <= one.low <= one.high <= many.high
+    confidence = 1 - 0.05 / m
+    alone = verdict.compare_networks(*paired(gained, lost, 40, 3), confidence=confidence)
+    assert (many.low, many.high) == pytest.approx((alone.low, alone.high))
+
+
+@pytest.mark.parametrize("call", [verdict.mcnemar, verdict.compare_networks])
+@pytest.mark.parametrize(
+    ("first", "second", "error", "message"),
+    [
+        ([1, 0], [1, 0, 1], ValueError, "first network has 2 test samples and the second 3"),
+        ([1], [0], ValueError, "two at least"),
+        ([], [], ValueError, "two at least"),
+        ([[1, 0]], [[1, 0]], ValueError, "in a row"),
+        ([1, math.nan], [1, 0], ValueError, "not finite"),
+        ([1, math.inf], [1, 0], ValueError, "not finite"),
+        (["right", "wrong"], [1, 0], TypeError, "answers are numbers"),
+        ({0: [1, 0]}, [1, 0], TypeError, "answers are numbers.*got dict"),
+        (None, [1, 0], ValueError, "in a row"),
+        (1, 0, ValueError, "in a row"),
+        ([[1], [1, 0]], [1, 0], TypeError, "answers are numbers"),
+    ],
+)
+def test_networks_that_cannot_be_compared_are_refused(
+    call: Any, first: Any, second: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call(first, second)
+
+
+def test_mcnemar_takes_right_and_wrong_alone() -> None:
+    with pytest.raises(ValueError, match="neither 0 nor 1"):
+        verdict.mcnemar([0.9, 0.1], [1, 0])
+
+
+@pytest.mark.parametrize("options", [{"confidence": 1}, {"comparisons": 0}, {"better": "more"}])
+def test_options_of_networks_are_checked(options: Any) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        verdict.compare_networks([1, 0], [0, 1], **options)

@@ -113,7 +113,7 @@ class Compression(Explorer):
         self._front.set_label("best for its cost")
         self._points = []
         for role, label, members in self._groups:
-            (points,) = axes.plot([1] * len(members), [1] * len(members), **role.line(label, linestyle=""))
+            (points,) = axes.plot([1] * len(members), [1] * len(members), **plots.compression_point(role, label))
             self._points.append(points)
         ring = {"marker": "o", "markersize": 15, "markerfacecolor": "none", "markeredgewidth": 2, "linestyle": ""}
         (self._ring,) = axes.plot([1], [1], color=plots.INK, **ring)
@@ -124,7 +124,7 @@ class Compression(Explorer):
 
     def _build_bars(self, axes: Any) -> list[Artist]:
         positions = range(len(BARS))
-        self._bars = list(axes.barh(positions, [100.0] * len(BARS), 0.6, color=plots.DISTILLED.colour, alpha=0.85))
+        self._bars = list(axes.barh(positions, [100.0] * len(BARS), 0.6, color=plots.NEUTRAL.colour))
         self._texts = [axes.text(1, y, "", va="center", fontsize=9) for y in positions]
         axes.set_yticks(positions, BAR_LABELS)
         axes.set(xlim=(0, 150), ylim=(len(BARS) - 0.5, -0.5), xlabel="share of the whole ResNet-20 (%)", ylabel="cost")

@@ -10,8 +10,12 @@ charts          bars of probabilities, class matrices, images, lines on log axes
 diagram         teacher, student, data and losses, with the active parts lit
 forest_plot     methods of a study below each other: gains over hard labels, gap recovered
 compression     accuracy against cost, and gains, for ways of compressing
+modalities      recordings in two modalities, and each person
 learning_curve  accuracy against the number of training images
 heatmap         a study over alpha and temperature
+several         ways of teaching by several teachers: teacher, student, gain over a baseline
+searching       what a search promises and keeps, proxies against accuracy
+teachers        what each teacher was worth to its students
 """
 
 from course.plots.charts import class_matrix, loglog, pictures, probability_bars, text_colours
@@ -20,6 +24,7 @@ from course.plots.compression import (
     COST_LABELS,
     compression_gains,
     compression_gains_alt,
+    compression_point,
     compression_role,
     pareto,
     pareto_alt,
@@ -37,6 +42,31 @@ from course.plots.heatmap import (
     temperature_map_alt,
 )
 from course.plots.learning_curve import accuracy_against_images, accuracy_against_images_alt
+from course.plots.modalities import by_person, by_person_alt, paired_windows, paired_windows_alt
+from course.plots.searching import (
+    kept_promises,
+    kept_promises_alt,
+    promises,
+    promises_alt,
+    proxies_alt,
+    proxies_figure,
+    scores_alt,
+    scores_figure,
+)
+from course.plots.several import several_ways, several_ways_alt
+from course.plots.teachers import (
+    KINDS,
+    MEASURE_LABELS,
+    STUDENT_WORDS,
+    axis_value,
+    draw_gains_against,
+    gain_against,
+    gain_against_alt,
+    kind_marker,
+    log_size,
+    teacher_gains,
+    teacher_gains_alt,
+)
 from course.plots.theme import (
     ALERT,
     BASELINE,
@@ -73,48 +103,74 @@ __all__ = [
     "DPI",
     "FEATURES",
     "INK",
+    "KINDS",
     "LOGITS",
     "MAP_METRICS",
+    "MEASURE_LABELS",
     "NEUTRAL",
     "OTHER",
     "PARTS",
     "RELATIONS",
     "ROLES",
+    "STUDENT_WORDS",
     "STYLE",
     "TEACHER",
     "AnnotatedHeatmap",
     "Role",
     "accuracy_against_images",
     "accuracy_against_images_alt",
+    "axis_value",
     "blank",
+    "by_person",
+    "by_person_alt",
     "check_labels",
     "class_matrix",
     "compression_gains",
     "compression_gains_alt",
+    "compression_point",
     "compression_role",
+    "draw_gains_against",
     "figure",
     "forest",
     "forest_alt",
+    "gain_against",
+    "gain_against_alt",
     "gap_recovered",
     "gap_recovered_alt",
     "heatmap_caption",
     "heatmap_cells",
+    "kept_promises",
+    "kept_promises_alt",
+    "kind_marker",
     "legend",
+    "log_size",
     "loglog",
     "normalize_alt",
+    "paired_windows",
+    "paired_windows_alt",
     "pareto",
     "pareto_alt",
     "pictures",
     "plain_log_ticks",
     "png",
     "probability_bars",
+    "promises",
+    "promises_alt",
+    "proxies_alt",
+    "proxies_figure",
     "reduce_colours",
     "roles_for",
     "schematic",
     "schematic_alt",
+    "several_ways",
+    "several_ways_alt",
+    "scores_alt",
+    "scores_figure",
     "show",
     "stretch_accuracy",
     "style",
+    "teacher_gains",
+    "teacher_gains_alt",
     "temperature_map",
     "temperature_map_alt",
     "text_colours",

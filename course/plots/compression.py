@@ -44,6 +44,13 @@ def compression_role(network: Network) -> Role:
     return TEACHER if network.technique == "resnet20" else TRAINING_ROLES[network.training]
 
 
+def compression_point(role: Role, label: str) -> dict[str, Any]:
+    """Arguments for `axes.plot`: larger squares lie under smaller circles, so that neither hides the other."""
+    depth = (NEUTRAL, BASELINE, DISTILLED, TEACHER).index(role)
+    size = {"markersize": 9} if role is BASELINE else {}
+    return role.line(label, linestyle="", zorder=3 + depth, **size)
+
+
 def stretch_accuracy(axes: Axes, results: CompressionResults) -> None:
     """Give the y axis a scale on which half as many errors are always as far up: logarithmic in 100 % - accuracy."""
     axes.set_yscale("function", functions=(_height, _accuracy))
@@ -98,10 +105,10 @@ def draw_pareto(axes: Axes, results: CompressionResults, cost: str) -> None:
 
 
 def _draw_points(axes: Axes, networks: Sequence[Network], cost: str) -> None:
-    for depth, (role, label) in enumerate(COMPRESSION_ROLES[::-1]):  # the whole network on top of all others
+    for role, label in COMPRESSION_ROLES:
         members = [one for one in networks if compression_role(one) == role]
         if members:
-            look = role.line(label, linestyle="", zorder=3 + depth, markeredgecolor="white", markeredgewidth=0.5)
+            look = compression_point(role, label) | {"markeredgecolor": "white", "markeredgewidth": 0.5}
             axes.plot([one.cost(cost) for one in members], [one.accuracy for one in members], **look)
 
 

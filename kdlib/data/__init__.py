@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -26,10 +26,20 @@ from kdlib.data.datasets import (
     view_fingerprint,
 )
 from kdlib.data.own import read_datasets
+from kdlib.data.paired import (
+    HIDDEN,
+    PAIRED_LOADERS,
+    PairedBatches,
+    PairedData,
+    PairedDataset,
+    labelled_cross_entropy,
+    load_paired,
+)
 from kdlib.data.sources import data_dir
 from kdlib.errors import unknown_name
 
 __all__ = [
+    "HIDDEN",
     "NO_AUGMENTATION",
     "Augmentation",
     "Batch",
@@ -37,17 +47,26 @@ __all__ = [
     "InMemoryDataset",
     "IndexedDataset",
     "LazyDataset",
+    "PairedBatches",
+    "PairedData",
+    "PairedDataset",
     "augment",
     "data_dir",
     "epoch_order",
     "from_datasets",
+    "labelled_cross_entropy",
     "list_datasets",
     "load",
+    "load_images",
+    "load_paired",
     "normalized_images",
     "random_bits",
     "seed_for",
     "view_fingerprint",
 ]
+
+
+IMAGE_DATASETS = ("fashion-mnist", "cifar10", "cifar100", "imagefolder:PATH", "imagenet:PATH")
 
 
 @dataclass(frozen=True)
@@ -119,9 +138,19 @@ class DataModule:
 
 def list_datasets() -> list[str]:
     """The names that `load` knows; PATH stands for a folder."""
-    return ["fashion-mnist", "cifar10", "cifar100", "imagefolder:PATH", "imagenet:PATH"]
+    return [*IMAGE_DATASETS, *PAIRED_LOADERS]
 
 
+@overload
+def load(  # type: ignore[overload-overlap]  # a name that is known only at run time counts as one of images
+    name: Literal["shoulder-exercises", "digit-views"],
+    *,
+    root: str | Path | None = None,
+    download: bool = True,
+    image_size: int = 224,
+    num_workers: int | None = None,
+) -> PairedData: ...
+@overload
 def load(
     name: str,
     *,
@@ -129,14 +158,24 @@ def load(
     download: bool = True,
     image_size: int = 224,
     num_workers: int | None = None,
-) -> DataModule:
-    """Load a dataset by name.
+) -> DataModule: ...
+def load(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    download: bool = True,
+    image_size: int = 224,
+    num_workers: int | None = None,
+) -> DataModule | PairedData:
+    """Load a dataset by name: of images, or of pairs of two modalities ("shoulder-exercises", "digit-views").
 
     name: one of `list_datasets()`. root: where CIFAR is kept (default ~/.cache/kdlib), downloaded there if `download`.
     image_size: pixels of a side, and num_workers: decoding processes, for image folders.
     Raises ValueError for an unknown name, FileNotFoundError for missing files, ValueError for altered ones.
     """
     kind, _, path = str(name).partition(":")
+    if name in PAIRED_LOADERS:
+        return load_paired(name)
     if name == "fashion-mnist":
         parts = sources.fashion_mnist(sources.data_dir())
     elif name in sources.CIFAR_STATISTICS:
@@ -146,6 +185,19 @@ def load(
     else:
         raise unknown_name("dataset", name, list_datasets())
     return DataModule(name=name, **parts)
+
+
+def load_images(name: str, *, image_size: int = 224) -> DataModule:
+    """Load a dataset of images by name, for what works on images alone, such as the command line.
+
+    Raises what `load` raises, and ValueError for a data set of pairs.
+    """
+    if name in PAIRED_LOADERS:
+        raise ValueError(
+            f"{name} holds pairs of two modalities, and this works on images: choose {', '.join(IMAGE_DATASETS)}. In "
+            f"Python, train.fit takes data.load({name!r}).train with an Adapter(inputs=..., teacher_inputs=...)."
+        )
+    return load(name, image_size=image_size)
 
 
 def from_datasets(

@@ -47,12 +47,17 @@ def data_dir() -> Path:
 
 
 def verify(name: str) -> Path:
-    """The path of one shipped gzip file, after its sha256 was compared.
+    """The path of one shipped gzip file of Fashion-MNIST, after its sha256 was compared; raises as `verify_file`."""
+    fix = f"Restore it with 'git checkout -- data/{name}', or copy it from Debian's package dataset-fashion-mnist."
+    return verify_file(name, FASHION_FILES[name], fix)
+
+
+def verify_file(name: str, sha256: str, fix: str) -> Path:
+    """The path of one shipped file, after its sha256 was compared; fix: what an error advises.
 
     Raises FileNotFoundError when it is missing and ValueError when it is truncated or altered.
     """
     path = data_dir() / name
-    fix = f"Restore it with 'git checkout -- data/{name}', or copy it from Debian's package dataset-fashion-mnist."
     if not path.is_file():
         raise FileNotFoundError(
             f"The data file {path} is missing. {fix} If the data lies elsewhere, set KDLIB_DATA to that folder."
@@ -60,10 +65,10 @@ def verify(name: str) -> Path:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
         length = file.tell()
-    if found != FASHION_FILES[name]:
+    if found != sha256:
         raise ValueError(
             f"The data file {path} is truncated or altered: {length:,} bytes with sha256 {found[:16]}..., "
-            f"expected sha256 {FASHION_FILES[name][:16]}.... {fix}"
+            f"expected sha256 {sha256[:16]}.... {fix}"
         )
     return path
 

@@ -55,7 +55,7 @@ class Experiment:
 
         Raises what `data.load`, `subset` and `models.load` raise; the test set is not read.
         """
-        self.data = data.load(budget.data)
+        self.data = data.load_images(budget.data)
         self.budget = replace(budget, images=budget.images or len(self.data.train))
         self.data.subset(self.num_images)  # raises now if there are not that many
         self.device_config = devices.resolve(budget.device, budget.precision)
@@ -201,28 +201,14 @@ class SeedRunner:
         leave out the seeds at which a method fails would be to choose seeds.
         """
         experiment, budget = self.experiment, self.experiment.budget
-        teacher = self.teacher(config.spec.teacher)
+        self.teacher(config.spec.teacher)  # before the clock starts: its outputs are shared with other runs
         row = config.to_row(budget)
         row |= {"device": str(experiment.device_config), "threads": torch.get_num_threads()}
         row["fingerprint"] = experiment.run_fingerprint(config)
-        validation = self.data.validation
-        few = validation.select(torch.arange(min(QUICK_VALIDATION, len(validation))))
         started = time.perf_counter()
         try:
-            result = train.fit(
-                experiment.build_student(config.seed),
-                replace(self.data, validation=few, test=cast(IndexedDataset, ForbiddenDataset())),
-                teacher=teacher,
-                method=experiment.make_method(config),
-                epochs=budget.epochs,
-                recipe=config.settings.recipe(budget.batch_size),
-                views=budget.views,
-                seed=config.seed,
-                test=False,  # evaluated below, where its logits are needed as well
-                progress=False,
-                **experiment.device_options,
-            )
-            metrics = train.evaluate(result.student, validation, **experiment.device_options)
+            result = self.fit(config)
+            metrics = train.evaluate(result.student, self.data.validation, **experiment.device_options)
             row["validation_accuracy"] = metrics.accuracy
             row |= self._test_columns(result.student) if test else {}
         except FloatingPointError as error:
@@ -230,6 +216,25 @@ class SeedRunner:
         row["extra_parameters"] = measure.count_parameters(result.method)
         row["seconds_per_epoch"] = result.seconds / budget.epochs
         return row | {"seconds": time.perf_counter() - started}
+
+    def fit(self, config: RunConfig) -> train.Result:
+        """Train the student of a run, without a look at the test set; FloatingPointError if a loss is not finite."""
+        experiment, budget = self.experiment, self.experiment.budget
+        validation = self.data.validation
+        few = validation.select(torch.arange(min(QUICK_VALIDATION, len(validation))))
+        return train.fit(
+            experiment.build_student(config.seed),
+            replace(self.data, validation=few, test=cast(IndexedDataset, ForbiddenDataset())),
+            teacher=self.teacher(config.spec.teacher),
+            method=experiment.make_method(config),
+            epochs=budget.epochs,
+            recipe=config.settings.recipe(budget.batch_size),
+            views=budget.views,
+            seed=config.seed,
+            test=False,  # whoever wants it evaluates the finished student, once
+            progress=False,
+            **experiment.device_options,
+        )
 
     def _test_columns(self, student: nn.Module) -> dict[str, Any]:
         teacher, labels = self.experiment.reference_metrics, self.data.test.labels

@@ -39,7 +39,11 @@ class PredictionsFile:
         self._tensors |= {LABELS: labels, fingerprint: predicted.to(compact)}
         files.save_tensors(self.path, self._tensors, {})
 
+    def predicted(self, fingerprint: str) -> Tensor | None:
+        """What this run's student answered for each test image; None where that is not known."""
+        return self._tensors.get(fingerprint)
+
     def right(self, fingerprint: str) -> Tensor | None:
         """For each test image whether this run's student was right; None where its answers are not known."""
-        predicted = self._tensors.get(fingerprint)
+        predicted = self.predicted(fingerprint)
         return None if predicted is None else predicted == self._tensors[LABELS]

@@ -21,8 +21,13 @@ EACH = {
     "Attention": ("Picture", "ArrowRight", "ArrowLeft", "number 2 of 20"),
     "Compression": ("Way", "ArrowRight", "ArrowLeft", "30 % zeros, no further training:"),
     "Cost": ("Depth", "ArrowRight", "ArrowLeft", "ResNet-32,"),
+    "Ensemble": ("Picture", "ArrowRight", "ArrowLeft", "Number 2 of 20,"),
+    "Planner": ("Seeds", "ArrowRight", "ArrowLeft", "spread 0.3; 6 seeds,"),
+    "Modalities": ("Wrong pairs", "ArrowRight", "ArrowLeft", "2 labels a class, 25% of the pairs wrong, T 2:"),
     "Relations": ("Snapshot", "ArrowLeft", "ArrowRight", "the teacher and student, untrained."),
+    "SearchReplay": ("Trials", "ArrowRight", "ArrowLeft", "order 1, 6 trials:"),
     "TeacherSees": ("Picture", "ArrowRight", "ArrowLeft", "number 2 of 5000"),
+    "Teachers": ("Teacher", "ArrowRight", "ArrowLeft", "ResNet-50: 94.04 % of the validation images"),
     "Temperature": ("Temperature", "ArrowRight", "ArrowLeft", "at T = 4.76"),
     "TemperatureMap": ("Temperature T", "ArrowRight", "ArrowLeft", "alpha 0.1, T 8:"),
 }
@@ -36,8 +41,21 @@ import synthetic
 from kdlib import study
 folder = pathlib.Path(tempfile.mkdtemp())
 synthetic.write(folder, ["full", "grid"])"""
+RANDOM_TEACHERS = """import torch
+from kdlib import data
+fashion = data.load("fashion-mnist")
+some, chance = fashion.test.select(torch.arange(20)), torch.Generator().manual_seed(0)
+given = {name: torch.randn(20, 10, generator=chance) for name in ("first", "second", "third")}"""
+WATCH = f"""import sys, tempfile, pathlib
+sys.path.insert(0, {str(Path(__file__).parents[1] / "course")!r})
+import test_modalities
+from course.experiments import modalities_results
+folder = pathlib.Path(tempfile.mkdtemp())
+test_modalities.write_results(folder)"""
 GIVEN = {
     "Attention": (NETWORKS, '{"teacher": teacher, "student": untrained}, per_class=2'),
+    "Ensemble": (RANDOM_TEACHERS, "given, some, fashion.classes"),
+    "Modalities": (WATCH, "modalities_results.load(folder)"),
     "Relations": (NETWORKS, 'teacher, {"untrained": untrained, "trained": other}, per_class=2'),
     "TemperatureMap": (INVENTED, 'study.results("grid", folder=folder)'),
 }

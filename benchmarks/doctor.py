@@ -1,0 +1,89 @@
+"""What `kdlib.doctor` finds: each fault in ten random set-ups, and how often it says something of a hundred sound ones.
+
+.venv/bin/python benchmarks/doctor.py [--faulty 10] [--sound 100] [--fault NAME]
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from doctor_faults import FAULTS, sound  # noqa: E402
+
+from kdlib.doctor import CHECKS, Report, examine  # noqa: E402
+
+
+def measure_fault(name: str, number: int) -> tuple[int, float, collections.Counter[str]]:
+    """In how many of the set-ups it was found, seconds of processor for each, and what else was said."""
+    found, seconds, others = 0, 0.0, collections.Counter[str]()
+    for seed in range(number):
+        report, taken = _timed(FAULTS[name].make(seed))
+        said = {_base(one.check) for one in report.findings}
+        hit = said & set(FAULTS[name].checks)
+        found += bool(hit)
+        seconds += taken
+        others.update(said - set(FAULTS[name].checks))
+        if not hit:
+            print(f"  missed: {name}, seed {seed}: {sorted(said) or 'nothing'}; skipped {_skipped(report, name)}")
+    return found, seconds / number, others
+
+
+def measure_sound(number: int) -> tuple[collections.Counter[str], float]:
+    """How often each check says something, and seconds of processor for each."""
+    alarms, seconds = collections.Counter[str](), 0.0
+    for seed in range(number):
+        name, arguments = sound(seed)
+        report, taken = _timed(arguments)
+        seconds += taken
+        for one in report.findings:
+            alarms[_base(one.check)] += 1
+            print(f"  false alarm: {name}, seed {seed}: {one.check}: {one.measured}")
+    return alarms, seconds / number
+
+
+def _timed(arguments: dict) -> tuple[Report, float]:
+    started = time.process_time()
+    report = examine(**arguments)
+    return report, time.process_time() - started
+
+
+def _base(check: str) -> str:
+    """student-probabilities and teacher-probabilities are found by one check."""
+    return "probabilities" if check.endswith("-probabilities") and not check.startswith("loss") else check
+
+
+def _skipped(report: Report, name: str) -> dict[str, str]:
+    return {check: report.skipped[check] for check in FAULTS[name].checks if check in report.skipped}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--faulty", type=int, default=10)
+    parser.add_argument("--sound", type=int, default=100)
+    parser.add_argument("--fault", action="append", choices=FAULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    alarms, seconds = measure_sound(options.sound) if options.sound else (collections.Counter(), 0.0)
+    print(f"\n| fault | found by | found of {options.faulty} | false alarms of {options.sound} | seconds | also said |")
+    print("|---|---|---|---|---|---|")
+    for name in options.fault or FAULTS:
+        found, each, others = measure_fault(name, options.faulty)
+        checks = FAULTS[name].checks
+        also = ", ".join(f"{check} {count}" for check, count in others.most_common())
+        wrong = sum(alarms[check] for check in checks)
+        print(f"| {name} | {', '.join(checks)} | {found} | {wrong} | {each:.2f} | {also} |", flush=True)
+    silent = sorted(set(CHECKS) - {check for one in FAULTS.values() for check in one.checks})
+    print(f"\nSound set-ups: {sum(alarms.values())} findings in {options.sound}, {seconds:.2f} s each.")
+    print(f"Checks without a set-up of their own here: {', '.join(silent)}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""What the rows of `modalities` say: accuracies by arm, gains with intervals over persons, and the grid.
+
+    results = modalities_results.load()
+    print(results.table())
+    for gain in results.gains(PAIRS[0]):
+        print(gain)
+
+Accuracies are of test samples, in per cent; gains in points. What has not been run yet is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from course.experiments.modalities import ALL, BOTH, EVERY, FEW, PAIRED, PAIRS, PER_CLASS, WRONG, Pair, path_in
+from kdlib import verdict
+from kdlib.data import data_dir
+from kdlib.errors import unknown_name
+from kdlib.study.runs_file import read_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMMAND = "python -m course.experiments.modalities"
+QUESTIONS = (  # asked before the runs: a title, an arm, and the arm that it is compared with
+    ("pairs over few labels alone", PAIRED, FEW),
+    ("pairs over label smoothing", PAIRED, "label smoothing"),
+    ("pairs over self-training", PAIRED, "self-training"),
+    ("wrong pairs over few labels alone", WRONG, FEW),
+    ("few labels and pairs over all labels", PAIRED, EVERY),
+    ("all labels and pairs over all labels", BOTH, EVERY),
+    ("features over few labels alone", "features", FEW),
+    ("relations over few labels alone", "relations", FEW),
+    ("student (pairs) over its teacher", PAIRED, "teacher"),
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One arm: test accuracies in per cent by split, and by person where there are persons."""
+
+    arm: str
+    by_split: tuple[tuple[int, float], ...]
+    by_person: tuple[tuple[int, float], ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the splits."""
+        return sum(value for _, value in self.by_split) / len(self.by_split)
+
+    @property
+    def units(self) -> dict[int, float]:
+        """What intervals are over: persons, or splits where no persons are known."""
+        return dict(self.by_person or self.by_split)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One arm against another, paired by person (or split), in points of accuracy."""
+
+    title: str
+    comparison: verdict.Comparison
+
+    def __str__(self) -> str:
+        found = self.comparison
+        return f"{self.title}: {found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f}; {found.n}) {found.verdict}"
+
+
+@dataclass(frozen=True)
+class ModalityResults:
+    """Scores by pair of modalities, arm and labels of each class; `grid` by labels, share of wrong pairs, temperature.
+
+    A value of `grid` has an accuracy in per cent for each split.
+    """
+
+    scores: tuple[tuple[tuple[Pair, str, int], Scores], ...]
+    grid: tuple[tuple[tuple[int, float, float], tuple[float, ...]], ...] = ()
+
+    def arm(self, pair: Pair, arm: str, labels: int | None = None) -> Scores:
+        """One arm's scores; labels: of each class, where an arm was run with several. ValueError if there are none."""
+        found = [one for key, one in self.scores if key[:2] == (pair, arm) and labels in (None, key[2])]
+        if not found:
+            raise unknown_name(f"arm of {pair}", arm, [key[1] for key, _ in self.scores if key[0] == pair])
+        return found[0]
+
+    def arms(self, pair: Pair) -> list[str]:
+        """The names of a pair's arms, in the order of the rows."""
+        return list(dict.fromkeys(key[1] for key, _ in self.scores if key[0] == pair))
+
+    def gains(self, pair: Pair) -> list[Gain]:
+        """QUESTIONS whose two arms are there; the intervals of a pair hold together with 95 % (Bonferroni).
+
+        They are over persons, each tested once by networks that saw nothing of this person; of the digits, whose
+        writers are not known, over splits.
+        """
+        there = set(self.arms(pair))
+        asked = [one for one in QUESTIONS if {one[1], one[2]} <= there]
+        made = []
+        for title, arm, other in asked:
+            sides = self.arm(pair, arm).units, self.arm(pair, other).units
+            shared = sorted(sides[0].keys() & sides[1].keys())
+            if len(shared) > 1:
+                first, second = ({unit: side[unit] for unit in shared} for side in sides)
+                found = verdict.compare(first, second, comparisons=len(asked), same_unit=True)
+                made.append(Gain(title, found))
+        return made
+
+    def table(self) -> pd.DataFrame:
+        """Mean test accuracy in per cent: a row for each arm, a column for each pair of modalities."""
+        import pandas as pd
+
+        columns = {}
+        for pair in dict.fromkeys(key[0] for key, _ in self.scores):
+            columns[str(pair)] = {arm: self.arm(pair, arm).mean for arm in self.arms(pair)}
+        return pd.DataFrame(columns)
+
+
+def _scores(arm: str, rows: Sequence[dict[str, str]]) -> Scores:
+    by_split = sorted((int(row["split"]), 100 * float(row["test_accuracy"])) for row in rows)
+    parts = [one.split(":") for row in rows for one in row["by_person"].split()]
+    return Scores(arm, tuple(by_split), tuple(sorted((int(person), 100 * float(value)) for person, value in parts)))
+
+
+def summarize(rows: Sequence[dict[str, str]]) -> tuple[tuple[tuple[Pair, str, int], Scores], ...]:
+    """Scores of the rows of the arms, in their order."""
+    groups: dict[tuple[Pair, str, int], list[dict[str, str]]] = {}
+    for row in rows:
+        pair = Pair(row["data"], row["teacher_field"], row["student_field"])
+        groups.setdefault((pair, row["arm"], int(row["labels"])), []).append(row)
+    return tuple((key, _scores(key[1], group)) for key, group in groups.items())
+
+
+def summarize_grid(rows: Sequence[dict[str, str]]) -> tuple[tuple[tuple[int, float, float], tuple[float, ...]], ...]:
+    """Accuracies of the rows of the grid by cell, in the order of the splits."""
+    cells: dict[tuple[int, float, float], list[tuple[int, float]]] = {}
+    for row in rows:
+        key = int(row["labels"]), float(row["shuffled"]), float(row["temperature"])
+        cells.setdefault(key, []).append((int(row["split"]), 100 * float(row["test_accuracy"])))
+    return tuple((key, tuple(value for _, value in sorted(cell))) for key, cell in cells.items())
+
+
+@lru_cache(maxsize=4)
+def load(folder: Path | None = None) -> ModalityResults:
+    """What the experiment has found so far; folder: default data/results.
+
+    Raises FileNotFoundError, with the command that makes the rows, where there are none.
+    """
+    folder = folder or data_dir() / "results"
+    rows = read_rows(path_in(folder))
+    if not rows:
+        raise FileNotFoundError(f"{path_in(folder)} holds no finished runs. Make them: {COMMAND}")
+    return ModalityResults(summarize(rows), summarize_grid(read_rows(path_in(folder, grid=True))))
+
+
+__all__ = ["ALL", "PAIRS", "PER_CLASS", "QUESTIONS", "Gain", "ModalityResults", "Scores", "load"]

@@ -1,0 +1,201 @@
+"""One search of a student's settings, and what it was worth: five fresh paired seeds for each of four settings.
+
+    python -m course.experiments.search_rows
+
+TPE with Hyperband chooses learning rate, weight decay, alpha and temperature for a ResNet-8 (KD, few images) on the
+validation split. Random search gets the same number of epochs. Then four settings are trained with five seeds that no
+search has seen, and tested once each:
+
+    found               the best trial of TPE with Hyperband
+    random search       the best trial of random search
+    defaults            the method's own: learning rate 0.1, weight decay 0.0005, alpha 0.1, T 4
+    defaults, tuned     alpha 0.1 and T 4, with the learning rate and weight decay of `found`
+
+The last one is the control: found against defaults compares two learning rates as well, and what a search of the
+*distillation* is worth shows only where these are equal. It is one search of each kind, so the verdicts are about four
+settings and not about two ways to search.
+
+Searches and finished runs are kept in a folder (--cache); stopped at any moment, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from kdlib import data, devices, search
+from kdlib.data import DataModule, data_dir
+from kdlib.errors import check_whole, exit_in_a_sentence
+from kdlib.search import judging
+from kdlib.search.task import TaskRunner
+from kdlib.study.method_specs import SETTING_NAMES
+from kdlib.study.report import update_readme
+from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, read_rows
+
+DATA, TEACHER, STUDENT, METHOD = "fashion-mnist", "resnet20-fashion", "resnet8", "kd"
+FOUND, DEFAULTS, RANDOM, CONTROL = judging.FOUND, judging.DEFAULTS, judging.RANDOM, "defaults, tuned"
+COMMAND = "python -m course.experiments.search_rows"
+_BUDGET = ("study", "data", "student", "teacher", "images", "epochs", "views", "method")
+_SETTINGS = ("learning_rate", "weight_decay", "alpha", "temperature")
+_PROCESS = ("seconds", "device", "threads", "kdlib", "torch", "error")
+TRIAL_COLUMNS = (*_BUDGET, "search", "trial", "state", *_SETTINGS, "trained_epochs", "validation_accuracy", *_PROCESS)
+RUN_COLUMNS = (*_BUDGET, "arm", "seed", *_SETTINGS, "search_cost", "validation_accuracy", "test_accuracy", *_PROCESS)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the searches and all runs share."""
+
+    images: int = 1_000
+    epochs: int = 6
+    views: int = 3
+    trials: int = 18
+
+    def __post_init__(self) -> None:
+        check_whole(10, images=self.images)
+        check_whole(epochs=self.epochs, views=self.views, trials=self.trials)
+
+    def path(self, kind: str, folder: Path) -> Path:
+        """The file of the trials ("search-trials") or of the judging runs ("search-judged")."""
+        return folder / f"{kind}-{STUDENT}-{TEACHER}-{self.images}.csv"
+
+    def columns(self, study: str) -> dict[str, Any]:
+        """What every row says."""
+        shared = {"images": self.images, "epochs": self.epochs, "views": self.views}
+        return {"study": study, "data": DATA, "student": STUDENT, "teacher": TEACHER, "method": METHOD, **shared}
+
+
+def make(
+    budget: Budget,
+    out: Path,
+    cache: Path,
+    seeds: int,
+    command: str,
+    *,
+    images: DataModule | None = None,
+    log: Callable[[str], object] = print,
+) -> None:
+    """Search, judge, and write the rows of both.
+
+    cache: a folder for the searches, which go on in it. images: default, Fashion-MNIST.
+    Raises ValueError for a cache of another search, or while another process writes to the files.
+    """
+    check_whole(2, 1000, seeds=seeds)
+    images = data.load(DATA) if images is None else images
+    found = search.run(
+        images,
+        teacher=TEACHER,
+        student=STUDENT,
+        method=METHOD,
+        trials=budget.trials,
+        epochs=budget.epochs,
+        images=budget.images,
+        views=budget.views,
+        storage=cache,
+        progress=False,
+    )
+    log(str(found))
+    judged = search.judge(found, range(seeds), progress=False)
+    log(str(judged))
+    trials = [{"search": FOUND, **row} for row in found.rows]
+    trials += [{"search": RANDOM, **row} for row in (judged.random.rows if judged.random else ())]
+    for row in trials:
+        row |= {"trained_epochs": row["epochs"]}
+        row |= budget.columns("search-trials")
+    _append(budget.path("search-trials", out), TRIAL_COLUMNS, ("search", "trial"), trials, command, log)
+    arms = {arm.name: arm for arm in judged.arms}
+    runs = [
+        {**row, **_settings(arms[row["arm"]].settings), "search_cost": arms[row["arm"]].search_cost}
+        for row in judged.rows
+    ]
+    path = budget.path("search-judged", out)
+    runs += _control(found, _missing_seeds(path, seeds), cache)
+    for row in runs:
+        row |= budget.columns("search-judged")
+    _append(path, RUN_COLUMNS, ("arm", "seed"), runs, command, log)
+    update_readme(out)
+
+
+def _settings(settings: Any) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in SETTING_NAMES}
+
+
+def _missing_seeds(path: Path, seeds: int) -> list[int]:
+    """The seeds with which the control is not in the file yet."""
+    done = {row["seed"] for row in read_rows(path) if row["arm"] == CONTROL}
+    return [seed for seed in range(seeds) if str(seed) not in done]
+
+
+def _control(found: search.Found, seeds: Iterable[int], cache: Path) -> list[dict[str, Any]]:
+    """The default alpha and T with the learning rate and weight decay that were found."""
+    best = found.best.settings
+    settings = replace(found.task.spec.start, learning_rate=best.learning_rate, weight_decay=best.weight_decay)
+    runner = TaskRunner(found.task, cache / "control")
+    rows = []
+    for seed in seeds:
+        outcome = runner.run(found.task.student, settings, seed, test=True)
+        rows.append({"arm": CONTROL, "seed": seed, **_settings(settings), "search_cost": found.cost, **vars(outcome)})
+    return rows
+
+
+def _append(
+    path: Path,
+    columns: Sequence[str],
+    key: Sequence[str],
+    rows: Iterable[Mapping[str, Any]],
+    command: str,
+    log: Callable[[str], object],
+) -> None:
+    """Add the rows that the file has not yet."""
+    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
+    process = versions | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
+    with RunsFile(path, columns, log).open() as file:
+        done = {tuple(row[name] for name in key) for row in file.rows}
+        missing = [row for row in rows if tuple(str(row[name]) for name in key) not in done]
+        if not missing:
+            return
+        session = SessionLog(path, command, len(file.rows))
+        for row in missing:
+            file.append({**row, **process})
+        session.write(len(file.rows))
+
+
+def rows_command(
+    seeds: Annotated[int, typer.Option(min=2, help="How many fresh seeds: 0, 1, ...")] = 5,
+    images: Annotated[int, typer.Option(min=10, help="Training images of each run.")] = Budget.images,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = Budget.epochs,
+    trials: Annotated[int, typer.Option(min=1, help="Trials of TPE with Hyperband.")] = Budget.trials,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
+    cache: Annotated[Path, typer.Option(help="Folder in which the searches are kept.")] = Path("runs/search-rows"),
+) -> None:
+    """Search the settings of a student, and judge what was found.
+
+    Stopped at any moment, the same command goes on with what is missing.
+    """
+    command = shlex.join([*COMMAND.split(), *sys.argv[1:]])
+    budget = Budget(images, epochs, trials=trials)
+    try:
+        make(budget, out or data_dir() / "results", cache, seeds, command, log=partial(print, flush=True))
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(rows_command)
+    with exit_in_a_sentence():
+        app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Do several teachers teach better than one? Three parts, paired seeds, a row a run.
+
+    python -m course.experiments.several_teachers
+    python -m course.experiments.several_teachers --only own
+
+Parts: "own" (teachers with pictures of their own, one of them bad), "same" (the same pictures, against one teacher with
+the same compute) and "mutual" (networks that teach each other, or their next generation). See `several_own`,
+`several_same` and `several_mutual`. Runs of one seed share images, their order and the students' initial weights. All
+ways of a part have the same number of trials on the validation split, with a seed of their own (four, three in
+"mutual" and for the teachers of "same"), or take over the settings of the way that they are a variant of. The test set
+is read once in a run, at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from course.experiments import several_mutual, several_own, several_same
+from course.experiments.several_common import TUNING_SEED, Chosen, Part, Setting, accuracy, fashion, logits_of
+from kdlib import devices
+from kdlib.data import data_dir
+from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
+from kdlib.study.report import update_readme
+from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
+
+PARTS = {part.name: part for part in (several_own.PART, several_same.PART, several_mutual.PART)}
+SEEDS = 5
+BUDGET_COLUMNS = ("images", "epochs", "student_epochs")
+CONFIG_COLUMNS = ("part", "way", "seed", *BUDGET_COLUMNS, "learning_rate", "temperature")
+PROCESS_COLUMNS = ("seconds", "device", "threads", "kdlib", "torch", "error")
+TRIAL_COLUMNS = (*CONFIG_COLUMNS, "validation_accuracy", *PROCESS_COLUMNS)  # nothing of the test set
+RUN_COLUMNS = (*CONFIG_COLUMNS, "test_accuracy", "teacher_accuracy", *PROCESS_COLUMNS)
+
+
+def path(part: str, folder: Path, *, trials: bool = False) -> Path:
+    """The file of a part's runs, or of its trials."""
+    return folder / f"several-{part}{'-trials' if trials else ''}.csv"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way with one seed and setting."""
+
+    way: str
+    seed: int
+    setting: Setting
+
+    def columns(self, part: Part) -> dict[str, Any]:
+        """What the row says of the settings."""
+        budget = {name: getattr(part, name) for name in BUDGET_COLUMNS}
+        return {"part": part.name, "way": self.way, "seed": self.seed} | budget | vars(self.setting)
+
+    def is_in(self, rows: Sequence[dict[str, str]], part: Part) -> bool:
+        """Whether these rows of a file hold it."""
+        own = {name: to_text(value) for name, value in self.columns(part).items()}
+        return any(own.items() <= row.items() for row in rows)
+
+
+def execute(run: Run, part: Part, chosen: Chosen, *, test: bool) -> dict[str, Any]:
+    """Train one way and measure it; the row, with an error in place of accuracies where training diverged."""
+    started = time.perf_counter()
+    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
+    row = run.columns(part) | versions | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
+    try:
+        outcome = part.ways[run.way].train(run.seed, run.setting, chosen)
+        split = fashion().test if test else fashion().validation
+        scores = [accuracy(logits_of(one, split), split.labels) for one in outcome.students]
+        row["test_accuracy" if test else "validation_accuracy"] = sum(scores) / len(scores)
+        if test and outcome.teacher is not None:
+            row["teacher_accuracy"] = accuracy(outcome.teacher(fashion().test), fashion().test.labels)
+    except FloatingPointError as error:
+        row["error"] = str(error)
+    return row | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def best(rows: Sequence[dict[str, str]], way: str) -> Setting:
+    """The setting of the best finished trial on the validation split; of equals, the one with the smallest rate.
+
+    Raises ValueError where there is none.
+    """
+    scores = {
+        Setting(float(row["learning_rate"]), float(row["temperature"]) if row["temperature"] else None): float(
+            row["validation_accuracy"]
+        )
+        for row in rows
+        if row["way"] == way and row["validation_accuracy"]
+    }
+    if not scores:
+        raise ValueError(f"All trials of {way!r} diverged. Give it smaller learning rates.")
+    return min(scores, key=lambda one: (-scores[one], one.learning_rate, one.temperature or 0))
+
+
+def run_part(
+    part: Part, seeds: int, out: Path, command: str, log: Callable[[str], object] = print
+) -> list[dict[str, str]]:
+    """A part's trials, then its runs with these many seeds; what is there is not repeated. All rows of its file.
+
+    Raises ValueError for files of another budget, and while another process writes to them.
+    """
+    check_whole(1, TUNING_SEED, seeds=seeds)
+    trials = RunsFile(path(part.name, out, trials=True), TRIAL_COLUMNS, log)
+    runs = RunsFile(path(part.name, out), RUN_COLUMNS, log)
+    chosen: dict[str, Setting] = {}
+    with trials.open():
+        _refuse_other_budget(trials, part)
+        for name, way in part.ways.items():
+            if way.as_in is None:
+                wanted = [Run(name, TUNING_SEED, setting) for setting in way.settings]
+                _execute(wanted, part, chosen, trials, command, log, test=False)
+                chosen[name] = best(trials.rows, name)
+    for name, way in part.ways.items():
+        if way.as_in is not None:
+            chosen[name] = chosen[way.as_in]
+    with runs.open():
+        _refuse_other_budget(runs, part)
+        for seed in range(seeds):  # one seed after the other: its teachers are trained once
+            wanted = [Run(name, seed, chosen[name]) for name, way in part.ways.items() if not way.trials_only]
+            _execute(wanted, part, chosen, runs, command, log, test=True)
+    return runs.rows
+
+
+def _refuse_other_budget(file: RunsFile, part: Part) -> None:
+    for row in file.rows:
+        differ = [name for name in BUDGET_COLUMNS if row[name] != to_text(getattr(part, name))]
+        if differ:
+            raise ValueError(
+                f"{file.path} holds runs with {', '.join(f'{name} {row[name]}' for name in differ)}: runs in one file "
+                "share one budget. Choose another folder with --out."
+            )
+
+
+def _execute(
+    wanted: Sequence[Run],
+    part: Part,
+    chosen: Chosen,
+    file: RunsFile,
+    command: str,
+    log: Callable[[str], object],
+    *,
+    test: bool,
+) -> None:
+    missing = [run for run in wanted if not run.is_in(file.rows, part)]
+    if not missing:
+        return
+    session = SessionLog(file.path, command, len(file.rows))
+    for run in missing:
+        row = execute(run, part, chosen, test=test)
+        file.append(row)
+        session.write(len(file.rows))
+        score = row.get("test_accuracy" if test else "validation_accuracy", math.nan)
+        log(f"{part.name}: {run.way}, seed {run.seed}, {run.setting}: {score:.2%} in {row['seconds']:.1f} s")
+
+
+def several_teachers(
+    only: Annotated[list[str] | None, typer.Option(help="own, same or mutual; repeat it for two.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Give more to add some.")] = SEEDS,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
+) -> None:
+    """Teach students by several teachers and by one. Stopped at any moment, the same command goes on."""
+    command = shlex.join(["python", "-m", "course.experiments.several_teachers", *sys.argv[1:]])
+    folder = out or data_dir() / "results"
+    for name in only or list(PARTS):
+        if name not in PARTS:
+            raise unknown_name("part", name, PARTS)
+    try:
+        for name in only or list(PARTS):
+            run_part(PARTS[name], seeds, folder, command, log=partial(print, flush=True))
+            update_readme(folder)
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(several_teachers)
+    with exit_in_a_sentence():
+        app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The report as one figure, without pyplot and its global state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kdlib.compare.networks import TEACHER
+from kdlib.compare.tables import ALL
+from kdlib.data.corruptions import SEVERITIES, STRENGTHS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from kdlib.compare.report import Report
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; a marker as well, for print in grey.
+STYLES = (
+    ("#D55E00", "s"),
+    ("#0072B2", "o"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#56B4E9", "P"),
+)
+OF_TEACHER = ("#000000", "*")
+MOST_CLASSES = 20
+
+
+def draw(report: Report) -> Figure:
+    """All that there is, each in its panel."""
+    from matplotlib.figure import Figure
+
+    panels: dict[str, Callable[[Axes, Report, dict[str, tuple[str, str]]], None]] = {"A": _accuracy, "C": _calibration}
+    if report.has_teacher:
+        panels["B"] = _fidelity
+    top = "AABBCC" if report.has_teacher else "AAACCC"
+    panels["D"] = _classes
+    rows = [top, "DDDDDD"]
+    if len(report.robustness):
+        panels |= {"E": _robustness, "F": _outside}
+        rows = [top, "DDEEEE", "DDFFFF"]
+    styles = {name: STYLES[number % len(STYLES)] for number, name in enumerate(report.networks)} | {TEACHER: OF_TEACHER}
+    figure = Figure(figsize=(13, 3.4 * len(rows) + 0.6), layout="constrained")
+    axes = figure.subplot_mosaic("\n".join(rows))
+    for letter, panel in panels.items():
+        panel(axes[letter], report, styles)
+        axes[letter].grid(alpha=0.25)
+        axes[letter].set_axisbelow(True)
+        axes[letter].spines[["top", "right"]].set_visible(False)
+    handles = [_handle(_short(name, 40), *styles[name]) for name in _shown(report)]
+    columns = max(1, min(4, 80 // (6 + max(len(handle.get_label()) for handle in handles))))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
+    return figure
+
+
+def _handle(name: str, colour: str, marker: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, marker=marker, linestyle="none", label=name)
+
+
+def _short(name: str, most: int) -> str:
+    """A name that is not too long, and that matplotlib neither reads as mathematics nor leaves out."""
+    shown = name if len(name) <= most else f"{name[: most - 3]}..."
+    return shown.replace("$", r"\$").lstrip("_") or "-"
+
+
+def _about(report: Report) -> str:
+    return "test images" if report.seeds == 1 else "seeds and test images"
+
+
+def _interval(axes: Axes, x: float, y: float, low: float, high: float, style: tuple[str, str]) -> None:
+    """A point with its interval along x; an interval without end is left out."""
+    colour, marker = style
+    finite = math.isfinite(low) and math.isfinite(high)
+    ends = [[max(0.0, x - low)], [max(0.0, high - x)]] if finite else None
+    axes.errorbar([x], [y], xerr=ends, color=colour, marker=marker, capsize=3, linestyle="none", markersize=6)
+
+
+def _accuracy(axes: Axes, report: Report, styles: dict[str, tuple[str, str]]) -> None:
+    rows = report.accuracy.to_dict("records")
+    for number, row in enumerate(rows):
+        low, high = 100 * row["value_low"], 100 * row["value_high"]
+        _interval(axes, 100 * row["value"], -number, low, high, styles[row["network"]])
+    axes.set_yticks([])
+    axes.set_ylim(-len(rows) + 0.4, 0.6)
+    axes.set(xlabel=f"test accuracy (%), interval over\n{_about(report)}", title="Accuracy")
+
+
+def _fidelity(axes: Axes, report: Report, styles: dict[str, tuple[str, str]]) -> None:
+    table = report.fidelity[report.fidelity["measure"] != "KL to the teacher"]
+    measures = list(dict.fromkeys(table["measure"]))
+    for row in table.to_dict("records"):
+        x = measures.index(row["measure"]) + _offset(report.networks, row["network"])
+        axes.bar([x], [100 * row["value"]], 0.8 / len(report.networks), color=styles[row["network"]][0])
+        axes.annotate(f"{100 * row['value']:.1f}", (x, 100 * row["value"]), ha="center", va="bottom", fontsize=8)
+    names = {"agreement": "same answer\nas the teacher", "repeated mistakes": "its mistakes\nrepeated"}
+    axes.set_xticks(range(len(measures)), [names[one] for one in measures])
+    axes.set_ylim(0, 108)
+    axes.set(ylabel="share of test images, or of\nthe teacher's mistakes (%)", title="Fidelity to the teacher")
+
+
+def _offset(names: Sequence[str], name: str) -> float:
+    """Where a network stands beside the others at one tick."""
+    return (names.index(name) - (len(names) - 1) / 2) * 0.8 / len(names)
+
+
+def _shown(report: Report) -> list[str]:
+    return [*report.networks, *([TEACHER] if report.has_teacher else [])]
+
+
+def _calibration(axes: Axes, report: Report, styles: dict[str, tuple[str, str]]) -> None:
+    table = report.calibration
+    for name, (colour, marker) in styles.items():
+        rows = table[table["network"] == name].set_index("measure")["value"]
+        if len(rows):
+            values = [100 * rows["calibration error"], 100 * rows["calibration error, repaired"]]
+            axes.plot([0, 1], values, color=colour, marker=marker)
+    axes.set_xticks([0, 1], ["as trained", "after one\ntemperature"])
+    axes.set_xlim(-0.3, 1.3)
+    axes.set_ylim(bottom=0)
+    axes.set(ylabel="calibration error (%)", title="Calibration")
+
+
+def _classes(axes: Axes, report: Report, styles: dict[str, tuple[str, str]]) -> None:
+    table = report.classes[report.classes["network"].isin(report.networks[1:])]
+    names = list(dict.fromkeys(table["class"]))
+    if len(names) > MOST_CLASSES:  # those with the largest gains and losses of the first
+        gains = table[table["network"] == report.networks[1]].set_index("class")["gain"].sort_values()
+        kept = {*gains.index[: MOST_CLASSES // 2], *gains.index[-MOST_CLASSES // 2 :]}
+        names = [name for name in names if name in kept]
+    for row in table[table["class"].isin(names)].to_dict("records"):
+        y = -names.index(row["class"]) - _offset(report.networks[1:], row["network"])
+        _interval(axes, 100 * row["gain"], y, 100 * row["low"], 100 * row["high"], styles[row["network"]])
+    axes.axvline(0, color=styles[report.baseline][0], linewidth=1.2)
+    axes.set_yticks([-number for number in range(len(names))], [_short(name, 20) for name in names])
+    family = int(table["family"].max()) if len(table) else 0
+    left, right = axes.get_xlim()
+    axes.set_xlim(max(left, -100), min(right, 100))  # an interval of few images and seeds may be wider than can be
+    no_scatter = "\n(none where all runs are equal)" * any(not math.isfinite(low) for low in table["low"])
+    axes.set(
+        xlabel=f"gain in accuracy (points) over\n{_short(report.baseline, 24)},\n"
+        f"interval over {_about(report)}, one of {family}{no_scatter}",
+        title="Gains and losses by class" if len(names) < MOST_CLASSES else "The largest gains and losses",
+    )
+
+
+def _robustness(axes: Axes, report: Report, styles: dict[str, tuple[str, str]]) -> None:
+    table = report.robustness[report.robustness["corruption"] != ALL]
+    means = report.robustness[(report.robustness["corruption"] == ALL) & (report.robustness["measure"] == "accuracy")]
+    width = 0.22  # of a severity
+    shown = _shown(report)
+    for name in shown:
+        colour, marker = styles[name]
+        for number, kind in enumerate(STRENGTHS):
+            rows = table[(table["network"] == name) & (table["corruption"] == kind)].sort_values("severity")
+            x = [number + width * (severity - 2) for severity in rows["severity"]]
+            axes.plot(x, 100 * rows["value"], color=colour, marker=marker, markersize=4, linewidth=1)
+        mean = means[means["network"] == name]["value"].iloc[0]
+        axes.plot([len(STRENGTHS)], [100 * mean], color=colour, marker=marker, markersize=8, linestyle="none")
+    axes.axvline(len(STRENGTHS) - 0.5, color="0.7", linewidth=1)
+    axes.set_xticks(range(len(STRENGTHS) + 1), [*STRENGTHS, "mean of all"])
+    axes.set_ylim(0, 100)
+    axes.set(ylabel="accuracy (%)", title=f"Robustness: each corruption at {len(SEVERITIES)} severities")
+
+
+def _outside(axes: Axes, report: Report, styles: dict[str, tuple[str, str]]) -> None:
+    table: pd.DataFrame = report.outside[report.outside["measure"] == "confidence, repaired"]
+    kinds = list(dict.fromkeys(table["pictures"]))
+    shown = _shown(report)
+    for row in table.to_dict("records"):
+        x = kinds.index(row["pictures"]) + _offset(shown, row["network"])
+        axes.bar([x], [100 * row["value"]], 0.8 / len(shown), color=styles[row["network"]][0])
+    for row in report.outside[report.outside["measure"] == "AUROC"].to_dict("records"):
+        x = kinds.index(row["pictures"]) + _offset(shown, row["network"])
+        axes.annotate(f"{row['value']:.2f}", (x, 3), ha="center", color="white", fontsize=8, rotation=90)
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set_ylim(0, 100)
+    axes.set(
+        ylabel="mean confidence after\nthe temperature (%)",
+        title="Confidence in pictures of nothing (in the bars: AUROC, test images against them)",
+    )

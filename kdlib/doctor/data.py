@@ -1,0 +1,257 @@
+"""Checks of the pairing: do picture, answer and label belong together, and are the splits apart?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdlib.data import DataModule
+from kdlib.data.datasets import count_shared
+from kdlib.doctor.report import DOUBT, FAULT, Finding, Skip
+from kdlib.doctor.samples import RARE, Samples, better, samples
+from kdlib.doctor.setup import Setup
+from kdlib.hooks import as_arguments
+
+GITHUB = "https://github.com/"
+# Of accuracy, over what was measured and over chance: a network that was trained for a few steps may gain six points by
+# another normalisation than its own.
+GAIN = 0.1
+
+
+def pairing(setup: Setup) -> Finding | None:
+    """Would the teacher be right oftener if its answers were moved by some samples?"""
+    found = samples(setup, "teacher")
+    best: tuple[float, str, Tensor] = (1.0, "", found.right)
+    count = 0
+    for name, right in _moved(found):
+        count += 1
+        chance = better(right, found.right)
+        if chance < best[0] and float(right.double().mean()) >= max(found.accuracy, found.chance) + GAIN:
+            best = chance, name, right
+    if best[0] * max(count, 1) >= RARE:
+        return None
+    return Finding(
+        "teacher-pairing",
+        FAULT,
+        f"The teacher is right about {found.accuracy:.1%} of {len(found.labels)} samples, and about "
+        f"{float(best[2].double().mean()):.1%} if its answers are {best[1]}.",
+        "The student is told what the teacher says of another picture. That still lowers the loss, as label smoothing "
+        "does, and curves look fine.",
+        "Store answers by the sample's index, not by its place in a loader that shuffles, and look them up by it.",
+        1 - best[0],
+        f"{GITHUB}haitongli/knowledge-distillation-pytorch/issues/9",
+    )
+
+
+def _moved(found: Samples) -> Iterable[tuple[str, Tensor]]:
+    answers = found.logits.argmax(1)
+    number = len(answers)
+    sizes = torch.bincount(found.batches).tolist()
+    starts = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))])
+    first, size = starts[found.batches], torch.tensor(sizes)[found.batches]
+    place = torch.arange(number) - first
+    for shift in range(1, min(max(sizes), 17)):
+        for sign in (1, -1):
+            moved = answers[first + (place + sign * shift) % size]
+            yield f"moved by {sign * shift} place(s) within the batch", moved == found.labels
+    yield "put in reverse order within the batch", answers[first + size - 1 - place] == found.labels
+    for shift in [*range(1, min(17, number)), *(size for size in set(sizes) if 17 <= size < number)]:
+        for sign in (1, -1):
+            yield f"moved by {sign * shift} place(s)", answers.roll(sign * shift) == found.labels
+
+
+def normalisation(setup: Setup) -> Finding | None:
+    """Would the teacher be right oftener if the same pictures were normalised otherwise?"""
+    found = samples(setup, "teacher")
+    teacher = setup.teacher
+    if teacher is None:
+        raise Skip("no teacher's network was given")
+    seen = [one for one in setup.observed if "teacher" in one.inputs]
+    if not seen or any(
+        one.inputs["teacher"].ndim != 4 or not one.inputs["teacher"].is_floating_point() for one in seen
+    ):
+        raise Skip("the teacher's inputs are no pictures of batch x channels x height x width")
+    pictures = torch.cat([one.inputs["teacher"] for one in seen])
+    if len(pictures) != len(found.labels) or pictures.shape[1] > 4:
+        raise Skip("the teacher does not answer once for each picture")
+    best: tuple[float, str, Samples] = (1.0, "", found)
+    for name, changed in _normalised(pictures).items():
+        other = Samples(_ask(setup, changed, len(seen[0].inputs["teacher"])), found.labels, found.batches)
+        if other.logits.shape != found.logits.shape or not bool(other.logits.isfinite().all()):
+            continue
+        chance = better(other.right, found.right)
+        if chance < best[0] and other.accuracy >= max(found.accuracy, other.chance) + GAIN:
+            best = chance, name, other
+    if best[0] >= RARE:
+        return None
+    lowest, highest = float(pictures.min()), float(pictures.max())
+    return Finding(
+        "normalisation",
+        FAULT,
+        f"The teacher is right about {found.accuracy:.1%} of {len(found.labels)} pictures with values from "
+        f"{lowest:.3g} to {highest:.3g} as it gets them, and about {best[2].accuracy:.1%} if they are {best[1]}.",
+        "The teacher was trained on pictures normalised otherwise; what it says of these is a distorted answer.",
+        "Give each network pictures in its own normalisation: Adapter(teacher_inputs=...), or a first layer that "
+        "normalises.",
+        1 - best[0],
+        f"{GITHUB}lightly-ai/lightly-train/pull/901",
+    )
+
+
+def _normalised(x: Tensor) -> dict[str, Tensor]:
+    """The pictures in the usual normalisations."""
+    dims = (0, 2, 3)
+    low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+    pixels = (x - low) / (high - low).clamp(min=1e-12)
+    mean, std = x.mean(dims, keepdim=True), x.std(dims, keepdim=True).clamp(min=1e-12)
+    found = {
+        "brought to 0 .. 1": pixels,
+        "brought to 0 .. 255": 255 * pixels,
+        "brought to -1 .. 1": 2 * pixels - 1,
+        "brought to mean 0 and standard deviation 1 in each channel": (x - mean) / std,
+    }
+    if x.shape[1] == 3:
+        means, stds = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in IMAGENET)
+        found["normalised as for ImageNet"] = (pixels - means) / stds
+    return found
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@torch.no_grad()
+def _ask(setup: Setup, pictures: Tensor, batch_size: int) -> Tensor:
+    """The teacher's logits in eval mode."""
+    teacher = setup.teacher
+    assert teacher is not None
+    modes = {module: module.training for module in teacher.modules()}
+    teacher.eval()
+    outputs = []
+    try:
+        for part in pictures.split(batch_size):
+            args, kwargs = as_arguments(part)
+            outputs.append(setup.adapter.teacher_logits_of(teacher(*args, **kwargs)).float().cpu())
+    except (TypeError, RuntimeError, ValueError, AttributeError) as error:
+        raise Skip(f"the teacher takes more than pictures ({type(error).__name__})") from None
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return torch.cat(outputs)
+
+
+def same_view(setup: Setup) -> Finding | None:
+    """Do student and teacher look at the same view of the same samples?"""
+    pairs = [(one.inputs["student"], one.inputs["teacher"]) for one in setup.observed if len(one.inputs) == 2]
+    if not pairs:
+        raise Skip("the inputs of student and teacher are not both seen")
+    if all(a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in pairs):
+        return None
+    a, b = pairs[0]
+    if a.shape != b.shape or a.ndim != 4 or not (a.is_floating_point() and b.is_floating_point()):
+        raise Skip("student and teacher get inputs of different kinds, whose content is not compared")
+    likeness = _likeness(a, b)
+    own = likeness.diagonal()
+    if float(own.min()) > 0.999:  # another mean and scale of each channel is all that differs
+        return None
+    others = likeness.argmax(1)
+    elsewhere = others != torch.arange(len(others), device=others.device)
+    if bool((likeness.amax(1)[elsewhere] > 0.999).all()) and float(elsewhere.float().mean()) > 0.5:
+        return Finding(
+            "same-view",
+            FAULT,
+            f"In a batch of {len(a)} the teacher gets the student's pictures in another order: the first of the "
+            f"student is number {int((likeness[0]).argmax())} of the teacher.",
+            "The student is told what the teacher says of another picture.",
+            "Hand the same batch to both networks, or shuffle neither.",
+            story=f"{GITHUB}haitongli/knowledge-distillation-pytorch/issues/9",
+        )
+    flipped = float(_likeness(a, b.flip(3)).diagonal().median())
+    kind = " (the mirror image for most)" if flipped > 0.999 else ""
+    return Finding(
+        "same-view",
+        DOUBT,
+        f"Student and teacher get different views{kind}: over the pictures of a batch their values correlate by "
+        f"{float(own.median()):.2f} (median), and an equal view would by 1.00.",
+        "A teacher's answer belongs to the crop that it saw: a student that saw another one is asked for "
+        "what it cannot "
+        "see (Beyer et al. 2022, arXiv:2106.05237).",
+        "Augment once and give both networks the result. Leave it if it is meant, as in noisy student.",
+    )
+
+
+def _likeness(a: Tensor, b: Tensor) -> Tensor:
+    """The correlation of each sample of a with each of b, after each channel was brought to mean 0 and spread 1."""
+
+    def standard(x: Tensor) -> Tensor:
+        x = x.detach().double()
+        x = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True).clamp(min=1e-12)
+        flat = x.flatten(1)
+        return flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+    return standard(a) @ standard(b).mT
+
+
+def splits(setup: Setup) -> Finding | None:
+    """Do the samples that choices are made on, or that are trained on, stand in the test split as well?"""
+    if setup.splits is None:
+        raise Skip("no splits were given: examine(..., data=...)")
+    for (first, a), (second, b) in combinations(setup.splits.items(), 2):
+        shared, number = _shared(a, b)
+        # Fashion-MNIST has 3 test pictures in a thousand that are in the training set too, CIFAR-10 far more that are
+        # nearly so: a few twins are no mistake of the set-up.
+        if shared > 0.01 * number:
+            return Finding(
+                "splits",
+                FAULT,
+                f"{shared:,} of the {number:,} samples of {second} are in {first} as well.",
+                "What is chosen or learned on the samples that the result is measured on says too much for itself: the "
+                "best of 30 epochs chosen on the test set gains what no other data set will give.",
+                "Cut a validation split out of the training set, choose on it, and read the test set once.",
+            )
+    return None
+
+
+def as_splits(data: Any) -> Mapping[str, Any]:
+    """Data sets by name; TypeError for what is neither a `DataModule` nor a mapping of two or more."""
+    if isinstance(data, DataModule):
+        return {"train": data.train, "validation": data.validation, "test": data.test}
+    if isinstance(data, Mapping) and len(data) > 1:
+        return {str(name): one for name, one in data.items()}
+    raise TypeError(
+        "data is a kdlib.data.DataModule, or data sets by name, {'validation': ..., 'test': ...}; got "
+        f"{type(data).__name__}."
+    )
+
+
+def _shared(a: Any, b: Any) -> tuple[int, int]:
+    """How many samples of b are in a, and how many b has."""
+    if a is b:
+        return len(b), len(b)
+    if hasattr(a, "iter_batches") and hasattr(b, "iter_batches"):
+        same = getattr(a, "fingerprint", 1) == getattr(b, "fingerprint", 2)
+        return len(b) if same else count_shared(a, b), len(b)
+    seen = set(_hashes(a))
+    hashes = _hashes(b)
+    return sum(one in seen for one in hashes), len(hashes)
+
+
+MOST_HASHED = 20_000  # samples of a split: reading more of a folder of pictures would take minutes
+
+
+def _hashes(split: Any) -> list[int]:
+    """A number for each sample, by its content."""
+    if isinstance(split, Tensor):
+        return [hash(row.numpy().tobytes()) for row in split[:MOST_HASHED].detach().cpu().contiguous()]
+    if not hasattr(split, "__getitem__") or not hasattr(split, "__len__"):
+        raise Skip(f"the samples of a {type(split).__name__} cannot be read by their number")
+    found = []
+    for number in range(min(len(split), MOST_HASHED)):
+        sample = split[number]
+        value = sample[0] if isinstance(sample, tuple | list) else sample
+        text = value.detach().cpu().contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value)
+        found.append(hash(text))
+    return found

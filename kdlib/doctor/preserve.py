@@ -1,0 +1,110 @@
+"""Gives back networks, optimisers and random numbers exactly as they were before an examination."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def preserved(modules: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[None]:
+    """Whatever the block does to weights, buffers, modes, gradients, optimisers and random numbers is undone.
+
+    What a training step keeps elsewhere (a queue of features, a counter) is not known here and stays changed.
+    """
+    networks = [_Network(module) for module in modules]
+    states = [_OptimizerState(optimizer) for optimizer in optimizers]
+    chance = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(chance[0])
+        np.random.set_state(chance[1])
+        for network in networks:
+            network.restore()
+        for state in states:
+            state.restore()
+
+
+class _Network:
+    """Tensors, modes and gradients of a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modes = {one: one.training for one in module.modules()}
+        self._buffers = [
+            (one, name, tensor, None if tensor is None else tensor.detach().clone())
+            for one in module.modules()
+            for name, tensor in one._buffers.items()
+        ]
+        self._parameters = [
+            (one, name, p, p.detach().clone(), p.requires_grad, p.grad)
+            for one in module.modules()
+            for name, p in one._parameters.items()
+            if p is not None and not nn.parameter.is_lazy(p)
+        ]
+        for _, _, p, _, _, _ in self._parameters:
+            p.grad = None  # so that what was accumulated is not added to
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back, as the same tensors."""
+        for module, training in self._modes.items():
+            module.training = training
+        for module, name, tensor, values in self._buffers:
+            if tensor is not None and values is not None:
+                _copy_back(tensor, values)
+            module._buffers[name] = tensor
+        for module, name, p, values, requires_grad, gradient in self._parameters:
+            _copy_back(p, values)
+            p.requires_grad_(requires_grad)
+            p.grad = gradient
+            module._parameters[name] = p
+
+
+class _OptimizerState:
+    """The settings of an optimiser's groups, and what it remembers of each parameter."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._groups = [{k: copy.copy(v) for k, v in group.items()} for group in optimizer.param_groups]
+        self._states = {
+            p: {k: (v, v.clone() if isinstance(v, Tensor) else copy.deepcopy(v)) for k, v in state.items()}
+            for p, state in optimizer.state.items()
+        }
+        # A scheduler counts the steps of the optimiser by these.
+        self._counts = {k: v for k, v in vars(optimizer).items() if isinstance(v, bool | int)}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back."""
+        for group, before in zip(self._optimizer.param_groups, self._groups, strict=True):
+            group.clear()
+            group.update(before)
+        self._optimizer.state.clear()
+        for p, state in self._states.items():
+            self._optimizer.state[p] = {k: _restored(now, before) for k, (now, before) in state.items()}
+        for name in [k for k, v in vars(self._optimizer).items() if isinstance(v, bool | int)]:
+            if name not in self._counts:
+                delattr(self._optimizer, name)
+        vars(self._optimizer).update(self._counts)
+
+
+def _restored(now: Any, before: Any) -> Any:
+    if isinstance(now, Tensor):
+        now.copy_(before)
+        return now
+    return before
+
+
+def _copy_back(tensor: Tensor, values: Tensor) -> None:
+    if tensor.device.type != "meta" and not torch.equal(tensor, values):
+        tensor.copy_(values)

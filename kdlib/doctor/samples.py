@@ -1,0 +1,90 @@
+"""Answers to labelled samples, and the tests that say whether a difference in accuracy can be chance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdlib.doctor.report import Skip
+from kdlib.doctor.setup import Setup
+
+# A sound set-up goes through some ten of these tests, so a false alarm comes once in ten thousand of them.
+RARE = 1e-5
+# The least of a teacher: this share of the way from chance to perfect. The weakest of the simulation had 0.35 of it,
+# and from here 256 samples tell 3 classes from chance at RARE (0.50 against 0.33) in nine set-ups of ten, 512 always.
+LEAST = 0.25
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Logits N x C and the labels (int64, N) of all samples that were looked at; batch: how many came together."""
+
+    logits: Tensor
+    labels: Tensor
+    batches: Tensor
+
+    @property
+    def right(self) -> Tensor:
+        """Which samples have their largest logit at the label."""
+        return self.logits.argmax(1) == self.labels
+
+    @property
+    def accuracy(self) -> float:
+        """The share of these."""
+        return float(self.right.double().mean())
+
+    @property
+    def chance(self) -> float:
+        """What answers that have nothing to do with the labels would reach: as frequent, in any order."""
+        classes = int(max(self.logits.shape[1], int(self.labels.max()) + 1))
+        given = torch.bincount(self.labels, minlength=classes) / len(self.labels)
+        answered = torch.bincount(self.logits.argmax(1), minlength=classes) / len(self.labels)
+        return float((given * answered).sum())
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether a teacher that had learned anything would hardly ever be right so seldom."""
+        from scipy.stats import binom
+
+        least = self.chance + LEAST * (1 - self.chance)
+        return bool(binom.cdf(int(self.right.sum()), len(self.labels), least) < RARE)
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether chance would hardly ever be right so often."""
+        from scipy.stats import binom
+
+        return bool(binom.sf(int(self.right.sum()) - 1, len(self.labels), self.chance) < RARE)
+
+
+def samples(setup: Setup, role: str) -> Samples:
+    """What the teacher or the student answers; Skip where that cannot be compared with labels."""
+    found = [seen for seen in setup.observed if seen.logits.get(role) is not None]
+    if not found:
+        raise Skip(f"the {role}'s logits are not seen")
+    kept = []
+    for number, seen in enumerate(found):
+        logits, labels = seen.logits[role].detach().float().cpu(), seen.labels
+        if labels is None or labels.is_floating_point() or labels.ndim != 1 or logits.ndim != 2:
+            raise Skip("there are no labels that name one class for each row of logits")
+        labels = labels.cpu().long()
+        if len(labels) != len(logits):
+            raise Skip(f"there are {len(labels)} labels for {len(logits)} rows of the {role}'s logits")
+        counts = (labels >= 0) & (labels < logits.shape[1])
+        kept.append((logits[counts], labels[counts], torch.full((int(counts.sum()),), number)))
+    logits, labels, batches = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    if not len(labels):
+        raise Skip("no label names one of the classes")
+    if not logits.isfinite().all():
+        raise Skip(f"the {role}'s logits are not finite")
+    return Samples(logits, labels, batches)
+
+
+def better(other: Tensor, right: Tensor) -> float:
+    """How probable it is by chance alone that `other` is right so much oftener than `right`: the exact sign test."""
+    from scipy.stats import binom
+
+    wins, losses = int((other & ~right).sum()), int((right & ~other).sum())
+    return float(binom.sf(wins - 1, wins + losses, 0.5)) if wins + losses else 1.0

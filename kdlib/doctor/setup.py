@@ -1,0 +1,468 @@
+"""A set-up of any form as one object: what a training step computes, also with other logits put in their place."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdlib.adapters import Adapter
+from kdlib.distiller import Distiller, Losses
+from kdlib.doctor.report import Skip
+from kdlib.hooks import ModelOutput, as_arguments
+from kdlib.teachers import FrozenTeacher
+
+Terms = dict[str, Tensor]
+ROLES = ("student", "teacher")
+
+
+@dataclass
+class Tap:
+    """What a hook of the user's, or of a method, read: a layer's output, and whether it was written over later."""
+
+    role: str
+    name: str
+    output: Tensor
+    version: int
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether a later operation wrote into it."""
+        return _version(self.output) != self.version
+
+
+@dataclass
+class Observed:
+    """One forward pass of a training step, as it is; modes and inputs are those at the call of each network.
+
+    logits: by role, as the loss received them. inputs: by role, the first tensor that the network was called with;
+    arguments: all of them. modes: by role, the modules that ran, by name, with their mode. calls: how often each
+    network was called.
+    """
+
+    terms: Terms = field(default_factory=dict)
+    logits: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    arguments: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    labels: Tensor | None = None
+    modes: dict[str, dict[str, bool]] = field(default_factory=lambda: {role: {} for role in ROLES})
+    calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
+    taps: list[Tap] = field(default_factory=list)
+
+    @property
+    def total(self) -> Tensor:
+        """The loss."""
+        return total(self.terms)
+
+
+@dataclass
+class Setup:
+    """What is examined. Subclasses say what a step computes.
+
+    student, teacher: networks; a teacher that is no network is None here, and its answers are known where the step
+    shows them. batches: copies of the user's. temperature, alpha: what the user means; None: not said. meant: "kd" if
+    the soft loss is meant to be that. extra: modules beside the student that learn. clipped: the parameters whose
+    gradient is clipped. splits: data sets by name.
+    """
+
+    student: nn.Module | None
+    teacher: nn.Module | None
+    batches: list[Any]
+    adapter: Adapter
+    optimizers: tuple[torch.optim.Optimizer, ...] = ()
+    temperature: float | None = None
+    alpha: float | None = None
+    meant: str | None = None
+    extra: nn.Module | None = None
+    clipped: tuple[Tensor, ...] | None = None
+    splits: Mapping[str, Any] | None = None
+    observed: list[Observed] = field(default_factory=list)
+    memory: dict[str, Any] = field(default_factory=dict)  # what several checks need and one has computed
+    seen_last: Observed | None = None  # also of a pass that ended in an error
+
+    def forward(self, batch: Any, logits: Mapping[str, Tensor]) -> Terms:
+        """The terms of the loss of a batch, with these logits in place of those of the networks."""
+        raise NotImplementedError
+
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """Those that are there, by role."""
+        for role, network in (("student", self.student), ("teacher", self.teacher)):
+            if network is not None:
+                yield role, network
+
+    def losses(self, batch: Any, **logits: Tensor) -> Terms:
+        """As `forward`, with the same random numbers at every call."""
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        return self.forward(batch, logits)
+
+    def observe(self, batch: Any) -> Observed:
+        """Run one forward pass as it stands and keep what is seen of it."""
+        seen = self.seen_last = Observed(labels=self._labels(batch))
+        with ExitStack() as stack:
+            for role, network in self.networks():
+                stack.enter_context(_watch(role, network, seen))
+            stack.enter_context(self._watch_loss(seen))
+            seen.terms = self.losses(batch)
+        return seen
+
+    def _labels(self, batch: Any) -> Tensor | None:
+        try:
+            found = self.adapter.labels_of(batch)
+        except ValueError:  # a step may read its batch in its own way
+            return None
+        return found if isinstance(found, Tensor) else None
+
+    @contextmanager
+    def _watch_loss(self, seen: Observed) -> Iterator[None]:
+        """Keep the logits, and where they differ from the batch's the labels, as the loss receives them."""
+        raise NotImplementedError
+
+    def modules(self) -> list[nn.Module]:
+        """All that a step may change."""
+        return [one for one in (self.student, self.teacher, self.extra) if one is not None]
+
+    def responds(self) -> tuple[Any, int, int]:
+        """A few rows of a batch for probes, how many, and the number of classes; Skip where none can be made."""
+        seen = self.observed[0]
+        if any(seen.logits.get(role) is None for role in ROLES):
+            missing = next(role for role in ROLES if seen.logits.get(role) is None)
+            raise Skip(f"the {missing}'s logits do not pass through a network or loss that was given")
+        if seen.logits["student"].ndim != 2:
+            raise Skip("probes are made for logits of batch x classes")
+        rows = min(PROBE_ROWS, len(seen.logits["student"]))
+        return self.cut(rows), rows, seen.logits["student"].shape[1]
+
+    def cut(self, rows: int) -> Any:
+        """The first rows of the first batch."""
+        whole = len(self.observed[0].logits["student"])
+        return take(self.batches[0], whole, rows) if rows < whole else self.batches[0]
+
+
+PROBE_ROWS = 8  # enough for the rows of a probe to differ; a pass of so few costs little
+
+
+@dataclass
+class DistillerSetup(Setup):
+    """A `Distiller`; logits are put in where its method is called."""
+
+    distiller: Distiller | None = None
+
+    def forward(self, batch: Any, logits: Mapping[str, Tensor]) -> Terms:
+        assert self.distiller is not None
+
+        def put(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            outputs = dict(zip(ROLES, args, strict=False))
+            return (*(_replaced(outputs[role], logits.get(role)) for role in ROLES), *args[2:])
+
+        handle = self.distiller.method.register_forward_pre_hook(put)
+        try:
+            return dict(self.distiller(batch).terms)
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _watch_loss(self, seen: Observed) -> Iterator[None]:
+        assert self.distiller is not None
+
+        def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+            for role, output in zip(ROLES, args, strict=False):
+                if isinstance(output, ModelOutput) and output.logits is not None:
+                    seen.logits[role] = output.logits
+                if isinstance(output, ModelOutput) and role == "teacher":
+                    seen.taps += [
+                        Tap(role, name, x, _version(x))
+                        for name, x in output.features.items()
+                        if not any(tap.role == role and tap.name == name for tap in seen.taps)
+                    ]
+            seen.labels = args[2]
+
+        handle = self.distiller.method.register_forward_pre_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@dataclass
+class LossSetup(Setup):
+    """Two networks and a function of (student_logits, teacher_logits) or (student_logits, teacher_logits, labels)."""
+
+    loss: Callable[..., Any] | None = None
+    ask: Callable[[Any], Any] | None = None  # a teacher that is no network
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the loss is called with the labels."""
+        assert self.loss is not None
+        return count_arguments(self.loss, 3) >= 3
+
+    def forward(self, batch: Any, logits: Mapping[str, Tensor]) -> Terms:
+        assert self.loss is not None
+        student, teacher = logits.get("student"), logits.get("teacher")
+        if student is None:
+            assert self.student is not None
+            student = _called(self.student, self.adapter.student_inputs_of(batch), self.adapter.logits_of)
+        if teacher is None:
+            with torch.no_grad():
+                teacher = self._answer(batch)
+        self._last = {"student": student, "teacher": teacher}
+        labels = self.adapter.labels_of(batch)
+        return as_terms(self.loss(student, teacher, *([labels] if self.takes_labels else [])))
+
+    def _answer(self, batch: Any) -> Tensor:
+        if self.teacher is not None:
+            return _called(self.teacher, self.adapter.teacher_inputs_of(batch), self.adapter.teacher_logits_of)
+        assert self.ask is not None
+        found = self.ask(batch)
+        return found.logits if isinstance(found, ModelOutput) else found
+
+    @contextmanager
+    def _watch_loss(self, seen: Observed) -> Iterator[None]:
+        yield
+        seen.logits = dict(self._last)
+
+    def with_temperature(self, name: str, value: float) -> LossSetup:
+        """The same with another argument of the loss."""
+        from functools import partial
+
+        assert self.loss is not None
+        changed = copy.copy(self)
+        changed.loss = partial(self.loss, **{name: value})
+        return changed
+
+
+@dataclass
+class StepSetup(Setup):
+    """A training step of the user's, from a batch to the loss; logits are put in by hooks on the networks' outputs."""
+
+    step: Callable[[Any], Any] | None = None
+
+    def forward(self, batch: Any, logits: Mapping[str, Tensor]) -> Terms:
+        assert self.step is not None
+        with ExitStack() as stack:
+            for role, network in self.networks():
+                if role in logits:
+                    stack.enter_context(_put(network, logits[role], self._read(role)))
+            return as_terms(self.step(batch))
+
+    def _read(self, role: str) -> Callable[[Any], Any]:
+        return self.adapter.logits_of if role == "student" else self.adapter.teacher_logits_of
+
+    @contextmanager
+    def _watch_loss(self, seen: Observed) -> Iterator[None]:
+        handles = []
+        for role, network in self.networks():
+
+            def keep(module: nn.Module, args: Any, output: Any, role: str = role) -> None:
+                found = self._read(role)(output)
+                if isinstance(found, Tensor):
+                    seen.logits[role] = found
+
+            handles.append(network.register_forward_hook(keep))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+# -------------------- terms
+
+
+def as_terms(found: Any) -> Terms:
+    """The terms in what a loss or a step returned: a tensor, a dict of named ones, or a tuple that begins with one.
+
+    Raises TypeError for what is none of these, ValueError for a tensor that is no single number.
+    """
+    if isinstance(found, Losses):
+        return dict(found.terms)
+    if isinstance(found, tuple | list) and found:
+        return as_terms(found[0])
+    if isinstance(found, Mapping):
+        terms = {str(name): one for name, one in found.items() if isinstance(one, Tensor)}
+        whole = next((terms[name] for name in ("total", "loss") if name in terms), None)
+        parts = {name: one for name, one in terms.items() if one is not whole and one.ndim == 0}
+        if whole is not None and parts and torch.allclose(whole.detach(), total(parts).detach(), rtol=1e-3):
+            return parts
+        terms = terms if whole is None else {"loss": whole}
+    else:
+        terms = {"loss": found}
+    for name, one in terms.items():
+        if not isinstance(one, Tensor):
+            raise TypeError(f"A loss or step returns the loss as a tensor with its gradient; got {type(one).__name__}.")
+        if one.ndim:
+            raise ValueError(
+                f"The loss is one number for a batch; {name!r} has shape {tuple(one.shape)}: take its mean."
+            )
+    if not terms:
+        raise TypeError("A loss or step returns the loss, or a dict with its terms; got a dict without a tensor.")
+    return terms
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """The sum of the terms."""
+    first, *others = terms.values()
+    for one in others:
+        first = first + one
+    return first
+
+
+def count_arguments(function: Callable[..., Any], default: int) -> int:
+    """How many arguments it is called with by position, at least those without a default."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a function of C
+        return default
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return default
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p for p in positional if p.default is p.empty]
+    third = positional[2].name.lower() if len(positional) > 2 else ""
+    return 3 if len(needed) >= 3 or any(word in third for word in ("label", "target", "gt")) else len(needed)
+
+
+# -------------------- batches
+
+
+def take(batch: Any, whole: int, rows: int) -> Any:
+    """The first `rows` samples of a batch of `whole`; Skip where some part of it cannot be cut."""
+
+    def cut(x: Tensor) -> Tensor:
+        return x[:rows] if x.ndim and len(x) == whole else x
+
+    return _map(batch, cut)
+
+
+def copied(batch: Any) -> Any:
+    """The batch with tensors of its own, so that a step that writes into its batch does no harm."""
+    try:
+        return _map(batch, lambda x: x.clone())
+    except Skip:
+        return copy.deepcopy(batch)
+
+
+def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map(one, change) for one in value))
+    if isinstance(value, tuple | list):
+        return type(value)(_map(one, change) for one in value)
+    if isinstance(value, Mapping):
+        return {name: _map(one, change) for name, one in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _map(getattr(value, f.name), change) for f in fields(value)})
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise Skip(f"a batch that holds a {type(value).__name__} cannot be cut into smaller ones")
+
+
+# -------------------- hooks
+
+
+def network_of(teacher: Any) -> nn.Module | None:
+    """The network of a teacher; None if it has none."""
+    if isinstance(teacher, FrozenTeacher):
+        return teacher.model
+    return teacher if isinstance(teacher, nn.Module) else None
+
+
+def _called(network: nn.Module, inputs: Any, read: Callable[[Any], Any]) -> Tensor:
+    args, kwargs = as_arguments(inputs)
+    found = read(network(*args, **kwargs))
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"A {type(network).__name__} gave no tensor of logits. Say where they are: Adapter(logits=...)."
+        )
+    return found
+
+
+def _replaced(output: Any, logits: Tensor | None) -> Any:
+    return output if logits is None or output is None else replace(output, logits=logits)
+
+
+@contextmanager
+def _put(network: nn.Module, logits: Tensor, read: Callable[[Any], Any]) -> Iterator[None]:
+    """Whatever the network is called with, these are its logits."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        return _with_logits(output, read(output), logits)
+
+    handle = network.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _with_logits(output: Any, old: Any, new: Tensor) -> Any:
+    """The same output with other logits in it."""
+    if output is old:
+        return new
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*(new if one is old else one for one in output))
+    if isinstance(output, tuple | list):
+        return type(output)(new if one is old else one for one in output)
+    changed = copy.copy(output)
+    if isinstance(output, Mapping):
+        for name, value in output.items():
+            if value is old:
+                changed[name] = new
+        return changed
+    for name, value in vars(output).items():
+        if value is old:
+            setattr(changed, name, new)
+    return changed
+
+
+@contextmanager
+def _watch(role: str, network: nn.Module, seen: Observed) -> Iterator[None]:
+    """Keep the mode of every module that runs, the network's inputs, and what other hooks read."""
+    handles = []
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.calls[role] += 1
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        if tensors:
+            seen.inputs.setdefault(role, tensors[0].detach())
+        seen.arguments.setdefault(role, (args, kwargs))
+
+    handles.append(network.register_forward_pre_hook(before, with_kwargs=True))
+    for name, module in network.named_modules():
+
+        def after(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            seen.modes[role][name] = module.training
+            # One of the hooks is this one; another reads the layer, and `network` itself is read for its logits.
+            if name and len(module._forward_hooks) > 1 and isinstance(output, Tensor):
+                seen.taps.append(Tap(role, name, output, _version(output)))
+
+        handles.append(module.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def named_parameters(setup: Setup) -> dict[int, str]:
+    """Names of all parameters that are known, by identity, with their role in front."""
+    roles: Sequence[tuple[str, nn.Module | None]] = (
+        ("student", setup.student),
+        ("teacher", setup.teacher),
+        ("method", setup.extra),
+    )
+    return {id(p): f"{role} {name}" for role, one in roles if one is not None for name, p in one.named_parameters()}

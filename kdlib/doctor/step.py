@@ -1,0 +1,85 @@
+"""One whole training step, taken and undone: what got a gradient, and what changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from kdlib.doctor.preserve import preserved
+from kdlib.doctor.setup import Setup
+
+
+@dataclass(frozen=True)
+class Step:
+    """leaves: the tensors that a gradient reached, by identity. held: those in the optimisers.
+
+    norms: of each term's gradient over the student's parameters. values: of each term.
+    teacher_changed: the names of the teacher's tensors that differ afterwards.
+    """
+
+    leaves: dict[int, Tensor]
+    held: dict[int, Tensor]
+    norms: dict[str, float]
+    values: dict[str, float]
+    teacher_changed: list[str]
+
+
+def step_taken(setup: Setup) -> Step:
+    """Forward, backward and a step of the optimisers on the first batch; everything is as before afterwards."""
+    if "step" not in setup.memory:
+        with preserved(setup.modules(), setup.optimizers):
+            setup.memory["step"] = _take(setup)
+    found = setup.memory["step"]
+    assert isinstance(found, Step)
+    return found
+
+
+def _take(setup: Setup) -> Step:
+    before = _state(setup.teacher)
+    seen = setup.observe(setup.batches[0])
+    leaves = {id(leaf): leaf for term in seen.terms.values() for leaf in leaves_of(term)}
+    trained = [p for p in setup.student.parameters() if p.requires_grad] if setup.student is not None else []
+    norms = {name: _norm(term, trained) for name, term in seen.terms.items()}
+    if seen.total.requires_grad:
+        seen.total.backward()
+        for optimizer in setup.optimizers:
+            optimizer.step()
+    after = _state(setup.teacher)
+    changed = [name for name, tensor in after.items() if not torch.equal(tensor, before[name])]
+    held = {id(p): p for optimizer in setup.optimizers for group in optimizer.param_groups for p in group["params"]}
+    return Step(leaves, held, norms, {name: float(term) for name, term in seen.terms.items()}, changed)
+
+
+def _state(network: nn.Module | None) -> dict[str, Tensor]:
+    if network is None:
+        return {}
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _norm(term: Tensor, parameters: list[nn.Parameter]) -> float:
+    """Of a term's gradient over the student's parameters; 0 where none reaches them."""
+    if not term.requires_grad or not parameters:
+        return 0.0
+    found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    norms = [g.detach().float().norm() for g in found if g is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
+
+
+def leaves_of(loss: Tensor) -> list[Tensor]:
+    """The tensors that a backward pass from here would give a gradient."""
+    if loss.grad_fn is None:
+        return [loss] if loss.requires_grad else []
+    found, queue, seen = [], [loss.grad_fn], {loss.grad_fn}
+    while queue:
+        node = queue.pop()
+        if type(node).__name__ == "AccumulateGrad":
+            found.append(cast("Any", node).variable)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                queue.append(following)
+    return found

@@ -1,0 +1,164 @@
+"""Checks of the parts of a loss: does each teach the student, and do they do what their names say?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from kdlib import methods
+from kdlib.doctor.probe import IGNORED, device_of, random_logits
+from kdlib.doctor.report import DOUBT, FAULT, Finding, Skip
+from kdlib.doctor.setup import Setup
+from kdlib.doctor.step import step_taken
+
+GITHUB = "https://github.com/"
+MOST = 100.0  # times the gradient of another term
+# For kdlib's own methods, whose terms are on scales of their own: 827 was the largest of the simulation, dist at T = 20
+# with a twentieth for the labels.
+MOST_OF_OURS = 3000.0
+HARD = ("hard", "ce", "cls", "label", "cross_entropy")
+SOFT = ("soft", "kd", "kl", "distill", "distillation")
+
+
+def reach(setup: Setup) -> list[Finding]:
+    """Does the gradient of every term reach the student?"""
+    taken, findings = step_taken(setup), []
+    if not setup.optimizers and setup.student is None:
+        raise Skip("no student was given")
+    off = switched_off(setup)
+    for name, norm in taken.norms.items():
+        if norm > 0 or name in off:
+            continue
+        value = taken.values[name]
+        if value == 0 and len(taken.norms) > 1:
+            continue  # `trivial` says so
+        findings.append(
+            Finding(
+                "term-reach",
+                FAULT,
+                f"The term {name!r} is {value:.4g} and its gradient on the student's parameters is 0.",
+                "It is shown in every curve and teaches nothing: the student's side was computed under no_grad, was "
+                "detached, or the loss compares the teacher with itself.",
+                "Remove detach() and no_grad() from the student's side, and see that its weights require a gradient.",
+                story=f"{GITHUB}Tencent/YOLO-Master/pull/240",
+            )
+        )
+    return findings
+
+
+def balance(setup: Setup) -> Finding | None:
+    """Is the gradient of one term a hundred times that of another?"""
+    taken = step_taken(setup)
+    norms = {name: norm for name, norm in taken.norms.items() if norm > 0 and math.isfinite(norm)}
+    if len(norms) < 2:
+        raise Skip("the loss has no two named terms that reach the student")
+    small, large = min(norms, key=norms.__getitem__), max(norms, key=norms.__getitem__)
+    ratio = norms[large] / norms[small]
+    if ratio <= (MOST_OF_OURS if _all_ours(setup) else MOST):
+        return None
+    return Finding(
+        "term-balance",
+        DOUBT,
+        f"The gradient of {large!r} on the student's parameters is {ratio:,.0f} times that of {small!r}.",
+        f"At this weight {small!r} does not count: the run is one with {large!r} alone.",
+        "Choose weights that bring the gradients near each other, or leave the small term out.",
+    )
+
+
+def _all_ours(setup: Setup) -> bool:
+    """Whether every part of the method is one of kdlib's, with a loss that has a name."""
+    method: Any = setup.extra
+    parts = [part for _, part in getattr(method, "weighted", [(1.0, method)])]
+    ours = (methods.HardLabels, methods.Logit, methods.LayerMethod)
+    return all(isinstance(part, ours) and isinstance(getattr(part, "loss", ""), str) for part in parts)
+
+
+def trivial(setup: Setup) -> list[Finding]:
+    """Is a term at its least from the beginning: constant features, or maps of one position?"""
+    taken, findings = step_taken(setup), []
+    off = switched_off(setup)
+    if len(taken.norms) > 1:
+        for name, value in taken.values.items():
+            if abs(value) < 1e-12 and taken.norms[name] < 1e-12 and name not in off:
+                findings.append(_trivial(f"The term {name!r} is {value:g}, and so is its gradient on the student."))
+    for tap in setup.observed[0].taps:
+        what = _collapsed(tap.output)
+        if what and not any(repr(tap.name) in one.measured for one in findings):
+            findings.append(_trivial(f"The {tap.role}'s layer {tap.name!r} {what}."))
+    if not findings and len(taken.norms) == 1 and not setup.observed[0].taps:
+        raise Skip("no term has a name of its own, and no layer is read by a hook")
+    return findings
+
+
+def _trivial(measured: str) -> Finding:
+    return Finding(
+        "term-trivial",
+        FAULT,
+        measured,
+        "A loss on it is at its least without learning anything: attention at 1 x 1 is always 1, dead or constant "
+        "features can be copied by a bias.",
+        "Name a layer whose output differs from sample to sample and, for attention, has more than one position.",
+    )
+
+
+def _collapsed(output: Tensor) -> str:
+    values = output.detach().float()
+    if values.ndim < 2 or len(values) < 2:
+        return ""
+    if not values.any():
+        return "gives nothing but zeros"
+    spread = float((values - values.mean(0, keepdim=True)).abs().max())
+    if spread <= 1e-6 * float(values.abs().max()):
+        return "gives the same output for every sample"
+    return ""
+
+
+def names(setup: Setup) -> list[Finding]:
+    """Does the term called hard look at the labels only, and the one called soft at the teacher?"""
+    taken = step_taken(setup)
+    if len(taken.norms) < 2:
+        raise Skip("the loss has no two named terms")
+    batch, rows, classes = setup.responds()
+    hard = [name for name in taken.norms if name.lower() in HARD]
+    soft = [name for name in taken.norms if name.lower() in SOFT]
+    if not hard and not soft:
+        raise Skip("no term is called hard or soft")
+    student = random_logits(rows, classes, 1).to(device_of(setup))
+    first, second = (
+        setup.losses(batch, student=student, teacher=random_logits(rows, classes, seed).to(student)) for seed in (2, 3)
+    )
+
+    def moves(name: str) -> bool:
+        return abs(float(first[name] - second[name])) > IGNORED * max(abs(float(first[name])), 1e-12)
+
+    wrong = [f"{name!r} follows the teacher" for name in hard if moves(name)]
+    off = switched_off(setup)
+    wrong += [f"{name!r} does not" for name in soft if not moves(name) and name not in off]
+    if not wrong:
+        return []
+    return [
+        Finding(
+            "term-names",
+            FAULT,
+            f"When the teacher's logits are exchanged: {', '.join(wrong)}.",
+            "The names of the terms are what curves, weights and alpha go by: with the names swapped, "
+            "alpha has the other "
+            "role.",
+            "Exchange the two terms, or their names.",
+        )
+    ]
+
+
+def switched_off(setup: Setup) -> set[str]:
+    """Terms of kdlib's own methods whose weight is 0 by their settings."""
+    method: Any = setup.extra
+    found: set[str] = set()
+    for weight, part in getattr(method, "weighted", [(1.0, method)]):
+        alpha = getattr(part, "alpha", None)
+        if alpha in (0, 1):
+            found.add("hard" if alpha == 0 else "soft")
+        if weight == 0:
+            found |= set(step_taken(setup).norms)  # whose names are not known one by one
+    return found

@@ -1,0 +1,290 @@
+"""What a found setting is worth: fresh paired seeds, against the defaults and random search at the same cost."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from kdlib import verdict
+from kdlib.errors import LARGEST_WHOLE, check_flags, check_kind, check_whole
+from kdlib.files import fingerprint
+from kdlib.search.engine import Found, prepare, scratch_folder, search
+from kdlib.search.storage import load_optuna, open_storage
+from kdlib.search.task import outputs_folder
+from kdlib.search.trials import COMPLETE
+from kdlib.search.workers import Runner, open_runners
+from kdlib.study.method_specs import Settings
+from kdlib.verdict import Comparison
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FOUND, DEFAULTS, RANDOM = "found", "defaults", "random search"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of the judgement. search_cost: epochs that finding its setting took. reported: what its search reported.
+
+    reported is a validation accuracy, None for the defaults.
+    """
+
+    name: str
+    student: str
+    settings: Settings
+    search_cost: float
+    reported: float | None = None
+
+
+@dataclass(frozen=True)
+class Curse:
+    """The winner's curse of an arm: what its search reported for its best trial, beside the mean of fresh seeds.
+
+    Both are accuracies on the validation split. low, high: the 95 % interval of the mean.
+    """
+
+    reported: float
+    fresh: float
+    low: float
+    high: float
+
+    @property
+    def excess(self) -> float:
+        """By how much the report flattered."""
+        return self.reported - self.fresh
+
+    def __str__(self) -> str:
+        return (
+            f"reported {self.reported:.2%}, fresh seeds {self.fresh:.2%} ({self.low:.2%} to {self.high:.2%}): "
+            f"the report was {abs(100 * self.excess):.2f} points too {'high' if self.excess > 0 else 'low'}"
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the runs with fresh seeds say.
+
+    rows: one dictionary a run: arm, seed, validation_accuracy, test_accuracy, epochs, seconds, error. random: the
+    random search that was made for comparison; None where the search was one itself.
+    """
+
+    found: Found
+    arms: tuple[Arm, ...]
+    rows: tuple[dict[str, Any], ...]
+    random: Found | None
+    seconds: float
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """All runs as a table."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rows))
+
+    def accuracies(self, arm: str, column: str = "test_accuracy") -> dict[int, float]:
+        """By seed, of the runs that did not diverge."""
+        return {row["seed"]: row[column] for row in self.rows if row["arm"] == arm and not row["error"]}
+
+    @property
+    def verdicts(self) -> dict[str, Comparison]:
+        """The found setting against each other arm, on the test set; the intervals hold together with 95 %.
+
+        An arm is left out if less than two seeds are there for both.
+        """
+        others = [arm.name for arm in self.arms if arm.name != FOUND]
+        made = {}
+        for name in others:
+            ours, theirs = self.accuracies(FOUND), self.accuracies(name)
+            both = sorted(ours.keys() & theirs.keys())
+            if len(both) >= 2:
+                sides = ({seed: side[seed] for seed in both} for side in (ours, theirs))
+                made[name] = verdict.compare(*sides, comparisons=len(others))
+        return made
+
+    @property
+    def curses(self) -> dict[str, Curse]:
+        """The winner's curse of each arm whose setting a search has chosen."""
+        made = {}
+        for arm in self.arms:
+            values = np.array(list(self.accuracies(arm.name, "validation_accuracy").values()))
+            if arm.reported is not None and len(values) >= 2:
+                margin = _margin(values)
+                mean = float(values.mean())
+                made[arm.name] = Curse(arm.reported, mean, mean - margin, mean + margin)
+        return made
+
+    @property
+    def diverged(self) -> dict[str, list[int]]:
+        """By arm, the seeds at which it diverged; they are in no mean."""
+        found = {arm.name: [row["seed"] for row in self.rows if row["arm"] == arm.name and row["error"]]
+                 for arm in self.arms}  # fmt: skip
+        return {name: seeds for name, seeds in found.items() if seeds}
+
+    def save(self, folder: str | Path) -> None:
+        """Write what `Found.save` writes, with the judgement in it, and judged.csv."""
+        from kdlib.search.report import write
+
+        write(Path(folder), self.found, self)
+
+    def __str__(self) -> str:
+        lines = []
+        for arm in self.arms:
+            values = list(self.accuracies(arm.name).values())
+            mean = f"{np.mean(values):.2%}" if values else "diverged"
+            lines.append(f"{arm.name:14} {mean:>8} test, {arm.search_cost:>6,.0f} epochs of search; {arm.student}, "
+                         f"{arm.settings}")  # fmt: skip
+        lines += [f"found against {name}: {comparison}" for name, comparison in self.verdicts.items()]
+        lines += [f"winner's curse, {name}: {curse}" for name, curse in self.curses.items()]
+        lines += [f"{name} diverged at seeds {', '.join(map(str, seeds))}" for name, seeds in self.diverged.items()]
+        return "\n".join(lines)
+
+
+def _margin(values: np.ndarray) -> float:
+    """Half the 95 % interval of a mean, by Student's t."""
+    from scipy import stats
+
+    return float(stats.t.isf(0.025, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def judge(
+    found: Found,
+    seeds: Iterable[int] = range(5),
+    *,
+    workers: int | None = None,
+    random_search: bool = True,
+    progress: bool = True,
+) -> Judged:
+    """Train the found setting, the defaults and the best of random search with fresh paired seeds, and test them.
+
+    The defaults are the method's start settings (kd: T 4, alpha 0.1), for the same student; where the student was
+    searched, for the largest network within the limits. Random search trains whole trials, without Hyperband, until
+    it has cost as much as the search, its last trial included: it gets a little more rather than less.
+    seeds: of images, order, views and initial weights, the same for all arms; not the one that the search trained with.
+    workers: default, as many as the search had. random_search: False leaves that arm out.
+    The same call goes on with what a killed one has left in the search's storage. Each run reads the test set once.
+    Raises ValueError for seeds that are no fresh ones, and what `run` raises.
+    """
+    check_kind("what search.run has returned", Found, found=found)
+    check_flags(progress=progress, random_search=random_search)
+    seeds = _check_seeds(seeds, found.tuning_seed)
+    workers = found.workers if workers is None else workers
+    check_whole(workers=workers)
+    started = time.perf_counter()
+    arms = [
+        Arm(FOUND, found.best.student, found.best.settings, found.cost, found.best.validation_accuracy),
+        Arm(DEFAULTS, found.task.student, found.task.spec.start, 0.0),
+    ]
+    random = None
+    if random_search and not (found.strategy.sampler == "random" and found.strategy.pruner is None):
+        random = _random_search(found, workers, progress)
+        if random.count(COMPLETE):  # else all of its trials diverged, and it has found nothing
+            best = random.best
+            arms.append(Arm(RANDOM, best.student, best.settings, random.cost, best.validation_accuracy))
+    rows = _run_all(found, arms, seeds, workers, progress)
+    return Judged(found, tuple(arms), tuple(rows), random, time.perf_counter() - started)
+
+
+def _check_seeds(seeds: Iterable[int], tuning_seed: int) -> list[int]:
+    if isinstance(seeds, str | bytes) or not isinstance(seeds, Iterable):
+        raise TypeError(f"seeds are whole numbers, such as range(5); got {seeds!r}.")
+    given = list(seeds)
+    for seed in given:
+        check_whole(0, LARGEST_WHOLE, seed=seed)
+    if len(set(given)) < max(2, len(given)):
+        raise ValueError(f"To judge takes at least two different seeds, five as a rule; got {given}.")
+    if tuning_seed in given:
+        raise ValueError(
+            f"Seed {tuning_seed} is the one that the search has chosen by, so it would flatter. Take others, range(5)."
+        )
+    return given
+
+
+def _random_search(found: Found, workers: int, progress: bool) -> Found:
+    """Random search with whole trials, at the cost of the search."""
+    strategy = replace(found.strategy, sampler="random", pruner=None, count=None, budget=found.cost)
+    return search(
+        found.task,
+        found.space,
+        strategy,
+        found.limits,
+        found.storage,
+        workers=workers,
+        progress=progress,
+        name=RANDOM,
+        latencies=found.latencies,
+    )
+
+
+def _run_all(found: Found, arms: Sequence[Arm], seeds: Sequence[int], workers: int, progress: bool) -> list[dict]:
+    """Train every arm with every seed; rows that an earlier call has left are taken as they are."""
+    with (
+        open_storage(found.storage) as (store, _),
+        scratch_folder(found.storage) as cache,
+        open_runners(found.task, cache, workers) as runners,
+        tqdm(total=len(arms) * len(seeds), desc="judge", unit="run", disable=not progress) as bar,
+    ):
+        done = Stored(load_optuna().create_study(study_name="judged", storage=store, load_if_exists=True))
+        rows = []
+        for seed in seeds:
+            missing = [arm for arm in arms if done.find(arm, seed) is None]
+            if missing:
+                prepare(found.task, cache, runners, seed)
+                _train(missing, seed, runners, done, bar)
+                shutil.rmtree(outputs_folder(cache, found.task, seed), ignore_errors=True)
+            bar.update(len(arms) - len(missing))
+            rows += [{"arm": arm.name, "seed": seed, **(done.find(arm, seed) or {})} for arm in arms]
+    return rows
+
+
+class Stored:
+    """The judging runs in the storage of a search, by what was trained."""
+
+    def __init__(self, study: Any) -> None:
+        self.study = study
+
+    def find(self, arm: Arm, seed: int) -> Mapping[str, Any] | None:
+        """The result of a run; None if it has not been made."""
+        return self.study.user_attrs.get(self._key(arm, seed))
+
+    def add(self, arm: Arm, seed: int, result: Mapping[str, Any]) -> None:
+        """Keep the result of a run."""
+        self.study.set_user_attr(self._key(arm, seed), dict(result))
+
+    @staticmethod
+    def _key(arm: Arm, seed: int) -> str:
+        # By the setting and not by the arm: a search with more trials may find another one.
+        return f"seed {seed}, {fingerprint([], arm.student, asdict(arm.settings))[:16]}"
+
+
+def _train(arms: Sequence[Arm], seed: int, runners: list[Runner], done: Stored, bar: tqdm) -> None:
+    """Train these arms, as many at a time as there are runners, and keep what came of them."""
+    free: SimpleQueue[Runner] = SimpleQueue()
+    for runner in runners:
+        free.put(runner)
+
+    def train(arm: Arm) -> dict[str, Any]:
+        runner = free.get()
+        try:
+            return asdict(runner.run(arm.student, arm.settings, seed, test=True))
+        finally:
+            free.put(runner)
+
+    if len(runners) == 1:
+        for arm in arms:
+            done.add(arm, seed, train(arm))  # in this thread, where Ctrl-C arrives
+            bar.update()
+        return
+    with ThreadPoolExecutor(len(runners)) as executor:
+        futures = {executor.submit(train, arm): arm for arm in arms}
+        for future in as_completed(futures):
+            done.add(futures[future], seed, future.result())
+            bar.update()

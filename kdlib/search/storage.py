@@ -1,0 +1,118 @@
+"""Where optuna keeps the trials of a search: in memory, in a folder, or in a database that several machines share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdlib import files
+from kdlib.errors import check_path
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+FILE = "search.sqlite"  # in the folder of a search
+Storage = str | Path | None
+
+
+def load_optuna() -> Any:
+    """optuna, quiet; ImportError, with the extra's name, where it is not installed."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError("A search needs the package optuna. Run: pip install 'kdlib[search]'.") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would say a line for every trial
+    return optuna
+
+
+@contextmanager
+def open_storage(storage: Storage) -> Iterator[tuple[BaseStorage, bool]]:
+    """The storage that a text names, and whether other machines may work on it at the same time.
+
+    storage: None for memory, a folder, "sqlite:///PATH", "journal:PATH" (a file on a disk that the machines share) or
+    the URL of a database, "postgresql://..." or "mysql://...". A folder or SQLite file is held by one search at a time.
+    Raises OSError for one that is in use, cannot be written or cannot be reached, ImportError where a database needs
+    another package, ValueError for a file that is no storage of optuna's.
+    """
+    optuna = load_optuna()
+    if storage is None:
+        yield optuna.storages.InMemoryStorage(), False
+        return
+    check_path(storage=storage)
+    text = str(storage)
+    if text.startswith("journal:"):
+        yield _journal(optuna, Path(text.removeprefix("journal:"))), True
+    elif "://" not in text or text.startswith("sqlite:///"):
+        path = Path(text.removeprefix("sqlite:///")) if "://" in text else Path(text) / FILE
+        busy = f"{path.parent} is in use by another search that has not ended. Wait for it, or choose another folder."
+        files.ensure_writable(path.parent)
+        with files.lock(path.with_name(f".{path.name}.lock"), busy):
+            database = _database(optuna, f"sqlite:///{path}", text)
+            try:
+                from kdlib.search.write_through import WriteThrough
+
+                yield WriteThrough(database), False
+            finally:
+                database.engine.dispose()
+    else:
+        yield _database(optuna, text, text), True
+
+
+def _journal(optuna: Any, path: Path) -> BaseStorage:
+    from optuna.storages.journal import JournalFileBackend
+
+    files.ensure_writable(path.parent)
+    try:
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no journal of a search ({error}). Choose another file.") from error
+
+
+def _database(optuna: Any, url: str, shown: str) -> Any:
+    from sqlalchemy import event, exc
+
+    quiet = logging.getLogger("alembic")
+    quiet.setLevel(logging.WARNING)
+    try:
+        database = optuna.storages.RDBStorage(url)
+    except ImportError as error:
+        raise ImportError(
+            f"The database {_without_password(shown)} needs a driver that is not installed "
+            f"({error.__cause__ or error}). Install it, psycopg2 or pymysql for instance."
+        ) from error
+    except exc.ArgumentError as error:
+        raise ValueError(
+            f"{_without_password(shown)} is no storage: give a folder, sqlite:///PATH, journal:PATH or the URL of a "
+            "database."
+        ) from error
+    except exc.DatabaseError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        if "not a database" in reason:
+            raise ValueError(f"{shown} is not a SQLite file ({reason}). Choose another one.") from error
+        raise OSError(
+            f"The storage {_without_password(shown)} cannot be reached or used ({reason}). Check its address, or leave "
+            "it out: a file in the run's folder will do for one machine."
+        ) from error
+    except (exc.SQLAlchemyError, RuntimeError) as error:
+        raise OSError(f"The storage {_without_password(shown)} cannot be used ({error}).") from error
+    if url.startswith("sqlite"):
+        # A trial makes some ten commits. With a log ahead of the file none of them waits for the disk: what was
+        # committed outlives a kill in any case, and a loss of power costs the last of it, never the file.
+        event.listen(database.engine, "connect", _log_ahead)
+        database.engine.dispose()
+    return database
+
+
+def _log_ahead(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _without_password(url: str) -> str:
+    """A URL as it may be shown."""
+    head, separator, tail = url.rpartition("@")
+    scheme = head.partition("://")[0]
+    return f"{scheme}://...@{tail}" if separator else url

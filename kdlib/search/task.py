@@ -1,0 +1,207 @@
+"""What every trial of a search trains, and how one of them is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from kdlib import devices, files, models, train
+from kdlib.data import DataModule, IndexedDataset
+from kdlib.search.space import find_method
+from kdlib.study.experiment import ForbiddenDataset
+from kdlib.study.method_specs import MethodSpec, Settings, TeacherKind
+from kdlib.study.plans import Budget
+from kdlib.teachers import CachedTeacher
+
+EPOCH_VALIDATION = 100  # images that `fit` evaluates after each epoch; the accuracy that decides is another one
+LEAST_REPORT = 500  # images of the validation split by which a trial is stopped early, or not
+
+Report = Callable[[int, float], bool]  # (epochs, validation accuracy) -> whether to go on
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all trials share.
+
+    student: an architecture by name; where width and depth are searched, the one that stands for all of them.
+    images: training images, drawn anew by each seed; None takes all of the data. views: augmented views of each image
+    for which the teacher's outputs are stored. layers: the choices of layers that any trial may make.
+    """
+
+    data: DataModule
+    teacher: nn.Module | None
+    method: str
+    student: str
+    images: int | None
+    epochs: int
+    views: int
+    layers: tuple[str, ...] = ()
+    device: str = "auto"
+    precision: str = "auto"
+
+    @property
+    def spec(self) -> MethodSpec:
+        """The method's losses and start settings."""
+        return find_method(self.method)
+
+    @property
+    def num_images(self) -> int:
+        """Training images of each trial."""
+        return len(self.data.train) if self.images is None else self.images
+
+    @property
+    def batch_size(self) -> int:
+        """As in the study: a quarter of 128 where few images would give few steps."""
+        return Budget(images=self.num_images).batch_size
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one training gave. validation_accuracy: on the whole validation split; None if it was stopped or diverged.
+
+    epochs: that it was trained for. error: why it diverged.
+    """
+
+    epochs: int
+    seconds: float
+    validation_accuracy: float | None = None
+    test_accuracy: float | None = None
+    error: str = ""
+
+
+class _Stopped(Exception):
+    """Ends a training whose report was answered by no."""
+
+
+class TaskRunner:
+    """Trains the students of one task in this process. cache: a folder for the teacher's outputs."""
+
+    def __init__(self, task: Task, cache: Path) -> None:
+        self.task, self.cache = task, cache
+        config = devices.resolve(task.device, task.precision)
+        self.device_options: dict[str, Any] = {
+            "device": str(config.device),
+            "precision": "bf16" if config.bfloat16 else "fp32",
+        }
+        self._seed: int | None = None
+        self._data = task.data
+        self._outputs: CachedTeacher | None = None
+
+    def prepare(self, seed: int) -> None:
+        """Draw the images of a seed, and store the teacher's outputs for them, unless another process has done so."""
+        if seed == self._seed:
+            return
+        task = self.task
+        self._data = task.data.subset(task.images, seed=seed)
+        self._outputs = None
+        if task.teacher is not None and task.spec.teacher is not TeacherKind.NONE:
+            self._outputs = CachedTeacher.build(
+                task.teacher,
+                self._data.train,
+                augmentation=self._data.augmentation,
+                seed=seed,
+                views=task.views,
+                layers=self._teacher_layers(),
+                directory=outputs_folder(self.cache, self.task, seed),
+                progress=False,
+                **self.device_options,
+            )
+        self._seed = seed
+
+    def _teacher_layers(self) -> tuple[str, ...]:
+        """The layers of the teacher that any trial may look at; all students of a search have the same stages."""
+        task = self.task
+        assert task.teacher is not None
+        student = self.build_student(task.student, 0)
+        starts = [replace(task.spec.start, layers=word) for word in task.layers] or [task.spec.start]
+        methods = [task.spec.make_method(start, student, task.teacher) for start in starts]
+        return tuple(sorted({layer for method in methods for layer in method.teacher_layers}))
+
+    def build_student(self, student: str, seed: int) -> nn.Module:
+        """A student with the initial weights of this seed."""
+        return build_student(self.task.data, student, seed)
+
+    def run(
+        self,
+        student: str,
+        settings: Settings,
+        seed: int,
+        *,
+        reports: Collection[int] = (),
+        report: Report | None = None,
+        test: bool = False,
+    ) -> Outcome:
+        """Train one student. reports: the epochs after which `report` is asked whether to go on.
+
+        test: read the test set, once, afterwards; otherwise it cannot be read at all.
+        """
+        self.prepare(seed)
+        task, validation = self.task, self._data.validation
+        network = self.build_student(student, seed)
+        few = validation.select(torch.arange(min(EPOCH_VALIDATION, len(validation))))
+        reported = validation.select(torch.arange(min(max(LEAST_REPORT, task.num_images // 2), len(validation))))
+        started, done = time.perf_counter(), 0
+
+        def after_epoch(epoch: int, model: nn.Module) -> None:
+            nonlocal done
+            done = epoch
+            if report is None or epoch not in reports:
+                return
+            accuracy = train.evaluate(model, reported, **self.device_options).accuracy
+            if not report(epoch, accuracy):
+                raise _Stopped
+
+        try:
+            result = train.fit(
+                network,
+                replace(self._data, validation=few, test=cast(IndexedDataset, ForbiddenDataset())),
+                teacher=self._outputs,
+                method=task.spec.make_method(settings, network, cast(nn.Module, task.teacher)),
+                epochs=task.epochs,
+                recipe=settings.recipe(task.batch_size),
+                views=task.views,
+                seed=seed,
+                test=False,
+                progress=False,
+                on_epoch_end=after_epoch,
+                **self.device_options,
+            )
+            accuracy = train.evaluate(result.student, validation, **self.device_options).accuracy
+            tested = train.evaluate(result.student, self._data.test, **self.device_options).accuracy if test else None
+        except _Stopped:
+            return Outcome(done, time.perf_counter() - started)
+        except FloatingPointError as error:
+            return Outcome(min(done + 1, task.epochs), time.perf_counter() - started, error=str(error))
+        return Outcome(task.epochs, time.perf_counter() - started, accuracy, tested)
+
+
+def build_student(data: DataModule, student: str, seed: int) -> nn.Module:
+    """A network of this architecture for these data, with the initial weights of a seed."""
+    return models.build(
+        student,
+        num_classes=data.num_classes,
+        in_channels=data.in_channels,
+        image_size=data.image_size,
+        seed=seed,
+    )
+
+
+def outputs_folder(cache: Path, task: Task, seed: int) -> Path:
+    """Where the teacher's outputs for the images of a seed are stored.
+
+    What they depend on is in the name: a search that was killed leaves them, and the next one may be another.
+    """
+    parts = (task.images, task.views, task.layers, task.student, task.device, task.precision, seed)
+    key = files.fingerprint([], task.data.train.fingerprint, teacher_fingerprint(task.teacher), parts)[:12]
+    return cache / f"seed{seed}-{key}"
+
+
+def teacher_fingerprint(teacher: nn.Module | None) -> str | None:
+    """A short hash of a teacher's weights and structure; None for no teacher."""
+    return None if teacher is None else files.fingerprint(teacher.state_dict(), repr(teacher))[:12]

@@ -1,0 +1,128 @@
+"""Simulated experiments: against the formula for the power, and against the students whose answers were kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from course import planning
+from course.experiments import kept_results
+from course.planning import Plan
+from kdlib import data, verdict
+
+MANY_IMAGES = 10**9  # so many that they add nothing
+
+
+@pytest.mark.parametrize(("gain", "spread", "seeds"), [(0.5, 0.4, 3), (0.5, 0.4, 5), (0.3, 0.4, 10), (-1.0, 0.5, 4)])
+@pytest.mark.parametrize("methods", [1, 7])
+def test_without_the_scatter_of_images_the_power_is_that_of_the_t_test(
+    gain: float, spread: float, seeds: int, methods: int
+) -> None:
+    found = planning.power(Plan(gain, spread, seeds, MANY_IMAGES, methods))
+    t = stats.t.isf(0.025 / methods, seeds - 1)
+    exact = 100 * stats.nct.sf(t, seeds - 1, abs(gain) / spread * seeds**0.5)
+    assert found == pytest.approx(exact, abs=3.5)  # of 2,000 experiments: three standard deviations
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10, 20])
+@pytest.mark.parametrize("images", [1_000, 10_000])
+def test_intervals_hold_the_true_gain_as_often_as_they_say(seeds: int, images: int) -> None:
+    for gain in (0.0, 0.7):
+        simulated = planning.simulate(Plan(gain, 0.3, seeds, images))
+        assert 0.92 <= simulated.covered <= 0.975
+    nothing = planning.simulate(Plan(0.0, 0.3, seeds, images))
+    assert nothing.right == nothing.covered  # INCONCLUSIVE is right where zero is inside
+
+
+def test_the_interval_is_that_of_the_library() -> None:
+    """Tables of seeds by images, drawn with the plan's own variances: `compare_samples` gives such intervals."""
+    plan, random = Plan(0.6, 0.3, 5, 2_000), np.random.default_rng(3)
+    of_image = (planning.SHARED * planning.DISAGREE) ** 0.5
+    of_both = ((1 - planning.SHARED) * planning.DISAGREE) ** 0.5
+    widths = []
+    for _ in range(60):
+        table = 0.006 + 0.003 * random.standard_normal((5, 1)) + of_image * random.standard_normal((1, 2_000))
+        table = table + of_both * random.standard_normal((5, 2_000))
+        sides = dict(enumerate(table)), dict(enumerate(np.zeros_like(table)))
+        found = verdict.compare_samples(*sides)
+        widths.append(100 * (found.high - found.low))
+    simulated = planning.simulate(plan)
+    assert np.median(widths) == pytest.approx(np.median(simulated.high - simulated.low), rel=0.1)
+
+
+def test_more_seeds_and_images_help_and_more_methods_do_not() -> None:
+    plan = Plan(0.5, 0.3, 5)
+    seeds = planning.powers(plan, range(2, 16))
+    assert seeds == sorted(seeds)
+    assert planning.power(plan) > planning.power(replace(plan, images=1_000))
+    assert planning.power(plan) > planning.power(replace(plan, methods=15))
+
+
+def test_more_seeds_do_not_make_up_for_few_images() -> None:
+    few = Plan(spread=0.3, seeds=40, images=1_000)
+    assert planning.smallest_gain(few) > 0.7
+    assert planning.smallest_gain(replace(few, seeds=5)) < 2 * planning.smallest_gain(few)
+    assert planning.smallest_gain(replace(few, images=10_000)) < 0.4
+
+
+def test_the_smallest_gain_is_found_as_often_as_was_wanted() -> None:
+    plan = Plan(spread=0.3, seeds=6)
+    gain = planning.smallest_gain(plan)
+    assert planning.power(replace(plan, gain=gain)) == pytest.approx(80, abs=1)
+    assert planning.smallest_gain(plan, wanted=90) > gain
+    needed = planning.seeds_needed(replace(plan, gain=gain))
+    assert needed == 6
+    assert planning.seeds_needed(Plan(0.01)) is None
+
+
+def test_the_same_luck_gives_the_same_experiments() -> None:
+    plan = Plan()
+    assert planning.simulate(plan, 40, 1) is planning.simulate(plan, 40, 1)
+    one, other = planning.simulate(plan, 40, 1), planning.simulate(plan, 40, 2)
+    assert not np.array_equal(one.mean, other.mean)
+    shifted = planning.simulate(replace(plan, gain=1.5), 40, 1)
+    assert shifted.mean == pytest.approx(one.mean + 1.0)
+
+
+def test_false_alarms_add_up() -> None:
+    assert planning.false_alarm(1) == pytest.approx(0.05)
+    assert planning.false_alarm(19) == pytest.approx(1 - 0.95**19)
+    counts = [
+        (np.abs(stats.norm.rvs(size=15, random_state=number)) > stats.norm.isf(0.025)).any() for number in range(2_000)
+    ]
+    assert np.mean(counts) == pytest.approx(planning.false_alarm(15), abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"seeds": 1}, "seeds"),
+        ({"images": 10}, "images"),
+        ({"methods": 0}, "methods"),
+        ({"spread": -0.1}, "spread"),
+        ({"gain": float("nan")}, "gain"),
+        ({"confidence": 1.0}, "confidence"),
+    ],
+)
+def test_what_is_no_plan_is_refused(options: dict[str, float], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Plan(**options)  # type: ignore[arg-type]
+
+
+def test_the_scatter_of_images_is_that_of_the_kept_students(fashion: data.DataModule) -> None:
+    """Mean squares of the table of seeds by test images, for students by logits against those by hard labels."""
+    kept = kept_results.load()
+    sides = [kept.right(name) for name in ("kd", "hard")]
+    table = np.stack([sides[0][seed].astype(float) - sides[1][seed] for seed in sorted(sides[0])])
+    seeds, images = table.shape
+    assert images == len(fashion.test)
+    disagree = (table != 0).mean()
+    of_images = table.mean(0)
+    rest = table - table.mean(1, keepdims=True) - of_images + table.mean()
+    error = (rest**2).sum() / ((seeds - 1) * (images - 1))
+    shared = (seeds * ((of_images - table.mean()) ** 2).sum() / (images - 1) - error) / seeds
+    assert disagree == pytest.approx(planning.DISAGREE, abs=0.004)
+    assert shared / (shared + error) == pytest.approx(planning.SHARED, abs=0.05)

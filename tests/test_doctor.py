@@ -1,0 +1,339 @@
+"""What `kdlib.doctor` finds and what it leaves alone, in the random set-ups of benchmarks/doctor.py, fewer of each."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from doctor_faults import FAULTS, METHODS_OF_KDLIB, sound
+from doctor_setups import Case, Net, case
+from torch import Tensor, nn
+
+from kdlib import data, methods, models
+from kdlib.adapters import Adapter
+from kdlib.distiller import Distiller
+from kdlib.doctor import CHECKS, Finding, Report, examine
+from kdlib.study import method_specs
+from kdlib.study.method_specs import METHODS
+
+
+def said(report: Report) -> set[str]:
+    """The names of the findings; what both networks can have counts as one."""
+    return {"probabilities" if one.check in ("student-probabilities", "teacher-probabilities") else one.check
+            for one in report.findings}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found(name: str) -> None:
+    """In one set-up each; the benchmark takes ten."""
+    assert said(examine(**FAULTS[name].make(0))) & set(FAULTS[name].checks)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_sound_set_up_is_left_alone(seed: int) -> None:
+    name, arguments = sound(seed)
+    report = examine(**arguments)
+    assert report.findings == (), (name, str(report))
+    assert report.sound
+
+
+@pytest.mark.parametrize("name", METHODS_OF_KDLIB)
+def test_methods_of_kdlib_are_sound(name: str) -> None:
+    c = case(3, temperature=4.0, alpha=0.3)
+    d = Distiller(c.student, c.teacher, METHODS_OF_KDLIB[name](c), example=c.batches[0])
+    report = examine(d, c.batches, optimizer=torch.optim.SGD(d.parameters(), 0.1))
+    assert report.findings == (), str(report)
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[nn.Module, nn.Module, list[Any]]:
+    """A student and a teacher of the course, and two batches."""
+    fashion = data.load("fashion-mnist")
+    batches = [batch for _, batch in zip(range(2), fashion.train.iter_batches(48), strict=False)]
+    return models.build("resnet8", num_classes=10, in_channels=1).train(), models.load("resnet20-fashion"), batches
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_the_methods_of_the_study_are_sound(name: str, networks: tuple[nn.Module, nn.Module, list[Any]]) -> None:
+    student, teacher, batches = networks
+    spec = method_specs.find(name)
+    student = copy.deepcopy(student)
+    method = spec.make_method(spec.start, student, teacher)
+    distiller = Distiller(student, teacher if method.needs_teacher else None, method, example=batches[0])
+    report = examine(distiller, batches, optimizer=torch.optim.SGD(distiller.parameters(), 0.1))
+    assert report.findings == (), str(report)
+
+
+# -------------------- losses that are meant
+
+
+def on_logits(loss: Callable[..., Any], **options: Any) -> Report:
+    c = case(5)
+    return examine(student=c.student, teacher=c.teacher, loss=loss, batches=c.batches[:2], **options)
+
+
+LEGITIMATE: dict[str, Callable[..., Tensor]] = {
+    "mse of logits": lambda s, t: F.mse_loss(s, t),
+    "huber": lambda s, t: F.smooth_l1_loss(s, t),
+    "soft cross-entropy": lambda s, t: F.cross_entropy(s, t.softmax(1)),
+    "squared Hellinger distance": lambda s, t: (
+        (0.5 * s.log_softmax(1)).exp() - (0.5 * t.log_softmax(1)).exp()
+    ).square().sum(1).mean(),
+    "mse of probabilities": lambda s, t: F.mse_loss(s.softmax(1), t.softmax(1)),
+    "cosine": lambda s, t: 1 - F.cosine_similarity(s, t, dim=1).mean(),
+    "kd and a hard loss of another kind": lambda s, t, y: (
+        F.multi_margin_loss(s, y) + F.kl_div(s.log_softmax(1), t.log_softmax(1), reduction="batchmean", log_target=True)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEGITIMATE)
+def test_other_losses_are_no_fault(name: str) -> None:
+    assert on_logits(LEGITIMATE[name]).faults == ()
+
+
+def reversed_kl(s: Tensor, t: Tensor) -> Tensor:
+    return F.kl_div(t.log_softmax(1), s.log_softmax(1), reduction="batchmean", log_target=True)
+
+
+def test_a_reversed_divergence_is_a_doubt_and_a_fault_only_where_kd_is_meant() -> None:
+    (doubt,) = on_logits(reversed_kl).findings
+    assert (doubt.check, doubt.severity) == ("loss-direction", "doubt")
+    (fault,) = on_logits(reversed_kl, meant="kd").findings
+    assert fault.severity == "fault"
+
+
+@pytest.mark.parametrize(("classes", "temperature"), [(4, 4.0), (10, 2.0), (16, 4.0)])
+def test_one_sixteenth_is_told_from_one_class_in_sixteen(classes: int, temperature: float) -> None:
+    """1/C and 1/T^2 may be the same number; what is wrong shows when one of them changes."""
+    x, y = torch.randn(32, 6), torch.arange(32) % classes
+    student, teacher = nn.Linear(6, classes), nn.Linear(6, classes)
+
+    def kd(s: Tensor, t: Tensor, T: float = temperature, over: int = 1) -> Tensor:  # noqa: N803
+        return F.kl_div(F.log_softmax(s / T, 1), F.softmax(t / T, 1), reduction="batchmean") * T**2
+
+    given: dict[str, Any] = {"student": student, "teacher": teacher, "batches": [(x, y)] * 2}
+    mean = examine(**given, loss=lambda s, t, T=temperature: kd(s, t, T) / s.shape[1])  # noqa: N803
+    assert said(mean) & {"loss-reduction", "loss-temperature"} == {"loss-reduction"}
+    without = examine(**given, loss=lambda s, t, T=temperature: kd(s, t, T) / T**2)  # noqa: N803
+    assert said(without) & {"loss-reduction", "loss-temperature"} == {"loss-temperature"}
+
+
+def test_a_batch_without_labels_is_examined_as_far_as_it_goes() -> None:
+    c = case(5)
+    adapter = Adapter(inputs=lambda batch: batch)
+    report = examine(
+        student=c.student,
+        teacher=c.teacher,
+        loss=lambda s, t: c.soft(s, t),
+        batches=[x for x, _ in c.batches[:2]],
+        adapter=adapter,
+    )
+    assert report.findings == ()
+    assert "labels" in report.skipped["teacher-accuracy"]
+    assert "loss-direction" in report.passed
+
+
+def test_few_samples_accuse_nobody() -> None:
+    """A teacher that is right about 1 of 6 samples may have had bad luck."""
+    c = case(0)
+    c.teacher.fc.weight.data.normal_()
+    report = examine(
+        student=c.student, teacher=c.teacher, loss=c.loss, batches=[(x[:3], y[:3]) for x, y in c.batches[:2]]
+    )
+    assert not said(report) & {"teacher-accuracy", "class-order", "teacher-pairing", "normalisation"}
+
+
+# -------------------- everything comes back
+
+
+def state(c: Case, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """All that an examination could change."""
+    found: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": np.random.get_state()[1],
+    }
+    for role, network in (("student", c.student), ("teacher", c.teacher)):
+        found |= {f"{role} {k}": v.clone() for k, v in network.state_dict().items()}
+        found |= {f"{role} mode {k}": m.training for k, m in network.named_modules()}
+        found |= {
+            f"{role} hooks {k}": len(m._forward_hooks) + len(m._forward_pre_hooks) for k, m in network.named_modules()
+        }
+        for k, p in network.named_parameters():
+            found[f"{role} grad {k}"] = None if p.grad is None else p.grad.clone()
+            found[f"{role} requires {k}"] = p.requires_grad
+    found["optimizer"] = copy.deepcopy(optimizer.state_dict())
+    return found
+
+
+def assert_same(before: Any, after: Any, name: str = "") -> None:
+    if isinstance(before, dict):
+        assert before.keys() == after.keys()
+        for key in before:
+            assert_same(before[key], after[key], f"{name}.{key}")
+    elif isinstance(before, Tensor | np.ndarray):
+        assert bool((torch.as_tensor(before) == torch.as_tensor(after)).all()), name
+    else:
+        assert before == after, name
+
+
+@pytest.mark.parametrize("form", ["distiller", "loss", "step"])
+def test_networks_optimiser_batches_and_chance_come_back(form: str) -> None:
+    c = case(2, norm="batch", dropout=0.3)
+    c.teacher.requires_grad_(False)
+    optimizer = torch.optim.Adam([*c.student.parameters(), *c.teacher.parameters()], 0.01)
+    c.student(c.batches[0][0]).sum().backward()  # gradients that somebody accumulates
+    optimizer.step()
+    batches = c.batches[:3]
+    copies = copy.deepcopy(batches)
+    given: dict[str, Any] = {"student": c.student, "teacher": c.teacher, form: getattr(c, form, None)}
+    if form == "step":
+
+        def step(batch: Any) -> Tensor:
+            batch[0].add_(1.0)  # a step that writes into its batch and its teacher
+            with torch.no_grad():
+                c.teacher.fc.bias.add_(1.0)
+            random.random(), np.random.rand()
+            return c.step(batch)
+
+        given["step"] = step
+    if form == "distiller":
+        given = {"distiller": Distiller(c.student, c.teacher, methods.Logit())}
+    before = state(c, optimizer)
+    parameters = dict(c.student.named_parameters())
+    examine(**given, batches=batches, optimizer=optimizer)
+    assert_same(before, state(c, optimizer))
+    assert all(p is parameters[name] for name, p in c.student.named_parameters())
+    for (x, y), (a, b) in zip(batches, copies, strict=True):
+        assert torch.equal(x, a)
+        assert torch.equal(y, b)
+
+
+def test_a_shuffling_loader_gives_the_same_order_afterwards() -> None:
+    c = case(2)
+    x, y = c.task.samples(64, 1)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 16, shuffle=True)
+    torch.manual_seed(5)
+    expected = next(iter(loader))[1]
+    torch.manual_seed(5)
+    examine(student=c.student, teacher=c.teacher, loss=c.loss, batches=loader)
+    assert torch.equal(next(iter(loader))[1], expected)
+
+
+# -------------------- the report
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Report:
+    return examine(**FAULTS["teacher in the optimiser"].make(1))
+
+
+def test_a_report_prints_what_was_measured_why_and_what_to_do(faulty: Report) -> None:
+    (finding,) = faulty.find("teacher-gradient")
+    text = " ".join(str(faulty).split())
+    for part in (finding.measured, finding.why, finding.change, finding.story):
+        assert " ".join(str(part).split()) in text
+    assert not faulty.sound
+
+
+def test_a_report_is_plain_values(faulty: Report) -> None:
+    values = json.loads(json.dumps(faulty.to_dict()))
+    assert values["sound"] is False
+    assert values["findings"][0]["severity"] == "fault"
+    assert 0 < values["findings"][0]["confidence"] <= 1
+
+
+def test_every_check_is_accounted_for(faulty: Report) -> None:
+    """Passed, skipped with a reason, or it says something."""
+    explained = {"teacher-gradient"}
+    assert set(faulty.passed) | set(faulty.skipped) | explained == set(CHECKS)
+    assert all(faulty.skipped.values())
+
+
+def test_findings_come_before_doubts() -> None:
+    both = Finding("a", "doubt", "", "", ""), Finding("b", "fault", "", "", "")
+    assert Report(both, ()).faults == (both[1],)
+
+
+# -------------------- what is no set-up
+
+
+def good() -> dict[str, Any]:
+    c = case(1)
+    return {"student": c.student, "teacher": c.teacher, "loss": c.loss, "batches": c.batches[:2]}
+
+
+net = Net(1, 3, (4, 4))
+BAD: dict[str, dict[str, Any]] = {
+    "nothing": {"loss": None},
+    "two forms": {"step": lambda batch: None},
+    "a loss that is a text": {"loss": "kd"},
+    "a loss that is a class": {"loss": nn.KLDivLoss},
+    "no student": {"student": None},
+    "a student that is a function": {"student": lambda x: x},
+    "no teacher": {"teacher": None},
+    "a teacher that is a text": {"teacher": "resnet50"},
+    "a teacher that is a class": {"teacher": Net},
+    "one network twice": {"student": net, "teacher": net},
+    "no batches": {"batches": None},
+    "an empty list of batches": {"batches": []},
+    "an iterator": {"batches": iter([1])},
+    "a tensor as batches": {"batches": torch.zeros(2, 3)},
+    "a dict as batches": {"batches": {"image": 1}},
+    "a name as optimiser": {"optimizer": "sgd"},
+    "parameters as optimiser": {"optimizer": [torch.zeros(1)]},
+    "a temperature of zero": {"temperature": 0.0},
+    "a temperature that is a text": {"temperature": "4"},
+    "a temperature that is NaN": {"temperature": float("nan")},
+    "an alpha of two": {"alpha": 2.0},
+    "an unknown meaning": {"meant": "kdd"},
+    "clipped names": {"clipped": ["fc.weight"]},
+    "splits that are a list": {"data": [1, 2]},
+    "a single split": {"data": {"test": [1]}},
+    "an adapter that is a dict": {"adapter": {"inputs": 0}},
+    "a loss of several numbers": {"loss": lambda s, t: (s - t).square().mean(1)},
+    "a loss that is a number": {"loss": lambda s, t: 1.0},
+    "a loss without terms": {"loss": lambda s, t: {}},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_examined_is_refused_in_a_sentence(name: str) -> None:
+    with pytest.raises((ValueError, TypeError)) as raised:
+        examine(**{**good(), **BAD[name]})
+    text = str(raised.value)
+    assert 20 < len(text) < 300
+    assert text[-1] in ".)]"
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_a_step_that_does_its_own_backward_is_refused(detached: bool) -> None:
+    c = case(1)
+    before = [p.grad for p in c.student.parameters()]
+
+    def step(batch: Any) -> Tensor:
+        loss = c.step(batch)
+        loss.backward()
+        return loss.detach() if detached else loss
+
+    with pytest.raises(ValueError, match="backward"):
+        examine(student=c.student, teacher=c.teacher, step=step, batches=c.batches)
+    assert all(p.grad is one for p, one in zip(c.student.parameters(), before, strict=True))
+
+
+def test_a_distiller_has_its_networks() -> None:
+    c = case(1)
+    d = Distiller(c.student, c.teacher, methods.Logit())
+    with pytest.raises(ValueError, match="leave out"):
+        examine(d, c.batches, student=c.student)
+    with pytest.raises(TypeError, match="Distiller"):
+        examine(c.student, c.batches)  # type: ignore[arg-type]

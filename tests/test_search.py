@@ -1,0 +1,937 @@
+"""kdlib search: the same seed, the same trials; a kill loses none; honest judgement; bad inputs in a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from kdlib import cli, data, measure, models, search, train, verdict
+from kdlib.data import DataModule
+from kdlib.search import storage, task, workers
+from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED
+
+pytest.importorskip("optuna")
+
+TINY: dict[str, Any] = {"student": "resnet8w2", "views": 1, "precision": "fp32", "progress": False}
+TRAINED = {"state", "validation_accuracy", "last_report", "epochs", "cost", "student"}
+
+
+@pytest.fixture(scope="session")
+def teacher() -> nn.Module:
+    return models.build("resnet8w4", num_classes=3, in_channels=1, image_size=8, seed=5).eval()
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The seed of every training that is begun."""
+    begun, fit = [], train.fit
+
+    def counted(*args: Any, **options: Any) -> train.Result:
+        begun.append(options["seed"])
+        return fit(*args, **options)
+
+    monkeypatch.setattr(train, "fit", counted)
+    return begun
+
+
+def evaluated_splits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Whatever is evaluated from now on, except by `fit` itself."""
+    evaluated, evaluate = [], train.evaluate
+
+    def noted(model: nn.Module, split: Any, **options: Any) -> train.Metrics:
+        evaluated.append(split)
+        return evaluate(model, split, **options)
+
+    monkeypatch.setattr(train, "evaluate", noted)
+    return evaluated
+
+
+def accuracy_of(settings: Any) -> float:
+    """An invented accuracy: best at a learning rate of 0.2, with noise that is a function of the settings."""
+    noise = random.Random(repr(settings)).random()
+    return 0.9 - 0.1 * abs(torch.log10(torch.tensor(settings.learning_rate / 0.2)).item()) + 0.01 * noise
+
+
+@pytest.fixture
+def invented(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Trainings that take no time, for tests of what stands around them; the settings of each."""
+    made: list[Any] = []
+
+    def run(self: Any, student: str, settings: Any, seed: int, *, reports: Any = (), report: Any = None,
+            test: bool = False) -> task.Outcome:  # fmt: skip
+        made.append(settings)
+        for epoch in reports:
+            if not report(epoch, accuracy_of(settings) - 0.3 / epoch):
+                return task.Outcome(epoch, 0.0)
+        accuracy = accuracy_of(settings) + 0.001 * random.Random(seed).random()
+        return task.Outcome(self.task.epochs, 0.0, accuracy, accuracy - 0.01 if test else None)
+
+    monkeypatch.setattr(task.TaskRunner, "run", run)
+    monkeypatch.setattr(task.TaskRunner, "prepare", lambda self, seed: None)
+    return made
+
+
+def points(found: search.Found) -> list[dict[str, Any]]:
+    """What is the same for the same trials: everything but times."""
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in found.rows]
+
+
+# --- the search itself
+
+
+def test_the_best_trial_is_the_complete_one_with_the_highest_validation_accuracy(
+    blobs: DataModule, teacher: nn.Module, trainings: list[int]
+) -> None:
+    found = search.run(blobs, teacher=teacher, trials=6, epochs=4, **TINY)
+    table = found.trials
+    assert len(table) == len(trainings) == 6
+    assert set(trainings) == {found.tuning_seed} == {1000}
+    complete = table[table.state == COMPLETE]
+    assert found.best.validation_accuracy == complete.validation_accuracy.max()
+    assert found.best.trial == complete.validation_accuracy.idxmax()
+    for name, one in found.space.items():
+        assert table[name].between(one.low, one.high).all()
+        assert getattr(found.best.settings, name) == table.loc[found.best.trial, name]
+    assert found.cost == table.epochs.sum()
+    assert str(found.best.trial) in str(found)
+
+
+def test_what_was_found_trains_to_the_accuracy_that_was_reported(blobs: DataModule, teacher: nn.Module) -> None:
+    """The search's training is the library's: the same settings and seed by `train.fit` give the same student."""
+    found = search.run(blobs, teacher=teacher, trials=2, epochs=3, pruner=None, images=60, **TINY)
+    few = blobs.subset(60, seed=found.tuning_seed)
+    student = found.build_student(found.tuning_seed)
+    result = train.fit(
+        student,
+        few,
+        teacher=teacher,
+        method=found.make_method(student),
+        epochs=3,
+        views=1,
+        recipe=found.best.settings.recipe(found.task.batch_size),
+        seed=found.tuning_seed,
+        precision="fp32",
+        progress=False,
+        test=False,
+    )
+    # The stored outputs of the teacher have 16 bits, so single images may differ.
+    assert result.validation_accuracy == pytest.approx(found.best.validation_accuracy, abs=0.07)
+
+
+def test_the_same_seed_gives_the_same_trials_and_another_seed_others(blobs: DataModule, teacher: nn.Module) -> None:
+    first, again, other = (
+        search.run(blobs, teacher=teacher, trials=7, epochs=4, seed=seed, **TINY) for seed in (3, 3, 4)
+    )
+    assert points(first) == points(again)
+    assert first.tuning_seed == 1003
+    assert all(a["learning_rate"] != b["learning_rate"] for a, b in zip(points(first), points(other), strict=True))
+
+
+def test_the_test_set_is_not_read_and_no_training_or_evaluation_is_made_that_is_not_counted(
+    blobs: DataModule, teacher: nn.Module, trainings: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = evaluated_splits(monkeypatch)
+    monkeypatch.setattr(task, "LEAST_REPORT", 12)
+    sealed = replace(blobs, test=_Sealed())
+    found = search.run(sealed, teacher=teacher, trials=6, epochs=4, images=20, **TINY)
+    assert len(trainings) == 6
+    evaluated = [len(split) for split in splits]
+    complete, reports = found.count(COMPLETE), len(found.rows) + sum(row["epochs"] >= 3 for row in found.rows)
+    assert evaluated.count(30) == complete  # the whole validation split
+    assert evaluated.count(12) == reports  # a part of it, after epochs 1 and 3
+    assert len(evaluated) == complete + reports
+
+
+class _Sealed:
+    """A test set that may not be looked at."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AssertionError(f"The test set's {name} were read.")
+
+
+def test_hyperband_stops_trials_after_epochs_1_3_and_9_and_only_such_that_are_behind(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any]
+) -> None:
+    found = search.run(blobs, teacher=teacher, trials=30, epochs=15, **TINY)
+    stopped = [row for row in found.rows if row["state"] == PRUNED]
+    assert {row["epochs"] for row in stopped} <= {1, 3, 9}
+    assert len(stopped) > 15
+    assert found.cost < 0.6 * 30 * 15
+    best = max(accuracy_of(settings) for settings in invented)
+    assert best - found.best.validation_accuracy < 0.03
+
+
+def test_without_a_pruner_every_trial_is_trained_to_its_end(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any]
+) -> None:
+    found = search.run(blobs, teacher=teacher, trials=9, epochs=15, pruner=None, **TINY)
+    assert [row["epochs"] for row in found.rows] == [15] * 9
+    assert found.count(COMPLETE) == 9
+
+
+def test_tpe_looks_where_it_was_good_and_random_search_everywhere(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any]
+) -> None:
+    spread = {}
+    for sampler in ("tpe", "random"):
+        found = search.run(blobs, teacher=teacher, trials=60, epochs=1, pruner=None, sampler=sampler, **TINY)
+        rates = torch.tensor([row["learning_rate"] for row in found.rows[30:]])
+        spread[sampler] = (rates / 0.2).log10().abs().mean().item()
+    assert spread["tpe"] < 0.6 * spread["random"]
+
+
+def test_importance_finds_the_one_setting_that_matters(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any]
+) -> None:
+    found = search.run(blobs, teacher=teacher, trials=60, epochs=1, pruner=None, sampler="random", **TINY)
+    assert max(found.importance, key=lambda name: found.importance[name]) == "learning_rate"
+    assert sum(found.importance.values()) == pytest.approx(1)
+    few = search.run(blobs, teacher=teacher, trials=3, epochs=1, pruner=None, **TINY)
+    assert few.importance == {}
+
+
+def test_a_trial_that_diverges_is_said_and_the_search_goes_on(blobs: DataModule, teacher: nn.Module) -> None:
+    space = {"learning_rate": search.Choice((0.05, 1e30))}
+    found = search.run(blobs, teacher=teacher, space=space, trials=6, epochs=2, pruner=None, **TINY)
+    assert found.count(DIVERGED) + found.count(COMPLETE) == 6
+    for row in found.rows:
+        assert (row["learning_rate"] > 1) == (row["state"] == DIVERGED) == bool(row["error"])
+    assert 0 < found.count(DIVERGED) < 6
+    assert found.best.settings.learning_rate == 0.05
+
+
+def test_a_search_in_which_all_diverge_has_no_best_and_says_so(blobs: DataModule, teacher: nn.Module) -> None:
+    space = {"learning_rate": search.LogUniform(1e30, 1e31)}
+    found = search.run(blobs, teacher=teacher, space=space, trials=2, epochs=1, pruner=None, **TINY)
+    with pytest.raises(ValueError, match=r"No trial was trained to its end \(2 diverged\)"):
+        found.best  # noqa: B018
+
+
+def test_hard_labels_are_searched_without_a_teacher(blobs: DataModule) -> None:
+    found = search.run(blobs, method="hard", trials=2, epochs=1, **TINY)
+    assert set(found.space) == {"learning_rate", "weight_decay"}
+
+
+def test_weight_and_layers_of_a_feature_loss_are_searched(blobs: DataModule, teacher: nn.Module) -> None:
+    found = search.run(blobs, teacher=teacher, method="hint", trials=5, epochs=1, **TINY)
+    assert {"weight", "layers"} <= set(found.space)
+    assert len({row["layers"] for row in found.rows}) > 1
+    assert all(0.3 <= row["weight"] <= 300 for row in found.rows)
+
+
+# --- width and depth within limits
+
+
+def test_networks_beyond_the_limit_are_never_trained_and_do_not_count(
+    blobs: DataModule, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import optuna
+
+    built: list[str] = []
+    real = task.TaskRunner.run
+
+    def run(self: Any, student: str, *args: Any, **options: Any) -> task.Outcome:
+        built.append(student)
+        return real(self, student, *args, **options)
+
+    monkeypatch.setattr(task.TaskRunner, "run", run)
+    space = {"width": search.Whole(2, 8, 2), "depth": search.Whole(8, 14, 6), "alpha": search.Uniform(0, 0.5)}
+    limit = 250_000
+    options = {"teacher": teacher, "space": space, "max_macs": limit, **TINY, "student": None}
+    found = search.run(blobs, trials=5, epochs=1, storage=tmp_path, **options)
+    assert found.count(COMPLETE) + found.count(PRUNED) == len(built) == 5
+    assert found.count(INFEASIBLE) > 0
+    for row in found.rows:
+        network = models.build(row["student"], num_classes=3, in_channels=1, image_size=8, seed=0)
+        assert row["macs"] == measure.macs(network, (1, 8, 8))
+        assert (row["macs"] > limit) == (row["state"] == INFEASIBLE) == (row["epochs"] == 0)
+    stored = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / storage.FILE}").trials
+    for trial, row in zip(stored, found.rows, strict=True):
+        assert trial.constraints["macs"] == pytest.approx(row["macs"] / limit - 1)
+    assert found.best.student == found.rows[found.best.trial]["student"]
+    assert measure.macs(found.build_student(), (1, 8, 8)) <= limit
+
+
+def test_the_cost_of_a_smaller_network_is_counted_by_its_macs(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any]
+) -> None:
+    space = {"width": search.Whole(2, 4, 2)}
+    found = search.run(
+        blobs, teacher=teacher, space=space, trials=8, epochs=2, pruner=None, **{**TINY, "student": None}
+    )
+    largest = max(row["macs"] for row in found.rows)
+    assert found.task.student == "resnet8w4"
+    for row in found.rows:
+        assert row["cost"] == pytest.approx(2 * row["macs"] / largest)
+
+
+def test_latency_is_measured_once_and_kept_for_a_search_that_goes_on(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured: list[int] = []
+
+    def latency(model: nn.Module, shape: Any, threads: int, **options: Any) -> measure.Latency:
+        assert threads == 1
+        width = model.conv1.out_channels
+        measured.append(width)
+        return measure.Latency(width * 1e-3, 0.0, (width * 1e-3,), 1, 1)
+
+    monkeypatch.setattr(measure, "latency", latency)
+    space = {"width": search.Whole(2, 8, 2), "learning_rate": search.LogUniform(0.01, 1)}
+    options = {"teacher": teacher, "space": space, "max_latency": 5e-3, "epochs": 1, "storage": tmp_path}
+    found = search.run(blobs, trials=6, **options, **{**TINY, "student": None})
+    assert sorted(measured) == [2, 4, 6, 8]
+    assert {row["width"] for row in found.rows if row["state"] != INFEASIBLE} == {2, 4}
+    assert all(row["latency"] == pytest.approx(row["width"] * 1e-3) for row in found.rows)
+    search.run(blobs, trials=8, **options, **{**TINY, "student": None})
+    assert len(measured) == 4
+
+
+def test_a_network_of_any_width_has_a_name_and_its_weights_a_file(tmp_path: Path) -> None:
+    shape = {"num_classes": 10, "in_channels": 1, "seed": 0}
+    network = models.build("resnet14w6", **shape)
+    widths = [getattr(network, f"layer{stage}")[0].conv1.out_channels for stage in (1, 2, 3)]
+    assert widths == [6, 12, 24]
+    assert len([one for one in network.modules() if isinstance(one, nn.Conv2d) and one.kernel_size == (3, 3)]) == 13
+    models.save(network, tmp_path / "x.safetensors")
+    again = models.load(tmp_path / "x.safetensors").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in network.state_dict().items())
+    same = models.build("resnet8w16", **shape).state_dict(), models.build("resnet8", **shape).state_dict()
+    assert all(torch.equal(same[0][name], value) for name, value in same[1].items())
+
+
+@pytest.mark.parametrize("name", ["resnet9w6", "resnet2w6", "resnet14w0", "resnet14w", "resnet014w6", "resnet9998w6"])
+def test_a_network_of_an_impossible_depth_or_width_is_unknown(name: str) -> None:
+    with pytest.raises(ValueError, match=f"There is no model named '{name}'"):
+        models.build(name, num_classes=10)
+
+
+# --- stopped, killed, gone on with
+
+
+def test_called_again_it_trains_nothing_and_with_more_trials_what_is_missing(
+    blobs: DataModule, teacher: nn.Module, trainings: list[int], tmp_path: Path
+) -> None:
+    options = {"teacher": teacher, "epochs": 3, **TINY}
+    whole = search.run(blobs, trials=7, **options)
+    assert len(trainings) == 7
+    search.run(blobs, trials=4, storage=tmp_path, **options)
+    again = search.run(blobs, trials=4, storage=tmp_path, **options)
+    assert len(trainings) == 11
+    assert points(again) == points(whole)[:4]
+    more = search.run(blobs, trials=7, storage=tmp_path, **options)
+    assert len(trainings) == 14
+    assert points(more) == points(whole)
+
+
+def test_a_search_stopped_within_a_trial_goes_on_with_that_trial(
+    blobs: DataModule, teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"teacher": teacher, "epochs": 4, "trials": 5, **TINY}
+    whole = search.run(blobs, **options)
+    real, calls = train.evaluate, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            search.run(blobs, storage=tmp_path, **options)
+    assert points(search.run(blobs, storage=tmp_path, **options)) == points(whole)
+
+
+KILLED = """
+    import os, signal, sys, torch
+    from kdlib.search import run, trials
+    sys.path.insert(0, {tests!r})
+    import test_search
+
+    if __name__ == "__main__":
+        torch.set_num_threads({threads})
+        told = []
+        real = trials.Trials.report
+
+        def report(self, *args):
+            told.append(1)
+            answer = real(self, *args)
+            if len(told) == {after}:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return answer
+
+        trials.Trials.report = report
+        run(test_search.make_blobs(), teacher=test_search.make_teacher(), storage={storage!r}, workers={workers},
+            trials=8, epochs=4, **test_search.TINY)
+"""
+
+
+def make_teacher() -> nn.Module:
+    return models.build("resnet8w4", num_classes=3, in_channels=1, image_size=8, seed=5).eval()
+
+
+def make_blobs() -> DataModule:
+    """As the fixture of this name."""
+    import conftest
+
+    return conftest.blobs.__wrapped__()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_killed_search_loses_no_trial(
+    blobs: DataModule, teacher: nn.Module, tmp_path: Path, num_workers: int
+) -> None:
+    """SIGKILL in the middle of a trial; the same call goes on, and has the trials of a search that was never killed."""
+    threads = torch.get_num_threads()
+    folder = tmp_path / "killed"
+    code = KILLED.format(
+        tests=str(Path(__file__).parent), threads=threads, after=6, storage=str(folder), workers=num_workers
+    )
+    script = tmp_path / "killed.py"
+    script.write_text(textwrap.dedent(code))
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    options = {"teacher": teacher, "trials": 8, "epochs": 4, "workers": num_workers, **TINY}
+    before = _stored_states(folder)
+    assert "RUNNING" in before
+    assert len(before) < 8
+    resumed = search.run(blobs, storage=folder, **options)
+    assert "RUNNING" not in _stored_states(folder)
+    whole = search.run(blobs, **options)
+    assert points(resumed) == points(whole)
+
+
+def _stored_states(folder: Path) -> list[str]:
+    import optuna
+
+    return [trial.state.name for trial in
+            optuna.load_study(study_name="search", storage=f"sqlite:///{folder / storage.FILE}").trials]  # fmt: skip
+
+
+def test_another_search_in_the_same_place_is_refused_and_says_what_differs(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    options = {"teacher": teacher, "trials": 2, "epochs": 2, "storage": tmp_path, **TINY}
+    search.run(blobs, **options)
+    others: dict[str, tuple[dict[str, Any], str]] = {
+        "epochs": ({"epochs": 3}, r"epochs 2 \(now 3\)"),
+        "seed": ({"seed": 1}, r"seed 0 \(now 1\)"),
+        "space": ({"space": {"alpha": search.Uniform(0, 1)}}, "space"),
+        "images": ({"images": 30}, r"num_images 96 \(now 30\)"),
+        "pruner": ({"pruner": None}, r"pruner hyperband \(now None\)"),
+        "student": ({"student": "resnet8w4"}, "student resnet8w2"),
+        "teacher": ({"teacher": models.build("resnet8w4", num_classes=3, in_channels=1, seed=6)}, "teacher"),
+        "limit": ({"max_macs": 10_000_000}, r"max_macs None \(now 10000000\)"),
+    }
+    for change, message in others.values():
+        with pytest.raises(ValueError, match=f"The search in this place was made with {message}"):
+            search.run(blobs, **{**options, **change})
+
+
+def test_what_a_killed_search_has_left_of_its_teacher_does_not_hinder_another_one(
+    blobs: DataModule, teacher: nn.Module, tmp_path: Path
+) -> None:
+    options = {"teacher": teacher, "trials": 1, "epochs": 1, "storage": tmp_path, **TINY}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "fit", None)  # what calls it ends there, after the teacher has run
+        patch.setattr("shutil.rmtree", lambda *args, **kwargs: None)
+        with pytest.raises(TypeError):
+            search.run(blobs, images=60, **options)
+    assert list(tmp_path.glob(".outputs/*/cache.json"))
+    (tmp_path / storage.FILE).unlink()
+    assert search.run(blobs, images=90, **options).count(COMPLETE) == 1
+    assert not (tmp_path / ".outputs").exists()
+
+
+def test_a_folder_in_use_is_refused(blobs: DataModule, teacher: nn.Module, tmp_path: Path) -> None:
+    with storage.open_storage(tmp_path), pytest.raises(OSError, match="in use by another search"):
+        search.run(blobs, teacher=teacher, storage=tmp_path, trials=1, epochs=1, **TINY)
+
+
+def test_a_journal_on_a_shared_disk_holds_a_search_too(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    options = {"teacher": teacher, "epochs": 9, **TINY}
+    path = f"journal:{tmp_path / 'search.log'}"
+    search.run(blobs, trials=3, storage=path, **options)
+    assert points(search.run(blobs, trials=6, storage=path, **options)) == points(
+        search.run(blobs, trials=6, **options)
+    )
+
+
+def test_a_trial_that_runs_on_another_machine_is_left_to_it(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    import optuna
+
+    path = f"journal:{tmp_path / 'search.log'}"
+    options = {"teacher": teacher, "epochs": 9, "storage": path, **TINY}
+    search.run(blobs, trials=2, **options)
+    with storage.open_storage(path) as (store, _):
+        study = optuna.load_study(study_name="search", storage=store)
+        for host, started in (("elsewhere", time.time()), ("elsewhere", 0.0)):  # at work; lost long ago
+            study.ask().set_user_attr("start", [0, 0.0, started, host, 1])
+    found = search.run(blobs, trials=5, **options)
+    assert [row["state"] for row in found.rows].count("running") == 1
+    assert found.rows[2]["state"] == "running"
+    assert len(found.rows) == 5
+
+
+# --- several workers
+
+
+def test_turns_are_taken_in_the_order_of_the_clocks_however_long_each_thread_takes() -> None:
+    def order(delays: list[float]) -> list[tuple[int, float]]:
+        turns, taken = workers.Turns([0.0, 0.0, 0.0]), []
+        steps = [1.0, 1.5, 0.7]
+
+        def work(number: int) -> None:
+            for _ in range(8):
+                with turns.turn(number):
+                    taken.append((number, round(turns.clock(number), 6)))
+                    turns.set_clock(number, turns.clock(number) + steps[number])
+                time.sleep(delays[number])
+            with turns.turn(number):
+                turns.leave(number)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        return taken
+
+    first = order([0.0, 0.01, 0.002])
+    assert first == order([0.01, 0.0, 0.0])
+    assert [clock for _, clock in first] == sorted(clock for _, clock in first)
+
+
+@pytest.fixture
+def threaded(invented: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many runners as workers in this process: what stands around processes, without them."""
+    from kdlib.search import engine, judging
+
+    @contextmanager
+    def open_runners(one: Any, cache: Path, count: int) -> Iterator[list[Any]]:
+        yield [task.TaskRunner(one, cache) for _ in range(count)]
+
+    monkeypatch.setattr(engine, "open_runners", open_runners)
+    monkeypatch.setattr(judging, "open_runners", open_runners)
+
+
+def test_two_workers_are_at_work_at_the_same_time_and_share_the_trials_evenly(
+    blobs: DataModule, teacher: nn.Module, threaded: None, tmp_path: Path
+) -> None:
+    """By the clock of what is trained: where each core trains as fast as one alone, two are 1.7 times as fast."""
+    import optuna
+
+    found = search.run(blobs, teacher=teacher, trials=40, epochs=9, workers=2, storage=tmp_path, **TINY)
+    stored = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / storage.FILE}").trials
+    ends = [trial.user_attrs["start"][1] + row["cost"] for trial, row in zip(stored, found.rows, strict=True)]
+    assert {trial.user_attrs["start"][0] for trial in stored} == {0, 1}
+    assert found.cost / max(ends) > 1.7
+
+
+def test_two_workers_give_the_same_trials_again(blobs: DataModule, teacher: nn.Module, threaded: None) -> None:
+    found = [search.run(blobs, teacher=teacher, trials=24, epochs=9, workers=2, **TINY) for _ in range(2)]
+    assert points(found[0]) == points(found[1])
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_they_are_given_and_the_judges_runs_are_those_of_one(
+    blobs: DataModule, teacher: nn.Module
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as each worker has; other numbers of threads round otherwise
+    try:
+        found = search.run(blobs, teacher=teacher, trials=4, epochs=2, workers=2, pruner=None, sampler="random", **TINY)
+        alone = search.run(blobs, teacher=teacher, trials=4, epochs=2, pruner=None, sampler="random", **TINY)
+        judged = [search.judge(found, range(2), workers=number, progress=False) for number in (1, 2)]
+    finally:
+        torch.set_num_threads(threads)
+    assert points(found) == points(alone)  # random search asks nothing of what was found before
+    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in one.rows] for one in judged]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_search_in_a_sentence_and_its_trial_is_not_lost(
+    blobs: DataModule, teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"teacher": teacher, "trials": 4, "epochs": 2, "workers": 2, "storage": tmp_path, **TINY}
+    real = workers.RemoteRunner.run
+
+    def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        os.kill(self.process.pid, signal.SIGKILL)
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers.RemoteRunner, "run", killed)
+        with pytest.raises(ChildProcessError, match="Finished trials are kept"):
+            search.run(blobs, **options)
+    found = search.run(blobs, **{**options, "workers": 1})
+    assert len(found.rows) == 4
+    assert found.count("running") == 0
+
+
+# --- the honest part
+
+
+@pytest.fixture
+def judged(blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path) -> search.Judged:
+    found = search.run(blobs, teacher=teacher, trials=12, epochs=9, storage=tmp_path, **TINY)
+    return search.judge(found, range(4), progress=False)
+
+
+def test_random_search_gets_the_same_cost_and_a_little_more_rather_than_less(judged: search.Judged) -> None:
+    assert judged.random is not None
+    assert judged.found.cost <= judged.random.cost < judged.found.cost + 9
+    assert {row["epochs"] for row in judged.random.rows} == {9}
+    tried = {row["learning_rate"] for row in judged.random.rows}
+    assert tried.isdisjoint(row["learning_rate"] for row in judged.found.rows)
+
+
+def test_the_verdicts_are_those_of_paired_fresh_seeds_on_the_test_set(judged: search.Judged) -> None:
+    arms = {arm.name: arm for arm in judged.arms}
+    assert list(arms) == ["found", "defaults", "random search"]
+    assert arms["defaults"].settings == judged.found.task.spec.start
+    assert (arms["defaults"].settings.temperature, arms["defaults"].settings.alpha) == (4, 0.1)
+    ours = judged.accuracies("found")
+    assert list(ours) == [0, 1, 2, 3]
+    for name in ("defaults", "random search"):
+        assert judged.verdicts[name] == verdict.compare(ours, judged.accuracies(name), comparisons=2)
+
+
+def test_the_winners_curse_is_the_report_beside_the_mean_of_fresh_seeds_on_validation(judged: search.Judged) -> None:
+    curse = judged.curses["found"]
+    fresh = list(judged.accuracies("found", "validation_accuracy").values())
+    assert curse.reported == judged.found.best.validation_accuracy
+    assert curse.fresh == pytest.approx(sum(fresh) / 4)
+    assert curse.low <= curse.fresh <= curse.high
+    assert curse.excess == pytest.approx(curse.reported - curse.fresh)
+    assert set(judged.curses) == {"found", "random search"}
+
+
+def test_a_judgement_that_was_made_is_not_made_again_and_more_seeds_are_added(
+    judged: search.Judged, invented: list[Any]
+) -> None:
+    made = len(invented)
+    again = search.judge(judged.found, range(4), progress=False)
+    assert again.rows == judged.rows
+    assert len(invented) == made
+    search.judge(judged.found, range(6), progress=False)
+    assert len(invented) == made + 3 * 2
+
+
+def test_random_search_is_not_compared_with_itself(blobs: DataModule, teacher: nn.Module, invented: list[Any]) -> None:
+    found = search.run(blobs, teacher=teacher, trials=3, epochs=2, sampler="random", pruner=None, **TINY)
+    judged = search.judge(found, range(2), progress=False)
+    assert [arm.name for arm in judged.arms] == ["found", "defaults"]
+    assert judged.random is None
+
+
+def test_the_default_student_is_the_largest_one_within_the_limits(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any]
+) -> None:
+    space = {"width": search.Whole(2, 8, 2), "depth": search.Whole(8, 14, 6)}
+    found = search.run(
+        blobs, teacher=teacher, space=space, max_macs=250_000, trials=4, epochs=1, **{**TINY, "student": None}
+    )
+    shape = {"num_classes": 3, "in_channels": 1, "image_size": 8, "seed": 0}
+    names = [f"resnet{depth}w{width}" for depth in (8, 14) for width in (2, 4, 6, 8)]
+    macs = {name: measure.macs(models.build(name, **shape), (1, 8, 8)) for name in names}
+    wanted = max((name for name in names if macs[name] <= 250_000), key=lambda name: macs[name])
+    judged = search.judge(found, range(2), random_search=False, progress=False)
+    assert next(arm.student for arm in judged.arms if arm.name == "defaults") == wanted
+
+
+def test_each_run_of_the_judge_reads_the_test_set_once_and_the_seeds_draw_their_own_images(
+    blobs: DataModule, teacher: nn.Module, trainings: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = search.run(blobs, teacher=teacher, trials=2, epochs=1, images=30, **TINY)
+    splits, fit, drawn = evaluated_splits(monkeypatch), train.fit, []
+
+    def noted(student: nn.Module, few: DataModule, **options: Any) -> train.Result:
+        drawn.append(few.train.indices.tolist())
+        return fit(student, few, **options)
+
+    monkeypatch.setattr(train, "fit", noted)
+    trainings.clear()
+    judged = search.judge(found, (7, 8), random_search=False, progress=False)
+    assert trainings == [7, 7, 8, 8]
+    assert sum(split is blobs.test for split in splits) == 4
+    assert drawn[0] == drawn[1] != drawn[2] == drawn[3]
+    assert all(0 <= row["test_accuracy"] <= 1 for row in judged.rows)
+
+
+def test_a_diverged_run_is_said_and_is_in_no_mean(judged: search.Judged) -> None:
+    rows = tuple({**row, "error": "The loss is nan", "test_accuracy": None} if (row["arm"], row["seed"]) ==
+                 ("defaults", 1) else row for row in judged.rows)  # fmt: skip
+    partly = replace(judged, rows=rows)
+    assert partly.diverged == {"defaults": [1]}
+    assert partly.verdicts["defaults"].n == 3
+    assert partly.verdicts["random search"].n == 4
+    assert "defaults diverged at seeds 1" in str(partly)
+
+
+# --- what it writes
+
+
+def test_report_tables_facts_and_picture(judged: search.Judged, tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    judged.save(folder)
+    assert {path.name for path in folder.iterdir()} == {
+        "report.md", "trials.csv", "judged.csv", "search.json", "search.png",
+    }  # fmt: skip
+    assert len(pd.read_csv(folder / "trials.csv")) == len(judged.found.rows)
+    assert len(pd.read_csv(folder / "judged.csv")) == 12
+    facts = json.loads((folder / "search.json").read_text())
+    assert facts["cost_epochs"] == judged.found.cost
+    assert facts["best"]["validation_accuracy"] == judged.found.best.validation_accuracy
+    assert facts["judged"]["verdicts"]["defaults"]["mean"] == pytest.approx(judged.verdicts["defaults"].mean)
+    assert set(facts["versions"]) >= {"torch", "optuna", "kdlib"}
+    assert facts["machine"]["cores"]
+    report = (folder / "report.md").read_text()
+    for name, comparison in judged.verdicts.items():
+        assert f"against {name}: {comparison.verdict}" in report
+    assert f"{100 * judged.curses['found'].excess:+.2f} points" in report
+    with Image.open(folder / "search.png") as image:
+        assert image.width > 900
+        assert len(image.convert("RGB").getcolors(1_000_000)) > 20
+
+
+def test_a_report_without_a_judgement_says_that_nothing_is_proved(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    found = search.run(blobs, teacher=teacher, method="hint", trials=3, epochs=2, **TINY)
+    found.save(tmp_path / "report")
+    assert "has not been judged" in (tmp_path / "report" / "report.md").read_text()
+    assert not (tmp_path / "report" / "judged.csv").exists()
+
+
+# --- the command
+
+
+def call(*arguments: Any) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["kdlib", "search", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return ended.value.code or 0
+
+
+@pytest.fixture
+def command_data(blobs: DataModule, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """The command on blobs; the options that they need."""
+    monkeypatch.setattr(data, "load", lambda name, **options: blobs)
+    models.save(teacher, tmp_path / "teacher.safetensors")
+    return [
+        "--teacher",
+        tmp_path / "teacher.safetensors",
+        "--student",
+        "resnet8w2",
+        "--epochs",
+        2,
+        "--views",
+        1,
+        "--quiet",
+    ]
+
+
+def test_the_command_searches_judges_and_writes(
+    command_data: list[Any], invented: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    options = [*command_data, "--trials", 4, "--judge-seeds", 2, "--json", "--out", out]
+    assert call(*options) == 0
+    printed = capsys.readouterr().out
+    facts = json.loads(printed.splitlines()[-1])
+    assert facts["judged"]["seeds"] == [0, 1]
+    assert facts["best"]["student"] == "resnet8w2"
+    assert "found against defaults" in printed
+    assert "kdlib search --teacher" in (out / "report.md").read_text()
+    made = len(invented)
+    assert call(*options) == 0  # again: nothing is left to do
+    assert len(invented) == made
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["best"] == facts["best"]
+    assert call(*options, "--seed", 1) == 2
+    assert "seed 0 (now 1)" in capsys.readouterr().err
+    assert call(*options, "--seed", 1, "--overwrite") == 0
+    assert len(invented) > made
+    assert not list(out.glob(".outputs*"))
+
+
+def test_the_command_searches_the_student_within_a_limit_and_without_a_judge(
+    command_data: list[Any], invented: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["--search-student", "--max-macs", 500_000, "--trials", 3, "--judge-seeds", 0, "--pruner", "none"]
+    assert call(*command_data, *options, "--json", "--out", tmp_path / "out") == 0
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "judged" not in facts
+    assert facts["max_macs"] == 500_000
+    assert facts["best"]["student"].startswith("resnet")
+    assert pd.read_csv(tmp_path / "out" / "trials.csv").macs[lambda macs: macs <= 500_000].count() == 3
+
+
+BAD_COMMANDS: dict[str, tuple[list[Any], str]] = {
+    "no trials": (["--trials", 0], "trials is a whole number of at least 1"),
+    "unknown sampler": (["--sampler", "tpee"], "There is no sampler named 'tpee'. Did you mean 'tpe'"),
+    "unknown pruner": (["--pruner", "median"], "There is no pruner named 'median'"),
+    "unknown method": (["--method", "kdd"], "Did you mean 'kd' or 'rkd'"),
+    "unknown student": (["--student", "resnet9"], "There is no model named 'resnet9'"),
+    "unknown teacher": (["--teacher", "resnet20-fashoin"], "Did you mean 'resnet20-fashion'"),
+    "one judging seed": (["--judge-seeds", 1], "One seed says nothing about spread"),
+    "negative judging seeds": (["--judge-seeds", -1], "judge_seeds is a whole number of at least 0"),
+    "too few MACs": (["--search-student", "--max-macs", 10], "Not even the smallest network"),
+    "too fast": (["--search-student", "--max-latency", 1e-9], "on this machine"),
+    "negative latency": (["--max-latency", -1], "max_latency is a positive number"),
+    "no workers": (["--workers", 0], "workers is a whole number of at least 1"),
+    "negative seed": (["--seed", -1], "seed is a whole number of at least 0"),
+    "too many images": (["--images", 1_000_000], "there is no subset of 1,000,000"),
+    "a storage that nobody reaches": (
+        ["--storage", "sqlite:////proc/no/such.sqlite"],
+        "Could not write",
+    ),
+    "a storage of no kind": (["--storage", "nonsense://x"], "nonsense"),
+    "a storage without its driver": (["--storage", "oracle+none://user:secret@nowhere/x"], "oracle"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_COMMANDS)
+def test_what_the_command_cannot_do_is_said_in_a_sentence(
+    name: str, command_data: list[Any], invented: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options, message = BAD_COMMANDS[name]
+    code = call(*command_data, "--trials", 2, "--judge-seeds", 0, "--out", tmp_path / "out", *options)
+    said = capsys.readouterr().err
+    assert code == 2
+    assert message in said
+    assert said.startswith("kdlib: ")
+    assert said.count("\n") == 1
+    assert "secret" not in said
+    assert "not expected" not in said
+
+
+BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
+    "no teacher": ({"teacher": None}, "kd needs a teacher"),
+    "a teacher of another kind": ({"teacher": 3}, "teacher is a network"),
+    "a teacher of other classes": (
+        {"teacher": models.build("resnet8w4", num_classes=10, in_channels=1, seed=0)}, "gives 10 logits"),
+    "a teacher of other channels": (
+        {"teacher": models.build("resnet8w4", num_classes=3, in_channels=3, seed=0)}, "cannot take images of 1 x"),
+    "a control": ({"method": "shuffled"}, "There is no method to search the settings of named 'shuffled'"),
+    "no epochs": ({"epochs": 0}, "epochs is a whole number"),
+    "no views": ({"views": 0}, "views is a whole number"),
+    "half a trial": ({"trials": 2.5}, "trials is a whole number"),
+    "an empty space": ({"space": {}}, "The space is empty"),
+    "a space that is a list": ({"space": ["alpha"]}, "space is a mapping"),
+    "a setting that the method lacks": ({"space": {"weight": search.Uniform(0, 1)}}, "setting of kd named 'weight'"),
+    "a setting of a typo": ({"space": {"tempreature": search.Uniform(1, 9)}}, "Did you mean 'temperature'"),
+    "a pair for a range": ({"space": {"alpha": (0, 1)}}, "alpha is a range"),
+    "a range upside down": ({"space": {"alpha": search.Uniform(0.9, 0.1)}}, "from low to high"),
+    "an alpha above 1": ({"space": {"alpha": search.Uniform(0, 2)}}, "alpha is a number from 0 to 1"),
+    "a temperature of 0": ({"space": {"temperature": search.Uniform(0, 2)}}, "temperature is a positive number"),
+    "a logarithm of 0": ({"space": {"weight_decay": search.LogUniform(0, 2)}}, "begins above 0"),
+    "an infinite range": ({"space": {"learning_rate": search.Uniform(1, float("inf"))}}, "learning_rate is a number"),
+    "nothing to choose from": ({"space": {"alpha": search.Choice(())}}, "nothing to choose from"),
+    "layers of no kind": (
+        {"method": "hint", "space": {"layers": search.Choice(("first",))}}, "choice of layers named 'first'"),
+    "a width in fractions": ({"student": None, "space": {"width": search.Uniform(4, 8)}}, "whole numbers"),
+    "an impossible depth": ({"student": None, "space": {"depth": search.Whole(8, 10, 1)}}, "6n \\+ 2"),
+    "steps that miss the end": ({"student": None, "space": {"width": search.Whole(4, 9, 2)}}, "in whole steps"),
+    "a student and a width": ({"space": {"width": search.Whole(4, 8, 2)}}, "Leave them out"),
+    "no student and no width": ({"student": None, "space": {"alpha": search.Uniform(0, 1)}}, "has neither"),
+    "a limit below the student": ({"max_macs": 5}, "Not even the smallest network, resnet8w2"),
+    "a limit in words": ({"max_macs": "1M"}, "max_macs is a whole number"),
+    "an infinite latency": ({"max_latency": float("inf")}, "max_latency is a positive number"),
+    "progress in words": ({"progress": "no"}, "progress is True or False"),
+    "a storage of no kind": ({"storage": 7}, "storage is the path"),
+    "data of another kind": ({"data": [1, 2]}, "data is a kdlib.data.DataModule"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_what_cannot_be_searched_is_said_before_anything_is_trained(
+    name: str, blobs: DataModule, teacher: nn.Module, trainings: list[int]
+) -> None:
+    change, message = BAD_CALLS[name]
+    options: dict[str, Any] = {"data": blobs, "teacher": teacher, "trials": 2, "epochs": 1, **TINY, **change}
+    with pytest.raises((ValueError, TypeError), match=message):
+        search.run(options.pop("data"), **options)
+    assert trainings == []
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ((0,), "at least two different seeds"),
+        ((1, 1), "at least two different seeds"),
+        ((0, 1000), "Seed 1000 is the one that the search has chosen by"),
+        ((0, -1), "seed is a whole number"),
+        ("01", "seeds are whole numbers"),
+        (5, "seeds are whole numbers"),
+    ],
+)
+def test_seeds_that_are_not_fresh_do_not_judge(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], seeds: Any, message: str
+) -> None:
+    found = search.run(blobs, teacher=teacher, trials=2, epochs=1, **TINY)
+    with pytest.raises((ValueError, TypeError), match=message):
+        search.judge(found, seeds, progress=False)
+
+
+def test_only_what_was_found_is_judged() -> None:
+    with pytest.raises(TypeError, match="found is what search.run has returned"):
+        search.judge("found")  # type: ignore[arg-type]
+
+
+def test_a_file_that_is_no_storage_is_refused_and_kept(blobs: DataModule, teacher: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / storage.FILE).write_text("not a database, and long enough to look like one " * 30)
+    with pytest.raises(ValueError, match="is not a SQLite file"):
+        search.run(blobs, teacher=teacher, storage=tmp_path, trials=1, epochs=1, **TINY)
+    assert (tmp_path / storage.FILE).read_text().startswith("not a database")
+
+
+def test_without_optuna_the_extra_is_named(
+    blobs: DataModule, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ImportError, match=r"pip install 'kdlib\[search\]'"):
+        search.run(blobs, teacher=teacher, trials=1, epochs=1, **TINY)
+
+
+def test_importing_the_search_loads_neither_optuna_nor_torch() -> None:
+    code = "import sys; from kdlib import search, cli; print([m for m in ('optuna', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_what_cannot_be_sent_to_another_process_is_said(blobs: DataModule) -> None:
+    class Local(nn.Module):  # a class of a function, which pickle does not find
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :3]
+
+    with pytest.raises(ValueError, match="cannot be sent to other processes"):
+        search.run(blobs, teacher=Local(), trials=1, epochs=1, workers=2, **TINY)
