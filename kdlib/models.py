@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlib import schemas
+from kdlib.data.paired import PAIRED_FILES
 from kdlib.data.sources import data_dir
 from kdlib.errors import LARGEST_WHOLE, check_flags, check_whole, unknown_name
 from kdlib.files import load_tensors, save_tensors
@@ -427,8 +428,8 @@ def check_fit(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: str |
 
 
 def list_pretrained() -> list[str]:
-    """The trained models in the data folder."""
-    return sorted(path.stem for path in data_dir().glob("*.safetensors"))
+    """The trained models in the data folder, where data sets of pairs lie as well."""
+    return sorted(path.stem for path in data_dir().glob("*.safetensors") if path.name not in PAIRED_FILES)
 
 
 def _load_torchvision(name: str) -> nn.Module:

@@ -309,6 +309,12 @@ def test_an_unwritable_path(tmp_path: Path):
         models.save(trained(), tmp_path / "file" / "m.safetensors")
 
 
+def test_every_shipped_model_that_is_listed_loads():
+    assert {"resnet8-fashion", "resnet20-fashion", "resnet50-fashion"} <= set(models.list_pretrained())
+    for name in models.list_pretrained():
+        assert models.load(name).config["architecture"]
+
+
 def test_shipped_models_are_found_by_name(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("KDLIB_DATA", str(tmp_path))
     for name in ("resnet8-fashion", "article-fashion"):
