@@ -557,6 +557,15 @@ def test_the_gradient_reaches_the_student_and_the_projection_but_not_the_teacher
     assert all(not torch.equal(p, old) for p, old in zip(method.parameters(), before, strict=True))
 
 
+def test_setup_reads_sizes_alone_and_a_call_refuses_other_numbers_of_samples():
+    fewer = ModelOutput(STUDENT.logits[:2], {name: one[:2] for name, one in STUDENT.features.items()})
+    method = Feature(pairs("mid"))
+    method.setup(fewer, TEACHER)
+    method(STUDENT, TEACHER, LABELS)
+    with pytest.raises(ValueError, match="2 samples"):
+        method(fewer, TEACHER, LABELS[:2])
+
+
 def test_a_second_setup_keeps_what_was_learned():
     for method in (Feature(pairs("mid")), Relation(pairs("mid", "high"))):
         learned = ready(method).state_dict()
