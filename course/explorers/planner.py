@@ -55,7 +55,7 @@ class Planner(Explorer):
         images = [(f"{count:,}", count) for count in IMAGES]
         return {
             "gain": slider("FloatSlider", "True gain (points)", 0, 2, 0.1, 0.5),
-            "spread": slider("FloatSlider", "Spread over seeds", 0.1, 1, 0.1, 0.3),
+            "spread": slider("FloatSlider", "Spread", 0.1, 1, 0.1, 0.3),
             "seeds": slider("IntSlider", "Seeds", SEEDS[0], SEEDS[-1], 1, 5),
             "images": widgets.SelectionSlider(
                 options=images, value=10_000, description="Test pictures", **CONTROL_STYLE
