@@ -211,6 +211,12 @@ def test_shuffling_refuses_what_is_not_there(field: str, share: float) -> None:
         pairs().shuffle_pairs(field, share)
 
 
+@pytest.mark.parametrize("share", [0.001, 0.02])  # of 60 samples: none, and one that would keep its own
+def test_a_share_that_breaks_no_pair_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="of 60 samples is fewer than two"):
+        pairs().shuffle_pairs("picture", share)
+
+
 def test_batches_hold_all_samples_once_an_epoch_and_labelled_ones_beside_them() -> None:
     few = pairs().few_labels(2)
     torch.manual_seed(0)

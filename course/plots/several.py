@@ -28,8 +28,9 @@ def several_ways(results: SeveralResults, baseline: str, ways: Sequence[str] | N
     for y, name in enumerate(names):
         one = results[name]
         if one.teacher is not None:
-            left.plot([one.teacher, one.accuracy], [y, y], color=NEUTRAL.colour, linewidth=1, zorder=1)
-            left.plot([one.teacher], [y], **TEACHER.line("what teaches" if y == _first(results, names) else "_"))
+            left.plot([one.teacher, one.accuracy], [y, y], "-", color=NEUTRAL.colour, linewidth=1, zorder=1)
+            taught_by = "what teaches" if y == _first(results, names) else "_"
+            left.plot([one.teacher], [y], **TEACHER.line(taught_by, linestyle=""))
         role = BASELINE if name == baseline else DISTILLED
         label = "student" if y == 1 else "student of the baseline" if name == baseline else "_"
         left.plot([one.accuracy], [y], **role.line(label, linestyle=""))

@@ -133,7 +133,7 @@ class PairedDataset(Dataset):
     def shuffle_pairs(self, field: str, share: float = 1.0, seed: int = 0) -> PairedDataset:
         """The control: a share of the samples get this field from another of them; the rest stays as it is.
 
-        Raises ValueError for an unknown field or a share that is not from 0 to 1.
+        Raises ValueError for an unknown field, or a share that is not from 0 to 1 or of fewer than two samples.
         """
         if field not in self.inputs:
             raise unknown_name("field", field, self.inputs)
@@ -141,6 +141,11 @@ class PairedDataset(Dataset):
         if not 0 <= share <= 1:
             raise ValueError(f"share lies between 0 and 1; got {share}.")
         chosen = permutation(self.indices, "wrong pairs", seed)[: round(share * len(self))]
+        if share > 0 and len(chosen) < 2:
+            raise ValueError(
+                f"A share of {share:g} of {len(self):,} samples is fewer than two, and one has no other to exchange "
+                "with. Give a larger share, or 0."
+            )
         mixed = self.inputs[field].clone()
         mixed[chosen] = self.inputs[field][chosen.roll(1)]  # one cycle in random order: none keeps its own
         return replace(self, inputs={**self.inputs, field: mixed})

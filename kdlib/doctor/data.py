@@ -176,9 +176,8 @@ def same_view(setup: Setup) -> Finding | None:
         DOUBT,
         f"Student and teacher get different views{kind}: over the pictures of a batch their values correlate by "
         f"{float(own.median()):.2f} (median), and an equal view would by 1.00.",
-        "A teacher's answer belongs to the crop that it saw: a student that saw another one is asked for "
-        "what it cannot "
-        "see (Beyer et al. 2022, arXiv:2106.05237).",
+        "A teacher's answer belongs to the crop that it saw: a student that saw another one is asked for what it "
+        "cannot see (Beyer et al. 2022, arXiv:2106.05237).",
         "Augment once and give both networks the result. Leave it if it is meant, as in noisy student.",
     )
 
@@ -208,8 +207,8 @@ def splits(setup: Setup) -> Finding | None:
                 "splits",
                 FAULT,
                 f"{shared:,} of the {number:,} samples of {second} are in {first} as well.",
-                "What is chosen or learned on the samples that the result is measured on says too much for itself: the "
-                "best of 30 epochs chosen on the test set gains what no other data set will give.",
+                "What is chosen or learned on the samples that the result is measured on says too much for itself: "
+                "the best of 30 epochs chosen on the test set gains what no other data set will give.",
                 "Cut a validation split out of the training set, choose on it, and read the test set once.",
             )
     return None

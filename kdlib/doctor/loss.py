@@ -46,8 +46,8 @@ def ignored(setup: Setup) -> Finding | None:
         FAULT,
         "The gradient with respect to the student's logits stays the same to the last digit when the teacher's logits "
         "are exchanged.",
-        "Distillation is off: the student learns from its labels alone, or from nothing, and the loss may fall all the "
-        "same.",
+        "Distillation is off: the student learns from its labels alone, or from nothing, and the loss may fall all "
+        "the same.",
         "See that the soft loss is called with the student's logits and the teacher's, in this order and not detached.",
         story=f"{GITHUB}labmlai/annotated_deep_learning_paper_implementations/issues/66",
     )
@@ -104,9 +104,8 @@ def rows(setup: Setup) -> Finding | None:
         "loss-rows",
         FAULT,
         f"{seen} (probes of {number} samples, one answer exchanged at a time).",
-        "Soft labels are broadcast, or shifted, over the batch: shapes such as B x C against 1 x C or B x "
-        "1 x C fit each "
-        "other without an error.",
+        "Soft labels are broadcast, or shifted, over the batch: shapes such as B x C against 1 x C or B x 1 x C fit "
+        "each other without an error.",
         "Compare the shapes of both arguments of the loss; they have to be equal, sample by sample.",
         story=f"{GITHUB}haitongli/knowledge-distillation-pytorch/pull/16",
     )
@@ -122,12 +121,10 @@ def direction(setup: Setup) -> Finding | None:
         FAULT if setup.meant == "kd" else DOUBT,
         f"On asymmetric probes the gradient is that of KL(student || teacher) at T = {found.temperature:.3g}, not of "
         "KL(teacher || student).",
-        "The reversed divergence makes the student choose one of the teacher's classes in place of "
-        "covering all of them; "
-        "the dark knowledge is left out.",
-        "F.kl_div takes the student's log-probabilities first: F.kl_div(log_p_student, p_teacher). Leave "
-        "it if a reversed "
-        "KL is meant, as in MiniLLM.",
+        "The reversed divergence makes the student choose one of the teacher's classes in place of covering all of "
+        "them; the dark knowledge is left out.",
+        "F.kl_div takes the student's log-probabilities first: F.kl_div(log_p_student, p_teacher). Leave it if a "
+        "reversed KL is meant, as in MiniLLM.",
         story=f"{GITHUB}huggingface/trl/issues/3043",
     )
 
@@ -204,9 +201,8 @@ def softmax_twice(setup: Setup) -> Finding | None:
         "loss-softmax-twice",
         FAULT,
         f"The gradient on probes is that of a KL divergence of the softmax of a softmax ({who}).",
-        "Probabilities lie within 1 of each other, so a second softmax makes all classes nearly equal: "
-        "the loss is small "
-        "at once and teaches almost nothing.",
+        "Probabilities lie within 1 of each other, so a second softmax makes all classes nearly equal: the loss is "
+        "small at once and teaches almost nothing.",
         "Give the loss logits, the numbers before any softmax.",
         story=f"{GITHUB}microsoft/ProDA/issues/43",
     )
@@ -294,9 +290,8 @@ def temperature_squared(setup: Setup) -> Finding | None:
         FAULT,
         f"At T = {T:.3g} the gradient of the soft loss is {T**power:.3g} times that of the usual one: "
         f"{named.get(round(power), f'it has a factor T^{power:.2f} too much')}.",
-        "The gradient of a softened KL divergence falls with 1/T^2. Without the factor a higher "
-        "temperature is a smaller "
-        "weight, alpha means something else at every T, and at T = 4 the soft labels count a sixteenth.",
+        "The gradient of a softened KL divergence falls with 1/T^2. Without the factor a higher temperature is a "
+        "smaller weight, alpha means something else at every T, and at T = 4 the soft labels count a sixteenth.",
         "Multiply the soft loss by T ** 2, on every path and at every alpha.",
         sure,
         f"{GITHUB}keras-team/keras-io/issues/869",
@@ -370,9 +365,8 @@ def alpha(setup: Setup) -> Finding | None:
         FAULT,
         f"You say alpha = {a:g}, the weight of the labels; measured are {base.hard:.4g} for the cross-entropy with the "
         f"labels and {base.weight:.4g} for the soft loss.",
-        "Half of the published code gives this letter to the soft loss. With the roles swapped, a setting "
-        "of 0.1 trains "
-        "nine tenths on the labels.",
+        "Half of the published code gives this letter to the soft loss. With the roles swapped, a setting of 0.1 "
+        "trains nine tenths on the labels.",
         "Write alpha * hard + (1 - alpha) * soft, or say alpha = the other number.",
     )
 
@@ -401,9 +395,8 @@ def at_rest(setup: Setup) -> Finding | None:
         "loss-at-rest",
         FAULT,
         f"Where student and teacher agree, the gradient is still {share:.0%} as large as where they do not{negative}.",
-        "A divergence is 0, with gradient 0, where both say the same, and never below. This loss pulls a "
-        "perfect student "
-        "away from its teacher.",
+        "A divergence is 0, with gradient 0, where both say the same, and never below. This loss pulls a perfect "
+        "student away from its teacher.",
         "Give F.kl_div log-probabilities of the student and probabilities of the teacher (or log_target=True).",
         story=f"{GITHUB}jongwooko/Pytorch-MiniLM/issues/2",
     )
@@ -461,8 +454,8 @@ def half_precision(setup: Setup) -> Finding | None:
         "loss-half-precision",
         DOUBT,
         "With logits in float16 the gradient is not finite; in float32 it is.",
-        "An epsilon of 1e-8 is 0 in float16, and squares beyond 65,504 are infinite: under autocast the "
-        "run ends in NaN.",
+        "An epsilon of 1e-8 is 0 in float16, and squares beyond 65,504 are infinite: under autocast the run ends in "
+        "NaN.",
         "Call .float() on both networks' logits at the beginning of the loss.",
         story=f"{GITHUB}lightonai/pylate/issues/239",
     )
@@ -489,8 +482,8 @@ def padding(setup: Setup) -> Finding | None:
         "loss-padding",
         FAULT,
         f"Positions whose label is below 0 get a gradient, {there / counted:.0%} of what the others get at most.",
-        "Padding is learned as if it were text: a worse perplexity, and comparisons of methods whose "
-        "order is reversed.",
+        "Padding is learned as if it were text: a worse perplexity, and comparisons of methods whose order is "
+        "reversed.",
         "Select the positions that count before the loss: logits[labels != -100].",
         story=f"{GITHUB}linkedin/Liger-Kernel/pull/974",
     )

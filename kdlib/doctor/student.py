@@ -107,8 +107,8 @@ def clipping(setup: Setup) -> Finding | None:
         "clipping",
         FAULT,
         f"{len(free)} parameter(s) get a gradient that is not clipped with the rest ({shown}).",
-        "A published study had to be corrected for it: projections that may jump while the student may not change what "
-        "a method gains.",
+        "A published study had to be corrected for it: projections that may jump while the student may not change "
+        "what a method gains.",
         "Clip all of them in one call: clip_grad_norm_(distiller.parameters(), norm).",
     )
 
@@ -132,8 +132,7 @@ def overwritten(role: str, name: str) -> Finding:
         "feature-overwritten",
         FAULT,
         f"After the {role}'s layer {name!r} had given its output, a later operation wrote into it.",
-        "What is compared is the output of the layer after it, an in-place ReLU as a rule: the negative "
-        "half is lost, and "
-        "nothing says so.",
+        "What is compared is the output of the layer after it, an in-place ReLU as a rule: the negative half is lost, "
+        "and nothing says so.",
         "Read the later layer, set its inplace to False, or keep output.clone().",
     )

@@ -42,8 +42,8 @@ def mode(setup: Setup) -> Finding | None:
         "teacher-mode",
         FAULT,
         f"In a step {len(known or training)} part(s) of the teacher run in train mode ({what}).",
-        "Its answers depend on the other samples of the batch or on chance, and its batch statistics follow your data: "
-        "it is another, worse teacher than the one that you evaluated.",
+        "Its answers depend on the other samples of the batch or on chance, and its batch statistics follow your "
+        "data: it is another, worse teacher than the one that you evaluated.",
         "Call teacher.eval() before training, and see that no train() of a module around it undoes that.",
         story=f"{GITHUB}vrvlive/knowlege-distillation/issues/2",
     )
@@ -82,9 +82,8 @@ def changes(setup: Setup) -> Finding | None:
         "teacher-changes",
         FAULT,
         measured,
-        "What the student is told then drifts towards what the student says: the loss falls, and the "
-        "reason is not that "
-        "the student has learned.",
+        "What the student is told then drifts towards what the student says: the loss falls, and the reason is not "
+        "that the student has learned.",
         "Give the optimiser the student's parameters only, keep the teacher in eval mode, and copy shared layers.",
         story=f"{GITHUB}huangzongmou/yolov8_Distillation/issues/16",
     )
@@ -240,10 +239,10 @@ def _class_order(role: str, found: Samples) -> Finding | None:
         f"The {role} is right about {found.accuracy:.1%} of {len(found.labels)} samples, and about "
         f"{after:.1%} if its classes are renamed ({shown}{', ...' if len(changed) > 4 else ''}; "
         "found on one half of the samples, counted on the other).",
-        "The teacher's class 3 is not your class 3: hard and soft labels pull in different directions, and the average "
-        "of the two looks like slow learning.",
-        "Compare the lists of classes (the order of folders, class_to_idx, id2label), and permute the "
-        "teacher's logits.",
+        "The teacher's class 3 is not your class 3: hard and soft labels pull in different directions, and the "
+        "average of the two looks like slow learning.",
+        "Compare the lists of classes (the order of folders, class_to_idx, id2label), and permute the teacher's "
+        "logits.",
         1 - chance,
         f"{GITHUB}neuralmagic/sparseml/pull/1399",
     )
@@ -276,8 +275,8 @@ def probabilities(setup: Setup) -> list[Finding]:
                     FAULT,
                     f"All outputs of the {role} lie in [0, 1] and those of a sample sum to 1, and the loss takes their "
                     "softmax.",
-                    "Probabilities of a softmax lie between 1/e and e of each other after a second one: nearly flat at "
-                    "every temperature. The loss falls to a small number at once and teaches almost nothing.",
+                    "Probabilities of a softmax lie between 1/e and e of each other after a second one: nearly flat "
+                    "at every temperature. The loss falls to a small number at once and teaches almost nothing.",
                     f"Take the {role}'s output before its last softmax.",
                     story=f"{GITHUB}microsoft/ProDA/issues/20",
                 )

@@ -143,9 +143,8 @@ def names(setup: Setup) -> list[Finding]:
             "term-names",
             FAULT,
             f"When the teacher's logits are exchanged: {', '.join(wrong)}.",
-            "The names of the terms are what curves, weights and alpha go by: with the names swapped, "
-            "alpha has the other "
-            "role.",
+            "The names of the terms are what curves, weights and alpha go by: with the names swapped, alpha has the "
+            "other role.",
             "Exchange the two terms, or their names.",
         )
     ]

@@ -59,9 +59,7 @@ class Strategy:
         seed = zlib.crc32(f"{self.sampler} {self.seed} {number}".encode())
         if self.sampler == "random":
             return samplers.RandomSampler(seed=seed)
-        return samplers.TPESampler(
-            n_startup_trials=STARTUP_TRIALS, seed=seed
-        )  # multivariate, and aware of running ones
+        return samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed)
 
     def make_pruner(self) -> Any:
         """Hyperband (Li et al. 2018) over epochs, or nothing that prunes."""
