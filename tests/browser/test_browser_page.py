@@ -136,14 +136,19 @@ def kept(page: Any) -> None:
     page.locator("#storage", has_text="also works without a network").wait_for()
 
 
+def settled(page: Any) -> str:
+    """The bars' text once both networks have answered the last question."""
+    page.locator("#verdict[aria-busy=false]").wait_for(state="attached")
+    return str(page.locator("#bars tbody").inner_text())
+
+
 def changes(page: Any, act: Callable[[], object]) -> str:
-    """The bars' text after it has become another one."""
-    bars = page.locator("#bars tbody")
-    before = bars.inner_text()
+    """The bars' text after it has become another one, and no question is left."""
+    before = settled(page)
     act()
     for _ in range(int(PATIENCE * 20)):
-        if bars.inner_text() != before:
-            return str(bars.inner_text())
+        if (now := settled(page)) != before:
+            return now
         page.wait_for_timeout(50)
     raise AssertionError("The answers stay the same.")
 

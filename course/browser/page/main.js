@@ -58,7 +58,11 @@ let busy = null;
 // Asks both networks about what is on the pad. While they are at it, only the latest question waits.
 function ask() {
   asked++;
-  busy ??= answerAll().finally(() => (busy = null));
+  $("verdict").ariaBusy = "true"; // screen readers wait until both have answered
+  busy ??= answerAll().finally(() => {
+    busy = null;
+    $("verdict").ariaBusy = "false";
+  });
   return busy;
 }
 
