@@ -76,6 +76,20 @@ def read() -> tuple[dict[str, str], str]:
         return {}, f"The progress file {file} cannot be read; your next answer starts a new one."
 
 
+def forget(lesson: str) -> str:
+    """Forget all exercises of one lesson, such as the quiz; returns "", or a sentence if that failed."""
+    file = path()
+    entries, problem = read()
+    kept = {name: state for name, state in entries.items() if not name.startswith(f"{lesson}.")}
+    if file is None or problem or kept == entries:
+        return problem
+    try:
+        _write(file, kept)
+    except (OSError, ValueError) as error:
+        return f"(Nothing could be forgotten: {_reason(error)}.)"
+    return ""
+
+
 def save(lesson: str, exercise: str, state: str) -> str:
     """Store that an exercise was "tried" or "done"; returns "", or a sentence if that failed."""
     file = path()
@@ -91,8 +105,15 @@ def save(lesson: str, exercise: str, state: str) -> str:
         if problem and file.is_file():
             file.replace(file.with_name(f"{file.name}.unreadable"))
         entries[name] = state
-        write_text(file, json.dumps({"version": 1, "exercises": dict(sorted(entries.items()))}, indent=1) + "\n")
+        _write(file, entries)
     except (OSError, ValueError) as error:
-        reason = getattr(error.__cause__, "strerror", None) or getattr(error, "strerror", None) or error
-        return f"(Your progress could not be saved: {reason}. The exercises work without it.)"
+        return f"(Your progress could not be saved: {_reason(error)}. The exercises work without it.)"
     return ""
+
+
+def _write(file: Path, entries: dict[str, str]) -> None:
+    write_text(file, json.dumps({"version": 1, "exercises": dict(sorted(entries.items()))}, indent=1) + "\n")
+
+
+def _reason(error: OSError | ValueError) -> object:
+    return getattr(error.__cause__, "strerror", None) or getattr(error, "strerror", None) or error

@@ -22,7 +22,13 @@ app = typer.Typer(
     help="Knowledge distillation: teach small networks by large ones, measure what it is worth.",
 )
 
-Data = Annotated[str, typer.Option("--data", help="fashion-mnist, cifar10, cifar100, imagefolder:PATH, imagenet:PATH")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="fashion-mnist, cifar10, cifar100, imagefolder:PATH, imagenet:PATH; imagefolder@32:PATH: with a size.",
+    ),
+]
 Images = Annotated[int | None, typer.Option(help="Training images to use, balanced over classes; default: all.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
 Seed = Annotated[
@@ -430,7 +436,8 @@ def export(
     print(f"{reports[0].float_accuracy:.4f}. Latency is that of one image in one thread, divided by PyTorch's.")
     print(f"Written to {out}: {', '.join(Path(one.path).name for one in reports)}, report.json")
     if json_:
-        print(json.dumps({"formats": [one.to_json() for one in reports]}))
+        split = "validation" if validation else "test"
+        print(json.dumps({"split": split, "formats": [one.to_json() for one in reports]}))
 
 
 @app.command()

@@ -165,6 +165,13 @@ def anchors(lesson: Lesson) -> set[str]:
     return {title.replace(" ", "-") for _, title in lesson.headings}
 
 
+def anchors_of(path: Path) -> set[str]:
+    """The anchors of another lesson, or of a page in Markdown."""
+    if path.suffix == ".md":
+        return {title.strip().replace(" ", "-") for title in re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)}
+    return anchors(Lesson.read(path))
+
+
 def links(lesson: Lesson) -> Iterator[str]:
     for target in (target for text in lesson.prose for target in LINK.findall(without_formulas(text))):
         if re.match(r"https?://", target):
@@ -173,7 +180,7 @@ def links(lesson: Lesson) -> Iterator[str]:
         other = lesson.path.parent / name if name else lesson.path
         if not other.is_file():
             yield f"the link {target} leads to no file"
-        elif heading and heading not in anchors(Lesson.read(other) if name else lesson):
+        elif heading and heading not in (anchors_of(other) if name else anchors(lesson)):
             yield f"the link {target} leads to no heading"
 
 

@@ -337,3 +337,31 @@ def test_a_distiller_has_its_networks() -> None:
         examine(d, c.batches, student=c.student)
     with pytest.raises(TypeError, match="Distiller"):
         examine(c.student, c.batches)  # type: ignore[arg-type]
+
+
+def test_a_student_that_holds_its_teacher_shares_nothing_with_it() -> None:
+    """As modelopt's does: the teacher's weights are among the student's, and its modules run in eval mode inside."""
+    c = case(2, norm="batch", alpha=0.5)
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own, self.teacher = c.student, c.teacher
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.answer = self.teacher.eval()(x)
+            return self.own(x)
+
+    holder = Holder()
+
+    def step(batch: tuple[Tensor, Tensor]) -> Tensor:
+        return c.loss(holder(batch[0]), holder.answer, batch[1])
+
+    optimizer = torch.optim.SGD(holder.own.parameters(), 0.1)
+    report = examine(student=holder, teacher=holder.teacher, step=step, batches=c.batches, optimizer=optimizer)
+    assert not report.find("teacher-changes")
+    assert not report.find("student-mode")
+    holder.own.eval()
+    report = examine(student=holder, teacher=holder.teacher, step=step, batches=c.batches, optimizer=optimizer)
+    assert report.find("student-mode")[0].severity == "fault"

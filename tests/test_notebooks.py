@@ -14,7 +14,7 @@ from types import ModuleType, SimpleNamespace
 
 import nbformat
 import pytest
-from lesson_rules import RULES, Lesson
+from lesson_rules import RULES, Lesson, links
 from nbformat import NotebookNode
 
 from course import exercises, notebooks
@@ -336,6 +336,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert notebooks.write(path, notebooks.from_text(TINY))
     shutil.copy(CONFTEST, path.parent)
     return path
+
+
+def test_links_to_a_page_in_markdown_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "glossary.md").write_text("# Words\n\n### Winner's curse\nToo good.\n")
+    for heading, problems in (("Winner's-curse", []), ("Twin", ["the link glossary.md#Twin leads to no heading"])):
+        lesson = stored(
+            tmp_path, made(GOOD.replace("Half of one is", f"See [it](glossary.md#{heading}). Half of one is"))
+        )
+        assert list(links(lesson)) == problems
 
 
 def test_a_written_notebook_is_canonical(tiny: Path) -> None:

@@ -41,6 +41,7 @@ from kdlib.teachers import CachedTeacher
 
 DATA, TEACHER, TEACHER_FORM = "fashion-mnist", "resnet20-fashion", "resnet20"
 WIDTHS, DEPTHS = (4, 6, 8, 12, 16), (8, 14, 20)
+UNTRAINED_SEED = 1_000
 LAYER = "layer3"  # the last maps, in the students as in the teacher
 BATCH_SIZE = 32
 EPOCH_VALIDATION = 100  # images after each epoch; what counts is evaluated at the end
@@ -179,7 +180,12 @@ class SeedRuns:
             progress=False,
         )
         batch = data.normalized_images(subset.train.select(torch.arange(min(budget.batch, budget.images))))
-        fresh = models.build(TEACHER_FORM, num_classes=images.num_classes, in_channels=images.in_channels, seed=seed)
+        fresh = models.build(
+            TEACHER_FORM,
+            num_classes=images.num_classes,
+            in_channels=images.in_channels,
+            seed=UNTRAINED_SEED + seed,  # of its own: the student of the same form is another network
+        )
         maps = features(teacher, batch, trained=True), features(fresh, batch, trained=False)
         return cls(budget, subset, seed, outputs, batch, *maps)
 

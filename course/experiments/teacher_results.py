@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from course.experiments.teacher_students import HARD, RUN_COLUMNS, STUDENTS, TRIAL_COLUMNS, Budget, unpack
-from course.experiments.teachers import TEACHER_COLUMNS, TEACHERS, teachers_path
+from course.experiments.teacher_students import HARD, RUN_COLUMNS, SMOOTHED, STUDENTS, TRIAL_COLUMNS, Budget, unpack
+from course.experiments.teachers import TEACHER_COLUMNS, teachers_path
 from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.errors import unknown_name
@@ -36,17 +36,22 @@ TEST_IMAGES = 10_000
 REFERENCE = "resnet20-fashion"
 TITLES = {
     HARD: "hard labels",
-    "resnet20-fashion": "ResNet-20",
-    "resnet50-fashion": "ResNet-50",
-    "resnet8-fashion": "ResNet-8, taught",
+    SMOOTHED: "label smoothing, no teacher",
+    "resnet20-fashion": "ResNet-20, shipped",
+    "resnet50-fashion": "ResNet-50, shipped",
+    "resnet8-fashion": "ResNet-8, shipped",
     "resnet20-fashion calibrated": "ResNet-20, calibrated",
+    "resnet8": "ResNet-8",
+    "resnet14": "ResNet-14",
+    "resnet20": "ResNet-20",
+    "resnet32": "ResNet-32",
+    "resnet8 of resnet32": "ResNet-8, assistant",
+    "resnet20, epoch 1": "ResNet-20, one epoch",
+    "resnet20 smoothed": "ResNet-20, smoothed",
+    "ensemble": "three ResNet-8, 10,000",
     "resnet8 hard 0": "ResNet-8, 10,000",
     "resnet8 kd 0": "ResNet-8, 10,000, taught",
     "resnet8 shuffled 0": "ResNet-8, 10,000, shuffled",
-    "ensemble": "three ResNet-8, 10,000",
-    "resnet8": "ResNet-8, two epochs",
-    "resnet8, epoch 1": "ResNet-8, stopped early",
-    "resnet8 smoothed": "ResNet-8, two epochs, smoothed",
 }
 STUDENT_TITLES = {"resnet8": "ResNet-8", "article-student": "article's student"}
 MEASURES = {
@@ -56,18 +61,20 @@ MEASURES = {
     "calibration": "calibration error (points)",
     "entropy": "entropy at T = 4 (nats)",
 }
-PLAIN, TAUGHT = "resnet8 hard 0", "resnet8 kd 0"
+PLAIN, LARGEST, ASSISTANT = "resnet8 hard 0", "resnet32", "resnet8 of resnet32"
 QUESTIONS = (  # what was asked before the runs: a title, a teacher, and the one that it is held against
-    ("size alone: ResNet-8, taught, over ResNet-20", "resnet8-fashion", REFERENCE),
-    ("much larger: ResNet-50 over ResNet-20", "resnet50-fashion", REFERENCE),
+    ("larger: ResNet-20 over ResNet-8", "resnet20", "resnet8"),
+    ("larger: ResNet-32 over ResNet-8", LARGEST, "resnet8"),
+    ("much larger: ResNet-50 over ResNet-20, both shipped", "resnet50-fashion", REFERENCE),
+    ("smaller, but as accurate: ResNet-8 over ResNet-20, both shipped", "resnet8-fashion", REFERENCE),
+    ("trained longer: ResNet-20, shipped, over ResNet-20", REFERENCE, "resnet20"),
+    ("stopped early: ResNet-20 after one epoch over four", "resnet20, epoch 1", "resnet20"),
+    ("label smoothing: ResNet-20 with over without", "resnet20 smoothed", "resnet20"),
     ("calibrated: ResNet-20 over itself as it was", "resnet20-fashion calibrated", REFERENCE),
-    ("more accurate: ResNet-20 over ResNet-8, 10,000", REFERENCE, PLAIN),
-    ("taught or not: ResNet-8, 10,000, taught, over not taught", TAUGHT, PLAIN),
-    ("a chain: ResNet-8, 10,000, taught by ResNet-20, over ResNet-20 itself", TAUGHT, REFERENCE),
-    ("badly taught: ResNet-8, 10,000, shuffled, over ResNet-8, 10,000", "resnet8 shuffled 0", PLAIN),
+    ("a chain: ResNet-8, assistant, over its teacher ResNet-32", ASSISTANT, LARGEST),
+    ("taught or not: ResNet-8, assistant, over ResNet-8", ASSISTANT, "resnet8"),
     ("three together: three ResNet-8, 10,000, over one of them", "ensemble", PLAIN),
-    ("stopped early: ResNet-8 after one epoch over two", "resnet8, epoch 1", "resnet8"),
-    ("label smoothing: ResNet-8, two epochs, with over without", "resnet8 smoothed", "resnet8"),
+    ("badly taught: ResNet-8, 10,000, shuffled, over ResNet-8, 10,000", "resnet8 shuffled 0", PLAIN),
 )
 
 
@@ -339,7 +346,7 @@ def load(folder: Path | None = None, images: int = 2_000) -> TeacherResults:
     budget = Budget(*(int(rows[0][name]) for name in ("images", "epochs", "views", "batch_size"))) if rows else Budget()
     arms = {}
     for student, teacher in dict.fromkeys((row["student"], row["teacher"]) for row in rows):
-        if teacher != HARD and teacher not in TEACHERS:
+        if teacher not in TITLES:
             continue
         arms[student, teacher] = _arm([row for row in rows if (row["student"], row["teacher"]) == (student, teacher)])
     chosen = Budget(images).path("choose-teachers-students", folder)

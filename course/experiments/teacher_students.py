@@ -5,10 +5,11 @@
 Runs of one seed share images, their order and views, and initial weights; only the teacher differs. A teacher's answers
 to a seed's views are computed once and stored, so a distilled run costs what a plain one costs.
 
-Choices are made by trials on the validation split with a seed of their own: hard labels choose the learning rate,
-which all arms of that student then take, and each teacher chooses its temperature. So hard labels have one trial more
-than any teacher. The test set is read once in a run, at the end, and the row keeps which of its images were answered
-rightly, so that an interval can cover other test images as well (`verdict.compare_samples`).
+Choices are made by trials on the validation split with a seed of their own, four for each arm: hard labels choose the
+learning rate, which all arms of that student then take, and each teacher chooses its temperature. Label smoothing is
+the control without a teacher, and chooses how much. The test set is read once in a run, at the end, and the row keeps
+which of its images were answered rightly, so that an interval can cover other test images as well
+(`verdict.compare_samples`).
 """
 
 from __future__ import annotations
@@ -38,14 +39,15 @@ from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
 from kdlib.teachers import CachedTeacher, Teacher
 
-HARD = "hard labels"  # in place of a teacher's name
+HARD, SMOOTHED = "hard labels", "label smoothing"  # in place of a teacher's name: without one
 STUDENTS = ("article-student", "resnet8")
 TUNING_SEED = 1000  # none of the runs'
-RATES = (0.03, 0.1, 0.3)
-TEMPERATURES = (1.0, 4.0)
+RATES = (0.01, 0.03, 0.1, 0.3)
+TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+SMOOTHINGS = (0.1, 0.2, 0.4, 0.8)
 ALPHA = 0.1
 BUDGET_COLUMNS = ("data", "images", "epochs", "views", "batch_size")
-CONFIG_COLUMNS = (*BUDGET_COLUMNS, "student", "teacher", "seed", "learning_rate", "temperature", "alpha")
+CONFIG_COLUMNS = (*BUDGET_COLUMNS, "student", "teacher", "seed", "learning_rate", "temperature", "alpha", "smoothing")
 PROCESS_COLUMNS = ("seconds", "device", "threads", "kdlib", "torch", "error")
 TRIAL_COLUMNS = (*CONFIG_COLUMNS, "validation_accuracy", *PROCESS_COLUMNS)  # nothing of the test set
 RUN_COLUMNS = (
@@ -88,6 +90,7 @@ class Run:
     learning_rate: float
     temperature: float | None = None
     alpha: float | None = None
+    smoothing: float | None = None  # of the labels, where there is no teacher
 
     def is_in(self, rows: Sequence[dict[str, str]]) -> bool:
         """Whether these rows of a file hold it."""
@@ -114,8 +117,9 @@ def execute(run: Run, budget: Budget, fashion: DataModule, folder: Path, *, test
         "image_size": fashion.image_size,
     }
     student = models.build(run.student, **shape, seed=run.seed)
-    teacher = None if run.teacher == HARD else stored_teacher(run.teacher, run.seed, budget, fashion, folder)
-    method: Method = HardLabels()
+    alone = run.teacher in (HARD, SMOOTHED)
+    teacher = None if alone else stored_teacher(run.teacher, run.seed, budget, fashion, folder)
+    method: Method = HardLabels(run.smoothing or 0.0)
     if run.temperature is not None:
         method = Logit(temperature=run.temperature, alpha=ALPHA if run.alpha is None else run.alpha)
     few = subset.validation.select(torch.arange(min(100, len(subset.validation))))  # what counts comes at the end
@@ -241,7 +245,8 @@ class Experiment:
         """
         check_whole(1, TUNING_SEED, seeds=seeds)
         for name in teachers:
-            teacher_named(name)
+            if name != SMOOTHED:
+                teacher_named(name)
         for name in students:
             if name not in STUDENTS:
                 raise unknown_name("student", name, STUDENTS)
@@ -270,6 +275,9 @@ class Experiment:
         trials, runs = files
         if teacher == HARD:
             tried = [Run(student, HARD, TUNING_SEED, rate) for rate in RATES]
+        elif teacher == SMOOTHED:
+            rate = best(trials.rows, student, HARD).learning_rate
+            tried = [Run(student, SMOOTHED, TUNING_SEED, rate, smoothing=one) for one in SMOOTHINGS]
         else:
             rate = best(trials.rows, student, HARD).learning_rate
             tried = [Run(student, teacher, TUNING_SEED, rate, one, ALPHA) for one in TEMPERATURES]
@@ -321,9 +329,10 @@ def best(rows: Sequence[dict[str, str]], student: str, teacher: str) -> Run:
     if not found:
         raise ValueError(f"All trials of {student} of {teacher} diverged. Give it smaller learning rates.")
 
-    def order(row: dict[str, str]) -> tuple[float, float, float]:
-        return -float(row["validation_accuracy"]), float(row["learning_rate"]), float(row["temperature"] or 0)
+    def order(row: dict[str, str]) -> tuple[float, ...]:
+        settings = (float(row[name] or 0) for name in ("learning_rate", "temperature", "smoothing"))
+        return -float(row["validation_accuracy"]), *settings
 
     row = min(found, key=order)
-    temperature, alpha = (float(row[name]) if row[name] else None for name in ("temperature", "alpha"))
-    return Run(student, teacher, int(row["seed"]), float(row["learning_rate"]), temperature, alpha)
+    options = {name: float(row[name]) if row[name] else None for name in ("temperature", "alpha", "smoothing")}
+    return Run(student, teacher, int(row["seed"]), float(row["learning_rate"]), **options)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from kdlib import data, devices, measure, models, train
 from kdlib.data import DataModule, data_dir
 from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
-from kdlib.methods import HardLabels
+from kdlib.methods import HardLabels, Logit, Method
 from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, SessionLog, library_versions
 from kdlib.teachers import Ensemble, FrozenTeacher
@@ -53,16 +53,22 @@ class Training:
     """A network that is trained here on all images.
 
     smoothing: of its labels. snapshots: after which epochs a copy is kept, which is a teacher of its own.
+    teacher: of which other one it learns too (T 4, alpha 0.1): an assistant, in the words of Mirzadeh and others.
     """
 
     architecture: str
     smoothing: float = 0.0
     snapshots: tuple[int, ...] = ()
+    teacher: str | None = None
 
 
 TRAININGS = {
-    "resnet8": Training("resnet8", snapshots=(1,)),
-    "resnet8 smoothed": Training("resnet8", smoothing=0.1),
+    "resnet8": Training("resnet8"),
+    "resnet14": Training("resnet14"),
+    "resnet20": Training("resnet20", snapshots=(1,)),
+    "resnet32": Training("resnet32"),
+    "resnet20 smoothed": Training("resnet20", smoothing=0.1),
+    "resnet8 of resnet32": Training("resnet8", teacher="resnet32"),
 }
 
 
@@ -95,8 +101,12 @@ TEACHERS = {
         Teacher("resnet8 shuffled 0", ("students/shuffled/seed-0",), "badly taught"),
         Teacher("ensemble", tuple(f"students/hard/seed-{seed}" for seed in range(3)), "ensemble"),
         Teacher("resnet8", ("resnet8",), "all images", "resnet8"),
-        Teacher("resnet8, epoch 1", ("resnet8, epoch 1",), "stopped early", "resnet8", epoch=1),
-        Teacher("resnet8 smoothed", ("resnet8 smoothed",), "smoothed", "resnet8 smoothed"),
+        Teacher("resnet20", ("resnet20",), "all images", "resnet20"),
+        Teacher("resnet20, epoch 1", ("resnet20, epoch 1",), "stopped early", "resnet20", epoch=1),
+        Teacher("resnet20 smoothed", ("resnet20 smoothed",), "smoothed", "resnet20 smoothed"),
+        Teacher("resnet14", ("resnet14",), "all images", "resnet14"),
+        Teacher("resnet32", ("resnet32",), "all images", "resnet32"),
+        Teacher("resnet8 of resnet32", ("resnet8 of resnet32",), "assistant", "resnet8 of resnet32"),
     )
 }
 
@@ -136,10 +146,12 @@ def train_network(name: str, fashion: DataModule, folder: Path, epochs: int) -> 
         "in_channels": fashion.in_channels,
         "image_size": fashion.image_size,
     }
+    method: Method = HardLabels(plan.smoothing) if plan.teacher is None else Logit(temperature=4, alpha=0.1)
     result = train.fit(
         models.build(plan.architecture, **shape, seed=SEED),
         fashion,
-        method=HardLabels(plan.smoothing),
+        teacher=None if plan.teacher is None else load_network(plan.teacher, folder).eval(),
+        method=method,
         epochs=epochs,
         seed=SEED,
         test=False,
@@ -276,7 +288,7 @@ Only = Annotated[list[str] | None, typer.Option(help="One teacher; repeat it for
 
 def teachers_command(
     only: Only = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the 55,000 images.")] = 2,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the 55,000 images.")] = 4,
     out: Out = None,
     cache: Cache = Path("runs/teachers"),
 ) -> None:
@@ -290,18 +302,18 @@ def teachers_command(
 def students_command(
     only: Only = None,
     student: Annotated[list[str] | None, typer.Option(help="One student; repeat it for more. Default: all.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Give more to add some.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Give more to add some.")] = 10,
     images: Annotated[int, typer.Option(min=10, help="Training images of each student.")] = 2_000,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 8,
     out: Out = None,
     cache: Cache = Path("runs/teachers"),
 ) -> None:
-    """Train students of hard labels and of each teacher; the teachers must have been trained before."""
-    from course.experiments.teacher_students import STUDENTS, Budget, Experiment  # it imports this module
+    """Train students of labels, hard and smoothed, and of each teacher; the teachers must have been trained before."""
+    from course.experiments.teacher_students import SMOOTHED, STUDENTS, Budget, Experiment  # it imports this module
 
     command = shlex.join(["python", "-m", "course.experiments.teachers", *sys.argv[1:]])
     experiment = Experiment(Budget(images, epochs), out or data_dir() / "results", cache)
-    experiment.run(only or list(TEACHERS), student or STUDENTS, seeds, command, log=partial(print, flush=True))
+    experiment.run(only or [SMOOTHED, *TEACHERS], student or STUDENTS, seeds, command, log=partial(print, flush=True))
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ALL_IMAGES = "all pictures"
-MAPS, OVERLAY = "maps", "maps over the picture"
+MAPS, OVERLAY, DIFFERENCES = "maps", "maps over the picture", "differences"
 TEACHER = "teacher"
 MAX_STUDENTS = 4  # more do not fit into the figure
 Size = tuple[int, int]  # height, width
@@ -86,8 +86,8 @@ class Attention(Explorer):
     name = "Attention"
     alt = (
         "From left to right: the picture; the attention map of the teacher's layer; for each student the attention map "
-        "of its layer, with the cosine between its map and the teacher's. Bright squares are positions where the layer "
-        "has large activations."
+        "of its layer, or its difference from the teacher's, with the cosine between the two. Bright squares of a map "
+        "are positions where the layer has large activations; dark squares of a difference are far from the teacher's."
     )
 
     def __init__(
@@ -118,7 +118,7 @@ class Attention(Explorer):
             "picture": widgets.IntSlider(value=0, min=0, max=last, description="Picture", **CONTROL_STYLE),
             "student_layer": dropdown(self._stages[self.students[0]], "Students' layer", student_layer),
             "teacher_layer": dropdown(self._stages[TEACHER], "Teacher's layer", teacher_layer),
-            "draw": dropdown((MAPS, OVERLAY), "Draw", MAPS),
+            "draw": dropdown((MAPS, OVERLAY, DIFFERENCES), "Draw", MAPS),
         }
 
     def sync_controls(self) -> None:
@@ -182,15 +182,21 @@ class Attention(Explorer):
         for image in self._images:
             image.set_data(self.selection.images[number])
         self._title.set_text(self.selection.classes[self.selection.labels[number]])
-        overlay = self.state["draw"] == OVERLAY
+        overlay, differences = (self.state["draw"] == kind for kind in (OVERLAY, DIFFERENCES))
         for name, image in self._maps.items():
             values = result.maps[name]
+            if differences and name != TEACHER:
+                values = np.abs(values - result.maps[TEACHER])
             image.set_data(values)
             image.set_clim(0, result.largest)
+            # White is the same; the colours of a map would show a difference of 0 as a layer that does not answer.
+            image.set_cmap("Greys" if differences and name != TEACHER else "cividis")
             # Always an array: matplotlib cannot change from an array back to a number.
             image.set_alpha(0.85 * np.clip(values / result.largest, 0, 1) if overlay else np.ones(values.shape))
             cosine = f"\ncosine {result.cosine[name]:.3f}" if name in result.cosine else ""
-            self._captions[name].set_text(f"{teacher_layer if name == TEACHER else student_layer}{cosine}")
+            layer = teacher_layer if name == TEACHER else student_layer
+            drawn = "|difference|, " if differences and name != TEACHER else ""
+            self._captions[name].set_text(f"{drawn}{layer}{cosine}")
         self._scale.update(0, result.largest)
 
     def describe_lines(self, result: ImageComparison) -> list[str]:

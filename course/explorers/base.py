@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VIEW = "application/vnd.jupyter.widget-view+json"
+GRID_COLUMNS = "repeat(auto-fill, minmax(22rem, 1fr))"
 CONTROL_STYLE: dict[str, Any] = {"style": {"description_width": "initial"}, "layout": {"width": "22rem"}}
 
 
@@ -68,8 +69,9 @@ class Explorer:
         self._refresh()  # an exception is not caught here: there is no earlier picture that could be kept
         for control in self.controls.values():
             control.observe(self._on_change, names="value")
-        row = widgets.HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"})
-        self.view = widgets.VBox([row, self._status, self.image, self._text])
+        # Columns of one width, as many as the page has room for.
+        grid = widgets.GridBox(list(self.controls.values()), layout={"grid_template_columns": GRID_COLUMNS})
+        self.view = widgets.VBox([grid, self._status, self.image, self._text])
 
     # What a subclass implements.
 
@@ -252,7 +254,7 @@ def _allowed_values(control: Any) -> str:
         return f"choose one of {', '.join(map(str, options))}"
     low, high, base = (getattr(control, name, None) for name in ("min", "max", "base"))
     if low is None:
-        return "it is a text"
+        return "it is True or False" if isinstance(control.value, bool) else "it is a text"
     return f"it lies between {base**low:g} and {base**high:g}" if base else f"it lies between {low} and {high}"
 
 

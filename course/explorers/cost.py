@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -75,15 +76,16 @@ class Cost(Explorer):
 
     name = "Cost"
     alt = (
-        "Left: latency against MACs on logarithmic axes, with the networks that were timed, an estimate for the chosen "
-        "one, and the limits of the device as lines. Right: bytes of its weights in four precisions, the chosen one "
-        "marked, with the limit of the device."
+        "Left: latency against MACs on logarithmic axes, with the networks that were timed, estimates for all of the "
+        "family and for the chosen one, and what is beyond the limits of the device shaded. Right: bars for the bytes "
+        "of its weights in four precisions, the chosen one dark, with the limit of the device."
     )
-    size = (9.0, 3.5)
+    size = (9.6, 3.7)
 
     def __init__(self, networks: Sequence[TimedNetwork] | None = None, **initial: Any) -> None:
         self.networks = tuple(time_networks() if networks is None else networks)
         self.latency_model = LatencyModel.fit(self.networks)
+        self._drawn_limits: list[float | None] | None = None
         super().__init__(**initial)
 
     def make_controls(self, widgets: Any) -> dict[str, Any]:
@@ -123,41 +125,65 @@ class Cost(Explorer):
 
     def build(self, figure: Figure) -> tuple[Iterable[Artist], Iterable[Artist]]:
         left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-        macs = [network.size.macs for network in self.networks]
-        milliseconds = [1e3 * network.seconds for network in self.networks]
-        left.plot(macs, milliseconds, **plots.NEUTRAL.line("timed on this machine", linestyle=""))
+        sizes = [network_size(*each) for each in itertools.product(DEPTHS, WIDTHS, RESOLUTIONS)]
+        family = [size.macs for size in sizes], [1e3 * self.latency_model.seconds(size) for size in sizes]
+        timed = [network.size.macs for network in self.networks], [1e3 * one.seconds for one in self.networks]
+        pale: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 3.5, "alpha": 0.35, "markeredgewidth": 0}
+        left.plot(*family, **plots.NEUTRAL.line("all of the family (estimates)", **pale))
+        left.plot(*timed, **plots.NEUTRAL.line("timed on this machine", linestyle=""))
         chosen = plots.OTHER.line("chosen network (estimate)", linestyle="", markersize=12)
         (self._point,) = left.plot([1e6], [1], **chosen)
         limit: dict[str, Any] = {"color": plots.ALERT, "linestyle": "--", "linewidth": 1.8}
         self._limits = [left.axvline(1e6, label="limit of the device", **limit), left.axhline(1, **limit)]
-        left.set(xscale="log", yscale="log", xlim=(3e5, 3e11), ylim=(0.05, 2e5))
+        milliseconds = [*family[1], *timed[1], *(1e3 * one.seconds for one in DEVICES.values() if one.seconds)]
+        high = max(milliseconds)
+        left.set(xscale="log", yscale="log", xlim=(min(family[0]) / 2, 2 * max(family[0])))
+        left.set_ylim(max(min(milliseconds), 1e-6 * high) / 2, 12 * high)  # the legend lies above the points
         left.set(xlabel="MACs for one picture", ylabel="latency on this machine (ms)")
-        legend = plots.legend(left, loc="upper left", frameon=True)
+        legend = plots.legend(left, loc="upper left", ncols=2, columnspacing=1, handletextpad=0.4, fontsize=8)
         positions = range(len(BITS))
-        (self._weights,) = right.plot(positions, [1e5 for _ in positions], **plots.NEUTRAL.line())
-        (self._chosen_weights,) = right.plot([0], [1e5], **chosen)
+        self._weights = right.bar(positions, [1e5 for _ in positions], width=0.7)
+        text: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 9, "zorder": 4}
+        text["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+        self._megabytes = [right.text(x, 1e5, "0.00 MB", **text) for x in positions]
         self._limits.append(right.axhline(1e5, **limit))
         right.set_xticks(positions, list(BITS))
-        right.set(yscale="log", xlim=(-0.4, len(BITS) - 0.6), ylim=(1e3, 1e9))
+        right.set(yscale="log", xlim=(-0.6, len(BITS) - 0.4), ylim=(1e3, 4e8))
         right.set(xlabel="precision of the weights", ylabel="weights (bytes)")
-        return (), (*self._limits, self._weights, self._point, self._chosen_weights, legend)
+        shade: dict[str, Any] = {"facecolor": plots.ALERT, "alpha": 0.1, "edgecolor": "none", "zorder": 0.5}
+        self._beyond = [left.axvspan(1e6, 2e6, **shade), left.axhspan(1, 2, **shade), right.axhspan(1e5, 2e5, **shade)]
+        live = (*self._weights, *self._limits, *self._megabytes, self._point, legend)
+        return self._beyond, live
 
     def update(self, result: NetworkCost) -> None:
         self._point.set_data([result.size.macs], [1e3 * result.seconds])
-        self._weights.set_ydata(list(result.weight_bytes.values()))
-        precision = self.state["precision"]
-        self._chosen_weights.set_data([list(BITS).index(precision)], [result.weight_bytes[precision]])
+        for bar, text, (name, number) in zip(self._weights, self._megabytes, result.weight_bytes.items(), strict=True):
+            bar.set_height(number)
+            is_chosen = name == self.state["precision"]
+            bar.set_facecolor(plots.INK if is_chosen else "#C4C4C4")
+            text.set(text=_format_bytes(number), fontweight="bold" if is_chosen else "normal")
+            text.set_position((bar.get_x() + bar.get_width() / 2, 1.15 * number))
         budget = DEVICES[self.state["device"]]
-        macs, milliseconds, weights = self._limits
-        limits = (
-            (macs, budget.macs),
-            (milliseconds, budget.seconds and 1e3 * budget.seconds),
-            (weights, budget.weight_bytes),
-        )
-        for line, limit in limits:
-            line.set_visible(limit is not None)
-            if limit is not None:
-                (line.set_xdata if line is macs else line.set_ydata)([limit, limit])
+        milliseconds = budget.seconds and 1e3 * budget.seconds
+        limits = [budget.macs, milliseconds, budget.weight_bytes]
+        if limits != self._drawn_limits:
+            self._drawn_limits = limits
+            self._move_limits(limits)
+            self.invalidate_cache()
+
+    def _move_limits(self, limits: Sequence[float | None]) -> None:
+        """The lines of the limits, and what lies beyond them shaded; both are hidden where there is no limit."""
+        for place, (line, area, limit) in enumerate(zip(self._limits, self._beyond, limits, strict=True)):
+            for artist in (line, area):
+                artist.set_visible(limit is not None)
+            if limit is None:
+                continue
+            if place == 0:
+                line.set_xdata([limit, limit])
+                area.set(x=limit, width=area.axes.get_xlim()[1] - limit)
+            else:
+                line.set_ydata([limit, limit])
+                area.set(y=limit, height=area.axes.get_ylim()[1] - limit)
 
     def describe_lines(self, result: NetworkCost) -> list[str]:
         depth, width, resolution, precision, device = self.state.values()
@@ -179,6 +205,10 @@ class Cost(Explorer):
             f"{self.latency_model.error:.0%} (median). Lower precision is counted in bytes only.{note}",
             f"Limits of the device ({device}): {'; '.join(verdicts)}. Source: {budget.source}.",
         ]
+
+
+def _format_bytes(number: float) -> str:
+    return f"{number / 1e6:.3g} MB" if number >= 1e6 else f"{number / 1e3:.3g} kB"
 
 
 def _describe_limit(name: str, limit: str | None, fits: bool | None) -> str:

@@ -42,12 +42,14 @@ class Playground(Explorer):
     alpha times their cross-entropy + (1 - alpha) times T^2 KL(teacher, student), which is `losses.kd`, on the same
     points and, if wanted, on unlabelled ones. So it learns, through the teacher, what the other cannot know: this is
     what distillation is for, and why it gains next to nothing where labels are correct and plentiful (noise=0,
-    points=200: on two moons it is behind after 150 steps, and less than a percentage point ahead after 600).
+    points=200: on two moons it is behind after 150 steps, and less than a percentage point ahead after 600). With
+    argmax, the teacher gives its best class alone: what is then left of the gain comes from corrected labels, the rest
+    from soft ones.
 
     steps: of one run, which then pauses. The controls may be moved during a run: another data set, size or seed resets
-    the students; other points or noise replace their sample; temperature and alpha change the loss. Accuracies are
-    measured on 2,000 test points with correct labels. `step(n)` does the same as Run without a notebook, `table()` is
-    the text equivalent of the small plots. Raises ValueError for fewer than five steps.
+    the students; other points or noise replace their sample; temperature, alpha and argmax change the loss. Accuracies
+    are measured on 2,000 test points with correct labels. `step(n)` does the same as Run without a notebook, `table()`
+    is the text equivalent of the small plots. Raises ValueError for fewer than five steps.
     """
 
     name = "Playground"
@@ -101,6 +103,12 @@ class Playground(Explorer):
             "unlabelled": slider("IntSlider", "unlabelled", 0, MAX_UNLABELLED, 50, "Unlabelled points"),
             "hidden": slider("IntSlider", "hidden", 2, 32, 1, "Hidden units"),
             "seed": slider("IntSlider", "seed", 0, 19, 1, "Seed"),
+            "argmax": widgets.ToggleButton(
+                value=default.argmax,
+                description="Teacher's argmax as labels",
+                tooltip="The teacher gives its best class of each point, and no soft label",
+                layout=CONTROL_STYLE["layout"],
+            ),
         }
 
     def inputs(self) -> tuple[Settings]:
@@ -124,6 +132,8 @@ class Playground(Explorer):
     def describe_lines(self, result: Training) -> list[str]:
         row, settings = result.evaluate(), result.settings
         wrong = int((result.sample.labels != result.sample.true_labels).sum())
+        taught = f"the teacher's soft labels at T = {settings.temperature:.3g}"
+        taught = "the teacher's best class as a label" if settings.argmax else taught
         unlabelled = f" and on {settings.unlabelled} unlabelled ones" if settings.unlabelled else ""
         return [
             f"Step {row.step}. Right: teacher {row.teacher_accuracy:.1%}, student on hard labels "
@@ -133,8 +143,8 @@ class Playground(Explorer):
             f"the distilled student: {row.soft_loss:.3f}.",
             f"The teacher (2 x {TEACHER_HIDDEN} hidden units) learns from {TEACHER_POINTS:,} right labels. Both "
             f"students ({settings.hidden} hidden units) have the same start and {settings.points} labelled "
-            f"points, {wrong} of the labels wrong; the distilled one has the teacher's soft labels at T = "
-            f"{settings.temperature:.3g} on these{unlabelled} too, hard labels with weight {settings.alpha:.2g}.",
+            f"points, {wrong} of the labels wrong; the distilled one has {taught} on these{unlabelled} too, hard "
+            f"labels with weight {settings.alpha:.2g}.",
         ]
 
     def __repr__(self) -> str:

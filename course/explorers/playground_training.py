@@ -214,7 +214,11 @@ def get_teacher(data: str) -> Teacher:
 
 @dataclass(frozen=True)
 class Settings:
-    """The values of the controls. alpha: weight of the hard labels. hidden: hidden units of the students."""
+    """The values of the controls. alpha: weight of the hard labels. hidden: hidden units of the students.
+
+    argmax: whether the taught student gets the teacher's best class of each point as a label, without T, in place of
+    its soft label: the control that tells corrected labels from soft ones.
+    """
 
     data: str = "two moons"
     temperature: float = 4.0
@@ -224,6 +228,7 @@ class Settings:
     noise: float = 0.2
     unlabelled: int = 0
     seed: int = 0
+    argmax: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,7 +236,8 @@ class LogRow:
     """The state after a number of steps: shares of the test points, and losses in nats.
 
     baseline: the student on hard labels. agreement: with the teacher. hard_loss: cross-entropy with the labels that
-    both students have. soft_loss: T^2 times the divergence from the teacher on the distilled student's points.
+    both students have. soft_loss: T^2 times the divergence from the teacher on the distilled student's points, or the
+    cross-entropy with its best classes where these are the labels.
     """
 
     step: int
@@ -282,13 +288,14 @@ class Training:
         """Continue with other settings.
 
         Another data set, size or seed resets the students; other points, labels or unlabelled points replace those
-        before, and the students continue; temperature and alpha change the loss.
+        before, and the students continue; temperature, alpha and argmax change the loss.
         """
         before, self.settings = self.settings, settings
-        if settings == replace(before, temperature=settings.temperature, alpha=settings.alpha):
+        loss = {name: getattr(settings, name) for name in ("temperature", "alpha", "argmax")}
+        if settings == replace(before, **loss):
             return
         same = replace(before, points=settings.points, noise=settings.noise, unlabelled=settings.unlabelled)
-        if settings == replace(same, temperature=settings.temperature, alpha=settings.alpha):
+        if settings == replace(same, **loss):
             self._load_samples()
         else:
             self.reset()
@@ -325,7 +332,11 @@ class Training:
         """Cross-entropy of the baseline and of the distilled student, and the soft loss of the latter."""
         count = len(self.sample)
         baseline, distilled = self._students(self._distillation_points)
-        soft = kd(distilled, self._teacher_logits[: len(self._distillation_points)], self.settings.temperature)
+        answers = self._teacher_logits[: len(self._distillation_points)]
+        if self.settings.argmax:
+            soft = F.cross_entropy(distilled, answers.argmax(dim=1))
+        else:
+            soft = kd(distilled, answers, self.settings.temperature)
         labels = self.sample.labels
         return F.cross_entropy(baseline[:count], labels), F.cross_entropy(distilled[:count], labels), soft
 
@@ -355,8 +366,11 @@ class Training:
         return self._students(grid(GRID_SIDE)).softmax(dim=2).unflatten(1, (GRID_SIDE, GRID_SIDE))
 
     def soft_labels(self) -> Tensor:
-        """The soft labels of the distilled student's labelled points, at the present temperature."""
-        return soften(self._teacher_logits[: len(self.sample)], self.settings.temperature)
+        """What the teacher tells of the labelled points: soft labels at the present temperature, or its best class."""
+        answers = self._teacher_logits[: len(self.sample)]
+        if self.settings.argmax:
+            return F.one_hot(answers.argmax(dim=1), answers.shape[1]).to(answers.dtype)
+        return soften(answers, self.settings.temperature)
 
 
 @lru_cache(maxsize=64)

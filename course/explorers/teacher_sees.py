@@ -55,7 +55,7 @@ class TeacherSees(Explorer):
         "bars for the hard label, for T = 1 and for T = 4; three pictures with another label, to which the teacher "
         "gives nearly the same answer."
     )
-    size = (9.6, 3.3)
+    size = (10.4, 3.9)
 
     def __init__(self, split: str = "validation", **initial: Any) -> None:
         self.split = split
@@ -94,7 +94,7 @@ class TeacherSees(Explorer):
         return TeacherView(label, order.index(label) + 1, tuple(top), tuple(plain), tuple(soft), tuple(similar))
 
     def build(self, figure: Figure) -> tuple[Iterable[Artist], Iterable[Artist]]:
-        axes = figure.subplots(1, 2 + NUM_SIMILAR, width_ratios=(1.2, 2.6, *[0.75] * NUM_SIMILAR))
+        axes = figure.subplots(1, 2 + NUM_SIMILAR, width_ratios=(2.1, 2.3, *[0.85] * NUM_SIMILAR))
         self._images, self._titles = [], []
         for one in (axes[0], *axes[2:]):
             one.axis("off")

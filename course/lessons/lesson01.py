@@ -107,6 +107,16 @@ SIZE = CodeSpec(
     mistakes=(
         Mistake("bits", lambda n, p: n * BITS[p], "These are bits. A byte has eight of them."),
         Mistake(
+            "upside down",
+            lambda n, p: n * 8 / BITS[p],
+            "The ratio is upside down: you divided by the bits. Fewer bits are fewer bytes.",
+        ),
+        Mistake(
+            "upside down, of fp32",
+            lambda n, p: 4 * n * 32 / BITS[p],
+            "The ratio is upside down: with fewer bits the weights take less than in fp32.",
+        ),
+        Mistake(
             "always four bytes",
             lambda n, p: 4 * n,
             "You take four bytes for every weight. That is fp32; the other precisions need less.",
@@ -226,6 +236,11 @@ RESNETS = QuestionSpec(
                 "You went by the number of layers. But a ResNet-50 has many 1 x 1 convolutions, which are cheaper than "
                 "the 3 x 3 ones of a ResNet-18.",
             ),
+            (
+                1 / 2.186,
+                "This is the other way round: ResNet-18 as a share of ResNet-50. Divide the larger by the smaller.",
+            ),
+            (18 / 50, "This is the other way round, and by the number of layers: divide the larger by the smaller."),
             ((50 / 18) ** 2, "Parameters grow with the square of the width, but only in proportion to the depth."),
         ),
     ),
@@ -252,7 +267,7 @@ LATENCY = QuestionSpec(
                 "and the MACs are equal here anyway.",
             ),
             Option(
-                "MACs count the arithmetic, but not the numbers that are read from memory, nor the start of each layer",
+                "MACs leave out what is read from memory, and the start of each layer",
                 "Where few MACs are done for each number that is moved, the processor waits for the memory (the layer "
                 "is memory-bound); many small layers add a fixed cost each.",
                 correct=True,

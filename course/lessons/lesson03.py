@@ -82,6 +82,32 @@ SIMILARITY = CodeSpec(
             "Your columns sum to 1. The rows should: they are means of probabilities.",
         ),
         Mistake(
+            "rows of one column",
+            lambda p, y: torch.stack([p[y == c].mean(dim=0, keepdim=True) for c in range(p.shape[1])]),
+            "keepdim=True leaves a dimension of size 1 in each row, and the stack has three dimensions: leave it out.",
+        ),
+        Mistake(
+            "means of columns, not of rows",
+            lambda p, y: torch.stack([p[:, c].mean().expand(p.shape[1]) for c in range(p.shape[1])]),
+            "You averaged a column: how often class c is named. Choose rows first, those of the images of class c: "
+            "probabilities[labels == c].",
+        ),
+        Mistake(
+            "rows by number",
+            lambda p, y: torch.stack([p[y[c]] for c in range(p.shape[1])]),
+            "You took single rows by number. labels == c says which rows belong to class c: take all of these.",
+        ),
+        Mistake(
+            "one-hot labels of whole numbers",
+            lambda p, y: F.one_hot(y, p.shape[1]).T @ p,
+            "one_hot gives whole numbers, and a product of matrices wants one type: .float() is missing after it.",
+        ),
+        Mistake(
+            "class 0 only",
+            lambda p, y: torch.stack([p[y == 0].mean(dim=0) for _ in range(p.shape[1])]),
+            "All your rows are the same: the comparison with the labels has to use c, the class of this row.",
+        ),
+        Mistake(
             "mean over the classes",
             lambda p, y: torch.stack([p[y == c].mean() for c in range(p.shape[1])]),
             "mean() without a dimension makes one number of all rows. Use dim=0, over the images, and keep the "
@@ -95,6 +121,18 @@ def nearest_wrong(probabilities: Tensor, labels: Tensor) -> Tensor:
     """The most probable class of each image apart from the true one."""
     others = probabilities.clone()
     others[torch.arange(len(labels)), labels] = -1.0
+    return others.argmax(dim=1)
+
+
+def _whole_columns(p: Tensor, y: Tensor) -> Tensor:
+    others = p.clone()
+    others[:, y] = -1.0
+    return others.argmax(dim=1)
+
+
+def _whole_rows(p: Tensor, y: Tensor) -> Tensor:
+    others = p.clone()
+    others[y] = -1.0
     return others.argmax(dim=1)
 
 
@@ -151,6 +189,32 @@ NEAREST = CodeSpec(
             "probability instead of class",
             lambda p, y: p.scatter(1, y[:, None], -1.0).amax(dim=1),
             "You give the probability. The question asks which class it is: argmax instead of max.",
+        ),
+        Mistake(
+            "whole columns",
+            _whole_columns,
+            "others[:, labels] names whole columns, for all images at once. One place in each row is "
+            "others[torch.arange(len(labels)), labels].",
+        ),
+        Mistake(
+            "whole rows",
+            _whole_rows,
+            "others[labels] names whole rows. One place in each row is others[torch.arange(len(labels)), labels].",
+        ),
+        Mistake(
+            "keepdim",
+            lambda p, y: p.scatter(1, y[:, None], -1.0).argmax(dim=1, keepdim=True),
+            "One class number an image is a tensor with one dimension: leave out keepdim=True, or [:, None].",
+        ),
+        Mistake(
+            "one for all images",
+            lambda p, y: p.scatter(1, y[:, None], -1.0).argmax(),
+            "argmax() without a dimension gives one place for all images together. Each image has its own: dim=1.",
+        ),
+        Mistake(
+            "no competition but the true class",
+            lambda p, y: (p * F.one_hot(y, p.shape[1])).argmax(dim=1),
+            "You kept the true class and set the others to 0. It is the other way round: the true class has to go.",
         ),
         Mistake(
             "over the batch",
@@ -228,6 +292,41 @@ ENTROPY = CodeSpec(
             "sum() without a dimension makes one number of all images. Each image has its own entropy: dim=1.",
         ),
         Mistake(
+            "keepdim",
+            lambda p: -torch.xlogy(p, p).sum(dim=1, keepdim=True),
+            "One number an image is a tensor with one dimension: leave out keepdim=True.",
+        ),
+        Mistake(
+            "not added up",
+            lambda p: -torch.xlogy(p, p),
+            "These are the terms of the single classes. Add them up: sum(dim=1).",
+        ),
+        Mistake(
+            "softmax first",
+            lambda p: entropy(p.softmax(dim=1)),
+            "You took a softmax of probabilities: they are that already, and a second one makes them nearly equal.",
+        ),
+        Mistake(
+            "effective number of classes",
+            lambda p: entropy(p).exp(),
+            "That is exp(entropy), the effective number of classes. The question asks for the entropy itself.",
+        ),
+        Mistake(
+            "mean over the images",
+            lambda p: entropy(p).mean(),
+            "You took the mean over the images as well. Each image has its own entropy.",
+        ),
+        Mistake(
+            "variance-like",
+            lambda p: 1 - (p * p).sum(dim=1),
+            "This is 1 - sum p^2, another measure of doubt (Gini's). The entropy weighs log p with p.",
+        ),
+        Mistake(
+            "a small number inside the logarithm",
+            lambda p: -(p * (p + 1e-3).log()).sum(dim=1),
+            "A number that large inside the logarithm changes the result. Put 1 in place of the zeros: log(1) is 0.",
+        ),
+        Mistake(
             "log p without p",
             lambda p: -p.log().sum(dim=1),
             "You added up the logarithms alone. Each has to be weighted with its probability.",
@@ -250,20 +349,20 @@ SHIRT = QuestionSpec(
     answer_key=MultipleChoice(
         (
             Option(
-                "Evenly on the nine other classes",
-                "That would be label smoothing: it says nothing about which classes are alike.",
+                "Evenly on the nine other classes, as label smoothing would do it",
+                "Then it would say nothing about which classes are alike.",
             ),
             Option(
-                "On what is worn in the same place: T-shirt/top, Pullover, Coat and Dress, none of them far ahead",
+                "On T-shirt/top, Pullover, Coat and Dress, none of them far ahead",
                 "These four look like shirts, and the teacher has learned it without a label for it.",
                 correct=True,
             ),
             Option(
-                "Nearly all on a single class, T-shirt/top",
+                "Nearly all on a single class, T-shirt/top, the most similar one",
                 "It is among the first, but Coat and Pullover are close to it.",
             ),
             Option(
-                "On Sandal, Sneaker, Ankle boot, Bag and Trouser",
+                "On Sandal, Sneaker, Ankle boot, Bag and Trouser, the least similar",
                 "They look quite different, and get little.",
             ),
         )
@@ -276,36 +375,34 @@ MISSING = QuestionSpec(
     "figure",
     "medium",
     4,
-    "Look at the figure of the experiment with a missing class. Both students were trained without a single picture of "
-    "that class; the one with soft labels still recognises part of it, the one with hard labels practically nothing. "
-    "Where does the first one get it from?",
+    "Look at what the controls of the missing class recognise, without the constant and with it, and at the table of "
+    "five seeds. Which sentence agrees with all of it?",
     (
-        "What does the teacher write into the column of the missing class, on pictures of other classes?",
-        "A picture of another class that looks a little like the missing one has a little of it in its soft label.",
+        "With the shuffled logit each class keeps its likeness to T-shirts, and single pictures lose theirs. What is "
+        "lost without the constant, and what with it?",
+        "Class means say nothing about single pictures, and label smoothing nothing about classes either.",
     ),
-    "Hinton, Vinyals and Dean (2015, arXiv:1503.02531) did this with MNIST and left out every 3: the distilled net "
-    "made 206 errors on the test set, and 109 after the bias of the class 3, which had been learned too low, was "
-    "raised.",
+    "Hinton, Vinyals and Dean (2015, arXiv:1503.02531) left out every 3 of MNIST: the distilled net made 206 errors on "
+    "the test set, and 109 after the bias of the 3, which had been learned too low, was raised. They ran none of these "
+    "controls, so their numbers do not say which part of the soft labels did it.",
     answer_key=MultipleChoice(
         (
             Option(
-                "It guesses: with ten classes one in ten comes out right by chance",
-                "A student does not draw lots. The one with hard labels could guess as well, and gets practically "
-                "nothing: it has learned that this class never occurs.",
+                "The soft labels do not matter: with the right constant on one logit, any student finds the class",
+                "With hard labels the best constant is 0, and with label smoothing the constant finds hardly any.",
             ),
             Option(
-                "It was given the teacher's weights to begin with",
-                "Both students started from the same random weights; only the labels differ.",
+                "It is in the logit of that class, picture by picture; with that one shuffled, all is lost",
+                "Without the constant it is. With the constant, the student of the shuffled logit still finds many.",
             ),
             Option(
-                "From the soft labels of the other classes' pictures: they say how much each of them resembles it",
-                "The small probabilities in that column draw the class's outline, picture by picture. A hard label has "
-                "a 0 there every time.",
+                "Single pictures make it say the name; much of what it looks like is in the likeness of classes",
+                "Only the teacher's own answers make it say so unaided; with a constant, means of classes find many.",
                 correct=True,
             ),
             Option(
-                "From the test set, which contains the class",
-                "The test images are looked at only afterwards, to count; nothing is learned from them.",
+                "It learned the class from the few pictures of it that carry another label, and from nothing else",
+                "Without these pictures it says the name less often, but with the constant it still finds most.",
             ),
         )
     ),

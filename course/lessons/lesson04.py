@@ -103,6 +103,27 @@ SOFTEN = CodeSpec(
             lambda z, t: torch.exp(z / t),
             "Your rows do not sum to 1: divide by the sum over the classes.",
         ),
+        Mistake(
+            "sum without keepdim",
+            lambda z, t: torch.exp(z / t) / torch.exp(z / t).sum(dim=1),
+            "A sum or a maximum over dim=1 has one dimension less, and B numbers do not fit beside B x C: keepdim=True "
+            "is missing.",
+        ),
+        Mistake(
+            "softmax twice",
+            lambda z, t: torch.softmax(torch.softmax(z / t, dim=1), dim=1),
+            "There is a softmax too many: the second one is fed probabilities, where logits belong.",
+        ),
+        Mistake(
+            "divided by the largest",
+            lambda z, t: torch.exp(z / t) / torch.exp(z / t).amax(dim=1, keepdim=True),
+            "You divided by the largest, so the largest probability is always 1. Divide by the sum over the classes.",
+        ),
+        Mistake(
+            "first choice alone",
+            lambda z, t: F.one_hot(z.argmax(dim=1), z.shape[1]).float(),
+            "This is the hard label: what the softmax becomes as T goes to 0.",
+        ),
         Mistake("logarithm", lambda z, t: torch.log_softmax(z / t, dim=1), "These are the logarithms: apply exp."),
         Mistake(
             "not stable",
@@ -169,6 +190,10 @@ def _kl(log_s: Tensor, log_t: Tensor) -> Tensor:
 def _log_of_softmax(s: Tensor, z: Tensor, t: float) -> Tensor:
     p_s, p_t = torch.softmax(s / t, dim=1), torch.softmax(z / t, dim=1)
     return t**2 * (p_t * (p_t.log() - p_s.log())).sum(dim=1).mean()
+
+
+def _without_keepdim(s: Tensor, z: Tensor, t: float) -> Tensor:
+    return t**2 * _kl(*(x / t - torch.logsumexp(x / t, dim=1) for x in (s, z)))
 
 
 def _over_the_batch(s: Tensor, z: Tensor, t: float, power: int) -> Tensor:
@@ -304,6 +329,23 @@ SOFT_LOSS = CodeSpec(
             "log-probabilities first).",
         ),
         Mistake(
+            "log-sum-exp without keepdim",
+            _without_keepdim,
+            "A sum over dim=1 has one dimension less, and B numbers do not fit beside B x C: keepdim=True is missing "
+            "(or use log_softmax).",
+        ),
+        Mistake(
+            "squared difference of probabilities",
+            lambda s, z, t: t**2 * (_logs(z, t).exp() - _logs(s, t).exp()).pow(2).sum(dim=1).mean(),
+            "This is the squared difference of the probabilities. The divergence weighs the difference of the "
+            "logarithms with the teacher's probabilities.",
+        ),
+        Mistake(
+            "not weighted",
+            lambda s, z, t: t**2 * (_logs(z, t) - _logs(s, t)).sum(dim=1).mean(),
+            "The teacher's probabilities are missing: they weigh the differences of the logarithms.",
+        ),
+        Mistake(
             "logarithms in the wrong place of kl_div",
             lambda s, z, t: t**2 * F.kl_div(_logs(s, t), _logs(z, t), reduction="batchmean"),
             "kl_div takes the student's log-probabilities first, and the teacher's probabilities second. With "
@@ -335,6 +377,8 @@ GRADIENT = QuestionSpec(
         (
             (2.0, "You counted the 1/T that comes from dividing the logits; but q - p itself shrinks as 1/T too."),
             (1.0, "That would be so with the factor T^2, which was left out here."),
+            (0.25, "That is the other way round: the question is how many times smaller, a number above 1."),
+            (0.5, "That is the other way round, and counts one of the two factors 1/T."),
             (8.0, "That would be 1/T^3. There are two factors 1/T: one from z / T, one from q - p."),
             (16.0, "That would be 1/T^4. There are two factors 1/T: one from z / T, one from q - p."),
         ),
@@ -347,8 +391,8 @@ LAW = QuestionSpec(
     "figure",
     "hard",
     4,
-    "In the figure of the gradient's size against T, both axes logarithmic, the curve without T^2 runs at high T along "
-    "a straight line of slope -2: the law 1/T^2. Further left, at T = 16 and below, it leaves the line. Why?",
+    "In the figure, the gradient times T^2 is drawn as a ratio to its limit. At high T it is nearly 1: without the "
+    "factor, the gradient follows the law 1/T^2. Further left, at T = 16 and below, it leaves the law. Why?",
     (
         "The law comes from exp(x) being nearly 1 + x. When is that so?",
         "x is z / T here. How large are a trained teacher's logits?",
@@ -362,19 +406,18 @@ LAW = QuestionSpec(
                 "In 64 bits, as computed here, they are about one part in 10^16, far below what is seen in the figure.",
             ),
             Option(
-                "The law needs z / T to be small; at low T it is not, and the softmax is far from linear",
+                "The law needs small z / T, and at low T they are large",
                 "exp(x) is nearly 1 + x only for small x. A trained teacher's logits often lie ten and more apart: "
                 "divided by 1 they saturate the softmax, divided by 40 they do not.",
                 correct=True,
             ),
             Option(
-                "The factor T^2 is 1 there, so it has no effect",
-                "That is true of the curve with T^2, but the question is about the curve without it.",
+                "The factor T^2 is too small there to have an effect",
+                "The factor only undoes what T does to the gradient; the question is why the gradient leaves the law.",
             ),
             Option(
-                "The batch is too small for an average",
-                "Both curves are computed from the same images at every T; more images would move the curve, not bend "
-                "it.",
+                "The batch is too small for an average over all of its images",
+                "It is computed from the same images at every T; more images would move the curve, not bend it.",
             ),
         )
     ),
@@ -400,7 +443,7 @@ LIMIT = QuestionSpec(
                 "The divergence alone does go to 0, as 1/T^2; but T^2 grows just as fast.",
             ),
             Option(
-                "To infinity, because T^2 grows without bound",
+                "To infinity, because the factor T^2 grows without bound",
                 "T^2 does, but the divergence shrinks as 1/T^2; the product settles.",
             ),
             Option(
@@ -408,7 +451,7 @@ LIMIT = QuestionSpec(
                 "The true labels do not occur in the soft loss at all.",
             ),
             Option(
-                "To the squared difference of student's and teacher's logits, summed over the C classes, divided by 2C",
+                "To the squared distance of the logits, divided by 2C",
                 "That is logit matching: T^2 KL tends to the mean over the images of ||s - t||^2 / (2C).",
                 correct=True,
             ),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from course.specs import Case, CodeSpec, LessonSpec, Mistake, MultipleChoice, Numeric, Option, QuestionSpec
@@ -69,6 +70,11 @@ def _log_of_softmax(s: Tensor, z: Tensor, y: Tensor, t: float, a: float) -> Tens
     return a * _hard(s, y) + (1 - a) * t**2 * (p * (p.log() - q.log())).sum(dim=1).mean()
 
 
+def _without_keepdim(s: Tensor, z: Tensor, t: float) -> Tensor:
+    log_q, log_p = (x / t - torch.logsumexp(x / t, dim=1) for x in (s, z))
+    return _each(log_q, log_p).sum(dim=1).mean()
+
+
 def _raw_kl_div(first: Tensor, second: Tensor) -> Tensor:
     return F.kl_div(first, second, reduction="batchmean")
 
@@ -128,6 +134,34 @@ JOINT = CodeSpec(
             "hard part softened",
             lambda s, z, y, t, a: a * _hard(s, y, t) + (1 - a) * _soft(s, z, t),
             "The hard part is softened too. The labels are met at T = 1, where the student will be used: no division.",
+        ),
+        Mistake(
+            "half of the sum",
+            lambda s, z, y, t, a: 0.5 * (_hard(s, y) + _soft(s, z, t)),
+            "alpha does not come in: you took half of the sum. The weights are alpha and 1 - alpha.",
+        ),
+        Mistake(
+            "columns for all images",
+            lambda s, z, y, t, a: -a * _logs(s, 1)[:, y].mean() + (1 - a) * _soft(s, z, t),
+            "[:, labels] takes the columns of all labels for every image. One place in each row is "
+            "[torch.arange(len(labels)), labels], which is what cross_entropy does.",
+        ),
+        Mistake(
+            "one-hot labels of whole numbers",
+            lambda s, z, y, t, a: a * F.cross_entropy(s, F.one_hot(y, s.shape[1])) + (1 - a) * _soft(s, z, t),
+            "one_hot gives whole numbers: .float() is missing after it. Simpler: cross_entropy takes the labels as "
+            "they are.",
+        ),
+        Mistake(
+            "log-sum-exp without keepdim",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _without_keepdim(s, z, t),
+            "A sum over dim=1 has one dimension less, and B numbers do not fit beside B x C: keepdim=True is missing "
+            "(or use log_softmax).",
+        ),
+        Mistake(
+            "soft loss for each image",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _each(_logs(s, t), _logs(z, t)).sum(dim=1),
+            "The soft part is still a number for each image. Take the mean over the images: a loss is one number.",
         ),
         Mistake(
             "weights forgotten",
@@ -273,55 +307,208 @@ HOT = QuestionSpec(
     ),
 )
 
-STEP = QuestionSpec(
-    "step",
-    "Find the mistake",
-    "question",
-    "medium",
-    4,
-    "This training step runs without an error, the loss falls, and the student learns something. But one line is "
-    "wrong.\n\n"
-    "    1  teacher.eval()\n"
-    "    2  for images, labels in loader:\n"
-    "    3      with torch.no_grad():\n"
-    "    4          t = teacher(images)\n"
-    "    5      s = student(images)\n"
-    "    6      hard = F.cross_entropy(t, labels)\n"
-    "    7      soft = losses.kd(s, t, temperature=4.0)\n"
-    "    8      loss = 0.5 * hard + 0.5 * soft\n"
-    "    9      optimizer.zero_grad()\n"
-    "    10     loss.backward()\n"
-    "    11     optimizer.step()\n\n"
-    "Which one?",
+
+class _LinearStudent(nn.Linear):
+    """A student that keeps the gradients of an earlier step when it is copied, as nn.Module does not."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _LinearStudent:
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and then replaced
+            made = type(self)(self.in_features, self.out_features)
+        memo[id(self)] = made
+        made.load_state_dict(self.state_dict())
+        for new, old in zip(made.parameters(), self.parameters(), strict=True):
+            new.grad = None if old.grad is None else old.grad.clone()
+        return made
+
+
+def train_step(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    rate: float,
+    temperature: float,
+    alpha: float,
+) -> Tensor:
+    """One step of joint training by SGD; returns the student's logits after it."""
+    optimizer = torch.optim.SGD(student.parameters(), lr=rate)
+    teacher.eval()
+    with torch.no_grad():
+        answers = teacher(images)
+    logits = student(images)
+    hard = torch.nn.functional.cross_entropy(logits, labels)
+    log_q = torch.log_softmax(logits / temperature, dim=1)
+    log_p = torch.log_softmax(answers / temperature, dim=1)
+    soft = temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+    loss = alpha * hard + (1 - alpha) * soft
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return student(images)
+
+
+def _steps() -> list[Case]:
+    generator = torch.Generator().manual_seed(52)
+
+    def fill(module: nn.Module) -> nn.Module:
+        for parameter in module.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        return module
+
+    def case(images: int, rate: float, temperature: float, alpha: float) -> Case:
+        with torch.random.fork_rng(devices=[]):
+            student = fill(_LinearStudent(4, 3))
+            teacher = fill(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)))
+        teacher[1].running_mean = torch.randn(5, generator=generator)  # type: ignore[index]
+        for parameter in student.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        batch = torch.randn(images, 4, generator=generator)
+        labels = torch.randint(3, (images,), generator=generator)
+        shown = f"student, teacher, images, labels, {rate}, {temperature}, {alpha}"
+        return Case((student, teacher.train(), batch, labels, rate, temperature, alpha), display=shown)
+
+    # The first step of any optimiser imports torch's compiler, which can take longer than the check allows.
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).step()
+    return [case(3, 0.5, 2.0, 0.5), case(6, 0.1, 4.0, 0.3), case(8, 0.2, 3.0, 0.8), case(5, 0.3, 1.5, 0.1)]
+
+
+Step = Callable[[nn.Module, nn.Module, Tensor, Tensor, float, float, float], Tensor]
+
+
+def _step(
+    loss: Callable[[Tensor, Tensor, Tensor, float, float], Tensor] = joint_loss,
+    *,
+    eval_mode: bool = True,
+    zero: bool = True,
+    sign: float = 1.0,
+    returned_before: bool = False,
+) -> Step:
+    """A training step with one mistake: in its loss, or in what is done around it."""
+
+    def step(s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, alpha: float) -> Tensor:
+        optimizer = torch.optim.SGD(s.parameters(), lr=rate)
+        with torch.no_grad():
+            answers = t.eval()(x) if eval_mode else t.train()(x)
+        logits = s(x)
+        if zero:
+            optimizer.zero_grad()
+        (sign * loss(logits, answers, y, temperature, alpha)).backward()
+        optimizer.step()
+        return logits if returned_before else s(x)
+
+    return step
+
+
+def _step_before_backward(
+    s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, alpha: float
+) -> Tensor:
+    torch.optim.SGD(s.parameters(), lr=rate).step()
+    return s(x)
+
+
+TRAIN_STEP = CodeSpec(
+    "train_step",
+    "One whole training step",
+    "code",
+    "hard",
+    8,
+    "Write train_step(student, teacher, images, labels, rate, temperature, alpha): one step of joint training, with "
+    "torch.optim.SGD(student.parameters(), lr=rate) and the joint loss of this lesson. Take nothing for granted: the "
+    "teacher may be in training mode, and the student may hold gradients of an earlier step. Return the student's "
+    "logits for the same images after the step, so that the check can see what it did.",
     (
-        "Go through the lines and ask of each tensor: whose is it, and does a gradient flow through it?",
-        "Which two things should the hard loss compare?",
+        "In this order: the teacher's answers, the student's logits, the loss, the gradients, the step.",
+        "teacher.eval(), and with torch.no_grad(): around the teacher's answers. optimizer.zero_grad() comes before "
+        "loss.backward(), optimizer.step() after it.",
+        "The loss may be called: distillation_loss(student(images), answers, labels, temperature, alpha).",
     ),
-    "A variant of this was in published code until a reader found it. Two habits catch it: plot each term of the loss "
-    "by itself (a hard loss that never falls is a sign), and train once with alpha = 1, which must be plain training.",
-    answer_key=MultipleChoice(
-        (
-            Option(
-                "Line 3: without its gradient the teacher cannot teach",
-                "The gradient flows through the student, s. The teacher is not to learn, so no_grad() is right, and it "
-                "saves time and memory.",
-            ),
-            Option(
-                "Line 6: the hard loss looks at the teacher instead of the student",
-                "t carries no gradient, so this term is a number that changes nothing: the student never meets a "
-                "label, and the loss still falls, because the soft part does.",
-                correct=True,
-            ),
-            Option(
-                "Line 7: student and teacher are in the wrong order",
-                "kdlib's losses take the student first, and the divergence inside has the teacher's weights. In other "
-                "libraries the order may differ: read before use.",
-            ),
-            Option(
-                "Line 8: T^2 is missing in front of the soft loss",
-                "losses.kd carries it already. Written once more it would be T^4.",
-            ),
-        )
+    "These lines are what kdlib.distiller.Distiller and train.fit do at every step. The hard loss of the "
+    "teacher's answers, the quietest of the mistakes, was in published code until a reader found it.",
+    stub="def train_step(student, teacher, images, labels, rate, temperature, alpha):\n    ...  # about ten lines",
+    reference=train_step,
+    cases=_steps,
+    mistakes=(
+        Mistake(
+            "teacher in training mode",
+            _step(eval_mode=False),
+            "The teacher answered in training mode: its batch norm used this batch's mean and variance. teacher.eval() "
+            "comes first.",
+        ),
+        Mistake(
+            "old gradients",
+            _step(zero=False),
+            "Gradients of an earlier step were added to those of this one: optimizer.zero_grad() before backward().",
+        ),
+        Mistake(
+            "no step",
+            _step(returned_before=True),
+            "The logits are those before the step: optimizer.step() is missing, or the student has to be asked again "
+            "after it, return student(images).",
+        ),
+        Mistake(
+            "step before the gradients",
+            _step_before_backward,
+            "This step used the gradients of an earlier one: loss.backward() has to come before optimizer.step().",
+        ),
+        Mistake(
+            "hard loss of the teacher",
+            _step(lambda s, z, y, t, a: (1 - a) * _soft(s, z, t) + a * _hard(z, y)),
+            "No label reaches the student. If your hard loss compares the teacher's answers with the labels, it is a "
+            "number without a gradient: it is the student that has to learn them.",
+        ),
+        Mistake("alpha swapped", _step(lambda s, z, y, t, a: (1 - a) * _hard(s, y) + a * _soft(s, z, t)), _ROLES),
+        Mistake("T^2 forgotten", _step(lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * _kl(s, z, t)), _NO_T2),
+        Mistake(
+            "weights forgotten",
+            _step(lambda s, z, y, t, a: _hard(s, y) + _soft(s, z, t)),
+            "alpha does not come in: both parts have the weight 1.",
+        ),
+        Mistake(
+            "no teacher",
+            _step(lambda s, z, y, t, a: a * _hard(s, y)),
+            "Nothing of the teacher reaches the student: 1 - alpha times the soft loss is missing, or detached.",
+        ),
+        Mistake(
+            "labels alone",
+            _step(lambda s, z, y, t, a: _hard(s, y)),
+            "This is plain training: the soft loss, and both weights, are missing.",
+        ),
+        Mistake(
+            "teacher alone",
+            _step(lambda s, z, y, t, a: _soft(s, z, t)),
+            "The labels play no part, and the soft loss has the weight 1: alpha times the hard loss is missing.",
+        ),
+        Mistake(
+            "student and teacher swapped",
+            _step(lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * _soft(z, s, t)),
+            "Student and teacher are swapped in the soft part: KL(student || teacher). kdlib's losses take the student "
+            "first.",
+        ),
+        Mistake(
+            "mean over the classes",
+            _step(lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _each(_logs(s, t), _logs(z, t)).mean()),
+            "In the soft part you took the mean over the classes as well. Sum over the classes, mean over the images.",
+        ),
+        Mistake(
+            "T^4",
+            _step(lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _soft(s, z, t)),
+            "T^2 is there twice: losses.kd carries it already.",
+        ),
+        Mistake(
+            "softmax twice",
+            _step(lambda s, z, y, t, a: joint_loss(s.softmax(dim=1), z.softmax(dim=1), y, t, a)),
+            "There is a softmax too many: the losses take logits.",
+        ),
+        Mistake(
+            "hard part softened",
+            _step(lambda s, z, y, t, a: a * _hard(s, y, t) + (1 - a) * _soft(s, z, t)),
+            "The hard part is softened too. The labels are met at T = 1: no division there.",
+        ),
+        Mistake(
+            "up instead of down",
+            _step(sign=-1.0),
+            "The step goes up the loss instead of down: look for a minus sign.",
+        ),
     ),
 )
 
@@ -342,7 +529,7 @@ DOUBLE = QuestionSpec(
     answer_key=MultipleChoice(
         (
             Option(
-                "The network is not sure of this picture",
+                "The network is not quite sure of this picture",
                 "It is: the first softmax gives it nearly everything. And the bound holds for every picture.",
             ),
             Option(
@@ -350,7 +537,7 @@ DOUBLE = QuestionSpec(
                 "Both are at T = 1 in the figure. Its inputs are what is different.",
             ),
             Option(
-                "Its inputs lie between 0 and 1, so with ten classes no class gets more than e / (e + 9)",
+                "Its inputs are a 1 and nine 0 at best, hardly apart",
                 "One input of 1 and nine of 0 are the best that can happen: e / (e + 9) = 0.232 for the first, and "
                 "1 / (e + 9) = 0.085 for each of the others.",
                 correct=True,
@@ -390,4 +577,4 @@ TRANSLATE = QuestionSpec(
     ),
 )
 
-EXERCISES = LessonSpec("05", "How do logits teach?", (JOINT, HOT, STEP, DOUBLE, TRANSLATE))
+EXERCISES = LessonSpec("05", "How do logits teach?", (JOINT, HOT, TRAIN_STEP, DOUBLE, TRANSLATE))

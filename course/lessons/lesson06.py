@@ -1,4 +1,4 @@
-"""Exercises of lesson 06, Feature distillation: attention maps, projections, and what goes wrong with them."""
+"""Exercises of lesson 06, Feature distillation: attention maps, VID, and projections that nobody trains."""
 
 # mypy: disable-error-code="arg-type"
 # The reference solutions are shown to learners, so they carry no type comments.
@@ -68,6 +68,11 @@ ATTENTION = CodeSpec(
             "The rows are not scaled: a layer with large numbers would seem to attend more. Divide each by its norm.",
         ),
         Mistake(
+            "not scaled, summed",
+            lambda f: f.square().sum(dim=1).flatten(1),
+            "The rows are not scaled: a layer with large numbers would seem to attend more. Divide each by its norm.",
+        ),
+        Mistake(
             "sum 1 instead of norm 1",
             lambda f: _energy(f) / _energy(f).sum(dim=1, keepdim=True).clamp(min=1e-12),
             "Your rows sum to 1. The loss wants their Euclidean norm to be 1: divide by .norm(dim=1, keepdim=True).",
@@ -99,6 +104,12 @@ ATTENTION = CodeSpec(
             "You divided by one norm of the whole batch. Each image has a norm of its own: dim=1, keepdim=True.",
         ),
         Mistake(
+            "keepdim forgotten",
+            lambda f: _energy(f) / _energy(f).norm(dim=1),
+            "The norms are a row, and should stand in a column, one for each image: norm(dim=1, keepdim=True), or "
+            "[:, None].",
+        ),
+        Mistake(
             "largest instead of norm",
             lambda f: _energy(f) / _energy(f).amax(dim=1, keepdim=True).clamp(min=1e-12),
             "You divided by the largest value of the row. Divide by its norm, the root of the sum of its squares.",
@@ -118,98 +129,159 @@ ATTENTION = CodeSpec(
 )
 
 
-def hint_loss(student_map: Tensor, teacher_map: Tensor, weight: Tensor) -> Tensor:
-    """The student's map, pooled to the teacher's size and projected to its width, against the teacher's."""
-    pooled = torch.nn.functional.adaptive_avg_pool2d(student_map, teacher_map.shape[2:])
-    projected = torch.einsum("dc,bchw->bdhw", weight, pooled)
-    return (projected - teacher_map).square().mean()
+def vid_best(predicted: Tensor, teacher_map: Tensor) -> Tensor:
+    """VID with the best variance of each channel put in: half the mean over the channels of log(error) + 1."""
+    errors = (teacher_map - predicted).square().mean(dim=(0, 2, 3))
+    return (errors.log() + 1).mean() / 2
 
 
-def _maps() -> list[Case]:
+def _predictions() -> list[Case]:
     generator = torch.Generator().manual_seed(62)
-
-    def case(images: int, student_width: int, teacher_width: int, side: int, smaller: int) -> Case:
-        student = torch.randn(images, student_width, side, side, generator=generator)
-        teacher = torch.randn(images, teacher_width, smaller, smaller, generator=generator)
-        return Case((student, teacher, torch.randn(teacher_width, student_width, generator=generator)))
-
-    tiny = torch.ones(1, 1, 2, 2), torch.tensor([[[[1.0]], [[4.0]]]]), torch.tensor([[2.0], [3.0]])
-    oblong = torch.randn(2, 3, 9, 4, generator=generator), torch.randn(2, 4, 3, 2, generator=generator)
-    square = case(2, 3, 4, 4, 2), case(3, 2, 5, 6, 2), case(2, 3, 3, 4, 4), case(1, 2, 3, 4, 2)
-    return [Case(tiny), *square, Case((*oblong, torch.randn(4, 3, generator=generator)))]
+    tiny = torch.zeros(1, 2, 1, 2), torch.tensor([[[[1.0, -1.0]], [[2.0, 4.0]]]])
+    shapes = (3, 2, 4, 4), (2, 5, 3, 2), (4, 4, 2, 3), (2, 3, 3, 3)
+    random = []
+    for shape in shapes:
+        scale = torch.linspace(0.3, 3.0, shape[1])[:, None, None]  # channels that differ in what can be predicted
+        predicted, errors = (torch.randn(*shape, generator=generator) for _ in range(2))
+        random.append(Case((predicted, predicted + scale * (errors + 0.5))))
+    return [Case(tiny), *random]
 
 
-def _hint(
-    student: Tensor,
-    teacher: Tensor,
-    weight: Tensor,
-    shrink: Callable[..., Tensor] = nn.functional.adaptive_avg_pool2d,
-) -> Tensor:
-    """The difference between the projected student's map and the teacher's."""
-    return torch.einsum("dc,bchw->bdhw", weight, shrink(student, teacher.shape[2:])) - teacher
+def _errors(predicted: Tensor, teacher: Tensor) -> Tensor:
+    return (teacher - predicted).square().mean(dim=(0, 2, 3))
 
 
-HINT = CodeSpec(
-    "hint_loss",
-    "Matching sizes with a projection",
+VID = CodeSpec(
+    "vid_best",
+    "VID with the best variance",
     "code",
     "medium",
     7,
-    "Write hint_loss(student_map, teacher_map, weight): pool the student's map to the teacher's height and width by "
-    "averaging, project it to the teacher's channels, and give the mean squared error over all elements. student_map "
-    "is B x C x H x W, teacher_map B x D x h x w, and weight D x C: output channel d is the sum over c of weight[d, c] "
-    "times channel c, at each position. That is a 1 x 1 convolution.",
+    "The lesson's last formula of VID has a variance v for each channel. For a channel with mean squared error e, the "
+    "best v is e itself. Put it in: what is left is half the mean, over the channels, of log(e) + 1. Write "
+    "vid_best(predicted, teacher_map): the projected student's map and the teacher's, both B x D x H x W; e is the "
+    "mean over pictures and positions. The result is one number.",
     (
-        "torch.nn.functional.adaptive_avg_pool2d(student_map, (h, w)) averages down to h x w.",
-        'torch.einsum("dc,bchw->bdhw", weight, pooled) is the projection.',
-        "The mean squared error: difference, square, mean().",
+        "Squared differences, and their mean over all dimensions but the channels: mean(dim=(0, 2, 3)).",
+        "errors.log() is the natural logarithm of each channel's error.",
+        "Add 1, take the mean over the channels, halve it.",
     ),
-    "This is FitNets' hint. weight is learned together with the student, and lets it have another width.",
-    stub="def hint_loss(student_map, teacher_map, weight):\n    ...  # three lines",
-    reference=hint_loss,
-    cases=_maps,
-    grad_arguments=("student_map", "weight"),
+    "Half the error of a channel always gains the same, log(2) / 2 for it, whether the error was large or small: VID "
+    "asks for progress in each channel, a hint for progress in the loud ones. In training v is learned step by step, "
+    "and follows the error. kdlib.losses.vid is the tested loss.",
+    stub="def vid_best(predicted, teacher_map):\n    ...  # two or three lines",
+    reference=vid_best,
+    cases=_predictions,
+    grad_arguments=("predicted",),
     mistakes=(
         Mistake(
-            "sum instead of mean",
-            lambda s, t, w: _hint(s, t, w).square().sum(),
-            "You added up the squares, so the loss grows with the batch and the map. Take the mean.",
+            "one variance for all",
+            lambda p, t: ((t - p).square().mean().log() + 1) / 2,
+            "You took one error for all channels. Each channel has its own, and the logarithm comes before the mean.",
         ),
         Mistake(
-            "mean over the images only",
-            lambda s, t, w: _hint(s, t, w).square().sum(dim=(1, 2, 3)).mean(),
-            "You averaged over the images only, so the loss grows with the size of the map. Take the mean over all.",
+            "a variance for each image",
+            lambda p, t: ((t - p).square().mean(dim=(2, 3)).log() + 1).mean() / 2,
+            "You took an error for each picture and channel. The mean is over the pictures, too: dim=(0, 2, 3).",
+        ),
+        Mistake(
+            "a variance for each position",
+            lambda p, t: ((t - p).square().mean(dim=(0, 1)).log() + 1).mean() / 2,
+            "You took an error for each position. It is one for each channel: dim=(0, 2, 3).",
+        ),
+        Mistake(
+            "a variance for each position and channel",
+            lambda p, t: ((t - p).square().mean(dim=0).log() + 1).mean() / 2,
+            "You averaged over the pictures only. The mean is over the positions, too: dim=(0, 2, 3).",
+        ),
+        Mistake(
+            "a variance for each image alone",
+            lambda p, t: ((t - p).square().mean(dim=(1, 2, 3)).log() + 1).mean() / 2,
+            "You have an error for each picture, with the channels averaged. It is one for each channel: "
+            "dim=(0, 2, 3).",
         ),
         Mistake(
             "root",
-            lambda s, t, w: _hint(s, t, w).square().mean().sqrt(),
-            "You took the root. The mean squared error has none, and a root has an infinite slope at 0.",
+            lambda p, t: (_errors(p, t).sqrt().log() + 1).mean() / 2,
+            "You took the root: this is a standard deviation. The formula has the variance.",
         ),
         Mistake(
-            "absolute differences",
-            lambda s, t, w: _hint(s, t, w).abs().mean(),
-            "You averaged absolute differences. The question asks for squares.",
+            "one forgotten",
+            lambda p, t: _errors(p, t).log().mean() / 2,
+            "The 1 is missing: with v = e the squared error divided by v is e / e.",
         ),
         Mistake(
-            "largest instead of mean",
-            lambda s, t, w: _hint(s, t, w, nn.functional.adaptive_max_pool2d).square().mean(),
-            "You pooled by taking the largest. Average: adaptive_avg_pool2d.",
+            "half forgotten",
+            lambda p, t: (_errors(p, t).log() + 1).mean(),
+            "The half is missing: it stands before both terms of the formula.",
         ),
         Mistake(
-            "positions left out",
-            lambda s, t, w: _hint(s, t, w, nn.functional.interpolate).square().mean(),
-            "You kept some positions and dropped the others. Pooling averages all of them.",
+            "half of the logarithm only",
+            lambda p, t: (_errors(p, t).log() / 2 + 1).mean(),
+            "You halved the logarithm alone. The half stands before both terms.",
         ),
         Mistake(
-            "teacher left out",
-            lambda s, t, w: (_hint(s, t, w) + t).square().mean(),
-            "The teacher's map does not come in: this is the size of the projected student.",
+            "logarithm to base 2",
+            lambda p, t: (_errors(p, t).log2() + 1).mean() / 2,
+            "This is the logarithm to base 2. The formula has the natural one: .log().",
         ),
         Mistake(
-            "ReLU after the projection",
-            lambda s, t, w: ((_hint(s, t, w) + t).relu() - t).square().mean(),
-            "There is a ReLU after the projection. It is a plain 1 x 1 convolution here, which may give negative "
-            "numbers.",
+            "logarithm to base 10",
+            lambda p, t: (_errors(p, t).log10() + 1).mean() / 2,
+            "This is the logarithm to base 10. The formula has the natural one: .log().",
+        ),
+        Mistake(
+            "logarithm forgotten",
+            lambda p, t: (_errors(p, t) + 1).mean() / 2,
+            "The logarithm of the error is missing: without it this is a hint.",
+        ),
+        Mistake(
+            "log of 1 + e",
+            lambda p, t: _errors(p, t).log1p().mean() / 2,
+            "You took log(1 + e). The 1 stands outside of the logarithm.",
+        ),
+        Mistake(
+            "sum over the channels",
+            lambda p, t: (_errors(p, t).log() + 1).sum() / 2,
+            "You added up over the channels. Take their mean.",
+        ),
+        Mistake(
+            "sum of squares",
+            lambda p, t: ((t - p).square().sum(dim=(0, 2, 3)).log() + 1).mean() / 2,
+            "The error is a sum over pictures and positions. The best variance is the mean.",
+        ),
+        Mistake(
+            "absolute errors",
+            lambda p, t: ((t - p).abs().mean(dim=(0, 2, 3)).log() + 1).mean() / 2,
+            "You averaged absolute differences. A variance is a mean of squares.",
+        ),
+        Mistake(
+            "variance around the mean",
+            lambda p, t: ((t - p).var(dim=(0, 2, 3)).log() + 1).mean() / 2,
+            "var() takes off the mean of the differences first. Here a constant error counts as well: the mean of the "
+            "squares.",
+        ),
+        Mistake(
+            "variance around the mean, biased",
+            lambda p, t: ((t - p).var(dim=(0, 2, 3), unbiased=False).log() + 1).mean() / 2,
+            "var() takes off the mean of the differences first. Here a constant error counts as well: the mean of the "
+            "squares.",
+        ),
+        Mistake(
+            "upside down",
+            lambda p, t: (1 - _errors(p, t).log()).mean() / 2,
+            "The sign of the logarithm is wrong, as if the error were upside down: a large error has to give a large "
+            "loss.",
+        ),
+        Mistake(
+            "channels kept",
+            lambda p, t: (_errors(p, t).log() + 1) / 2,
+            "You have a number for each channel. The loss is their mean.",
+        ),
+        Mistake(
+            "teacher's variance",
+            lambda p, t: (t.square().mean(dim=(0, 2, 3)).log() + 1).mean() / 2,
+            "The student does not come in: this is the size of the teacher's channels. Take the difference first.",
         ),
     ),
 )
@@ -257,6 +329,10 @@ def _left(method: nn.Module, optimised: Iterable[Tensor], same: Callable[[Tensor
     return [p for p in method.parameters() if not any(same(p, q) for q in known)]
 
 
+def _left_out(parameter: Tensor, optimised: Iterable[Tensor]) -> bool:
+    return not any(parameter is other for other in optimised)
+
+
 def _numbers(parameters: Iterable[Tensor]) -> int:
     return sum(p.numel() for p in parameters)
 
@@ -273,8 +349,7 @@ FORGOTTEN = CodeSpec(
     "the method. In the example the method is a projection of 6 x 4 numbers, and the optimiser has the student alone.",
     (
         "Go through method.parameters() and look for each of them among the optimised ones.",
-        "`p in optimised` compares values, which fails on tensors. Use `is`, or compare id(), to find the very same "
-        "parameter.",
+        "`p in optimised` compares values, which fails on tensors. Use `is`, or id(), to find the very same one.",
         "known = {id(p) for p in optimised}; then add up p.numel() of those whose id is not in it.",
     ),
     "Always worth a line before a long training. In kdlib a method is a module and train.fit gives its parameters to "
@@ -302,6 +377,22 @@ FORGOTTEN = CodeSpec(
             "all of them",
             lambda m, o: _numbers(m.parameters()),
             "You counted all parameters of the method. Leave out those that the optimiser has.",
+        ),
+        Mistake(
+            "`in` compares values",
+            lambda m, o: sum(p.numel() for p in m.parameters() if p not in list(o)),
+            "`p in optimised` asks whether p == q for each q, and for tensors that is a tensor of answers. Look for "
+            "the very same parameter: compare with `is`, or by id().",
+        ),
+        Mistake(
+            "biases left out",
+            lambda m, o: _numbers(p for p in _left(m, o, lambda p, q: p is q) if p.ndim > 1),
+            "You counted weights and left out the biases. They are parameters, too: go through method.parameters().",
+        ),
+        Mistake(
+            "biases left out by name",
+            lambda m, o: sum(p.numel() for name, p in m.named_parameters() if "bias" not in name and _left_out(p, o)),
+            "You counted weights and left out the biases. They are parameters, too: go through method.parameters().",
         ),
         Mistake(
             "equal values",
@@ -400,4 +491,4 @@ SCALE = QuestionSpec(
     ),
 )
 
-EXERCISES = LessonSpec("06", "How do features teach?", (ATTENTION, HINT, FORGOTTEN, FALL, SCALE))
+EXERCISES = LessonSpec("06", "How do features teach?", (ATTENTION, VID, FORGOTTEN, FALL, SCALE))

@@ -1,4 +1,4 @@
-"""Exercises of lesson 07, Relation distillation: FSP matrices, what relations do not notice, and heat maps."""
+"""Exercises of lesson 07, Relation distillation: FSP, CKA and information, what relations miss, and heat maps."""
 
 from __future__ import annotations
 
@@ -6,44 +6,6 @@ import torch
 from torch import Tensor
 
 from course.specs import Case, CodeSpec, LessonSpec, Mistake, MultipleChoice, Option, QuestionSpec
-
-BY_HAND = QuestionSpec(
-    "by_hand",
-    "An FSP matrix by hand",
-    "question",
-    "easy",
-    4,
-    "For one image, layer A has two channels on two positions: [1, 3] and [0, 2]. Layer B has the channels [2, 0] and "
-    "[1, 1]. G[i, j] is the mean over the positions of channel i of A times channel j of B. What is G?",
-    (
-        "G has a row for each channel of A and a column for each channel of B: four numbers, each a mean of two "
-        "products.",
-        "G[0, 0] is (1 * 2 + 3 * 0) / 2.",
-    ),
-    "Each entry says how two channels, one of each layer, are active together: the flow from one layer to the next.",
-    answer_key=MultipleChoice(
-        (
-            Option(
-                "[[2, 4], [0, 2]]",
-                "These are the sums over the two positions. The mean divides by 2, the number of positions.",
-            ),
-            Option(
-                "[[1, 0], [2, 1]]",
-                "Rows and columns are exchanged: the rows belong to A, the first layer.",
-            ),
-            Option(
-                "[[1, 2], [0, 1]]",
-                "(1*2 + 3*0)/2 = 1, (1*1 + 3*1)/2 = 2, (0*2 + 2*0)/2 = 0, (0*1 + 2*1)/2 = 1.",
-                correct=True,
-            ),
-            Option(
-                "[[2, 0], [0, 2]]",
-                "You multiplied A and B place by place. Each channel of A meets each channel of B, and the positions "
-                "are averaged away.",
-            ),
-        )
-    ),
-)
 
 
 def fsp_matrix(a: Tensor, b: Tensor) -> Tensor:
@@ -147,6 +109,166 @@ FSP = CodeSpec(
     ),
 )
 
+
+def cka_of_tables(a: Tensor, b: Tensor) -> Tensor:
+    """Linear CKA from two tables of inner products, each B x B, whose means were not taken off."""
+    centred = [x - x.mean(dim=0) - x.mean(dim=1, keepdim=True) + x.mean() for x in (a, b)]
+    product = (centred[0] * centred[1]).sum()
+    return product / (centred[0].norm() * centred[1].norm())
+
+
+def _tables() -> list[Case]:
+    generator = torch.Generator().manual_seed(72)
+
+    def table(rows: Tensor) -> Tensor:
+        return rows @ rows.T
+
+    tiny = table(torch.tensor([[1.0], [2.0], [4.0]])), table(torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 3.0]]))
+    sizes = (5, 3, 2), (4, 2, 6), (6, 4, 3), (3, 2, 2)
+    random = [
+        Case(tuple(table(torch.randn(n, width, generator=generator) + 0.7) for width in widths)) for n, *widths in sizes
+    ]
+    return [Case(tiny), *random]
+
+
+def _centre(x: Tensor) -> Tensor:
+    return x - x.mean(dim=0) - x.mean(dim=1, keepdim=True) + x.mean()
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum() / (a.norm() * b.norm())
+
+
+def _off_diagonal(x: Tensor) -> Tensor:
+    return x - torch.diag(x.diagonal())
+
+
+CKA = CodeSpec(
+    "cka_of_tables",
+    "CKA of two tables",
+    "code",
+    "medium",
+    7,
+    "Write cka_of_tables(a, b). a and b are the tables of two layers, B x B: the inner products of B pictures' "
+    "features, whose mean was not taken off. Centre each table: take the mean of its column and the mean of its row "
+    "off each entry, and add the mean of the whole table. Then give the cosine of the two tables, read as long "
+    "vectors: one number.",
+    (
+        "x.mean(dim=0) has the means of the columns, x.mean(dim=1, keepdim=True) those of the rows, as a column.",
+        "The cosine: the sum of the products, divided by both norms. x.norm() of a table is the root of all squares.",
+    ),
+    "Centring a table from both sides is the same as taking the mean off the features before the inner products. So "
+    "CKA works for any table of likeness, kernels included. kdlib.losses.linear_cka starts from features.",
+    stub="def cka_of_tables(a, b):\n    ...  # three or four lines",
+    reference=cka_of_tables,
+    cases=_tables,
+    grad_arguments=("a", "b"),
+    mistakes=(
+        Mistake(
+            "not centred",
+            _cosine,
+            "The tables are not centred. A large common mean then makes any two layers look alike.",
+        ),
+        Mistake(
+            "keepdim forgotten",
+            lambda a, b: _cosine(*(x - x.mean(dim=0) - x.mean(dim=1) + x.mean() for x in (a, b))),
+            "The rows' means are not taken off the rows. Without keepdim=True (or [:, None]) x.mean(dim=1) goes off "
+            "the columns once more; and x.mean() alone is one mean for all. Each row and each column has its own.",
+        ),
+        Mistake(
+            "one side only",
+            lambda a, b: _cosine(*(x - x.mean(dim=0) for x in (a, b))),
+            "You centred one side only: the means of the rows and those of the columns both have to go.",
+        ),
+        Mistake(
+            "whole mean not added",
+            lambda a, b: _cosine(*(x - x.mean(dim=0) - x.mean(dim=1, keepdim=True) for x in (a, b))),
+            "The mean of the whole table is taken off twice, with the rows and with the columns. Add it once.",
+        ),
+        Mistake(
+            "whole mean taken off",
+            lambda a, b: _cosine(*(x - x.mean(dim=0) - x.mean(dim=1, keepdim=True) - x.mean() for x in (a, b))),
+            "The sign of the last mean is wrong: with the rows and the columns it was taken off twice, so add it.",
+        ),
+        Mistake(
+            "one table only",
+            lambda a, b: _cosine(_centre(a), b),
+            "You centred the first table only. The norm of the second still contains its mean.",
+        ),
+        Mistake(
+            "one table only, second",
+            lambda a, b: _cosine(a, _centre(b)),
+            "You centred the second table only. The norm of the first still contains its mean.",
+        ),
+        Mistake(
+            "zeroed diagonal",
+            lambda a, b: _cosine(*(_off_diagonal(_centre(x)) for x in (a, b))),
+            "You set the diagonal to zero. Here it counts: it says how far each picture is from the mean. (Without it "
+            "one comes to another estimate of CKA.)",
+        ),
+        Mistake(
+            "zeroed diagonal before",
+            lambda a, b: _cosine(*(_centre(_off_diagonal(x)) for x in (a, b))),
+            "You set the diagonal to zero before centring. Here it counts: it says how large each picture's row is.",
+        ),
+        Mistake(
+            "not divided by the norms",
+            lambda a, b: (_centre(a) * _centre(b)).sum(),
+            "This is the sum of the products. A cosine divides it by both norms.",
+        ),
+        Mistake(
+            "mean of the products",
+            lambda a, b: (_centre(a) * _centre(b)).mean(),
+            "This is the mean of the products, a covariance. A cosine divides the sum by both norms.",
+        ),
+        Mistake(
+            "mean divided by norms",
+            lambda a, b: (_centre(a) * _centre(b)).mean() / (_centre(a).norm() * _centre(b).norm()),
+            "You averaged the products, but the norms are roots of sums: add up the products.",
+        ),
+        Mistake(
+            "root forgotten",
+            lambda a, b: (_centre(a) * _centre(b)).sum() / (_centre(a).square().sum() * _centre(b).square().sum()),
+            "You divided by the squared norms: a norm is the root of the sum of squares.",
+        ),
+        Mistake(
+            "divided by one norm",
+            lambda a, b: (_centre(a) * _centre(b)).sum() / _centre(a).square().sum(),
+            "You divided by the first table's norm twice. Each of the two has one.",
+        ),
+        Mistake(
+            "ratio upside down",
+            lambda a, b: 1 / _cosine(_centre(a), _centre(b)),
+            "The ratio is upside down: the sum of the products stands above, the norms below.",
+        ),
+        Mistake(
+            "distance",
+            lambda a, b: 1 - _cosine(_centre(a), _centre(b)),
+            "You subtracted from 1: this is a distance. CKA is 1 for equal tables.",
+        ),
+        Mistake(
+            "squared",
+            lambda a, b: _cosine(_centre(a), _centre(b)).square(),
+            "You squared the cosine. CKA is the cosine of the tables itself.",
+        ),
+        Mistake(
+            "cosine of each row",
+            lambda a, b: torch.nn.functional.cosine_similarity(_centre(a), _centre(b), dim=1),
+            "You have a cosine for each picture. Read the whole table as one long vector: flatten() first.",
+        ),
+        Mistake(
+            "mean of the rows' cosines",
+            lambda a, b: torch.nn.functional.cosine_similarity(_centre(a), _centre(b), dim=1).mean(),
+            "You averaged a cosine for each row. Read the whole table as one long vector: flatten() first.",
+        ),
+        Mistake(
+            "product of matrices",
+            lambda a, b: (_centre(a) @ _centre(b)).sum() / (_centre(a).norm() * _centre(b).norm()),
+            "You multiplied the tables as matrices. Multiply entry by entry, with *.",
+        ),
+    ),
+)
+
 ROTATED = QuestionSpec(
     "rotated",
     "What does a relation not notice?",
@@ -164,7 +286,7 @@ ROTATED = QuestionSpec(
     ),
     "A network can write down the same thing in many bases, and two trainings never choose the same one. Relations "
     "between samples do not mind; FSP matrices and hints do. Adding a constant to all rows is another matter: CKA and "
-    "RKD do not notice it, the similarity matrix does.",
+    "RKD do not notice it, the similarity matrix does. And none of the three needs a projection where widths differ.",
     is_prediction=True,
     answer_key=MultipleChoice(
         (
@@ -193,38 +315,45 @@ ROTATED = QuestionSpec(
     ),
 )
 
-WIDTHS = QuestionSpec(
-    "widths",
-    "64 channels against 256",
+BITS = QuestionSpec(
+    "bits",
+    "How many bits do two layers share?",
     "question",
-    "easy",
-    3,
-    "The student's layers have 64 channels where the teacher's have 256. What can be compared as it is, without a "
-    "learned projection?",
+    "medium",
+    4,
+    "Four pictures, and kernels of ones and zeros. Layer A finds pictures 1 and 2 alike, and 3 and 4. Layer B finds 1 "
+    "and 3 alike, and 2 and 4. Each picture is alike to itself. How many bits does A share with itself, and how many "
+    "with B?",
     (
-        "Write down the size of each matrix. Where does the number of channels come in?",
-        "Two matrices can be subtracted if they have the same size.",
+        "Draw the two tables, 4 x 4. A one stays one when it is squared.",
+        "E is the mean over all 16 pairs. In A's table 8 of them are ones. How many are ones in both tables?",
     ),
-    "No projection also means: nothing that could be forgotten, and nothing that is thrown away after training. But "
-    "fewer things are compared, too: a relation can be right in a network whose features are not.",
+    "Who knows A's group knows half of what there is to know about A's answer, and nothing about B's. CKA of these two "
+    "tables is 0 as well: they differ where likeness is not linear, as for x and x^2.",
     answer_key=MultipleChoice(
         (
             Option(
-                "CKA matrices of L layers, and similarities or distances of B images",
-                "Their sizes are L x L and B x B, whatever the widths.",
+                "2 bits with itself, 0 with B",
+                "2 bits, log2 of 4, is what a layer has that tells all four pictures apart. A tells two groups apart.",
+            ),
+            Option(
+                "1 bit with itself, 0 with B",
+                "E[kA^2] = 8/16, so with itself log2[(8/16) / (8/16)^2] = 1. Both tables have ones on the diagonal "
+                "alone: log2[(4/16) / (8/16)^2] = 0.",
                 correct=True,
             ),
             Option(
-                "The maps themselves, by a hint",
-                "64 maps against 256: there is no channel to compare most of them with. FitNets learn a projection.",
+                "1 bit with itself, 1 with B",
+                "Each of the two tells one bit, but not the same one: B puts the two pictures of each of A's groups "
+                "into different groups.",
             ),
             Option(
-                "FSP matrices: they only relate two layers of one network",
-                "They do, but their size is C_a x C_b, 64 x 64 against 256 x 256.",
+                "-1 bit with itself, 0 with B",
+                "The ratio is upside down: the mean of the product stands above, the product of the means below.",
             ),
             Option(
-                "None of these: different widths always need a projection",
-                "Only what has a row or a column for each channel does.",
+                "1.58 bits with itself, minus infinity with B",
+                "You left the diagonal out: 4 ones in 12 pairs. A picture's pair with itself counts.",
             ),
         )
     ),
@@ -261,7 +390,7 @@ BLOCKS = QuestionSpec(
                 "Each row is divided by one number, so within a row the order of the pictures stays as it was.",
             ),
             Option(
-                "The layer answers these classes in a similar way: it knows what is alike, before there are logits",
+                "The layer finds these classes alike, before there are logits",
                 "These are the classes that the soft labels of lesson 03 put next to each other.",
                 correct=True,
             ),
@@ -269,4 +398,4 @@ BLOCKS = QuestionSpec(
     ),
 )
 
-EXERCISES = LessonSpec("07", "How do relations teach?", (BY_HAND, FSP, ROTATED, WIDTHS, BLOCKS))
+EXERCISES = LessonSpec("07", "How do relations teach?", (FSP, CKA, ROTATED, BITS, BLOCKS))

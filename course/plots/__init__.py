@@ -9,16 +9,23 @@ theme           what each colour stands for, figures, alt texts
 charts          bars of probabilities, class matrices, images, lines on log axes
 diagram         teacher, student, data and losses, with the active parts lit
 forest_plot     methods of a study below each other: gains over hard labels, gap recovered
+claims          arms of the experiments on claims, and accuracy against passes
 compression     accuracy against cost, and gains, for ways of compressing
+mistakes        what mistakes in a loss cost, with labels and without
 modalities      recordings in two modalities, and each person
 learning_curve  accuracy against the number of training images
+relations       matrices of relations and their differences, the triangle of three pictures
 heatmap         a study over alpha and temperature
+simplex         answers over three classes in a triangle, at several temperatures
 several         ways of teaching by several teachers: teacher, student, gain over a baseline
 searching       what a search promises and keeps, proxies against accuracy
 teachers        what each teacher was worth to its students
+clinic          what each fault of the clinic did to accuracy
 """
 
 from course.plots.charts import class_matrix, loglog, pictures, probability_bars, text_colours
+from course.plots.claims import claim_arms, claim_arms_alt, claim_lengths, claim_lengths_alt
+from course.plots.clinic import fault_effects, fault_effects_alt
 from course.plots.compression import (
     COMPRESSION_ROLES,
     COST_LABELS,
@@ -31,7 +38,7 @@ from course.plots.compression import (
     plain_log_ticks,
     stretch_accuracy,
 )
-from course.plots.diagram import PARTS, schematic, schematic_alt
+from course.plots.diagram import FAMILIES, PARTS, schematic, schematic_alt
 from course.plots.forest_plot import forest, forest_alt, gap_recovered, gap_recovered_alt
 from course.plots.heatmap import (
     MAP_METRICS,
@@ -42,7 +49,9 @@ from course.plots.heatmap import (
     temperature_map_alt,
 )
 from course.plots.learning_curve import accuracy_against_images, accuracy_against_images_alt
+from course.plots.mistakes import mistakes, mistakes_alt
 from course.plots.modalities import by_person, by_person_alt, paired_windows, paired_windows_alt
+from course.plots.relations import relation_maps, triangles, triangles_alt
 from course.plots.searching import (
     kept_promises,
     kept_promises_alt,
@@ -54,6 +63,7 @@ from course.plots.searching import (
     scores_figure,
 )
 from course.plots.several import several_ways, several_ways_alt
+from course.plots.simplex import shrinking_answers, shrinking_answers_alt
 from course.plots.teachers import (
     KINDS,
     MEASURE_LABELS,
@@ -101,6 +111,7 @@ __all__ = [
     "COST_LABELS",
     "DISTILLED",
     "DPI",
+    "FAMILIES",
     "FEATURES",
     "INK",
     "KINDS",
@@ -124,12 +135,18 @@ __all__ = [
     "by_person",
     "by_person_alt",
     "check_labels",
+    "claim_arms",
+    "claim_arms_alt",
+    "claim_lengths",
+    "claim_lengths_alt",
     "class_matrix",
     "compression_gains",
     "compression_gains_alt",
     "compression_point",
     "compression_role",
     "draw_gains_against",
+    "fault_effects",
+    "fault_effects_alt",
     "figure",
     "forest",
     "forest_alt",
@@ -145,6 +162,8 @@ __all__ = [
     "legend",
     "log_size",
     "loglog",
+    "mistakes",
+    "mistakes_alt",
     "normalize_alt",
     "paired_windows",
     "paired_windows_alt",
@@ -159,9 +178,12 @@ __all__ = [
     "proxies_alt",
     "proxies_figure",
     "reduce_colours",
+    "relation_maps",
     "roles_for",
     "schematic",
     "schematic_alt",
+    "shrinking_answers",
+    "shrinking_answers_alt",
     "several_ways",
     "several_ways_alt",
     "scores_alt",
@@ -174,4 +196,6 @@ __all__ = [
     "temperature_map",
     "temperature_map_alt",
     "text_colours",
+    "triangles",
+    "triangles_alt",
 ]

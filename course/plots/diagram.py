@@ -24,12 +24,13 @@ PARTS = {  # the role whose colour a part has when it is lit
     "soft loss": LOGITS,
     "hard loss": BASELINE,
 }
-TEACHING = {
-    "teacher",
-    "feature loss",
-    "relation loss",
-    "soft loss",
-}  # the student is distilled where one of them is lit
+TEACHING = {"teacher", "feature loss", "relation loss", "soft loss"}  # the student is distilled where one is lit
+_EVERY_FAMILY = ("data", "labels", "teacher", "student", "hard loss")
+FAMILIES = {  # what a family of distillation needs; the labels teach beside each
+    "logits": (*_EVERY_FAMILY, "temperature", "soft loss"),
+    "features": (*_EVERY_FAMILY, "projector", "feature loss"),
+    "relations": (*_EVERY_FAMILY, "relation loss"),
+}
 PALE_EDGE, PALE_FILL, PALE_TEXT = "#D2D2D2", "#F3F3F3", "#8C8C8C"
 SIZE = (700, 316)  # hundredths of an inch
 LAYERS, LOGITS_X = (230, 308, 386), 492  # x of the layers and of the logits, in both networks
@@ -38,10 +39,11 @@ TEACHER_LAYER, STUDENT_LAYER = (26, 54), (16, 34)  # width and height
 BARS = (0.25, 0.55, 1.0, 0.38, 0.18)  # relative heights of the logits
 
 
-def schematic(active: Collection[str] = tuple(PARTS)) -> Figure:
+def schematic(active: str | Collection[str] | None = None) -> Figure:
     """Data, teacher, student and the losses between them; the active parts in their colours, the others pale.
 
-    active: names in PARTS. Raises ValueError, with near matches, for an unknown part.
+    active: "logits", "features" or "relations" for what that family needs; a part, or several, by their names in PARTS;
+    None for all. Raises ValueError, with near matches, for an unknown part.
     """
     lit = _check(active)
     width, height = SIZE
@@ -59,7 +61,7 @@ def schematic(active: Collection[str] = tuple(PARTS)) -> Figure:
     return fig
 
 
-def schematic_alt(active: Collection[str] = tuple(PARTS)) -> str:
+def schematic_alt(active: str | Collection[str] | None = None) -> str:
     """What `schematic` shows, in words. Raises ValueError, with near matches, for an unknown part."""
     lit = _check(active)
     structure = (
@@ -73,12 +75,15 @@ def schematic_alt(active: Collection[str] = tuple(PARTS)) -> str:
     return f"{structure} Lit: {', '.join(named) or 'nothing'}. All other parts are pale."
 
 
-def _check(active: Collection[str]) -> set[str]:
-    parts = {active} if isinstance(active, str) else set(active)
-    for part in sorted(parts):
+def _check(active: str | Collection[str] | None) -> set[str]:
+    if active is None:
+        return set(PARTS)
+    if isinstance(active, str):
+        active = FAMILIES.get(active, (active,))
+    for part in sorted(active):
         if part not in PARTS:
-            raise unknown_name("part of the schematic", part, PARTS)
-    return parts
+            raise unknown_name("part of the schematic", part, [*FAMILIES, *PARTS])
+    return set(active)
 
 
 def _tint(colour: str, share: float) -> tuple[float, float, float]:

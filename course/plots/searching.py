@@ -145,6 +145,8 @@ def proxies_figure(
         if proxy in SCALES:
             ax.set_xscale("log")
             _plain_ticks(ax, proxies.values[proxy] / SCALES[proxy])
+        else:
+            ax.locator_params(axis="x", nbins=5)
         ax.label_outer()
     legend(axes[0][0], loc="lower right")
     return fig

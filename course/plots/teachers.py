@@ -25,7 +25,7 @@ KINDS = {  # marker and words for each kind of teacher
     "all images": ("s", "55,000 images"),
     "calibrated": ("P", "the same, calibrated"),
     "fewer images": ("o", "10,000 images"),
-    "assistant": ("X", "10,000 images, taught"),
+    "assistant": ("X", "taught by another one"),
     "badly taught": ("<", "10,000 images, badly taught"),
     "ensemble": ("*", "ensemble"),
     "stopped early": ("v", "stopped early"),

@@ -170,10 +170,12 @@ def load(
     """Load a dataset by name: of images, or of pairs of two modalities ("shoulder-exercises", "digit-views").
 
     name: one of `list_datasets()`. root: where CIFAR is kept (default ~/.cache/kdlib), downloaded there if `download`.
-    image_size: pixels of a side, and num_workers: decoding processes, for image folders.
+    image_size: pixels of a side, and num_workers: decoding processes, for image folders. The size may stand in the
+    name instead, as in "imagefolder@32:PATH": then every command and every row of results carries it along.
     Raises ValueError for an unknown name, FileNotFoundError for missing files, ValueError for altered ones.
     """
     kind, _, path = str(name).partition(":")
+    kind, at, size = kind.partition("@")
     if name in PAIRED_LOADERS:
         return load_paired(name)
     if name == "fashion-mnist":
@@ -181,10 +183,20 @@ def load(
     elif name in sources.CIFAR_STATISTICS:
         parts = sources.cifar(name, root, download)
     elif kind in ("imagefolder", "imagenet") and path:
-        parts = sources.image_folder(path, image_size, num_workers)
+        parts = sources.image_folder(path, _size_in_name(name, size) if at else image_size, num_workers)
     else:
         raise unknown_name("dataset", name, list_datasets())
     return DataModule(name=name, **parts)
+
+
+def _size_in_name(name: str, text: str) -> int:
+    """The pixels of a side in "imagefolder@32:PATH"; ValueError for what is no such number."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 8 <= int(text) <= 4096):
+        raise ValueError(
+            f"{name} names no size of the images. Between @ and : stand the pixels of a side, a whole number from 8 to "
+            "4096, as in imagefolder@32:PATH."
+        )
+    return int(text)
 
 
 def load_images(name: str, *, image_size: int = 224) -> DataModule:

@@ -98,6 +98,12 @@ class Setup:
             if network is not None:
                 yield role, network
 
+    def within_student(self) -> set[nn.Module]:
+        """The teacher's modules where the student holds its teacher, as in modelopt; else none."""
+        if self.student is None or self.teacher is None or self.teacher not in set(self.student.modules()):
+            return set()
+        return set(self.teacher.modules())
+
     def losses(self, batch: Any, **logits: Tensor) -> Terms:
         """As `forward`, with the same random numbers at every call."""
         torch.manual_seed(0)

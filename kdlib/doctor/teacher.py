@@ -69,7 +69,7 @@ def _answers_differ(setup: Setup) -> bool:
 def changes(setup: Setup) -> Finding | None:
     """Do the teacher's weights or statistics change in a step?"""
     teacher, taken = network(setup), step_taken(setup)
-    shared = shared_tensors(setup.student, teacher) if setup.student is not None else []
+    shared = shared_tensors(setup.student, teacher) if setup.student is not None and not setup.within_student() else []
     if not taken.teacher_changed and not shared:
         return None
     if shared:

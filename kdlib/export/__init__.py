@@ -156,7 +156,8 @@ def export_all(
     with claim(out, results, resume=None, overwrite=overwrite) as folder:
         for name, one in known.items():
             reports.append(export(model, folder / one.file, name, data, validation=validation, images=images))
-            content = {"formats": [report.to_json() for report in reports]}
+            split = "validation" if validation else "test"
+            content = {"split": split, "formats": [report.to_json() for report in reports]}
             files.write_text(folder / "report.json", json.dumps(content, indent=2) + "\n")
     return reports
 

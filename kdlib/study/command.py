@@ -14,7 +14,13 @@ from kdlib.errors import exit_in_a_sentence
 
 def study(
     plan: Annotated[str, typer.Argument(help="full, short, controls, grid or missing-class.")] = "full",
-    data: Annotated[str, typer.Option(help="fashion-mnist, cifar10, cifar100, imagefolder:PATH.")] = "fashion-mnist",
+    data: Annotated[
+        str, typer.Option(help="fashion-mnist, cifar10, cifar100, imagefolder:PATH, imagefolder@PIXELS:PATH.")
+    ] = "fashion-mnist",
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="Instead of a plan: hard labels and this method; repeat it for more."),
+    ] = None,
     student: Annotated[
         list[str] | None, typer.Option(help="Architecture; repeat it for more; default: resnet8.")
     ] = None,
@@ -60,9 +66,10 @@ def study(
     if again is not None:
         raise typer.Exit(_reproduce(again, row, cache, device, precision))
     first = plans.TUNING_SEEDS[0]
+    chosen = plans.of_methods(methods) if methods else plans.find(plan)
     configs = [
         runner.StudyConfig(
-            plan=plans.find(plan),
+            plan=chosen,
             budget=plans.Budget(data, architecture, teacher, count, epochs, views, device, precision),
             seeds=range(seeds),
             out=out,

@@ -263,6 +263,15 @@ def find(name: str) -> Plan:
     return PLANS[name]
 
 
+def of_methods(names: Sequence[str]) -> Plan:
+    """The plan of these methods of the study and of hard labels, which all are compared with.
+
+    Raises ValueError, with near matches, for a method that there is not.
+    """
+    specs = tuple(method_specs.find(name) for name in dict.fromkeys(("hard", *names)))
+    return Plan("methods", specs, lambda tuned: _variants(specs))
+
+
 # --- trials, on the validation split; the test set plays no part in them
 
 

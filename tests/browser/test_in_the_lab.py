@@ -161,6 +161,27 @@ def test_an_exercise_goes_from_not_attempted_to_correct(opened: Callable[..., No
     notebook.cell(1).locator(".jp-OutputArea-output", has_text="Correct").wait_for()
 
 
+def test_a_question_of_the_quiz_is_answered_by_keys(
+    opened: Callable[..., Notebook], page: Any, look: Callable[[str], None]
+) -> None:
+    where = opened("from course import quiz\nquiz.load('09')").cell(0)
+    answer = where.locator("button.mod-primary")
+    assert answer.is_disabled()
+    where.locator(".widget-toggle-buttons button").first.focus()
+    page.keyboard.press("Tab")  # from a to b
+    page.keyboard.press("Enter")
+    where.locator("button.mod-primary:enabled").wait_for()
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    where.get_by_text("Wrong. Read again: lesson 09").wait_for()
+    assert where.get_by_text("right:").count() == 1
+    look("a question of the quiz")
+    page.keyboard.press("Enter")  # the same button goes on
+    where.get_by_text("Nineteen methods are compared").wait_for()
+    assert where.get_by_text("0 of 2 right, 1 wrong, 1 open").count() == 1
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=[path.stem for path in LESSONS])
 def test_a_lesson_runs_from_top_to_bottom(path: Path, page: Any, lab: Workshop, look: Callable[[str], None]) -> None:
     notebook = Notebook(page, lab, lab.copy(path))

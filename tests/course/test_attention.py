@@ -231,3 +231,17 @@ def test_networks_that_cannot_be_compared_are_refused(networks: Networks) -> Non
             explorers.Attention(given, per_class=1)
     with pytest.raises(ValueError, match="per_class is at least 1"):
         explorers.Attention(networks, per_class=0)
+
+
+def test_the_differences_are_those_of_the_maps_and_leave_the_teacher_alone(explorer: explorers.Attention) -> None:
+    explorer.set(show="all pictures", picture=0, draw="maps")
+    shown = {name: np.array(image.get_array()) for name, image in explorer._maps.items()}
+    before = explorer.png()
+    explorer.set(draw="differences")
+    assert explorer.png() != before
+    for name, image in explorer._maps.items():
+        expected = shown[name] if name == "teacher" else abs(shown[name] - shown["teacher"])
+        np.testing.assert_allclose(image.get_array(), expected, atol=1e-7)
+        assert image.get_cmap().name == ("cividis" if name == "teacher" else "Greys")
+    explorer.set(draw="maps")
+    assert explorer.png() == before

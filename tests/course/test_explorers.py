@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from PIL import Image
 from torch import Tensor
 
@@ -581,6 +582,23 @@ def test_limits_move_with_the_device() -> None:
     assert list(macs.get_xdata()) == [600e6, 600e6]
     assert list(milliseconds.get_ydata()) == pytest.approx([100 / 3, 100 / 3])
     assert not weights.get_visible()
+
+
+def test_what_is_beyond_a_limit_is_shaded_and_the_whole_family_is_drawn() -> None:
+    explorer = make("Cost", device="phone", precision="int8")
+    macs, milliseconds, weights = explorer._beyond
+    assert (macs.get_x(), milliseconds.get_y()) == (600e6, pytest.approx(100 / 3))
+    assert macs.get_x() + macs.get_width() == pytest.approx(macs.axes.get_xlim()[1])
+    assert [area.get_visible() for area in explorer._beyond] == [True, True, False]
+    family = explorer.figure.axes[0].lines[0].get_xdata()
+    assert len(family) == len(cost.DEPTHS) * len(cost.WIDTHS) * len(cost.RESOLUTIONS)
+    size = latency_model.network_size(20, 16, 28)
+    assert size.macs in family
+    heights = dict(zip(cost.BITS, (bar.get_height() for bar in explorer._weights), strict=True))
+    assert heights == pytest.approx({name: size.parameters * bits / 8 for name, bits in cost.BITS.items()})
+    dark = [bar.get_facecolor()[:3] == to_rgb(plots.INK) for bar in explorer._weights]
+    assert dark == [name == "int8" for name in cost.BITS]
+    assert [text.get_text() for text in explorer._megabytes] == ["1.09 MB", "544 kB", "272 kB", "136 kB"]
 
 
 def test_networks_are_timed_once_and_the_learners_random_numbers_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from course import code_grading
 from course.grading import Outcome, grade_question
@@ -87,17 +87,81 @@ def test_the_prediction_follows_the_verdict() -> None:
         assert grade_question(lesson05.HOT, "a", measured).outcome is Outcome.ERROR
 
 
-def test_the_step_with_the_mistake_teaches_no_label() -> None:
-    s, t, y = batch()
-    s.requires_grad_()
+def with_the_library(
+    s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, alpha: float
+) -> Tensor:
+    optimizer = torch.optim.SGD(s.parameters(), lr=rate)
+    with torch.no_grad():
+        answers = t.eval()(x)
+    terms = methods.Logit(temperature=temperature, alpha=alpha)(ModelOutput(s(x)), ModelOutput(answers), y)
+    optimizer.zero_grad()
+    sum(terms.values()).backward()
+    optimizer.step()
+    return s(x)
 
-    def step(hard: Tensor) -> Tensor:
-        return torch.autograd.grad(0.5 * hard + 0.5 * losses.kd(s, t, 4.0), s, retain_graph=True)[0]
 
-    soft_alone = torch.autograd.grad(0.5 * losses.kd(s, t, 4.0), s)[0]
-    torch.testing.assert_close(step(F.cross_entropy(t, y)), soft_alone)
-    assert not torch.allclose(step(F.cross_entropy(s, y)), soft_alone)
-    assert lesson05.STEP.answer_key.by_letter[lesson05.STEP.answer_key.correct_letter()].text.startswith("Line 6")
+def by_hand(s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, alpha: float) -> Tensor:
+    """Without an optimiser, and with gradients through a teacher that learns nothing from them."""
+    t.eval()
+    logits = s(x)
+    loss = alpha * F.cross_entropy(logits, y) + (1 - alpha) * losses.kd(logits, t(x), temperature)
+    for parameter, slope in zip(s.parameters(), torch.autograd.grad(loss, list(s.parameters())), strict=True):
+        parameter.data -= rate * slope
+    return s(x).detach()
+
+
+def zeroed_first(
+    s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, alpha: float
+) -> Tensor:
+    s.zero_grad()
+    t.requires_grad_(False).eval()
+    optimizer = torch.optim.SGD(s.parameters(), lr=rate)
+    lesson05.joint_loss(s(x), t(x), y, temperature, alpha).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        return s(x)
+
+
+@pytest.mark.parametrize("answer", [with_the_library, by_hand, zeroed_first])
+def test_a_training_step_may_be_written_in_several_ways(answer: Callable[..., Any]) -> None:
+    found = code_grading.grade_code(lesson05.TRAIN_STEP, answer)
+    assert found.outcome is Outcome.CORRECT, found
+
+
+def test_wrong_training_steps_are_told_apart() -> None:
+    def forgotten_backward(
+        s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, a: float
+    ) -> Tensor:
+        optimizer = torch.optim.SGD(s.parameters(), lr=rate)
+        optimizer.zero_grad()
+        lesson05.joint_loss(s(x), t.eval()(x), y, temperature, a)
+        optimizer.step()
+        return s(x)
+
+    def zeroed_too_late(
+        s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, a: float
+    ) -> Tensor:
+        optimizer = torch.optim.SGD(s.parameters(), lr=rate)
+        lesson05.joint_loss(s(x), t.eval()(x), y, temperature, a).backward()
+        optimizer.zero_grad()
+        optimizer.step()
+        return s(x)
+
+    def detached(s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, a: float) -> Tensor:
+        lesson05.joint_loss(s(x).detach(), t.eval()(x).detach(), y, temperature, a).backward()
+        return s(x)
+
+    def without_return(*given: Any) -> None:
+        with_the_library(*given)
+
+    for answer, mistake in (
+        (forgotten_backward, "no step"),
+        (zeroed_too_late, "no step"),
+        (without_return, "no return"),
+    ):
+        assert code_grading.grade_code(lesson05.TRAIN_STEP, answer).mistake == mistake
+    assert code_grading.grade_code(lesson05.TRAIN_STEP, detached).outcome is Outcome.ERROR
 
 
 def test_two_softmaxes() -> None:
@@ -129,3 +193,71 @@ def test_the_recipe_from_elsewhere() -> None:
 def test_a_weight_that_can_be_worked_out_is_not_taken_by_a_neighbour(answer: float, right: bool) -> None:
     """At 0.63 the ratio of the two weights is 9.4 and not 9."""
     assert (grade_question(lesson05.TRANSLATE, answer).outcome is Outcome.CORRECT) == right
+
+
+def soft(s: Tensor, t: Tensor, temperature: float) -> Tensor:
+    return losses.kd(s, t, temperature)
+
+
+CE = F.cross_entropy
+WRONG: list[tuple[Callable[..., Any], str]] = [
+    (lambda s, z, y, t, a: 0.5 * (CE(s, y) + soft(s, z, t)), "half of the sum"),
+    (lambda s, z, y, t, a: CE(s, y) + soft(s, z, t), "both parts have the weight 1"),
+    (lambda s, z, y, t, a: (1 - a) * CE(s, y) + a * soft(s, z, t), "changed places"),
+    (lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * soft(s, z, t) / t**2, "T^2 is missing"),
+    (lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * soft(s, z, t) / t, "T once"),
+    (lambda s, z, y, t, a: a * CE(s / t, y) + (1 - a) * soft(s, z, t), "no division"),
+    (lambda s, z, y, t, a: a * CE(z, y) + (1 - a) * soft(s, z, t), "student that has to learn"),
+    (lambda s, z, y, t, a: a * CE(s, F.one_hot(y, s.shape[1])) + (1 - a) * soft(s, z, t), ".float()"),
+    (lambda s, z, y, t, a: -a * s.log_softmax(1)[:, y].mean() + (1 - a) * soft(s, z, t), "[:, labels]"),
+    (lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * t**2 * lesson05._without_keepdim(s, z, t), "keepdim"),
+    (lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * soft(z, s, t), "swapped"),
+    (lambda s, z, y, t, a: a * CE(s.softmax(1), y) + (1 - a) * soft(s, z, t), "softmax too many"),
+    (lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * soft(s.softmax(1), z.softmax(1), t), "softmax too many"),
+    (lambda s, z, y, t, a: a * CE(s, y), "does not come in"),
+    (lambda s, z, y, t, a: (1 - a) * soft(s, z, t), "labels do not come in"),
+    (lambda s, z, y, t, a: (a * CE(s, y) + (1 - a) * soft(s, z, t)).item(), "gradient"),
+]
+
+
+@pytest.mark.parametrize(("answer", "words"), WRONG)
+def test_wrong_losses_are_refused_and_named(answer: Callable[..., Any], words: str) -> None:
+    found = code_grading.grade_code(JOINT, answer)
+    assert found.outcome in (Outcome.WRONG, Outcome.ERROR)
+    assert words in " ".join(found.text.split()), found
+
+
+def step_with(loss: Callable[..., Any], *, mode: bool = False, zero: bool = True) -> Callable[..., Any]:
+    def step(s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, a: float) -> Tensor:
+        t.train(mode)
+        optimizer = torch.optim.SGD(s.parameters(), lr=rate)
+        with torch.no_grad():
+            answers = t(x)
+        if zero:
+            optimizer.zero_grad()
+        loss(s(x), answers, y, temperature, a).backward()
+        optimizer.step()
+        return s(x)
+
+    return step
+
+
+STEPS: list[tuple[Callable[..., Any], str]] = [
+    (step_with(lesson05.joint_loss, mode=True), "training mode"),
+    (step_with(lesson05.joint_loss, zero=False), "zero_grad"),
+    (step_with(lambda s, z, y, t, a: a * CE(z, y) + (1 - a) * soft(s, z, t)), "No label reaches"),
+    (step_with(lambda s, z, y, t, a: (1 - a) * CE(s, y) + a * soft(s, z, t)), "changed places"),
+    (step_with(lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * soft(s, z, t) / t**2), "T^2 is missing"),
+    (step_with(lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * t**2 * soft(s, z, t)), "twice"),
+    (step_with(lambda s, z, y, t, a: CE(s, y)), "plain training"),
+    (step_with(lambda s, z, y, t, a: a * CE(s, y)), "Nothing of the teacher"),
+    (step_with(lambda s, z, y, t, a: -lesson05.joint_loss(s, z, y, t, a)), "minus sign"),
+    (step_with(lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * soft(s, z, t).detach()), "Nothing of the teacher"),
+]
+
+
+@pytest.mark.parametrize(("answer", "words"), STEPS)
+def test_wrong_steps_are_refused_and_named(answer: Callable[..., Any], words: str) -> None:
+    found = code_grading.grade_code(lesson05.TRAIN_STEP, answer)
+    assert found.outcome is Outcome.WRONG
+    assert words in " ".join(found.text.split()), found

@@ -26,29 +26,28 @@ def test_solutions_agree_with_their_twins_in_the_library() -> None:
     a, b = maps(5, 4, 6, 6), maps(5, 3, 6, 6, seed=1)
     torch.testing.assert_close(lesson06.attention_map(a), losses.attention_map(a))
     torch.testing.assert_close(lesson07.fsp_matrix(a, b), losses.fsp_matrix(a, b))
-    method = methods.Feature({"x": "y"}, loss="hint")
-    student, teacher = (
-        ModelOutput(torch.zeros(5, 2), {name: x}) for name, x in (("x", a), ("y", maps(5, 7, 3, 3, seed=2)))
-    )
-    method.setup(student, teacher)
-    (term,) = method(student, teacher, torch.zeros(5)).values()
-    weight = method.projectors[0].conv.weight[:, :, 0, 0]
-    torch.testing.assert_close(lesson06.hint_loss(a, teacher.features["y"], weight), term)
+    rows = [x.flatten(1) for x in (a, b)]
+    torch.testing.assert_close(lesson07.cka_of_tables(*(x @ x.T for x in rows)), losses.linear_cka(*rows))
+
+
+def double_centred(x: Tensor) -> Tensor:
+    """By the matrix H = 1 - 1/B on both sides, flattened."""
+    h = torch.eye(len(x)) - 1 / len(x)
+    return (h @ x @ h).flatten()
 
 
 ANSWERS: list[tuple[CodeSpec, Callable[..., Any]]] = [
     (lesson06.ATTENTION, lambda f: nn.functional.normalize(f.pow(2).sum(1).view(len(f), -1), dim=1)),
     (
-        lesson06.HINT,
-        lambda s, t, w: nn.functional.mse_loss(
-            nn.functional.adaptive_avg_pool2d(nn.functional.conv2d(s, w[:, :, None, None]), t.shape[2:]), t
-        ),
+        lesson06.VID,
+        lambda p, t: 0.5 * nn.functional.mse_loss(p, t, reduction="none").mean((0, 2, 3)).log().mean() + 0.5,
     ),
     (
         lesson06.FORGOTTEN,
         lambda m, o: sum(p.numel() for p in m.parameters() if all(p is not q for q in o)),
     ),
     (lesson07.FSP, lambda a, b: torch.einsum("bihw,bjhw->bij", a, b) / (a.shape[2] * a.shape[3])),
+    (lesson07.CKA, lambda a, b: nn.functional.cosine_similarity(double_centred(a), double_centred(b), dim=0)),
 ]
 
 
@@ -77,18 +76,37 @@ def test_raising_missing_and_hollow_answers_are_told_apart(spec: CodeSpec) -> No
         assert text in verdict.text
 
 
-@pytest.mark.parametrize("spec", [lesson06.ATTENTION, lesson06.HINT, lesson07.FSP], ids=lambda spec: spec.name)
+@pytest.mark.parametrize(
+    "spec", [lesson06.ATTENTION, lesson06.VID, lesson07.FSP, lesson07.CKA], ids=lambda spec: spec.name
+)
 def test_a_result_without_gradient_is_not_enough(spec: CodeSpec) -> None:
     verdict = code_grading.grade_code(spec, lambda *arguments: spec.reference(*arguments).detach())
     assert (verdict.outcome, verdict.mistake) == (Outcome.WRONG, "gradient")
 
 
-def test_a_parameter_searched_with_in_is_an_error_and_the_hint_explains_it() -> None:
-    verdict = code_grading.grade_code(
-        lesson06.FORGOTTEN, lambda m, o: sum(p.numel() for p in m.parameters() if p not in list(o))
-    )
-    assert verdict.outcome is Outcome.ERROR
-    assert any("`is`" in hint for hint in lesson06.FORGOTTEN.hints)
+def test_a_parameter_searched_with_in_is_an_error_that_is_named() -> None:
+    def search(method: nn.Module, optimised: list[Tensor]) -> int:
+        count = 0
+        for parameter in method.parameters():
+            if parameter not in optimised:
+                count += parameter.numel()
+        return count
+
+    verdict = code_grading.grade_code(lesson06.FORGOTTEN, search)
+    assert (verdict.outcome, verdict.mistake) == (Outcome.ERROR, "`in` compares values")
+    assert "compare with `is`, or by id()" in verdict.text
+
+
+def test_the_best_variance_of_vid_is_the_error_of_the_channel() -> None:
+    predicted, teacher = maps(6, 4, 3, 3), maps(6, 4, 3, 3, seed=1) * torch.tensor([0.5, 1.0, 2.0, 4.0])[:, None, None]
+    errors = (teacher - predicted).square().mean(dim=(0, 2, 3))
+    raw = torch.expm1(errors).log().requires_grad_()  # softplus of it is the error
+    loss = losses.vid(predicted, raw, teacher)
+    torch.testing.assert_close(loss, lesson06.vid_best(predicted, teacher), rtol=1e-4, atol=0)
+    loss.backward()
+    torch.testing.assert_close(raw.grad, torch.zeros(4), rtol=0, atol=1e-5)  # no other variance is better nearby
+    for factor in (0.7, 1.4):
+        assert losses.vid(predicted, torch.expm1(factor * errors).log(), teacher) > loss
 
 
 def test_forgotten_finds_what_a_loop_of_ones_own_leaves_out() -> None:
@@ -143,12 +161,19 @@ def test_at_the_same_angle_the_attention_loss_is_sixteen_times_larger_at_a_sixte
     assert lesson06.SCALE.answer_key.correct_letter() == "b"
 
 
-def test_the_fsp_matrix_by_hand() -> None:
-    a, b = torch.tensor([[[[1.0, 3.0]], [[0.0, 2.0]]]]), torch.tensor([[[[2.0, 0.0]], [[1.0, 1.0]]]])
-    found = [[int(x) for x in row] for row in losses.fsp_matrix(a, b)[0].tolist()]
-    options = lesson07.BY_HAND.answer_key.by_letter
-    assert options[lesson07.BY_HAND.answer_key.correct_letter()].text == str(found)
-    assert len({option.text for option in options.values()}) == 4
+def test_the_bits_of_two_tables_by_hand() -> None:
+    groups = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]])
+    a, b = ((one[:, None] == one).double() for one in groups)
+
+    def bits(k: Tensor, other: Tensor) -> float:
+        return torch.log2((k**2 * other**2).mean() / ((k**2).mean() * (other**2).mean())).item()
+
+    options = lesson07.BITS.answer_key.by_letter
+    right = options[lesson07.BITS.answer_key.correct_letter()]
+    assert right.text == f"{bits(a, a):.0f} bit with itself, {bits(a, b):.0f} with B"
+    assert lesson07.cka_of_tables(a, b).item() == pytest.approx(0)  # what its insight says
+    outside = ~torch.eye(4, dtype=torch.bool)
+    assert f"{bits(a[outside], a[outside]):.2f}" == "1.58"
 
 
 def test_what_stays_when_features_are_rotated_and_scaled() -> None:
@@ -177,7 +202,6 @@ def test_what_can_be_compared_without_a_projection() -> None:
         losses.fsp(student, teacher)
     with pytest.raises(ValueError, match="project"):
         losses.hint(student[0], teacher[0])
-    assert lesson07.WIDTHS.answer_key.correct_letter() == "a"
 
 
 def test_bright_squares_of_the_teachers_similarities(fashion: data.DataModule) -> None:

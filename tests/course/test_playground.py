@@ -36,8 +36,9 @@ MOVES: dict[str, Any] = {
     "unlabelled": 100,
     "hidden": 3,
     "seed": 5,
+    "argmax": True,
 }
-NO_LOSS = ("temperature", "alpha")  # nothing but the loss depends on them
+NO_LOSS = ("temperature", "alpha", "argmax")  # nothing but the loss depends on them
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -142,6 +143,34 @@ def test_steps_by_hand() -> None:
             adam.step()
         for mine, expected in zip(training._students.weights, parameters, strict=True):
             torch.testing.assert_close(mine[index], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_with_argmax_the_teacher_is_a_source_of_hard_labels() -> None:
+    """The taught student is then the one that hard labels make of the teacher's best classes; T plays no part."""
+    settings = Settings(alpha=0.0, argmax=True)
+    training = Training(settings)
+    training.train(1)
+    best = training.teacher(training.sample.points).argmax(dim=1)
+    other = Training(replace(settings, temperature=1.0))
+    other.sample = replace(other.sample, labels=best)
+    other.train(20)
+    training.train(19)
+    assert training.rows[-1].distilled_accuracy == other.rows[-1].baseline_accuracy == other.rows[-1].distilled_accuracy
+    one_hot = training.soft_labels()
+    assert torch.equal(one_hot.argmax(dim=1), best)
+    assert set(one_hot.flatten().tolist()) == {0.0, 1.0}
+    with pytest.raises(ValueError, match="argmax cannot be 'yes': it is True or False"):
+        Playground(argmax="yes")
+
+
+@pytest.mark.slow
+def test_most_of_the_gain_is_corrected_labels_and_soft_ones_add_to_it() -> None:
+    """Lesson 05's claim: labels, the teacher's best class, its soft labels, each ahead of the one before."""
+    cases = [[run_playground(300, Settings(seed=seed, argmax=argmax))[-1] for seed in range(6)] for argmax in (1, 0)]
+    argmax, soft = (np.mean([row.distilled_accuracy for row in rows]) for rows in cases)
+    labels = np.mean([row.baseline_accuracy for row in cases[0]])
+    assert soft > argmax > labels
+    assert argmax - labels > 2 * (soft - argmax)
 
 
 def test_both_students_start_equal_and_differ_in_their_targets_only() -> None:
@@ -252,7 +281,7 @@ def test_controls_and_buttons_have_labels_and_work_with_a_keyboard(shown: Playgr
     assert set(shown.controls) == set(MOVES)
     for control in (*shown.controls.values(), shown.run_button, shown.reset_button):
         kind = type(control).__name__
-        assert kind in ("IntSlider", "FloatSlider", "FloatLogSlider", "Dropdown", "Button")
+        assert kind in ("IntSlider", "FloatSlider", "FloatLogSlider", "Dropdown", "Button", "ToggleButton")
         assert control.description.strip()
         assert not control.disabled
         assert control.tabbable is not False

@@ -359,6 +359,29 @@ def test_a_student_that_only_hard_labels_teach_is_the_baseline() -> None:
     assert to_rgb(plots.DISTILLED.colour) == patches_of(fig, "student")[0].get_edgecolor()[:3]
 
 
+@pytest.mark.parametrize(
+    ("family", "own"),
+    [
+        ("logits", {"temperature", "soft loss"}),
+        ("features", {"projector", "feature loss"}),
+        ("relations", {"relation loss"}),
+    ],
+)
+def test_a_family_lights_its_loss_beside_the_labels_and_no_other_family(family: str, own: set[str]) -> None:
+    fig, dark = plots.schematic(family), plots.schematic(())
+    lit = {part for part in plots.PARTS if colours_of(fig, part) != colours_of(dark, part)}
+    assert lit == {"data", "labels", "teacher", "student", "hard loss"} | own
+    named = plots.schematic_alt(family).split("Lit: ")[1].split(". ")[0]
+    assert set(named.split(", ")) == lit
+
+
+def test_without_a_family_all_parts_are_lit() -> None:
+    assert plots.png(plots.schematic(None)) == plots.png(plots.schematic(tuple(plots.PARTS)))
+    assert plots.schematic_alt(None).endswith("All parts are lit.")
+    with pytest.raises(ValueError, match="named 'feature'. Did you mean 'feature"):
+        plots.schematic("feature")
+
+
 @pytest.mark.parametrize("draw", [plots.schematic, plots.schematic_alt])
 def test_an_unknown_part_is_an_error_with_near_matches(draw: Any) -> None:
     with pytest.raises(ValueError, match="no part of the schematic named 'softloss'. Did you mean 'soft loss'"):
@@ -395,3 +418,25 @@ def test_no_text_of_the_schematic_is_cut_or_lies_on_another(active: tuple[str, .
 
 def test_the_same_parts_give_the_same_schematic() -> None:
     assert plots.png(plots.schematic({"data"})) == plots.png(plots.schematic(["data"]))
+
+
+# Answers in a triangle.
+
+
+def test_softened_answers_run_to_the_centre_and_rest_when_they_are_magnified() -> None:
+    teacher, student = [4.0, 1.0, 0.0], [0.5, 1.0, 2.5]
+    fig = plots.shrinking_answers(teacher, student, [1, 8, 4096])
+    plots.check_labels(fig)
+    left, right = fig.axes
+    lines = {line.get_label(): np.asarray(line.get_xydata()) for line in left.lines}
+    centre = np.array([0.5, np.sqrt(3) / 6])
+    for name in ("teacher", "student"):
+        distance = np.linalg.norm(lines[name] - centre, axis=1)
+        assert distance[0] > distance[1] > distance[2]
+        assert distance[2] < 1e-3
+    rest = np.asarray(next(line for line in right.lines if line.get_label() == "centred logits / 3").get_xydata())
+    magnified = next(line for line in right.lines if line.get_label() == "teacher").get_xydata()
+    np.testing.assert_allclose(magnified[-1], rest[0], atol=1e-3)
+    assert "T = 1 to 4096" in plots.shrinking_answers_alt([1, 8, 4096])
+    with pytest.raises(ValueError, match="3 logits"):
+        plots.shrinking_answers([1.0, 2.0], student, [1, 2])

@@ -85,11 +85,12 @@ def test_all_networks_are_scored_with_two_kinds_of_teacher(tiny: DataModule) -> 
 @pytest.mark.slow
 def test_proxies_are_made_once_and_go_on(tiny: DataModule, tmp_path: Path) -> None:
     budget = search_proxy.Budget(20, 1, 1, batch=16)
-    wanted, told = [Network(4, 8), Network(6, 8)], []
+    wanted, told = [Network(4, 8), Network(16, 20)], []
     search_proxy.make(budget, tmp_path, 1, "command", wanted=wanted[:1], images=tiny, log=told.append)
     rows = search_proxy.make(budget, tmp_path, 1, "command", wanted=wanted, images=tiny, log=told.append)
-    assert [row["student"] for row in rows] == ["resnet8w4", "resnet8w6"]
+    assert [row["student"] for row in rows] == ["resnet8w4", "resnet20w16"]
     assert len(told) == 2
+    assert float(rows[1]["relation_score_untrained"]) < -0.1  # the untrained teacher of its form is another network
     assert all(float(row["relation_score"]) < 0 < float(row["validation_accuracy"]) for row in rows)
     assert int(rows[0]["macs"]) < int(rows[1]["macs"])
     again = search_proxy.make(budget, tmp_path / "again", 1, "command", wanted=wanted[1:], images=tiny, log=told.append)

@@ -15,7 +15,7 @@ import torch
 from course import plots
 from course.experiments import teacher_results, teacher_students, teachers
 from course.experiments.teacher_results import REFERENCE, TITLES, TeacherResults, mean_tau
-from course.experiments.teacher_students import HARD, RUN_COLUMNS, Budget, Experiment, Run, pack, unpack
+from course.experiments.teacher_students import HARD, RUN_COLUMNS, SMOOTHED, Budget, Experiment, Run, pack, unpack
 from course.experiments.teachers import TEACHER_COLUMNS, TEACHERS, TRAININGS
 from kdlib import models
 from kdlib.data import DataModule, data_dir
@@ -90,8 +90,10 @@ def made(monkeypatch: pytest.MonkeyPatch, fashion: DataModule) -> list[Run]:
         row = budget.columns() | vars(run) | {"seconds": 1.0}
         if test:
             return row | {"test_accuracy": 0.9}
-        rates, temperatures = {0.03: 0.85, 0.1: 0.85, 0.3: 0.8}, {None: 0.0, 1.0: 0.01, 4.0: 0.02}
-        return row | {"validation_accuracy": rates[run.learning_rate] + temperatures[run.temperature]}
+        rates = {0.01: 0.8, 0.03: 0.85, 0.1: 0.85, 0.3: 0.8}
+        temperatures = {None: 0.0, 1.0: 0.01, 2.0: 0.01, 4.0: 0.02, 8.0: 0.0}
+        softened = {None: 0.0, 0.1: 0.0, 0.2: 0.01, 0.4: 0.02, 0.8: 0.01}[run.smoothing]
+        return row | {"validation_accuracy": rates[run.learning_rate] + temperatures[run.temperature] + softened}
 
     monkeypatch.setattr(teacher_students, "execute", execute)
     monkeypatch.setattr(teacher_students.data, "load", lambda name: fashion)
@@ -107,9 +109,9 @@ def test_hard_labels_choose_the_rate_and_each_teacher_its_temperature(made: list
     rows = run(tmp_path, ["resnet20-fashion", "ensemble"])
     trials = [one for one in made if one.seed == teacher_students.TUNING_SEED]
     tried = [(one.teacher, one.learning_rate, one.temperature) for one in trials]
-    assert tried[:3] == [(HARD, 0.03, None), (HARD, 0.1, None), (HARD, 0.3, None)]
-    assert tried[3:] == [
-        (name, 0.03, t) for name in ("resnet20-fashion", "ensemble") for t in (1.0, 4.0)
+    assert tried[:4] == [(HARD, rate, None) for rate in (0.01, 0.03, 0.1, 0.3)]
+    assert tried[4:] == [
+        (name, 0.03, t) for name in ("resnet20-fashion", "ensemble") for t in (1.0, 2.0, 4.0, 8.0)
     ]  # of equals, smaller
     chosen = {(row["teacher"], row["learning_rate"], row["temperature"], row["alpha"]) for row in rows}
     assert chosen == {
@@ -118,6 +120,18 @@ def test_hard_labels_choose_the_rate_and_each_teacher_its_temperature(made: list
     }
     assert sorted(row["seed"] for row in rows) == ["0"] * 3 + ["1"] * 3
     assert not any("test" in column or column == "right" for column in teacher_students.TRIAL_COLUMNS)
+
+
+def test_label_smoothing_has_no_teacher_and_chooses_how_much(made: list[Run], tmp_path: Path) -> None:
+    rows = run(tmp_path, [SMOOTHED])
+    tried = [one for one in made if one.teacher == SMOOTHED and one.seed == teacher_students.TUNING_SEED]
+    assert [one.smoothing for one in tried] == [0.1, 0.2, 0.4, 0.8]
+    assert {one.temperature for one in tried} == {None}
+    chosen = [row for row in rows if row["teacher"] == SMOOTHED]
+    assert [(row["seed"], row["smoothing"], row["learning_rate"]) for row in chosen] == [
+        ("0", "0.4", "0.03"),
+        ("1", "0.4", "0.03"),
+    ]
 
 
 def test_what_is_finished_is_not_repeated(made: list[Run], tmp_path: Path) -> None:
@@ -223,6 +237,21 @@ def test_a_teacher_leaves_its_snapshots_and_goes_on_where_it_was_stopped(
 
 
 @pytest.mark.slow
+def test_an_assistant_learns_from_its_teacher(few: DataModule, tmp_path: Path) -> None:
+    teacher = models.build("resnet32", num_classes=10, in_channels=1, seed=0)
+    models.save(teacher, teachers.path_of("resnet32", tmp_path), half=True)
+    teachers.train_network("resnet8 of resnet32", few, tmp_path, epochs=1)
+    teachers.train_network("resnet8", few, tmp_path, epochs=1)
+    plain, assistant = (models.load(teachers.path_of(name, tmp_path)) for name in ("resnet8", "resnet8 of resnet32"))
+    wanted = teachers.train.evaluate(teacher, few.train).logits.softmax(1)
+    far = [
+        float((teachers.train.evaluate(one, few.train).logits.softmax(1) - wanted).abs().mean())
+        for one in (assistant, plain)
+    ]
+    assert far[0] < far[1]
+
+
+@pytest.mark.slow
 def test_rows_of_teachers_say_what_they_are(few: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("resnet8", "resnet8, epoch 1"):
         model = models.build("resnet8", num_classes=10, in_channels=1, seed=0)
@@ -292,10 +321,10 @@ def shipped(network: str) -> Path:
 
 
 def test_every_teacher_has_a_title_and_only_they() -> None:
-    assert TITLES.keys() == {HARD, *TEACHERS}
+    assert TITLES.keys() == {HARD, SMOOTHED, *TEACHERS}
     assert {one.training for one in TEACHERS.values() if one.training} == TRAININGS.keys()
     asked = {name for _, *both in teacher_results.QUESTIONS for name in both}
-    assert asked == TEACHERS.keys()
+    assert asked < TEACHERS.keys()
     assert {one.kind for one in TEACHERS.values()} == plots.KINDS.keys()
 
 
@@ -330,7 +359,7 @@ def test_questions_are_one_family_and_those_without_runs_are_left_out(results: T
     found = results.answers("article-student")
     assert len(found) == len(teacher_results.QUESTIONS)
     assert {comparison.comparisons for _, comparison in found} == {len(found)}
-    first = results.gain("article-student", "resnet8-fashion", "resnet20-fashion").comparison
+    first = results.gain("article-student", "resnet20", "resnet8").comparison
     assert found[0][1].mean == pytest.approx(first.mean, abs=1e-6)
     few = results.answers("resnet8")
     assert 0 < len(few) < len(found)
@@ -342,7 +371,10 @@ def test_the_order_by_accuracy_is_found_and_the_opposite_one(results: TeacherRes
     assert up.value > 0.6
     assert down.value == pytest.approx(-up.value)
     assert up.low <= up.value <= up.high
-    assert (up.teachers, results.tau("article-student", "accuracy", ["resnet8"]).teachers) == (11, 10)
+    assert (up.teachers, results.tau("article-student", "accuracy", ["resnet8"]).teachers) == (
+        len(TEACHERS),
+        len(TEACHERS) - 1,
+    )
     assert results.tau("resnet8", "accuracy").teachers == 6
     assert 0.5 < results.reliability("article-student") <= 1
 
@@ -361,8 +393,8 @@ def test_tau_is_the_mean_of_scipys_over_the_seeds() -> None:
 
 
 def test_what_was_not_run_is_named_with_the_command(results: TeacherResults, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"ResNet-8 of ResNet-8, two epochs, smoothed was not run.*teachers students"):
-        results.gain("resnet8", "resnet8 smoothed")
+    with pytest.raises(ValueError, match=r"ResNet-8 of ResNet-20, smoothed was not run.*teachers students"):
+        results.gain("resnet8", "resnet20 smoothed")
     with pytest.raises(ValueError, match="measure"):
         results.tau("resnet8", "colour")
     with pytest.raises(ValueError, match="at least four"):
@@ -403,7 +435,7 @@ def test_figures_have_labels_alt_texts_and_a_line_for_each_teacher(results: Teac
     fig = plots.gain_against(results, "article-student")
     plots.check_labels(fig)
     assert [axes.get_xscale() for axes in fig.axes] == ["linear", "log", "linear", "linear"]
-    assert plots.gain_against_alt(results, "article-student").count("11 teachers") == 4
+    assert plots.gain_against_alt(results, "article-student").count(f"{len(TEACHERS)} teachers") == 4
 
 
 def test_unread_files_of_rows(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from course import explorers, plots
 from course.experiments import teacher_results
 from course.experiments.teacher_results import REFERENCE, TeacherResults
 from course.experiments.teacher_students import HARD
+from course.experiments.teachers import TEACHERS
 
 widgets = pytest.importorskip("ipywidgets")
 
@@ -108,9 +109,9 @@ def test_the_values_are_those_of_the_rows(results: TeacherResults) -> None:
     family = next(gain for gain in results.gains("article-student") if gain.arm.teacher == "ensemble")
     assert found.gain.comparison == family.comparison
     assert found.over_reference is not None
-    assert found.over_reference.comparison.comparisons == 10
+    assert found.over_reference.comparison.comparisons == len(TEACHERS) - 1
     better = [one for one in results.facts.values() if one.accuracy > found.facts.accuracy]
-    assert (found.rank, found.count) == (1 + len(better), 11)
+    assert (found.rank, found.count) == (1 + len(better), len(TEACHERS))
     assert explorers.Teachers.compute(results, "article-student", "ensemble", "accuracy") is found
     assert explorers.Teachers.compute(results, "article-student", REFERENCE, "accuracy").over_reference is None
 
@@ -134,7 +135,7 @@ def test_ring_and_seeds_are_drawn_where_they_are(results: TeacherResults) -> Non
 
 def test_the_text_says_what_is_known_of_the_teacher_and_what_it_was_worth(explorer: explorers.Teachers) -> None:
     first, second, third = explorer.describe().splitlines()
-    assert first.startswith("ResNet-20: 80.00 % of the validation images, 78 thousand parameters, mean confidence")
+    assert first.startswith("ResNet-20, shipped: 80.00 % of the validation images, 78 thousand parameters, mean conf")
     assert first.endswith("place 6 of 6 by accuracy.")
     assert second.startswith("The student (ResNet-8, T = 4): ")
     gain = explorer.results.gains("resnet8")
@@ -144,7 +145,7 @@ def test_the_text_says_what_is_known_of_the_teacher_and_what_it_was_worth(explor
     )
     assert third == "This is the teacher that the others are compared with."
     explorer.set(teacher="resnet8 hard 0")
-    assert explorer.describe().splitlines()[2].startswith("Over ResNet-20, as teacher: +")
+    assert explorer.describe().splitlines()[2].startswith("Over ResNet-20, shipped, as teacher: +")
 
 
 def test_only_teachers_that_were_run_can_be_chosen(explorer: explorers.Teachers) -> None:

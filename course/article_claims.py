@@ -1,0 +1,396 @@
+"""What is claimed of distillation, and what this course found: the table at the end of lesson 16.
+
+    table = article_claims.table()
+
+Each claim has a verdict of four, the lesson that looks at it, the rows that it rests on, and a sentence whose numbers
+are read from these rows when the table is made: so none can be out of date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from course import notebooks
+from course.detection import gains as detection
+from course.experiments import claims_length, claims_results, modalities, modalities_results, several_results
+from course.experiments.several_results import Gain
+from kdlib import study
+from kdlib.study.analysis import Estimate, Results
+
+HOLDS, CONDITIONS, NOT_HERE, UNTESTED = "holds", "holds under conditions", "does not hold here", "not tested"
+VERDICTS = (HOLDS, CONDITIONS, NOT_HERE, UNTESTED)
+BUDGETS = (
+    ("article-student", "resnet20-fashion", 10_000),
+    ("article-student", "resnet50-fashion", 10_000),
+    ("resnet8", "resnet20-fashion", 1_000),
+    ("resnet8", "resnet20-fashion", 10_000),
+    ("resnet8", "resnet20-fashion", 55_000),
+    ("resnet8", "resnet50-fashion", 10_000),
+    ("resnet18", "resnet50-fashion", 1_000),
+    ("resnet18", "resnet50-fashion", 10_000),
+)
+METHODS = tuple(f"methods-{student}-{teacher}-{images}" for student, teacher, images in BUDGETS)
+MAIN = "methods-resnet8-resnet20-fashion-10000"
+GRID = "grid-resnet8-resnet20-fashion-10000"
+ANSWERS = ("best three", "best one", "best class alone")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the article, and what became of it.
+
+    claim: what is said. verdict: one of VERDICTS. found: makes the sentence that says why, with numbers from the rows.
+    lessons: the lessons with the evidence, such as "05". rows: names of files in data/results, without ".csv".
+    """
+
+    claim: str
+    verdict: str
+    found: Callable[[], str]
+    lessons: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=32)
+def methods(student: str, teacher: str, images: int, baseline: str = "hard") -> Results:
+    """The study's runs of one budget."""
+    return study.results("methods", student=student, teacher=teacher, images=images, baseline=baseline)
+
+
+def main(baseline: str = "hard") -> Results:
+    """The budget with most methods and seeds: a ResNet-8 taught by a ResNet-20, 10,000 images."""
+    return methods("resnet8", "resnet20-fashion", 10_000, baseline)
+
+
+def points(gain: Estimate | Gain) -> str:
+    """A gain with its interval and verdict, in a few words."""
+    if isinstance(gain, Gain):
+        found = gain.comparison
+        return _points(found.mean, found.low, found.high, str(found.verdict))
+    return _points(100 * gain.mean, 100 * gain.low, 100 * gain.high, str(gain.verdict))
+
+
+def _points(mean: float, low: float, high: float, verdict: str) -> str:
+    mean, low, high = (round(value, 1) + 0.0 for value in (mean, low, high))  # -0.04 is no -0.0
+    return f"{mean:+.1f} points ({low:+.1f} to {high:+.1f}), {verdict}"
+
+
+def _count(gains: Sequence[Estimate]) -> str:
+    counts = [(word, sum(str(gain.verdict) == word for gain in gains)) for word in ("BEATS", "INCONCLUSIVE", "LOSES")]
+    return ", ".join(f"{count} {word}" for word, count in counts if count)
+
+
+def _everywhere(method: str, baseline: str = "hard") -> str:
+    gains = [methods(*budget, baseline).gain(method) for budget in BUDGETS]
+    low, high = min(100 * gain.mean for gain in gains), max(100 * gain.mean for gain in gains)
+    return f"{_count(gains)} of {len(BUDGETS)} budgets, means from {low:+.1f} to {high:+.1f} points"
+
+
+def _missing_class() -> str:
+    found = study.results("missing-class", student="resnet8", teacher="resnet20-fashion", images=10_000)
+    soft, hard = (found.score(name, "excluded_class_accuracy").mean for name in ("kd alpha=0 T=4", "hard"))
+    return f"A class that no picture showed: {100 * soft:.0f} % right by soft labels, {100 * hard:.0f} % by hard ones."
+
+
+def _grid(alpha: float, temperature: float) -> Estimate:
+    found = study.results("grid", student="resnet8", teacher="resnet20-fashion", images=10_000)
+    return found.gain(found.grid[alpha, temperature])
+
+
+def plateau() -> tuple[float, float]:
+    """The lowest and the highest mean gain of the map with T from 2 up and alpha up to one half, in points."""
+    means = [100 * _grid(alpha, t).mean for alpha in (0.0, 0.1, 0.5) for t in (2.0, 4.0, 8.0, 16.0)]
+    return min(means), max(means)
+
+
+def _temperature() -> str:
+    low, high = plateau()
+    return f"From T = 2 up, with alpha to one half, all twelve cells of the map gain {low:+.1f} to {high:+.1f} points."
+
+
+def best_against_teacher() -> list[tuple[float, float]]:
+    """For each budget, in per cent: the best method's mean accuracy, and the teacher's."""
+    pairs = []
+    for budget in BUDGETS:
+        found = methods(*budget)
+        best = max(found.score(name).mean for name in found.methods)
+        pairs.append((100 * best, 100 * float(found.runs("hard")[0]["teacher_accuracy"])))
+    return pairs
+
+
+def _beats_its_teacher() -> str:
+    pairs = best_against_teacher()
+    ahead = sum(student > teacher for student, teacher in pairs)
+    nearest = max(student - teacher for student, teacher in pairs)
+    noise = claims_results.load("noise").gain("answers, same pictures", "teacher")
+    return (
+        f"With right labels, {ahead} of {len(pairs)} best students are ahead of their teacher (the nearest: "
+        f"{nearest:+.1f} points). With two of five labels wrong: {points(noise)}."
+    )
+
+
+def _cheaper() -> str:
+    found, (*_, half, longest) = claims_results.load("length"), claims_length.LENGTHS
+    names = claims_length.name(claims_length.LOGITS, half), claims_length.name(claims_length.LABELS, longest)
+    same = claims_length.name(claims_length.LOGITS, longest)
+    return (
+        f"{half} passes with logits against {longest} with labels: {points(found.gain(*names, comparisons=4))}; as "
+        f"many passes: {points(found.gain(same, names[1], comparisons=4))}. The teacher's training is not counted in."
+    )
+
+
+def _data_free() -> str:
+    found = claims_results.load("pictures")
+    names = ("made by the teacher", "drawn shapes", "handwritten digits", "noise")
+    scores = ", ".join(f"{name} {found.mean(name):.0f} %" for name in names)
+    return f"Real pictures {found.mean('real pictures'):.0f} %, {scores}."
+
+
+def _several() -> str:
+    own, same = several_results.load("own"), several_results.load("same")
+    alone = points(own.compare("best single", ["mean of probabilities"])[0])
+    equal = points(same.compare("three times as long", ["mean of probabilities"])[0])
+    return f"Over the best single one, pictures of their own: {alone}. Over one with equal compute: {equal}."
+
+
+def _modalities() -> str:
+    gains = {gain.title: gain.comparison for gain in modalities_results.load().gains(modalities.PAIRS[0])}
+    few, all_labels = gains["pairs over few labels alone"], gains["all labels and pairs over all labels"]
+    parts = [_points(one.mean, one.low, one.high, str(one.verdict)) for one in (few, all_labels)]
+    return f"A gyroscope taught by an accelerometer, with 14 labels: {parts[0]}; with all labels: {parts[1]}."
+
+
+def _detection() -> str:
+    table = detection.gains(detection.complete(detection.read())).set_index("method")
+    parts = []
+    for method in ("heat map", "features"):
+        row = table.loc[method]
+        parts.append(f"{method} {_points(row['gain'], row['low'], row['high'], row['verdict'])}")
+    return f"Small detectors, AP50: {'; '.join(parts)}."
+
+
+def _methods(names: Sequence[str]) -> str:
+    return "; ".join(f"{main().title(name)} {points(main().gain(name))}" for name in names) + "."
+
+
+def _answers() -> str:
+    found = claims_results.load("pictures")
+    parts = [f"{name} {points(found.gain(name, 'real pictures', comparisons=3))}" for name in ANSWERS]
+    return f"Against all ten probabilities: {'; '.join(parts)}."
+
+
+def _small_gain() -> str:
+    return points(claims_results.load("pictures").compare("labels")[0])
+
+
+def _inherited() -> str:
+    found = claims_results.load("faults")
+    column = "sandals_as_sneakers"
+    answers, half = (found.mean(f"renamed: {name}", column) for name in ("answers", "half labels"))
+    marks = [found.mean(f"mark: {name}", "marked_as_bags") for name in ("clean pictures", "a tenth marked")]
+    return (
+        f"A renamed class is inherited: {answers:.0f} % from answers alone, {half:.0f} % with half labels. A mark: "
+        f"{marks[0]:.0f} % through clean pictures, {marks[1]:.0f} % where a tenth carries it."
+    )
+
+
+def _said(text: str) -> Callable[[], str]:
+    return lambda: text
+
+
+CLAIMS = (
+    Claim(
+        "Large networks do not fit small devices.",
+        HOLDS,
+        _said("A ResNet-20 exceeds 256 kB of flash; a ResNet-8 fits. Its RAM is the same."),
+        ("01", "11"),
+    ),
+    Claim(
+        "Pruning and fewer bits make a network smaller and faster.",
+        CONDITIONS,
+        _said("Zeros alone do neither; removed channels do both; how fast 8 bits are is up to runtime and processor."),
+        ("02", "11"),
+        ("compression-resnet20-fashion-2000", "sweep-compression-resnet20-fashion"),
+    ),
+    Claim(
+        "Distillation makes a network smaller and faster.",
+        NOT_HERE,
+        _said("It changes no size: you choose a small student, and distillation can make that one better."),
+        ("01", "02"),
+    ),
+    Claim(
+        "Soft labels say more than hard ones: which classes are alike.",
+        HOLDS,
+        _missing_class,
+        ("03",),
+        ("missing-class-resnet8-resnet20-fashion-10000",),
+    ),
+    Claim(
+        "A student with a teacher beats the same student on labels alone (logits).",
+        CONDITIONS,
+        lambda: f"{_everywhere('kd')}; with 2,000 images and a small CNN: {_small_gain()}.",
+        ("05", "08", "16"),
+        (*METHODS, "claims-pictures"),
+    ),
+    Claim(
+        "The gain is what the teacher knows, and not just softer labels.",
+        CONDITIONS,
+        lambda: f"Logits over label smoothing: {_everywhere('kd', 'label-smoothing')}.",
+        ("05", "08", "16"),
+        METHODS,
+    ),
+    Claim(
+        "The temperature has to be tuned.",
+        CONDITIONS,
+        _temperature,
+        ("04", "05"),
+        (GRID,),
+    ),
+    Claim(
+        "The student needs the true labels beside the soft ones (alpha = 0.5).",
+        NOT_HERE,
+        lambda: f"Without any label, T = 4: {points(_grid(0.0, 4.0))}; alpha = 0.5: {points(_grid(0.5, 4.0))}.",
+        ("05",),
+        (GRID,),
+    ),
+    Claim(
+        "Features of hidden layers teach more than the answers alone.",
+        CONDITIONS,
+        lambda: f"VID: {_everywhere('vid')}. With 1,000 images it is far ahead; across families of networks it is not.",
+        ("06", "08"),
+        METHODS,
+    ),
+    Claim(
+        "Relations between layers teach (FSP, correlation, mutual information).",
+        CONDITIONS,
+        lambda: _methods(("fsp", "layer-correlation", "layer-information")),
+        ("07",),
+        (MAIN,),
+    ),
+    Claim(
+        "Combined methods are better than logits alone.",
+        CONDITIONS,
+        lambda: f"Logits with RKD over logits: {points(main('kd').gain('kd+rkd'))}; {_everywhere('kd+rkd', 'kd')}.",
+        ("08",),
+        METHODS,
+    ),
+    Claim(
+        "A ResNet-50 teaches a ResNet-18.",
+        HOLDS,
+        lambda: f"With 10,000 images, {points(methods(*BUDGETS[-1]).gain('kd'))}. On ImageNet it was not tested.",
+        ("08",),
+        ("methods-resnet18-resnet50-fashion-1000", "methods-resnet18-resnet50-fashion-10000"),
+    ),
+    Claim(
+        "A larger and better teacher makes a better student.",
+        NOT_HERE,
+        lambda: (
+            f"A teacher of the student's own size against a ResNet-20: {points(main('kd').gain('own-size'))}. Both "
+            "had seen all images."
+        ),
+        ("08", "10"),
+        (MAIN,),
+    ),
+    Claim(
+        "A student may beat its teacher.",
+        CONDITIONS,
+        _beats_its_teacher,
+        ("14", "16"),
+        (*METHODS, "claims-noise"),
+    ),
+    Claim("Training becomes cheaper.", CONDITIONS, _cheaper, ("16",), ("claims-length",)),
+    Claim(
+        "The teacher can label data that nobody has labelled.",
+        HOLDS,
+        _modalities,
+        ("12", "14"),
+        ("modalities", GRID, "several-own"),
+    ),
+    Claim("The data of the teacher are not needed.", CONDITIONS, _data_free, ("16",), ("claims-pictures",)),
+    Claim("The best few answers of a service are enough.", CONDITIONS, _answers, ("16",), ("claims-pictures",)),
+    Claim(
+        "Detection in real time profits as well.",
+        CONDITIONS,
+        _detection,
+        ("11",),
+        ("detection-8-28",),
+    ),
+    Claim(
+        "Several teachers teach better than one.",
+        CONDITIONS,
+        _several,
+        ("12",),
+        ("several-own", "several-same"),
+    ),
+    Claim(
+        "A machine finds better settings (automated distillation).",
+        CONDITIONS,
+        _said(
+            "A search of four settings with 1,000 pictures was worth a point over the defaults; on the map of alpha and T, "
+            "where the default is good, no search beat it."
+        ),
+        ("13",),
+        ("search-judged-resnet8-resnet20-fashion-1000", "search-replay-resnet8-resnet20-fashion-10000"),
+    ),
+    Claim(
+        "A teacher of one modality teaches a student of another.",
+        CONDITIONS,
+        _said("With few labels by much, with all labels nothing that shows; pairs that are mixed up teach nothing."),
+        ("14",),
+        ("modalities",),
+    ),
+    Claim(
+        "With clean pictures and right labels a distilled network is safe.",
+        NOT_HERE,
+        _inherited,
+        ("16",),
+        ("claims-faults",),
+    ),
+    Claim(
+        "Distillation protects the data of the teacher.",
+        UNTESTED,
+        _said("Others found membership of the teacher's data through a student (Jagielski and others, 2023)."),
+    ),
+    Claim(
+        "The same holds for transformers and language.",
+        UNTESTED,
+        _said("DistilBERT kept 97 % of BERT's performance with 40 % fewer parameters (Sanh and others, 2019)."),
+    ),
+)
+
+
+class Table:
+    """The claims as a table in Markdown."""
+
+    def __init__(self, claims: Sequence[Claim]) -> None:
+        self.claims = tuple(claims)
+
+    def _repr_markdown_(self) -> str:
+        return "\n".join(
+            ["| claim | verdict | what was found | evidence |", "|---|---|---|---|", *map(_row, self.claims)]
+        )
+
+    def __repr__(self) -> str:
+        counts = ((word, sum(one.verdict == word for one in self.claims)) for word in VERDICTS)
+        return f"{len(self.claims)} claims: " + ", ".join(f"{count} {word}" for word, count in counts)
+
+
+def _row(claim: Claim) -> str:
+    links = [
+        f"[lesson {number}]({notebooks.find(number).name})" if number != "16" else "above" for number in claim.lessons
+    ]
+    rows = _short(claim.rows)
+    evidence = "; ".join([", ".join(links), *([rows] if rows else [])]) or "none here"
+    return f"| {claim.claim} | **{claim.verdict}** | {claim.found()} | {evidence} |"
+
+
+def _short(rows: Sequence[str]) -> str:
+    """The names of the files, the eight of the study under one."""
+    names = ["`methods-*`"] if set(METHODS) <= set(rows) else []
+    return ", ".join([*names, *(f"`{name}`" for name in rows if not (names and name in METHODS))])
+
+
+def table() -> Table:
+    """All claims with their verdicts, what was found, and where."""
+    return Table(CLAIMS)

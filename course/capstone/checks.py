@@ -1,0 +1,376 @@
+"""The claims of a report, held against the files: one function a claim, which yields a sentence for each fault."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from course.capstone.document import PLACEHOLDER, SECTIONS, Report
+from course.capstone.evidence import CONTROLS, Evidence
+from course.capstone.numbers import Written, all_numbers, first_number, with_units
+
+LEAST_SEEDS = 5
+MOST_WORDS = 900
+SAME_STUDENT = 0.01  # by how much the accuracy of a student that was trained again may differ on another machine
+NOTHING = {"", "-", "?", "none", "unknown", "n/a", "not known", "no"}
+VERDICTS = ("BEATS", "LOSES", "INCONCLUSIVE")
+TOO_MUCH = re.compile(r"\b(proves?|proven|significant(?:ly)?|certainly|always|guarantees?)\b", re.IGNORECASE)
+UNRELATED = {"--quiet": 0, "--workers": 1, "--cache": 1}  # options of a study that say nothing about its runs
+
+
+def check(report: Report, evidence: Evidence) -> list[str]:
+    """The faults of a report, each a sentence with what to do; an empty list if every claim holds."""
+    return [f"{name}: {fault}" for name, one in CHECKS.items() for fault in one(report, evidence)]
+
+
+def complete(report: Report, evidence: Evidence) -> Iterator[str]:
+    """Nothing is left open, and it is one page."""
+    left = [name for name in SECTIONS if PLACEHOLDER in report.sections[name]]
+    if left:
+        yield f"{PLACEHOLDER} is left in {', '.join(left)}. Put a sentence there, or a number from the files."
+    if report.words > MOST_WORDS:
+        yield f"It has {report.words:,} words, and a page has {MOST_WORDS} at most. Say less, and point to the files."
+
+
+def data(report: Report, evidence: Evidence) -> Iterator[str]:
+    """Where the pictures come from, whether they may be used, what lies on both sides of the split."""
+    said = report.bullets("Data")
+    for name, what in {
+        "origin": "who took the pictures, where and when",
+        "licence": "under which licence, or with whose permission, you use them",
+        "split": "what keeps the test pictures apart, such as another day, place or person",
+    }.items():
+        if said.get(name, "").rstrip(".").lower() in NOTHING:
+            yield f"there is no '- {name}: ...' in the section Data. Say {what}."
+    counts = [number.value for number in all_numbers(said.get("pictures", ""))]
+    for what, count in {"training": evidence.results.images, "test": evidence.test_images}.items():
+        if count is not None and count not in counts:
+            yield f"'- pictures: ...' does not name the {count:,} {what} pictures of the study."
+
+
+def controls(report: Report, evidence: Evidence) -> Iterator[str]:
+    """A control was run, and is in the report; so is every other method that was run."""
+    if not evidence.controls:
+        yield (
+            "the study has no control, so a gain may have any cause. Run it again with --method shuffled (the teacher "
+            f"answers for other pictures) or another of {', '.join(CONTROLS)}: what is finished is kept."
+        )
+    shown = set(_results_rows(report))
+    for name in evidence.names:
+        if name not in shown:
+            kind = "the control" if name in CONTROLS else "the method" if name != "hard" else "the baseline"
+            yield f"{kind} {name} was run, and it is not in the table of results. Show all that was run."
+    for name in sorted(shown - set(evidence.names)):
+        yield f"the table of results has {name!r}, which the study did not run. It ran: {', '.join(evidence.names)}."
+
+
+def seeds(report: Report, evidence: Evidence) -> Iterator[str]:
+    """There are five paired seeds at least, none was left out, and the report says how many."""
+    results = evidence.results
+    count = len(results.seeds)
+    if count < LEAST_SEEDS:
+        yield f"the study has {count} seeds, and a verdict takes {LEAST_SEEDS} at least. Give it --seeds {LEAST_SEEDS}."
+    for name, problem in results.problems.items():
+        yield f"{name}: {problem}. A seed at which a method fails may not be left out; say so, or finish the study."
+    for name, row in _results_rows(report).items():
+        written = first_number(row.get("seeds", ""))
+        if name in evidence.names and (written is None or written.value != count):
+            yield f"for {name} the report has {row.get('seeds') or 'no number of'} seeds, and the files have {count}."
+
+
+def accuracies(report: Report, evidence: Evidence) -> Iterator[str]:
+    """The accuracies are the means of the rows."""
+    for name, row in _known_rows(report, evidence).items():
+        written = first_number(row.get("accuracy %", ""))
+        score = evidence.results.score(name)
+        if score.problem:
+            continue
+        if written is None:
+            yield f"there is no accuracy of {name} in the column 'accuracy %'. It is {100 * score.mean:.2f}."
+        elif written.decimals == 0:
+            yield f"the accuracy of {name}, {written.text}, needs a decimal or two: the gains are smaller than a point."
+        elif not written.agrees(100 * score.mean):
+            best = max(score.by_seed.values())
+            which = "the best seed; the mean of all is" if written.agrees(100 * best) else "not what the rows say:"
+            yield f"the accuracy of {name}, {written.text} %, is {which} {100 * score.mean:.2f} %."
+
+
+def intervals(report: Report, evidence: Evidence) -> Iterator[str]:
+    """Every gain has its interval, and both follow from the rows."""
+    for name, row in _known_rows(report, evidence).items():
+        if name == evidence.results.baseline:
+            continue
+        gain = evidence.results.gain(name)
+        if gain.problem:
+            continue
+        written = first_number(row.get("gain", ""))
+        if written is None:
+            yield (
+                f"there is no gain of {name} over hard labels in the column 'gain'. It is {100 * gain.mean:+.2f} "
+                "points."
+            )
+        elif not written.agrees(100 * gain.mean):
+            yield f"the gain of {name}, {written.text} points, is not what the rows say: {100 * gain.mean:+.2f}."
+        yield from _interval(name, all_numbers(row.get("interval", "")), gain, evidence)
+
+
+def _interval(name: str, written: list[Written], gain: Any, evidence: Evidence) -> Iterator[str]:
+    expected = (100 * gain.low, 100 * gain.high)
+    shown = f"{expected[0]:+.2f} to {expected[1]:+.2f}"
+    if len(written) != 2:
+        yield f"the gain of {name} has no interval. The rows give {shown} points, over {gain.over}."
+        return
+    if all(one.agrees(value) for one, value in zip(written, expected, strict=True)):
+        return
+    for comparisons, over_seeds, why in (
+        (1, False, f"the interval of a single comparison, and {gain.comparisons} methods were compared"),
+        (gain.comparisons, True, "the interval over seeds alone; the test pictures are a sample as well"),
+        (1, True, f"that of a single comparison over seeds alone, and {gain.comparisons} methods were compared"),
+    ):
+        other = _other_interval(name, evidence, comparisons, over_seeds)
+        if other and all(one.agrees(100 * value) for one, value in zip(written, other, strict=True)):
+            yield f"the interval of {name} is {why}. It should be {shown} points."
+            return
+    yield f"the interval of {name}, {written[0].text} to {written[1].text}, does not follow from the rows: {shown}."
+
+
+def _other_interval(name: str, evidence: Evidence, comparisons: int, over_seeds: bool) -> tuple[float, float] | None:
+    """The interval that a known mistake leads to."""
+    from kdlib import verdict
+
+    results = evidence.results
+    if over_seeds:
+        sides = [results.score(one).by_seed for one in (name, results.baseline)]
+        found = verdict.compare(*sides, comparisons=comparisons)
+    else:
+        right = [results._right(one) for one in (name, results.baseline)]
+        if not all(right):
+            return None
+        found = verdict.compare_samples(*right, comparisons=comparisons)
+    return found.low, found.high
+
+
+def verdicts(report: Report, evidence: Evidence) -> Iterator[str]:
+    """The verdicts, in the table and in the conclusion, are those of the intervals."""
+    results = evidence.results
+    of_method = {name: str(results.gain(name).verdict) for name in results.methods if not results.gain(name).problem}
+    for name, row in _known_rows(report, evidence).items():
+        if name in of_method and row.get("verdict", "").strip("* ") != of_method[name]:
+            yield f"the verdict of {name} is {of_method[name]}, by its interval; the table has {row.get('verdict')!r}."
+    text = report.prose("Conclusion")
+    sentences = re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
+    named = [(one, [name for name in of_method if _names(name, one)]) for one in sentences]
+    for sentence, methods in named:
+        words = [word for word in VERDICTS if word in sentence]
+        if len(words) == 1 and len(methods) == 1 and of_method[methods[0]] != words[0]:
+            yield f"the conclusion says {words[0]} of {methods[0]}, and its interval says {of_method[methods[0]]}."
+        if re.search(r"\b(beats|outperforms)\b", sentence) and not re.search(r"\b(not|no|neither|nor)\b", sentence):
+            for name in methods:
+                if of_method[name] != "BEATS":
+                    yield (
+                        f"the conclusion says that {name} {_claim(sentence)}, and its interval says {of_method[name]}."
+                    )
+    if not any(word in text for word in VERDICTS):
+        yield (
+            "the conclusion has no verdict. Say for your method: BEATS, LOSES or INCONCLUSIVE, with gain and interval."
+        )
+    for word in dict.fromkeys(TOO_MUCH.findall(text)):
+        yield (
+            f"the conclusion says {word!r}. Five seeds and one test set do not carry that; say what the interval says."
+        )
+
+
+def _claim(sentence: str) -> str:
+    found = re.search(r"\b(beats|outperforms)\b", sentence)
+    return found[0] if found else ""
+
+
+def _names(name: str, sentence: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", sentence) is not None
+
+
+def conclusion_numbers(report: Report, evidence: Evidence) -> Iterator[str]:
+    """Every per cent and every point in the conclusion is a number of the rows, or the goal that the question names."""
+    results = evidence.results
+    known = [100 * results.score(name).mean for name in evidence.names]
+    known += [100 * float(row["teacher_accuracy"]) for row in results.rows[:1] if row.get("teacher_accuracy")]
+    for name in results.methods:
+        gain = results.gain(name)
+        known += [100 * value for value in (gain.mean, gain.low, gain.high)]
+    known += [100 * (a - b) for a in _means(evidence) for b in _means(evidence)]
+    known += [one.value for one in with_units(report.prose("Question"))]
+    for one in with_units(report.prose("Conclusion")):
+        # "Loses by 1.2 points" has no sign, where the rows have one.
+        if not any(one.agrees(value) or (not one.signed and one.agrees(abs(value))) for value in known) and (
+            one.value != 95 or one.decimals
+        ):
+            yield (
+                f"the conclusion has {one.text}, which no row gives: neither an accuracy, nor a gain, nor an interval."
+            )
+
+
+def _means(evidence: Evidence) -> list[float]:
+    results = evidence.results
+    return [results.score(name).mean for name in evidence.names] + [float(results.rows[0]["teacher_accuracy"] or 0)]
+
+
+def test_set(report: Report, evidence: Evidence) -> Iterator[str]:
+    """The test pictures were read once, after everything was chosen; the report says so, and the files do."""
+    said = report.bullets("Method")
+    if "once" not in said.get("test set", ""):
+        yield (
+            "the section Method has no '- test set: read once, ...'. Say when it was read, and that nothing "
+            "was chosen by it."
+        )
+    if evidence.other_studies:
+        others = ", ".join(evidence.other_studies)
+        yield (
+            f"the test set was read by another study, too: {others}. To choose between the two is a choice by the test "
+            "set. Report both, or keep test pictures that neither has seen."
+        )
+    if evidence.export["split"] != "validation":
+        yield "the exported files were compared on the test set. Export again with --validation --overwrite."
+    yield from _settings(said.get("settings", "").lower(), evidence)
+    yield from _same_student(evidence)
+
+
+def _settings(said: str, evidence: Evidence) -> Iterator[str]:
+    tuned_on = evidence.results.rows[0]["tuned_on"]
+    if not said:
+        yield "the section Method has no '- settings: ...'. Say whether they are the defaults, or how they were chosen."
+    elif tuned_on == "defaults" and "default" not in said:
+        yield "the settings are said to be chosen, and the rows say that they are the defaults."
+    elif tuned_on != "defaults" and "validation" not in said:
+        yield (
+            f"the settings were tuned ({tuned_on}). Say that this was done on validation pictures, and by "
+            "how many trials."
+        )
+    elif tuned_on != "defaults" and not evidence.has_trials:
+        yield (
+            "the file of the trials, choose-....csv, is not beside the study, so nobody can see how the "
+            "settings were chosen."
+        )
+
+
+def _same_student(evidence: Evidence) -> Iterator[str]:
+    """The student that is handed over is one of the study: neither settings nor seed were chosen by the test set."""
+    job = evidence.student["job"]
+    rows = [row for row in evidence.results.rows if row["seed"] == str(job.get("seed"))]
+    same = [
+        row
+        for row in rows
+        if row["student"] == job.get("student")
+        and row["images"] == str(job.get("images"))
+        and row["epochs"] == str(job.get("epochs"))
+        and abs(float(row["test_accuracy"] or "nan") - evidence.student["student_accuracy"]) <= SAME_STUDENT
+    ]
+    if not same:
+        yield (
+            f"the student that is exported ({job.get('student')}, seed {job.get('seed')}, "
+            f"{100 * evidence.student['student_accuracy']:.2f} % of the test pictures) is no student of the study, "
+            "so it is one more reading of the test set. python -m course.capstone repeat prints the command for one."
+        )
+
+
+def cost(report: Report, evidence: Evidence) -> Iterator[str]:
+    """Sizes and times of both networks were measured, and stand in the report."""
+    rows = {row.get("network", "").lower(): row for table in report.tables("Cost") for row in table}
+    for role in ("teacher", "student"):
+        if role not in rows:
+            yield f"the table of costs has no row {role!r} in the column 'network'."
+            continue
+        for column, name in {
+            "parameters": "parameters",
+            "macs": "macs",
+            "bytes": "bytes",
+            "ms": "milliseconds",
+        }.items():
+            written, measured = first_number(rows[role].get(column, "")), evidence.cost[role][name]
+            what = "latency" if column == "ms" else column
+            if written is None:
+                yield f"the {what} of the {role} is missing: column {column!r}. Measured were {_shown(measured)}."
+            elif not written.agrees(measured):
+                yield f"the {what} of the {role}, {written.text}, is not what was measured: {_shown(measured)}."
+    if evidence.cost["student"]["parameters"] != evidence.student["student_parameters"]:
+        yield "the student that was timed has another size than the student that was trained. Measure that one."
+    yield from _files(report, evidence)
+
+
+def _shown(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:.2f}"
+
+
+def _files(report: Report, evidence: Evidence) -> Iterator[str]:
+    rows = {row["format"].lower(): row for table in report.tables("Cost") for row in table if "format" in row}
+    for one in evidence.export["formats"]:
+        if one["format"] not in rows:
+            yield f"the exported file {one['format']} has no row in a table with the column 'format'."
+            continue
+        for column, measured in {"bytes": one["bytes"], "agreement %": 100 * one["agreement"]}.items():
+            written = first_number(rows[one["format"]].get(column, ""))
+            if written is None or not written.agrees(measured):
+                text = "missing" if written is None else written.text
+                yield f"the {column.rstrip(' %')} of {one['format']} is {text}; the export measured {measured:,.6g}."
+
+
+def limits(report: Report, evidence: Evidence) -> Iterator[str]:
+    """It says what the evidence does not cover."""
+    if len(report.prose("Limits").split()) < 20:
+        yield (
+            "the section Limits is very short. What do the rows not cover: other pictures, other teachers, "
+            "the settings?"
+        )
+
+
+def repeat(report: Report, evidence: Evidence) -> Iterator[str]:
+    """The command by which the rows came about stands in the report."""
+    given = [_words(line) for line in report.commands("Repeat")]
+    for command in evidence.commands:
+        if _words(command) not in given:
+            yield f"the section Repeat lacks the command of the study, as the file notes it: {command}"
+
+
+def _words(command: str) -> list[str]:
+    """A command as sorted pieces, without what changes nothing."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return [command]
+    kept: list[str] = []
+    while words:
+        word = words.pop(0)
+        if word in UNRELATED:
+            del words[: UNRELATED[word]]
+        elif word.startswith("--") and words and not words[0].startswith("--"):
+            kept.append(f"{word}={words.pop(0)}")
+        else:
+            kept.append(word.rpartition("/")[2] if not kept else word)
+    return sorted(kept)
+
+
+def _results_rows(report: Report) -> dict[str, dict[str, str]]:
+    """The rows of the table of results by method."""
+    rows = [row for table in report.tables("Results") for row in table]
+    return {row.get("method", "").strip("` *"): row for row in rows}
+
+
+def _known_rows(report: Report, evidence: Evidence) -> dict[str, dict[str, str]]:
+    return {name: row for name, row in _results_rows(report).items() if name in evidence.names}
+
+
+CHECKS: dict[str, Callable[[Report, Evidence], Iterator[str]]] = {
+    "Complete": complete,
+    "Data": data,
+    "Controls": controls,
+    "Seeds": seeds,
+    "Accuracies": accuracies,
+    "Intervals": intervals,
+    "Verdicts": verdicts,
+    "Numbers": conclusion_numbers,
+    "Test set": test_set,
+    "Cost": cost,
+    "Limits": limits,
+    "Repeat": repeat,
+}

@@ -1,0 +1,226 @@
+"""A patient to a learner: look at its script and its curves, name what is wrong, change lines, see whether that helps.
+
+Everything is printed and nothing raises, as for exercises.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from course import plots, sandbox
+from course.clinic import figure, script, ward
+from course.clinic.cases import CASES, DIAGNOSES, Case
+from course.clinic.script import ScriptError
+from course.clinic.ward import Course
+from course.grading import Feedback, Outcome, wrap
+from kdlib.doctor import Report
+
+TIME_LIMIT = 60.0  # seconds for running, examining and training a script that was changed
+SAME = 1e-4  # of the length of a gradient: two ways to write one formula differ by less
+
+
+class Patient:
+    """One of the ten; displaying it prints its script with numbered lines.
+
+    train() shows its curves. name("c") names what is wrong; two faults are named together, name("c", "d").
+    treat({12: "..."}) runs the script with another line 12. hint() and solution() are there for who is stuck.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case, self._hints = case, 0
+
+    @property
+    def source(self) -> str:
+        """The script as it came."""
+        return script.source(self.case.number)
+
+    @property
+    def cured_source(self) -> str:
+        """The script as it should be."""
+        text = self.source
+        for old, new in self.case.cure:
+            text = text.replace(old, new)
+        return text
+
+    def __repr__(self) -> str:
+        lines = self.source.splitlines()
+        start = next(number for number, line in enumerate(lines, 1) if line.startswith("T, ALPHA"))
+        shown = [lines[0].strip().strip('"').rstrip(), ""]
+        shown += [f"{number:2}  {line}".rstrip() for number, line in enumerate(lines, 1) if number >= start]
+        return "\n".join([f"Patient {self.case.number}. {shown[0]}", *shown[1:]])
+
+    def course(self, seed: int = 0, cured: bool = False) -> Course:
+        """Its training as it came, or as it should be; trained once."""
+        return _trained(self.cured_source if cured else self.source, seed)
+
+    def control(self, seed: int = 0) -> Course:
+        """The same student on hard labels alone; trained once."""
+        return _control(seed, self.case.shelves)
+
+    def train(self) -> None:
+        """Train it as it came and show the curves; one run."""
+        plots.show(figure.draw(self.course(), self.control()), alt=self.case.seen)
+
+    def examine(self, cured: bool = False) -> Report:
+        """What kdlib's doctor says."""
+        return script.prepare(self.cured_source if cured else self.source).examine()
+
+    # -------------------- the diagnosis
+
+    def name(self, *letters: Any) -> None:
+        """Say what is wrong, by letters of `clinic.diagnoses()`, and print whether that is so."""
+        print(self.grade_name(*letters))
+
+    def grade_name(self, *letters: Any) -> Feedback:
+        """As `name`, returned."""
+        if not letters or any(one is ... for one in letters):
+            return Feedback(Outcome.NOT_ATTEMPTED, "Name it by a letter in quotes; .hint() helps.")
+        given = {str(one).strip().lower() for letter in letters for one in str(letter).replace(",", " ").split()}
+        unknown = sorted(given - set(DIAGNOSES))
+        if unknown or not given:
+            how = 'Give letters from "a" to "n" in quotes, as in name("c") or name("c", "d").'
+            return Feedback(Outcome.ERROR, how, opening="This is no diagnosis yet")
+        real = set(self.case.faults) or {"a"}
+        if given == real:
+            return Feedback(Outcome.CORRECT, f"{self._titles(real)}\n\n{self.case.insight}\n\n{self._told()}".strip())
+        wrong = sorted(given - real)
+        text = [f"{letter}) {DIAGNOSES[letter].title}.\n{self._sign(letter)}" for letter in wrong]
+        if given & real:
+            text.insert(0, f"{self._titles(given & real)}: that is right.")
+        if not wrong:
+            text.append("And there is another fault.")
+        return Feedback(Outcome.WRONG, "\n\n".join(text), wrong[0] if wrong else "one of two")
+
+    def _sign(self, letter: str) -> str:
+        return DIAGNOSES[letter].sign
+
+    def _titles(self, letters: set[str]) -> str:
+        return "; ".join(f"{letter}) {DIAGNOSES[letter].title}" for letter in sorted(letters))
+
+    def _told(self) -> str:
+        return "\n".join(f"Seen in: {what}.\n    {link}" for what, link in self.case.stories)
+
+    # -------------------- the treatment
+
+    def treat(self, changes: Any = ...) -> None:
+        """Run the script with other lines, {number: text}, and print and show what that changes."""
+        feedback, course = self._treated(changes)
+        print(feedback)
+        if course is not None:
+            alt = f"The treated patient {self.case.number} beside hard labels alone and itself before the treatment."
+            plots.show(figure.draw(course, self.control(), self.course()), alt=alt)
+
+    def grade_treatment(self, changes: Any = ...) -> Feedback:
+        """As `treat`, returned, without a figure."""
+        return self._treated(changes)[0]
+
+    def _treated(self, changes: Any) -> tuple[Feedback, Course | None]:
+        if changes is ... or changes is None:
+            text = "Give lines by their numbers, treat({20: '...'}), or none: treat({})."
+            return Feedback(Outcome.NOT_ATTEMPTED, text), None
+        if not isinstance(changes, Mapping):
+            how = "treat() takes lines by their numbers: treat({20: 'soft = ...'})."
+            return Feedback(Outcome.ERROR, how, opening="This is no treatment yet"), None
+        try:
+            text = script.edited(self.source, changes)
+        except ScriptError as error:
+            return Feedback(Outcome.ERROR, str(error)), None
+        result = sandbox.call(_try, [text], TIME_LIMIT)
+        if result.timed_out:
+            return Feedback(Outcome.ERROR, f"It was stopped after {TIME_LIMIT:g} seconds."), None
+        if result.error is not None:
+            return Feedback(Outcome.ERROR, f"The script ended with {type(result.error).__name__}."), None
+        problem, report, gradient, course = result.value
+        if problem:
+            return Feedback(Outcome.ERROR, problem), None
+        return self._judge(report, gradient, course), course
+
+    def _judge(self, report: Report, gradient: Tensor, course: Course) -> Feedback:
+        """By what the doctor finds now, and whether the gradient is the one that the author describes."""
+        found = {one.check for one in report.findings}
+        left = [letter for letter in self.case.faults if found & set(DIAGNOSES[letter].checks)]
+        # A term that became 0 shows in the gradient; one that is 0 because alpha is 0 does no harm.
+        expected = _consequences(self.case) | {"term-trivial"}
+        new = [one for one in report.faults if one.check not in expected]
+        if left:
+            gone = len(self.case.faults) - len(left)
+            text = "One fault is gone, the other is not." if gone else "The fault is still there."
+            return Feedback(Outcome.WRONG, text, "still there")
+        if new:
+            text = f"What was wrong is gone, but the doctor finds something else, {new[0].check}.\n\n{new[0].measured}"
+            return Feedback(Outcome.WRONG, text, new[0].check)
+        wanted = script.prepare(self.cured_source).first_gradient()
+        if gradient.shape != wanted.shape or (gradient - wanted).norm() > SAME * wanted.norm():
+            text = "The doctor finds nothing, but it is not the training that the first line describes: for the same "
+            text += "batch the gradient is another one. Change only what is wrong."
+            return Feedback(Outcome.WRONG, text, "another training")
+        before, after = (100 * one.accuracies[-1] for one in (self.course(), course))
+        text = f"It trains as described. In this one run: {before:.1f} % before, {after:.1f} % now, "
+        text += f"{100 * self.control().accuracies[-1]:.1f} % by hard labels alone."
+        return Feedback(Outcome.CORRECT, text if self.case.faults else f"Nothing had to be changed. {text}")
+
+    # -------------------- help
+
+    def hint(self) -> None:
+        """Print the next hint."""
+        hints = self.case.hints
+        self._hints = min(self._hints + 1, len(hints))
+        print(wrap(f"Hint {self._hints} of {len(hints)}. {hints[self._hints - 1]}"))
+
+    def solution(self) -> None:
+        """Print the diagnosis and the lines that change."""
+        old, new = (text.splitlines() for text in (self.source, self.cured_source))
+        lines = [f"    - {line}" for line in old if line not in new] + [
+            f"    + {line}" for line in new if line not in old
+        ]
+        text = f"{self._titles(set(self.case.faults) or {'a'})}\n\n{self.case.insight}\n\n{self._told()}"
+        print(wrap("\n".join([text, "", *lines]).rstrip()))
+
+
+def _consequences(case: Case) -> set[str]:
+    """Checks that find a fault of this patient a second time."""
+    return case.checks | ({"teacher-changes"} if case.checks & {"teacher-mode", "teacher-gradient"} else set())
+
+
+def _try(text: str) -> tuple[str, Report | None, Tensor | None, Course | None]:
+    """What is wrong with a script, or else the doctor's report, its first gradient and its training."""
+    try:
+        trainer = script.prepare(text)
+        report, gradient = trainer.examine(), trainer.first_gradient()
+        return "", report, gradient, script.prepare(text).fit()
+    except ScriptError as error:
+        return str(error), None, None, None
+    except Exception as error:
+        return script.explain(error, text), None, None, None
+
+
+@functools.cache
+def _trained(text: str, seed: int) -> Course:
+    return script.prepare(text, seed).fit()
+
+
+@functools.cache
+def _control(seed: int, shelves: bool) -> Course:
+    return ward.hard_labels(seed, shelves)
+
+
+@functools.cache
+def patient(number: int) -> Patient:
+    """One of the ten; ValueError for another number."""
+    if number not in CASES:
+        raise ValueError(f"The clinic has patients 1 to {len(CASES)}; got {number!r}.")
+    return Patient(CASES[number])
+
+
+def patients() -> list[Patient]:
+    """All ten, from easy to hard."""
+    return [patient(number) for number in CASES]
+
+
+def diagnoses() -> None:
+    """Print the faults to choose from."""
+    print("\n".join(f"{letter})  {one.title}" for letter, one in DIAGNOSES.items()))

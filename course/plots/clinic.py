@@ -1,0 +1,48 @@
+"""What each fault of lesson 15's patients did to accuracy, with intervals over seeds.
+
+found = clinic.load()          # of course.experiments
+plots.show(plots.fault_effects(found), alt=plots.fault_effects_alt(found))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from course.plots.forest_plot import VERDICT_ROLES
+from course.plots.theme import INK, figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from course.experiments.clinic import Effect
+
+
+def fault_effects(effects: Sequence[Effect]) -> Figure:
+    """A line for each patient that has a fault: as it came, minus as it should be, and the interval."""
+    sick = [one for one in effects if one.harm is not None]
+    fig, axes = figure(7.5, 0.6 + 0.34 * len(sick))
+    for place, one in enumerate(sick):
+        assert one.harm is not None
+        look = VERDICT_ROLES[one.harm.verdict]
+        axes.plot([one.harm.low, one.harm.high], [place, place], color=look.colour, linestyle="-", linewidth=2)
+        axes.plot(one.harm.mean, place, color=look.colour, marker=look.marker, linestyle="", markersize=7)
+        text = f"  {one.came:.1f} % for {one.cured:.1f} %"
+        axes.text(max(one.harm.high, 0.0), place, text, color=INK, fontsize=8, va="center", ha="left")
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(sick)), [str(one.patient) for one in sick])
+    axes.set(xlabel="as it came, minus as it should be (points of validation accuracy)", ylabel="patient")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high + 0.22 * (high - low))
+    axes.invert_yaxis()
+    return fig
+
+
+def fault_effects_alt(effects: Sequence[Effect]) -> str:
+    """What `fault_effects` shows, in words."""
+    parts = [
+        f"patient {one.patient}: {one.harm.mean:+.1f} ({one.harm.low:+.1f} to {one.harm.high:+.1f})"
+        for one in effects
+        if one.harm is not None
+    ]
+    return f"Points of validation accuracy, as it came minus as it should be, and interval. {'; '.join(parts)}."

@@ -1,0 +1,486 @@
+"""The capstone's checker: a good report is accepted, and a fault is refused by a sentence that names it."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from course import capstone
+from course.capstone.__main__ import main
+from course.capstone.evidence import load_study
+from kdlib.study import plans
+from kdlib.study.method_specs import Settings
+from kdlib.study.plans import Budget
+from kdlib.study.predictions import PredictionsFile
+from kdlib.study.runs_file import RUN_COLUMNS, RunsFile
+
+EXAMPLE = Path(capstone.__file__).parent / "example" / "report.md"
+COMMAND = (
+    "kdlib study --data imagefolder@32:pictures --method label-smoothing --method kd --method shuffled "
+    "--teacher runs/teacher/model.safetensors --student resnet8 --images 600 --epochs 8 --views 2 --defaults "
+    "--out runs/study --quiet"
+)
+BUDGET = Budget("imagefolder@32:pictures", "resnet8", "runs/teacher/model.safetensors", 600, 8, 2)
+GAINS = {"hard": 0.0, "label-smoothing": 0.004, "kd": 0.03, "shuffled": -0.02}
+IMAGES = 400
+CHECKED = re.compile(r"every claim that can be checked holds")
+
+
+def write_study(folder: Path, seeds: int = 5, methods: tuple[str, ...] = tuple(GAINS), budget: Budget = BUDGET) -> Path:
+    """Rows, answers and sessions of a study that nobody had to train for."""
+    plan = plans.of_methods(methods[1:])
+    path = budget.path("methods", folder)
+    labels = torch.arange(IMAGES) % 10
+    answers = PredictionsFile(path)
+    with RunsFile(path, RUN_COLUMNS).open() as file:
+        for config in plan.run_configs(plan.variants({}), range(seeds), {}):
+            chance = random.Random(f"{config.key}")
+            wrong = round(IMAGES * (0.25 - GAINS[config.method] + 0.008 * chance.gauss(0, 1)))
+            predicted = labels.clone()
+            chosen = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(chance.randrange(10**6)))[:wrong]
+            predicted[chosen] = (labels[chosen] + 1) % 10
+            row = config.to_row(budget) | {
+                "device": "cpu",
+                "threads": 1,
+                "fingerprint": config.fingerprint(budget, "x"),
+            }
+            accuracy = (predicted == labels).double().mean().item()
+            row |= {"validation_accuracy": accuracy, "test_accuracy": accuracy, "teacher_accuracy": 0.79}
+            row |= {"agreement": 0.8, "calibration_error": 0.1, "extra_parameters": 0}
+            row |= {"seconds": 9.0, "seconds_per_epoch": 1.0}
+            answers.add(row["fingerprint"], predicted, labels)
+            file.append(row)
+        session = {
+            "command": COMMAND,
+            "started": "2026-11-26",
+            "machine": {},
+            "rows": [1, len(file.rows)],
+            "hours": 0.1,
+        }
+        content = {"runs": len(file.rows), "hours": 0.1, "sessions": [session]}
+    path.with_suffix(".json").write_text(json.dumps(content))
+    return path
+
+
+def write_evidence(folder: Path, **study: Any) -> Path:
+    """All files of a capstone and a report about them that has no fault; returns the report."""
+    (folder / "runs" / "study").mkdir(parents=True)
+    rows = write_study(folder / "runs" / "study", **study)
+    accuracy = float(load_study(rows).runs("kd" if "kd" in GAINS else "hard")[0]["test_accuracy"])
+    job = {"student": "resnet8", "images": 600, "epochs": 8, "seed": 0}
+    student = {"job": job, "student_accuracy": accuracy, "teacher_accuracy": 0.79, "student_parameters": 78_042}
+    export = {
+        "split": "validation",
+        "formats": [
+            {"format": "onnx", "bytes": 330_123, "agreement": 1.0},
+            {"format": "onnx-int8", "bytes": 115_456, "agreement": 0.9875},
+        ],
+    }
+    cost = {
+        "teacher": {"parameters": 272_474, "macs": 40_813_184, "bytes": 1_100_000, "milliseconds": 2.345},
+        "student": {"parameters": 78_042, "macs": 12_501_632, "bytes": 320_000, "milliseconds": 0.987},
+        "machine": {"processor": "a processor"},
+    }
+    for name, content in {"student.json": student, "export.json": export, "cost.json": cost}.items():
+        (folder / "runs" / name).write_text(json.dumps(content))
+    files = {"study": rows, **{name: folder / "runs" / f"{name}.json" for name in ("student", "export", "cost")}}
+    options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    assert main(["draft", *options, "--out", str(folder / "report.md")]) == 0
+    report = folder / "report.md"
+    report.write_text(with_words(report.read_text(), load_study(rows)))
+    return report
+
+
+def with_words(text: str, results: Any) -> str:
+    """A draft with words in place of every TODO."""
+    gain = results.gain("kd") if "kd" in results.methods else results.gain(results.methods[0])
+    said = f"kd {gain.verdict}: {100 * gain.mean:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})."
+    limits = "Other pictures, another teacher and other settings are not covered, and neither is a longer training. "
+    words = {
+        "title: TODO": "title: A small network for clothes",
+        "# TODO: the same title": "# A small network for clothes",
+        "TODO: what is the student for, on which device, and what would make it good enough? One or two sentences.": (
+            "It sorts clothes on a board with 256 kB of flash; 75 % right would be enough."
+        ),
+        "- origin: TODO": "- origin: Fashion-MNIST, by Zalando, written to a folder as files",
+        "- licence: TODO": "- licence: MIT",
+        "- split: TODO": "- split: that of the data set; no product is on both sides, as far as its authors say",
+        "; TODO: how many for validation, how many classes": "; 1,000 for validation, 10 classes",
+        ", TODO: what was it trained on?": ", trained on 3,000 pictures of the same folder",
+        "TODO: for each method the verdict, with gain and interval. What do the controls say?": (
+            f"Over hard labels, {said} The controls gain less."
+        ),
+        "TODO: what do these rows not cover?": limits * 2,
+    }
+    for old, new in words.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    assert "TODO" not in text
+    return text
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_evidence(tmp_path_factory.mktemp("capstone"))
+
+
+def faults(path: Path) -> list[str]:
+    report = capstone.read_report(path)
+    return capstone.check(report, capstone.read_evidence(report))
+
+
+def copy_of(report: Path, folder: Path) -> Path:
+    shutil.copytree(report.parent, folder, dirs_exist_ok=True)
+    return folder / report.name
+
+
+def test_a_good_report_is_accepted(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert faults(good) == []
+    assert main(["check", str(good)]) == 0
+    assert CHECKED.search(" ".join(capsys.readouterr().out.split()))
+
+
+def cell(text: str, method: str, column: int) -> str:
+    """A cell of the table of results."""
+    row = next(line for line in text.splitlines() if line.startswith(f"| {method} |"))
+    return row.split("|")[column + 1].strip()
+
+
+def put(method: str, column: int, value: str) -> Callable[[str], str]:
+    """A change of a report: another text in a cell of the table of results."""
+
+    def change(text: str) -> str:
+        row = next(line for line in text.splitlines() if line.startswith(f"| {method} |"))
+        cells = row.split("|")
+        cells[column + 1] = f" {value} "
+        return text.replace(row, "|".join(cells))
+
+    return change
+
+
+def replaced(old: str, new: str) -> Callable[[str], str]:
+    """A change of a report: one text for another."""
+
+    def change(text: str) -> str:
+        assert old in text, old
+        return text.replace(old, new)
+
+    return change
+
+
+def without_line(beginning: str) -> Callable[[str], str]:
+    """A change of a report: a line that is left out."""
+
+    def change(text: str) -> str:
+        kept = [line for line in text.splitlines() if not line.startswith(beginning)]
+        assert len(kept) < len(text.splitlines())
+        return "\n".join(kept) + "\n"
+
+    return change
+
+
+# A change of the good report, and what the one fault is that must be named.
+FAULTY: dict[str, tuple[Callable[[str], str], str]] = {
+    "no interval": (put("kd", 4, ""), r"^Intervals: the gain of kd has no interval"),
+    "an interval from nowhere": (put("kd", 4, "+2.90 to +3.10"), r"^Intervals: .* does not follow from the rows"),
+    "no gain": (put("kd", 3, ""), r"^Intervals: there is no gain of kd"),
+    "another gain": (put("kd", 3, "+9.99"), r"^Intervals: the gain of kd, \+9.99 points, is not what the rows say"),
+    "the control is left out": (
+        without_line("| shuffled |"),
+        r"^Controls: the control shuffled was run, and it is not in",
+    ),
+    "a method that was not run": (
+        lambda text: text.replace("| kd |", "| dkd | 5 | 80.0 | +1.0 | +0.1 to +2.0 | BEATS |\n| kd |", 1),
+        r"^Controls: the table of results has 'dkd', which the study did not run",
+    ),
+    "other seeds": (put("kd", 1, "10"), r"^Seeds: for kd the report has 10 seeds, and the files have 5"),
+    "no decimals": (put("hard", 2, "75"), r"^Accuracies: the accuracy of hard, 75, needs a decimal"),
+    "another accuracy": (
+        put("hard", 2, "79.99"),
+        r"^Accuracies: the accuracy of hard, 79.99 %, is not what the rows say",
+    ),
+    "another verdict": (put("shuffled", 5, "BEATS"), r"^Verdicts: the verdict of shuffled is \w+, by its interval"),
+    "a verdict of one's own": (
+        replaced("The controls gain less.", "And label-smoothing LOSES, clearly."),
+        r"^Verdicts: the conclusion says LOSES of label-smoothing",
+    ),
+    "too large a word": (
+        replaced("The controls gain less.", "This proves that teaching works."),
+        r"^Verdicts: the conclusion says 'proves'",
+    ),
+    "a number of no row": (
+        replaced("The controls gain less.", "In the best run it gains 6.4 points."),
+        r"^Numbers: the conclusion has 6.4, which no row gives",
+    ),
+    "the test set": (replaced("- test set: read once", "- test set: read"), r"^Test set: the section Method has no"),
+    "settings that were not chosen": (
+        replaced("- settings: the defaults, none was tuned", "- settings: tuned on validation"),
+        r"^Test set: the settings are said to be chosen, and the rows say that they are the defaults",
+    ),
+    "no licence": (replaced("- licence: MIT", "- licence: unknown"), r"^Data: there is no '- licence"),
+    "no origin": (without_line("- origin"), r"^Data: there is no '- origin"),
+    "no split": (without_line("- split"), r"^Data: there is no '- split"),
+    "other pictures": (replaced("600 for training", "6,000 for training"), r"^Data: .* does not name the 600 training"),
+    "no latency": (replaced("| 0.99 |", "| |"), r"^Cost: the latency of the student is missing"),
+    "another latency": (replaced("| 0.99 |", "| 0.50 |"), r"^Cost: the latency of the student, 0.50, is not what"),
+    "no teacher's costs": (without_line("| teacher |"), r"^Cost: the table of costs has no row 'teacher'"),
+    "another size": (replaced("78,042", "78,000"), r"^Cost: the parameters of the student, 78,000"),
+    "another file": (replaced("115,456", "100,000"), r"^Cost: the bytes of onnx-int8 is 100,000"),
+    "another command": (replaced("--epochs 8", "--epochs 80"), r"^Repeat: the section Repeat lacks the command"),
+    "no limits": (
+        lambda text: re.sub(r"## Limits\n.*?## Repeat", "## Limits\n\nNone.\n\n## Repeat", text, flags=re.DOTALL),
+        r"^Limits: the section Limits is very short",
+    ),
+    "a word that is left": (replaced("The controls gain less.", "TODO"), r"^Complete: TODO is left in Conclusion"),
+    "two pages": (replaced("The controls gain less.", "The controls gain less. " * 300), r"^Complete: It has .* words"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_one_fault_is_refused_and_named(name: str, good: Path, tmp_path: Path) -> None:
+    change, message = FAULTY[name]
+    path = copy_of(good, tmp_path)
+    path.write_text(change(path.read_text()))
+    found = faults(path)
+    assert len(found) == 1, found
+    assert re.search(message, found[0]), found
+
+
+def test_the_best_seed_is_recognized(good: Path, tmp_path: Path) -> None:
+    path = copy_of(good, tmp_path)
+    best = max(load_study(path.parent / "runs" / "study" / study_name(path)).score("kd").by_seed.values())
+    path.write_text(put("kd", 2, f"{100 * best:.2f}")(path.read_text()))
+    assert any("is the best seed; the mean of all is" in fault for fault in faults(path))
+
+
+def study_name(report: Path) -> str:
+    return next((report.parent / "runs" / "study").glob("methods-*.csv")).name
+
+
+def test_an_uncorrected_interval_is_recognized(good: Path, tmp_path: Path) -> None:
+    from course.capstone.checks import _other_interval
+
+    path = copy_of(good, tmp_path)
+    evidence = capstone.read_evidence(capstone.read_report(path))
+    for comparisons, over_seeds, words in ((1, False, "a single comparison"), (3, True, "over seeds alone")):
+        low, high = (100 * value for value in _other_interval("kd", evidence, comparisons, over_seeds))
+        path.write_text(put("kd", 4, f"{low:+.2f} to {high:+.2f}")(good.read_text()))
+        found = [fault for fault in faults(path) if fault.startswith("Intervals")]
+        assert len(found) == 1
+        assert words in found[0]
+
+
+def test_digits_may_be_fewer_and_minus_signs_of_any_kind(good: Path, tmp_path: Path) -> None:
+    path = copy_of(good, tmp_path)
+    text = path.read_text()
+    for method in ("kd", "shuffled", "label-smoothing"):
+        gain = load_study(path.parent / "runs" / "study" / study_name(path)).gain(method)
+        shown = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}".replace("-", "−")
+        text = put(method, 4, f"[{shown}]")(text)
+        text = put(method, 3, f"{100 * gain.mean:+.1f}".replace("-", "−"))(text)
+        text = put(method, 5, f"**{gain.verdict}**")(text)
+    path.write_text(text)
+    assert faults(path) == []
+
+
+def test_the_goal_of_the_question_may_stand_in_the_conclusion(good: Path) -> None:
+    report = capstone.read_report(good)
+    evidence = capstone.read_evidence(report)
+    assert (
+        capstone.check(report.changed("Conclusion", "gain less.", "gain less. The 75 % are reached."), evidence) == []
+    )
+    assert len(capstone.check(report.changed("Conclusion", "gain less.", "The 85 % are reached."), evidence)) == 1
+    with pytest.raises(ValueError, match="is not in the section Limits"):
+        report.changed("Limits", "no such text", "")
+
+
+# What the files say, whatever the report says.
+
+
+def test_a_study_without_a_control_is_refused(tmp_path: Path) -> None:
+    report = write_evidence(tmp_path, methods=("hard", "kd"))
+    assert [fault for fault in faults(report) if "the study has no control" in fault]
+
+
+def test_too_few_seeds_are_refused(tmp_path: Path) -> None:
+    found = faults(write_evidence(tmp_path, seeds=3))
+    assert len(found) == 1
+    assert "the study has 3 seeds, and a verdict takes 5 at least" in found[0]
+
+
+def test_a_second_study_of_the_same_test_set_is_found(good: Path, tmp_path: Path) -> None:
+    path = copy_of(good, tmp_path)
+    write_study(path.parent / "runs" / "study", budget=Budget(BUDGET.data, "resnet20", BUDGET.teacher, 600, 8, 2))
+    found = faults(path)
+    assert len(found) == 1
+    assert "the test set was read by another study, too: methods-resnet20-model-600.csv" in found[0]
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("export.json", lambda c: c.update(split="test"), "compared on the test set. Export again with --validation"),
+        ("student.json", lambda c: c.update(student_accuracy=0.9), "is no student of the study"),
+        ("student.json", lambda c: c["job"].update(seed=7), "is no student of the study"),
+        ("student.json", lambda c: c["job"].update(epochs=80), "is no student of the study"),
+        ("student.json", lambda c: c.update(student_parameters=5), "another size than the student that was trained"),
+    ],
+)
+def test_files_that_belong_to_something_else_are_found(
+    file: str, change: Callable[[dict[str, Any]], Any], message: str, good: Path, tmp_path: Path
+) -> None:
+    path = copy_of(good, tmp_path)
+    change_json(path.parent / "runs" / file, change)
+    found = faults(path)
+    assert len(found) == 1, found
+    assert message in found[0]
+
+
+def test_every_session_belongs_into_the_report(good: Path, tmp_path: Path) -> None:
+    path = copy_of(good, tmp_path)
+    study = path.parent / "runs" / "study" / study_name(path).replace(".csv", ".json")
+    change_json(study, lambda c: c["sessions"].append(c["sessions"][0] | {"command": f"{COMMAND} --seeds 10"}))
+    found = faults(path)
+    assert len(found) == 1
+    assert "--seeds 10" in found[0]
+
+
+def test_tuned_settings_need_their_trials(good: Path, tmp_path: Path) -> None:
+    path = copy_of(good, tmp_path)
+    study = path.parent / "runs" / "study" / study_name(path)
+    label = "resnet8, 600 images, 8 epochs, 2 tuning seeds"
+    study.write_text(study.read_text().replace(",defaults,", f',"{label}",'))
+    text = path.read_text()
+    assert any("Say that this was done on validation pictures" in fault for fault in faults(path))
+    path.write_text(text.replace("the defaults, none was tuned", "tuned on validation pictures, 22 trials a method"))
+    assert any("choose-....csv, is not beside the study" in fault for fault in faults(path))
+    study.with_name(study.name.replace("methods", "choose")).write_text("")
+    assert faults(path) == []
+
+
+# What cannot be read.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.removeprefix("---"), "has no front matter"),
+        (without_line("cost:"), "does not say: cost"),
+        (replaced("## Limits", "## Outlook"), "has no section ## Limits"),
+        (replaced("runs/cost.json", "runs/costs.json"), "There is no file"),
+        (replaced("runs/cost.json", "runs/export.json"), "has no teacher, student, machine"),
+        (replaced("methods-resnet8-model-600.csv", "nothing.csv"), "There is no file"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(
+    change: Callable[[str], str], message: str, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_of(good, tmp_path)
+    path.write_text(change(path.read_text()))
+    assert main(["check", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_a_report_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(tmp_path / "none.md")]) == 2
+    assert "none.md" in capsys.readouterr().err
+
+
+def test_the_command_line_lists_the_faults(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy_of(good, tmp_path)
+    path.write_text(FAULTY["no licence"][0](path.read_text()))
+    assert main(["check", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "1 fault\n" in out
+    assert all(len(line) <= 88 for line in out.splitlines()[1:])
+
+
+# The helpers.
+
+
+def test_a_draft_is_refused_until_it_has_words_and_never_replaced(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_of(good, tmp_path)
+    files = {"study": path.parent / "runs" / "study" / study_name(path)}
+    files |= {name: path.parent / "runs" / f"{name}.json" for name in ("student", "export", "cost")}
+    options = [word for name, one in files.items() for word in (f"--{name}", str(one))]
+    assert main(["draft", *options, "--out", str(tmp_path / "new.md")]) == 0
+    assert main(["check", str(tmp_path / "new.md")]) == 1
+    assert "TODO is left in Question, Data, Method, Conclusion, Limits" in " ".join(capsys.readouterr().out.split())
+    assert main(["draft", *options, "--out", str(path)]) == 2
+    assert "is there already, and its words are yours" in capsys.readouterr().err
+
+
+def test_the_command_that_repeats_a_student_has_the_settings_of_its_row(
+    good: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = str(good.parent / "runs" / "study" / study_name(good))
+    assert main(["repeat", study, "--method", "kd", "--seed", "3"]) == 0
+    command = capsys.readouterr().out
+    rate = Settings().recipe(32).learning_rate
+    for part in ("--method logit", "--temperature 4", "--alpha 0.1", "--batch-size 32", f"--learning-rate {rate}"):
+        assert part in command
+    assert "--seed 3" in command
+    assert main(["repeat", study, "--method", "shuffled"]) == 2
+    assert "cannot be given to kdlib distill" in capsys.readouterr().err
+    assert main(["repeat", study, "--seed", "9"]) == 2
+    assert "has no seed 9" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_costs_are_measured_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs" / "cost.json"
+    names = ["--teacher", "resnet20-fashion", "--student", "resnet8-fashion", "--data", "fashion-mnist"]
+    assert main(["cost", *names, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["teacher"]["parameters"] == 272_186
+    assert found["student"]["macs"] < found["teacher"]["macs"]
+    assert len(found["teacher"]["milliseconds_of_rounds"]) == 5
+    assert 0 < found["student"]["milliseconds"] < found["teacher"]["milliseconds"]
+    assert "parameters" in capsys.readouterr().out
+
+
+def test_checking_a_report_trains_nothing(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kdlib.train", None)
+    assert faults(good) == []
+
+
+# The example, from a real run.
+
+
+def test_the_example_is_accepted() -> None:
+    assert faults(EXAMPLE) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "old", "new", "message"),
+    [
+        ("Results", "| shuffled | 5", "| other | 5", "Controls: the control shuffled was run"),
+        ("Data", "- licence: MIT", "- licence: unknown", "Data: there is no '- licence"),
+        ("Results", "| 60.", "| 62.", "Accuracies: the accuracy of kd"),
+        ("Cost", "| student | 78", "| student | 77", "Cost: the parameters of the student"),
+        ("Repeat", "--epochs 8", "--epochs 80", "Repeat: the section Repeat lacks the command"),
+    ],
+)
+def test_the_example_with_one_fault_is_refused(section: str, old: str, new: str, message: str) -> None:
+    report = capstone.read_report(EXAMPLE)
+    found = capstone.check(report.changed(section, old, new), capstone.read_evidence(report))
+    assert any(fault.startswith(message) for fault in found), found

@@ -1,0 +1,274 @@
+"""The quiz: thirty questions that can be trusted, answers that are kept, a report by lesson, keys and plain text."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from course import notebooks, quiz
+from course.quiz.__main__ import main
+
+NUMBERS = range(1, 31)
+
+
+@pytest.fixture
+def progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "progress.json"
+    monkeypatch.setenv("KDLIB_PROGRESS", str(file))
+    return file
+
+
+def wrong_letter(number: int) -> str:
+    return "a" if quiz.QUESTIONS[number - 1].correct != "a" else "b"
+
+
+# The questions.
+
+
+def test_thirty_questions_ask_about_every_lesson_in_order() -> None:
+    lessons = [one.lesson for one in quiz.QUESTIONS]
+    assert len(lessons) == 30
+    assert lessons == sorted(lessons)
+    assert set(lessons) == {f"{number:02}" for number in range(16)}
+    assert len({one.name for one in quiz.QUESTIONS}) == 30
+    assert all(one.name.isidentifier() for one in quiz.QUESTIONS)
+
+
+@pytest.mark.parametrize("one", quiz.QUESTIONS, ids=lambda one: one.name)
+def test_a_question_has_four_options_one_right_and_all_explained(one: quiz.QuizQuestion) -> None:
+    assert len(one.options) == 4
+    assert sum(option.correct for option in one.options) == 1
+    assert one.question.endswith("?")
+    texts = [option.text for option in one.options]
+    explanations = [option.explanation for option in one.options]
+    assert len(set(texts)) == len(set(explanations)) == 4
+    assert all(len(text.split()) >= 5 and text.endswith((".", "?")) for text in explanations)
+    assert len({text.endswith((".", "?")) for text in texts}) == 1  # all are sentences, or none is
+    assert max(map(len, texts)) <= 1.35 * min(map(len, texts))  # none stands out
+    assert (one.question + "".join(texts + explanations)).isascii()
+
+
+def test_neither_position_nor_length_gives_the_answer_away() -> None:
+    positions = Counter(one.correct for one in quiz.QUESTIONS)
+    assert set(positions) == set("abcd")
+    assert max(positions.values()) - min(positions.values()) <= 1
+    in_a_row = zip(quiz.QUESTIONS, quiz.QUESTIONS[1:], strict=False)
+    assert sum(one.correct == after.correct for one, after in in_a_row) <= 5
+    longest = sum(max(one.options, key=lambda option: len(option.text)).correct for one in quiz.QUESTIONS)
+    shortest = sum(min(one.options, key=lambda option: len(option.text)).correct for one in quiz.QUESTIONS)
+    assert longest <= 10
+    assert shortest <= 13
+
+
+@pytest.mark.parametrize("one", quiz.QUESTIONS, ids=lambda one: one.name)
+def test_the_section_to_read_again_is_in_the_lesson(one: quiz.QuizQuestion) -> None:
+    paths = [path for path in notebooks.list_notebooks() if path.stem.startswith(f"{one.lesson}_")]
+    if not paths or not one.section:
+        return  # a lesson that is still to come
+    cells = json.loads(paths[0].read_text(encoding="utf-8"))["cells"]
+    prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    assert f"## {one.section}\n" in "\n\n".join(prose) + "\n"
+
+
+# Answers.
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_every_option_is_explained_whatever_was_answered(number: int, progress: Path) -> None:
+    one = quiz.QUESTIONS[number - 1]
+    for letter, option in one.key.by_letter.items():
+        reply = " ".join(quiz.Quiz().grade(number, letter).split())
+        assert reply.startswith("Right:" if option.correct else "Wrong:")
+        assert all(" ".join(other.explanation.split()) in reply for other in one.options)
+        assert (f"Read again: lesson {one.lesson}" in reply) is not option.correct
+
+
+@pytest.mark.parametrize("blank", [..., None, ""])
+def test_not_attempted_is_one_line_and_nothing_is_kept(blank: object, progress: Path) -> None:
+    reply = quiz.Quiz().grade(1, blank)
+    assert reply.startswith("Not attempted yet")
+    assert len(reply.splitlines()) == 1
+    assert not progress.exists()
+
+
+@pytest.mark.parametrize("answer", ["e", "ab", 2, object(), ["a"]])
+def test_what_is_no_letter_is_explained_and_not_kept(answer: object, progress: Path) -> None:
+    assert quiz.Quiz().grade(1, answer).startswith("This is not an answer yet. Answer with one letter")
+    assert not progress.exists()
+
+
+@pytest.mark.parametrize("number", [0, 31, -1, True, 1.0, "1"])
+def test_an_unknown_number_is_refused(number: object) -> None:
+    with pytest.raises(ValueError, match="numbered from 1 to 30"):
+        quiz.Quiz().ask(number)
+
+
+def test_a_letter_is_read_as_people_write_it(progress: Path) -> None:
+    letter = quiz.QUESTIONS[0].correct
+    for written in (letter, letter.upper(), f" {letter}) ", f"{letter}."):
+        assert quiz.Quiz().grade(1, written).startswith("Right")
+
+
+def test_the_first_answer_counts_until_one_asks_again(progress: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = quiz.Quiz()
+    one.answer(1, wrong_letter(1))
+    reply = one.grade(1, quiz.QUESTIONS[0].correct)
+    assert reply.startswith("Right")
+    assert "first answer counts" in " ".join(reply.split())
+    assert "0 of 30 right, 1 wrong, 29 open" in one.report_text()
+    one.again()
+    assert "1 question to answer once more." in capsys.readouterr().out
+    one.answer(1, quiz.QUESTIONS[0].correct)
+    assert "1 of 30 right, 0 wrong, 29 open" in one.report_text()
+
+
+def test_answers_are_remembered_beside_those_of_the_exercises(progress: Path) -> None:
+    progress.write_text('{"version": 1, "exercises": {"04.law": "done"}}')
+    first = quiz.Quiz()
+    first.answer(1, quiz.QUESTIONS[0].correct)
+    first.answer(2, wrong_letter(2))
+    kept = json.loads(progress.read_text())["exercises"]
+    assert kept == {"04.law": "done", "quiz.fair_twin": "done", "quiz.resolution": "tried"}
+    second = quiz.Quiz()
+    assert second.summary() == "1 of 30 right, 1 wrong, 28 open"
+    assert second.next_number() == 2  # what was wrong may be answered once more another day
+    second.forget()
+    assert json.loads(progress.read_text())["exercises"] == {"04.law": "done"}
+    assert quiz.Quiz().summary() == "0 of 30 right, 0 wrong, 30 open"
+
+
+def test_a_progress_file_that_cannot_be_read_does_not_stop_the_quiz(progress: Path) -> None:
+    progress.write_text("{")
+    one = quiz.Quiz()
+    assert "cannot be read" in one.report_text()
+    assert one.grade(1, "a").startswith(("Right", "Wrong"))
+    assert quiz.Quiz().summary().endswith("29 open")
+
+
+def test_nothing_is_written_where_progress_is_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KDLIB_PROGRESS", "off")
+    monkeypatch.chdir(tmp_path)
+    one = quiz.Quiz()
+    one.answer(1, "a")
+    one.forget()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_names_the_lessons_to_read_again(progress: Path) -> None:
+    one = quiz.Quiz()
+    for number, question in enumerate(quiz.QUESTIONS, 1):
+        one.grade(number, question.correct if question.lesson not in ("05", "09") else wrong_letter(number))
+    text = one.report_text()
+    assert text.startswith("Quiz: 26 of 30 right, 4 wrong, 0 open")
+    assert "Read again: lessons 05, 09." in text
+    assert text.count("read again:") == 4
+    assert '"Mistake 2: the answers of other pictures"' in text
+    assert "05  How do logits teach?" in text
+    assert one.next_number() == 0
+    assert "Quiz: 26 of 30" in repr(one)
+
+
+def test_the_questions_of_one_lesson(progress: Path) -> None:
+    assert len(quiz.load(5)) == 2
+    assert len(quiz.load("00")) == 1
+    with pytest.raises(ValueError, match="lesson with questions"):
+        quiz.load("99")
+
+
+# The terminal.
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    waiting = list(lines)
+
+    def read(prompt: str) -> str:
+        if not waiting:
+            raise EOFError
+        return waiting.pop(0)
+
+    monkeypatch.setattr(builtins, "input", read)
+
+
+def test_the_terminal_asks_until_it_is_left_and_goes_on_there(
+    progress: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed(monkeypatch, quiz.QUESTIONS[0].correct, "x", wrong_letter(2), "q")
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert out.count("Question 2 of 30") == 2  # x was no answer
+    assert out.index("Question 3 of 30") < out.index("Quiz: 1 of 30 right, 1 wrong, 28 open")
+    typed(monkeypatch)
+    assert main([]) == 0
+    assert "Question 2 of 30" in capsys.readouterr().out
+
+
+def test_the_terminal_prints_for_paper_reports_and_forgets(
+    progress: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["--print"]) == 0
+    paper = capsys.readouterr().out
+    assert paper.count("\nQuestion ") == 29
+    assert "right:" not in paper
+    assert all(len(line) <= 88 for line in paper.splitlines())
+    assert main(["--solutions", "--lesson", "5"]) == 0
+    assert capsys.readouterr().out.count("right:") == 2
+    typed(monkeypatch, "a")
+    assert main(["--lesson", "00"]) == 0
+    assert main(["--report"]) == 0
+    assert "29 open" in capsys.readouterr().out
+    assert main(["--forget"]) == 0
+    assert "forgotten" in capsys.readouterr().out
+    assert main(["--lesson", "77"]) == 2
+
+
+# The controls.
+
+
+def test_the_controls_ask_grade_and_go_on(progress: Path) -> None:
+    from course.quiz.widget import Controls
+
+    controls = Controls(quiz.Quiz())
+    assert controls.button.disabled
+    assert "lesson 00: open" in controls.number.options[0][0]
+    controls.letters.value = wrong_letter(1)
+    assert not controls.button.disabled
+    controls.button.click()
+    assert "Wrong. Read again: lesson 00" in controls.feedback.value
+    assert all(option.explanation.split(" ")[0] in controls.feedback.value for option in quiz.QUESTIONS[0].options)
+    assert "lesson 00: wrong" in controls.number.options[0][0]
+    controls.button.click()
+    assert controls.number.value == 2
+    assert controls.letters.value is None
+    assert controls.feedback.value == ""
+    controls.number.value = 30
+    assert quiz.QUESTIONS[29].question[:40] in controls.prompt.value
+    controls.letters.value = quiz.QUESTIONS[29].correct
+    controls.button.click()
+    assert "<b>Right.</b>" in controls.feedback.value
+    assert "1 of 30 right, 1 wrong" in controls.summary.value
+
+
+def test_after_the_last_question_the_controls_report(progress: Path) -> None:
+    from course.quiz.widget import Controls
+
+    controls = Controls(quiz.load("00"))
+    controls.letters.value = wrong_letter(1)
+    controls.button.click()
+    controls.button.click()
+    assert "Read again: lesson 00" in controls.feedback.value
+
+
+def test_a_notebook_gets_controls_and_text(progress: Path) -> None:
+    data = quiz.Quiz()._repr_mimebundle_()
+    assert set(data) == {"application/vnd.jupyter.widget-view+json", "text/plain"}
+    assert data["text/plain"].startswith("Quiz: 0 of 30 right")
+    assert "Question 1 of 30" in data["text/plain"]
+
+
+def test_without_ipywidgets_there_is_text(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "course.quiz.widget", None)
+    assert set(quiz.Quiz()._repr_mimebundle_()) == {"text/plain"}
