@@ -195,7 +195,7 @@ def tags(lesson: Lesson) -> Iterator[str]:
     for number, (cell, after) in enumerate(zip(lesson.code, [*lesson.code[1:], None], strict=True), 1):
         compared = after is not None and not is_ignored(after)
         if is_ignored(cell) and not (compared and output_text(after).strip()):
-            yield f"after code cell {number}, which is not compared, no compared cell prints what holds on every machine"
+            yield f"after code cell {number}, which is not compared, no compared cell prints what holds on all machines"
 
 
 def preview(cell: NotebookNode) -> str:
