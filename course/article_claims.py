@@ -327,8 +327,8 @@ CLAIMS = (
         "A machine finds better settings (automated distillation).",
         CONDITIONS,
         _said(
-            "A search of four settings with 1,000 pictures was worth a point over the defaults; on the map of alpha and "
-            "T, where the default is good, no search beat it."
+            "A search of four settings with 1,000 pictures was worth a point over the defaults; on the map of alpha "
+            "and T, where the default is good, no search beat it."
         ),
         ("13",),
         ("search-judged-resnet8-resnet20-fashion-1000", "search-replay-resnet8-resnet20-fashion-10000"),
