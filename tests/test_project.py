@@ -158,11 +158,13 @@ def test_the_library_never_imports_the_course(path: Path) -> None:
     assert not re.search(r"\bimport_module\([^)]*course", path.read_text())
 
 
-def test_notebooks_holds_notebooks_and_nothing_else() -> None:
+def test_notebooks_holds_lessons_and_the_pages_that_they_link_to() -> None:
     listed = subprocess.run(["git", "ls-files", "notebooks"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("This is no git checkout.")
-    assert [name for name in listed.stdout.split() if not name.endswith(".ipynb")] == []
+    lessons = "".join(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))
+    others = [Path(name).name for name in listed.stdout.split() if not name.endswith(".ipynb")]
+    assert [name for name in others if not re.search(rf"\]\({re.escape(name)}(#[^)]*)?\)", lessons)] == []
 
 
 def test_one_version_is_said_everywhere() -> None:

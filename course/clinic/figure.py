@@ -30,9 +30,9 @@ def draw(course: Course, control: Course, before: Course | None = None) -> Figur
     label = "this patient" if before is None else "treated"
     for values, look in [*lines, (course.accuracies, plots.DISTILLED.line(label=label, marker=""))]:
         right.plot(epochs, [100 * one for one in values], **look)
-    right.set(xlabel="epoch", ylabel="validation accuracy (%)", title="what it is worth", ylim=(20, 92))
+    right.set(xlabel="epoch", ylabel="validation accuracy (%)", title="what it is worth", ylim=(0, 100))
     right.set_xticks(range(0, len(epochs) + 1, 5))
     left.set_xticks(range(0, len(epochs) + 1, 5))
     plots.legend(left)
-    plots.legend(right, loc="best")
+    plots.legend(right, loc="lower right")
     return fig
