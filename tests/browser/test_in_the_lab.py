@@ -27,7 +27,7 @@ EACH = {
     "Relations": ("Snapshot", "ArrowLeft", "ArrowRight", "the teacher and student, untrained."),
     "SearchReplay": ("Trials", "ArrowRight", "ArrowLeft", "order 1, 6 trials:"),
     "TeacherSees": ("Picture", "ArrowRight", "ArrowLeft", "number 2 of 5000"),
-    "Teachers": ("Teacher", "ArrowRight", "ArrowLeft", "ResNet-50: 94.04 % of the validation images"),
+    "Teachers": ("Teacher", "ArrowRight", "ArrowLeft", "ResNet-50, shipped: 94.04 % of the validation images"),
     "Temperature": ("Temperature", "ArrowRight", "ArrowLeft", "at T = 4.76"),
     "TemperatureMap": ("Temperature T", "ArrowRight", "ArrowLeft", "alpha 0.1, T 8:"),
 }
