@@ -74,6 +74,9 @@ def _rows(block: str) -> list[dict[str, str]]:
 def read_report(path: str | Path) -> Report:
     """Read a report; ValueError if a part is missing, OSError if there is no such file."""
     path = Path(path)
+    if not path.is_file():
+        what = "is a folder, not a report" if path.is_dir() else "is no file"
+        raise FileNotFoundError(f"{path} {what}. python -m course.capstone draft writes a report to begin with.")
     text = path.read_text(encoding="utf-8")[:LARGEST].replace("\r\n", "\n")
     opening = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     if opening is None:

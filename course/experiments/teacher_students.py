@@ -275,12 +275,11 @@ class Experiment:
         trials, runs = files
         if teacher == HARD:
             tried = [Run(student, HARD, TUNING_SEED, rate) for rate in RATES]
-        elif teacher == SMOOTHED:
-            rate = best(trials.rows, student, HARD).learning_rate
-            tried = [Run(student, SMOOTHED, TUNING_SEED, rate, smoothing=one) for one in SMOOTHINGS]
         else:
             rate = best(trials.rows, student, HARD).learning_rate
             tried = [Run(student, teacher, TUNING_SEED, rate, one, ALPHA) for one in TEMPERATURES]
+            if teacher == SMOOTHED:
+                tried = [Run(student, SMOOTHED, TUNING_SEED, rate, smoothing=one) for one in SMOOTHINGS]
         self._execute(tried, trials, fashion, command, log, test=False)
         chosen = best(trials.rows, student, teacher)
         self._execute([replace(chosen, seed=seed) for seed in range(seeds)], runs, fashion, command, log, test=True)

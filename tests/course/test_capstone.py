@@ -484,3 +484,9 @@ def test_the_example_with_one_fault_is_refused(section: str, old: str, new: str,
     report = capstone.read_report(EXAMPLE)
     found = capstone.check(report.changed(section, old, new), capstone.read_evidence(report))
     assert any(fault.startswith(message) for fault in found), found
+
+
+def test_a_report_that_is_not_there_is_told_with_the_way_to_one(tmp_path: Path) -> None:
+    for path, what in ((tmp_path / "report.md", "no file"), (tmp_path, "a folder")):
+        with pytest.raises(OSError, match=rf"{what}.*course\.capstone draft"):
+            capstone.read_report(path)
