@@ -318,15 +318,26 @@ def load(student: str = SMALL, folder: Path | None = None) -> list[dict[str, str
     return rows
 
 
+SHARES = {  # a column of the table, and that of the rows
+    "as trained": "recognised",
+    "with a constant": "recognised_with",
+    "others, as trained": "others",
+    "others, with it": "others_with",
+}
+
+
 def table(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
-    """Per cent of the missing class recognised, without and with the constant: means and 95 % intervals over seeds."""
+    """Per cent recognised, without and with the constant, of the missing class and of the others.
+
+    Means and 95 % intervals over seeds, each for itself.
+    """
     import pandas as pd
 
     made = []
     for labels in dict.fromkeys(row["labels"] for row in rows):
         own = [row for row in rows if row["labels"] == labels]
         line: dict[str, Any] = {"labels": labels, "seeds": len(own)}
-        for name, column in (("as trained", "recognised"), ("with a constant", "recognised_with")):
+        for name, column in SHARES.items():
             line |= {name: interval([100 * float(row[column]) for row in own])}
         made.append(line)
     return pd.DataFrame(made).set_index("labels")

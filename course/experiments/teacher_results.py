@@ -45,6 +45,8 @@ TITLES = {
     "resnet14": "ResNet-14",
     "resnet20": "ResNet-20",
     "resnet32": "ResNet-32",
+    "resnet56": "ResNet-56",
+    "resnet20x2": "ResNet-20, twice as wide",
     "resnet8 of resnet32": "ResNet-8, assistant",
     "resnet20, epoch 1": "ResNet-20, one epoch",
     "resnet20 smoothed": "ResNet-20, smoothed",
@@ -65,6 +67,8 @@ PLAIN, LARGEST, ASSISTANT = "resnet8 hard 0", "resnet32", "resnet8 of resnet32"
 QUESTIONS = (  # what was asked before the runs: a title, a teacher, and the one that it is held against
     ("larger: ResNet-20 over ResNet-8", "resnet20", "resnet8"),
     ("larger: ResNet-32 over ResNet-8", LARGEST, "resnet8"),
+    ("larger: ResNet-56 over ResNet-8", "resnet56", "resnet8"),
+    ("wider: ResNet-20, twice as wide, over ResNet-20", "resnet20x2", "resnet20"),
     ("much larger: ResNet-50 over ResNet-20, both shipped", "resnet50-fashion", REFERENCE),
     ("smaller, but as accurate: ResNet-8 over ResNet-20, both shipped", "resnet8-fashion", REFERENCE),
     ("trained longer: ResNet-20, shipped, over ResNet-20", REFERENCE, "resnet20"),

@@ -69,6 +69,8 @@ TRAININGS = {
     "resnet32": Training("resnet32"),
     "resnet20 smoothed": Training("resnet20", smoothing=0.1),
     "resnet8 of resnet32": Training("resnet8", teacher="resnet32"),
+    "resnet56": Training("resnet56"),
+    "resnet20x2": Training("resnet20x2"),
 }
 
 
@@ -107,6 +109,8 @@ TEACHERS = {
         Teacher("resnet14", ("resnet14",), "all images", "resnet14"),
         Teacher("resnet32", ("resnet32",), "all images", "resnet32"),
         Teacher("resnet8 of resnet32", ("resnet8 of resnet32",), "assistant", "resnet8 of resnet32"),
+        Teacher("resnet56", ("resnet56",), "all images", "resnet56"),
+        Teacher("resnet20x2", ("resnet20x2",), "all images", "resnet20x2"),
     )
 }
 

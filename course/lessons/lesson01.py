@@ -252,8 +252,8 @@ LATENCY = QuestionSpec(
     "figure",
     "medium",
     4,
-    "In the figure of latency against MACs the points do not lie on the dotted line: networks with about the "
-    "same number of MACs can differ by a factor of two in milliseconds. What explains this best?",
+    "In the figure of latency against MACs the networks made to be small lie above the dotted line: a MAC takes "
+    "several times as long in them as in a ResNet-50. What explains this best?",
     (
         "A processor does not only calculate. Where do the numbers come from?",
         "A depthwise convolution does few MACs for each number that it reads. What does the processor do meanwhile?",
@@ -262,9 +262,9 @@ LATENCY = QuestionSpec(
     answer_key=MultipleChoice(
         (
             Option(
-                "The slower network has more parameters, and every parameter costs one MAC",
-                "A weight of a convolution is used once for every place of the map, so one parameter costs many MACs; "
-                "and the MACs are equal here anyway.",
+                "A MAC of a depthwise convolution takes more computing than one of an ordinary one",
+                "A MAC is one multiplication and one addition in every layer. SqueezeNet 1.1 has no depthwise "
+                "convolutions, and its MACs are dear, too.",
             ),
             Option(
                 "MACs leave out what is read from memory, and the start of each layer",
@@ -274,8 +274,8 @@ LATENCY = QuestionSpec(
             ),
             Option(
                 "Latency is mostly chance, so the differences mean nothing",
-                "Single runs do scatter, which is why the median of several is shown, with its spread. Differences by "
-                "a factor of two are far beyond it, and come back in every measurement.",
+                "Single runs do scatter, which is why the median of several is shown, with its spread. These "
+                "differences are far beyond it, and come back in every measurement.",
             ),
             Option(
                 "MACs are counted for one image, but the latency is that of a whole batch",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from course.specs import Case, CodeSpec, LessonSpec, Mistake, MultipleChoice, Numeric, Option, QuestionSpec
 
-CLEARLY = 1.0  # points of accuracy; less than that are a few of 2,000 pictures
+CLEARLY = 2.0  # points of accuracy; less is the scatter of one pair of runs on 2,000 pictures
 
 
 def _letter_of_gain(gain: Any) -> str:
@@ -41,9 +41,9 @@ SHORT = QuestionSpec(
     is_prediction=True,
     answer_key=MultipleChoice(
         (
-            Option("The distilled one, by more than a point", ""),
-            Option("Neither: they are within a point", ""),
-            Option("The one on hard labels, by more than a point", ""),
+            Option("The distilled one, by more than two points", ""),
+            Option("Neither: they are within two points", ""),
+            Option("The one on hard labels, by more than two points", ""),
         ),
         from_measurement=_letter_of_gain,
     ),
@@ -197,18 +197,18 @@ LINES = QuestionSpec(
                 "any was added.",
             ),
             Option(
-                "A stored zero takes as many bytes as any float; a coarse weight is one MAC",
+                "A stored zero takes as many bytes as any float; few bits still cost a MAC a weight",
                 "The file has four bytes for each float, be it zero or not, and fewer for one of few bits. MACs are "
                 "counted from the shapes of the layers, which neither zeros nor bits change.",
                 correct=True,
             ),
             Option(
-                "Zeros are of no use whatever, because neither of the two costs falls with them",
+                "Zeros save nothing, because neither of the two costs falls with them",
                 "The zipped file does become smaller, as you measured; and hardware or kernels that leave out zeros "
                 "exist. The figure shows neither of them.",
             ),
             Option(
-                "Few bits are always better than zeros, because they lie further to the left",
+                "Few bits are better than zeros, because they lie further to the left at the same MACs",
                 "At 2 bits without further training the network is lost. To be better it must be as accurate, too.",
             ),
         )
@@ -228,9 +228,9 @@ BYTES = QuestionSpec(
         "Four weights of 2 bits fit into one byte.",
         "16 steps of 4 bytes come on top. Then divide what it was by what it is.",
     ),
-    "14.4 instead of 16: the steps cost a tenth. In a layer with 64 channels they cost a fortieth. And the file of a "
-    "whole network also holds the numbers of batch norm, which stay in float32: that is why the ResNet-20 in 2 bits is "
-    "only 11 or 12 times smaller.",
+    "14.4 instead of 16: the steps cost a tenth. In a layer with 64 channels they cost less than a thirtieth. And the "
+    "file of a whole network also holds the numbers of batch norm, in float32: that is why the ResNet-20 in 2 "
+    "bits is only 11 or 12 times smaller.",
     answer_key=Numeric(
         9216 / 640,
         0.01,

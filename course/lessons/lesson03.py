@@ -343,7 +343,7 @@ SHIRT = QuestionSpec(
     "Take the teacher's answers to all images of shirts it was not trained on, at T = 4, and average them. Part of the "
     "probability is not on Shirt. Where is most of it? Answer with .predict(...), look, then call .check().",
     ("Which of the ten things would you yourself mistake for a shirt, on a grey picture of 28 x 28 pixels?",),
-    "This is what a hard label cannot say: that a shirt is nearly a coat and nothing like a sandal. Label smoothing, "
+    "This is what a hard label cannot say: that a shirt is more like a coat than like a sandal. Label smoothing, "
     "which gives every other class the same, does not say it either.",
     is_prediction=True,
     answer_key=MultipleChoice(
@@ -388,20 +388,20 @@ MISSING = QuestionSpec(
     answer_key=MultipleChoice(
         (
             Option(
-                "The soft labels do not matter: with the right constant on one logit, any student finds the class",
+                "The constant matters, not the labels: with the right one on that logit, each student finds the class",
                 "With hard labels the best constant is 0, and with label smoothing the constant finds hardly any.",
             ),
             Option(
-                "It is in the logit of that class, picture by picture; with that one shuffled, all is lost",
+                "It is in the logit of that class, picture by picture; once that is shuffled, no student finds it",
                 "Without the constant it is. With the constant, the student of the shuffled logit still finds many.",
             ),
             Option(
-                "Single pictures make it say the name; much of what it looks like is in the likeness of classes",
+                "The teacher's view of single pictures makes it say the name; likeness of classes tells much else",
                 "Only the teacher's own answers make it say so unaided; with a constant, means of classes find many.",
                 correct=True,
             ),
             Option(
-                "It learned the class from the few pictures of it that carry another label, and from nothing else",
+                "It learned the class from the few pictures that carry another label but look like it to the teacher",
                 "Without these pictures it says the name less often, but with the constant it still finds most.",
             ),
         )

@@ -406,7 +406,7 @@ LAW = QuestionSpec(
                 "In 64 bits, as computed here, they are about one part in 10^16, far below what is seen in the figure.",
             ),
             Option(
-                "The law needs small z / T, and at low T they are large",
+                "The law needs z / T to be small, and at low T it is large",
                 "exp(x) is nearly 1 + x only for small x. A trained teacher's logits often lie ten and more apart: "
                 "divided by 1 they saturate the softmax, divided by 40 they do not.",
                 correct=True,
@@ -429,10 +429,11 @@ LIMIT = QuestionSpec(
     "question",
     "medium",
     3,
-    "All logits have mean 0 in each row. What does the soft loss with its factor T^2 tend to as T grows without bound?",
+    "One image, three classes: the teacher's logits are 3, -1, -2, the student's 1, -1, 0. What does the soft loss "
+    "with its factor T^2 tend to as T grows without bound?",
     (
         "The divergence goes to 0 as 1/T^2. What does a product with T^2 do then?",
-        "For small differences a KL divergence is nearly a sum of squares.",
+        "Both rows have mean 0, so the formula of the lesson needs no centring: differences, squares, their sum.",
     ),
     "So distillation at a high temperature is the older idea of matching logits. At a low temperature very negative "
     "logits, which may be mostly noise, count for less.",
@@ -447,12 +448,13 @@ LIMIT = QuestionSpec(
                 "T^2 does, but the divergence shrinks as 1/T^2; the product settles.",
             ),
             Option(
-                "To the cross-entropy with the true labels",
-                "The true labels do not occur in the soft loss at all.",
+                "To 8/3: the squared distance of the logits, divided by C",
+                "The squared distance is 8, and C is 3, but a half is missing: for close answers a divergence is half "
+                "a sum of squares.",
             ),
             Option(
-                "To the squared distance of the logits, divided by 2C",
-                "That is logit matching: T^2 KL tends to the mean over the images of ||s - t||^2 / (2C).",
+                "To 4/3: the squared distance of the logits, divided by 2C",
+                "That is logit matching: T^2 KL tends to ||s - t||^2 / (2C) = 8/6, for several images to their mean.",
                 correct=True,
             ),
         )

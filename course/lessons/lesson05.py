@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -422,8 +423,7 @@ TRAIN_STEP = CodeSpec(
         "loss.backward(), optimizer.step() after it.",
         "The loss may be called: distillation_loss(student(images), answers, labels, temperature, alpha).",
     ),
-    "These lines are what kdlib.distiller.Distiller and train.fit do at every step. The hard loss of the "
-    "teacher's answers, the quietest of the mistakes, was in published code until a reader found it.",
+    "These lines are what kdlib.distiller.Distiller and train.fit do at every step.",
     stub="def train_step(student, teacher, images, labels, rate, temperature, alpha):\n    ...  # about ten lines",
     reference=train_step,
     cases=_steps,
@@ -519,34 +519,23 @@ DOUBLE = QuestionSpec(
     "medium",
     3,
     "Look at the figure of one and of two softmaxes. After the second one no bar is longer than about 0.23, however "
-    "sure the network is. Why?",
+    "sure the network is. How long can a bar become with two classes instead of ten?",
     (
         "What is the largest, and what the smallest number that the first softmax can hand to the second?",
-        "exp(1) is 2.718, exp(0) is 1, and there are ten classes.",
+        "With ten classes it was e / (e + 9), where e is exp(1) and each 1 of the 9 is exp(0).",
     ),
-    "So the cross-entropy of a network that is completely right still is log((e + 9) / e) = 1.46 instead of 0. A loss "
-    "that stops falling at 1.46 with ten classes should make you look for a softmax in the model.",
-    answer_key=MultipleChoice(
+    "e / (e + 1) = 0.731: the second softmax gets a 1 and zeros at best, which is not far apart. So with ten classes "
+    "the cross-entropy of a network that is completely right still is log((e + 9) / e) = 1.46 instead of 0. A loss "
+    "that stops falling there should make you look for a softmax in the model.",
+    answer_key=Numeric(
+        math.e / (math.e + 1),
+        0.01,
         (
-            Option(
-                "The network is not quite sure of this picture",
-                "It is: the first softmax gives it nearly everything. And the bound holds for every picture.",
-            ),
-            Option(
-                "The second softmax works at a higher temperature",
-                "Both are at T = 1 in the figure. Its inputs are what is different.",
-            ),
-            Option(
-                "Its inputs are a 1 and nine 0 at best, hardly apart",
-                "One input of 1 and nine of 0 are the best that can happen: e / (e + 9) = 0.232 for the first, and "
-                "1 / (e + 9) = 0.085 for each of the others.",
-                correct=True,
-            ),
-            Option(
-                "Rounding errors of the two softmaxes add up",
-                "They are about one part in ten million; this is a factor of four.",
-            ),
-        )
+            (0.5, "The second softmax gets a 1 and a 0 at best, not two equal numbers."),
+            (1.0, "That is what the first softmax can give. The second gets this 1 and a 0."),
+            (math.e / (math.e + 9), "That is for ten classes: e / (e + 9)."),
+            (1 / (math.e + 1), "That is the shorter of the two bars."),
+        ),
     ),
 )
 

@@ -166,7 +166,7 @@ VID = CodeSpec(
         "errors.log() is the natural logarithm of each channel's error.",
         "Add 1, take the mean over the channels, halve it.",
     ),
-    "Half the error of a channel always gains the same, log(2) / 2 for it, whether the error was large or small: VID "
+    "Halving a channel's error always gains the same, log(2) / 2 for it, whether the error was large or small: VID "
     "asks for progress in each channel, a hint for progress in the loud ones. In training v is learned step by step, "
     "and follows the error. kdlib.losses.vid is the tested loss.",
     stub="def vid_best(predicted, teacher_map):\n    ...  # two or three lines",
@@ -455,7 +455,7 @@ SCALE = QuestionSpec(
     "scale",
     "Which layer has most to learn?",
     "figure",
-    "hard",
+    "easy",
     4,
     "Look at the figure of the attention loss by layer, for the student on hard labels. At layer3, with maps of 7 x 7, "
     "it is many times the loss at layer1, with maps of 28 x 28. What follows about the two layers?",

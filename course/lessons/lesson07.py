@@ -328,8 +328,8 @@ BITS = QuestionSpec(
         "Draw the two tables, 4 x 4. A one stays one when it is squared.",
         "E is the mean over all 16 pairs. In A's table 8 of them are ones. How many are ones in both tables?",
     ),
-    "Who knows A's group knows half of what there is to know about A's answer, and nothing about B's. CKA of these two "
-    "tables is 0 as well: they differ where likeness is not linear, as for x and x^2.",
+    "Who knows A's group knows half of what there is to know about the picture, and nothing about B's group. CKA of "
+    "these two tables is 0 as well: CKA and information differ where likeness is not linear, as for x and x^2.",
     answer_key=MultipleChoice(
         (
             Option(
@@ -363,7 +363,7 @@ BLOCKS = QuestionSpec(
     "blocks",
     "Bright squares off the diagonal",
     "figure",
-    "medium",
+    "easy",
     4,
     "In the teacher's similarity matrix at layer3, its pictures sorted by class, the squares on the diagonal are "
     "bright. Off the diagonal some squares are brighter than the rest: Sneaker with Ankle boot, Coat with Pullover "

@@ -45,8 +45,11 @@ def shrinking_answers(teacher_logits: Any, student_logits: Any, temperatures: Se
         rest = (z - z.mean()) / 3 @ CORNERS
         label = "centred logits / 3" if role is TEACHER else ""
         right.plot(*rest, **NEUTRAL.line(label, linestyle="", marker="X", markersize=9, zorder=5))
-        first = answers[role][0]
-        left.annotate(f"T = {temperatures[0]:g}", first, (8, 2), textcoords="offset points", fontsize=9)
+        first, text = answers[role][0], f"T = {temperatures[0]:g}"
+        place = (-20, 7) if role is TEACHER else (9, 2)  # beside the lines
+        left.annotate(text, first, place, textcoords="offset points", fontsize=9)
+        place = (-20, 7) if role is TEACHER else (-33, -3)
+        right.annotate(text, temperatures[0] * (first - CENTRE), place, textcoords="offset points", fontsize=9)
     left.set_title("the answers", pad=22)
     right.set_title("their distance from the centre, T times as large")
     _bare(left)
@@ -81,7 +84,7 @@ def _three(logits: Any) -> np.ndarray:
 
 def _bare(axes: Axes) -> None:
     """No frame and no ticks: only the triangle has a meaning here."""
-    axes.set(xticks=[], yticks=[], ylabel="class 2 (probability)")
-    axes.set_xlabel("class 1 (probability)", labelpad=14)
+    axes.set(xticks=[], yticks=[], ylabel="up (probability)")
+    axes.set_xlabel("across (probability)", labelpad=14)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -70,6 +70,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, RunConfig]]:
         runs.append((labels, config))
         shares = {SOFT: 0.3, SHUFFLED: 0.0, MEANS: 0.0}
         found = {"recognised": shares.get(labels, 0.0), "recognised_with": 0.8 - 0.01 * config.seed, "constant": 1.0}
+        found |= {"others": 0.9, "others_with": 0.85}
         return experiment.columns_of(labels, config, runner.experiment.budget) | found | {"seconds": 1.0}
 
     @contextmanager
@@ -109,6 +110,7 @@ def test_what_is_finished_is_not_repeated_and_the_rest_is_added(
     assert list(found["seeds"]) == [2] * 4
     assert found.loc[SOFT, "as trained"] == "30.0"  # no spread, no interval
     assert found.loc[SOFT, "with a constant"].startswith("79.5 ± ")
+    assert (found.loc[SOFT, "others, as trained"], found.loc[SOFT, "others, with it"]) == ("90.0", "85.0")
 
 
 def test_the_larger_student_takes_over_the_settings_of_the_study(
