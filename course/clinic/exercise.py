@@ -141,7 +141,7 @@ class Patient:
 
     def _judge(self, report: Report, gradient: Tensor, course: Course) -> Feedback:
         """By what the doctor finds now, and whether the gradient is the one that the author describes."""
-        found = {one.check for one in report.findings}
+        found = {one.check for one in report.faults}
         left = [letter for letter in self.case.faults if found & set(DIAGNOSES[letter].checks)]
         # A term that became 0 shows in the gradient; one that is 0 because alpha is 0 does no harm.
         expected = _consequences(self.case) | {"term-trivial"}

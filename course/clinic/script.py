@@ -28,7 +28,9 @@ def source(number: int) -> str:
 
 
 def edited(text: str, changes: Mapping[int, str]) -> str:
-    """The script with other text for some lines, numbered from 1; the indentation of a line stays unless one is given.
+    """The script with other text for some lines, numbered from 1.
+
+    A text that begins with a space has its own indentation; all lines of any other get that of the old line.
 
     Raises ScriptError for a line that does not exist and for what is no text.
     """
@@ -39,8 +41,8 @@ def edited(text: str, changes: Mapping[int, str]) -> str:
         if not isinstance(new, str):
             raise ScriptError(f"The new text of line {number} belongs in quotes.")
         old = lines[number - 1]
-        indent = old[: len(old) - len(old.lstrip())]
-        lines[number - 1] = "\n".join(part if part[:1] == " " else indent + part for part in new.splitlines())
+        indent = "" if new[:1] == " " else old[: len(old) - len(old.lstrip())]
+        lines[number - 1] = "\n".join(indent + part for part in new.splitlines())
     return "\n".join(lines) + "\n"
 
 

@@ -248,9 +248,9 @@ REPORT = QuestionSpec(
         "What would you have to see that was not used for the choice?",
     ),
     "The choice has used up these numbers. In the stored runs the winner by one seed lost a part of its lead on the "
-    "other nine, and a large one where there was nothing to win. How much, one does not know beforehand: it depends "
-    "on the noise, and on how close the methods are. Fresh seeds answer it, and choosing on validation pictures "
-    "avoids it.",
+    "other nine, and all of it where there was hardly anything to win. How much, one does not know beforehand: it "
+    "depends on the noise, and on how close the methods are. Fresh seeds answer it, and choosing on validation "
+    "pictures avoids it.",
     answer_key=MultipleChoice(
         (
             Option(
@@ -295,7 +295,10 @@ UNMOVED = QuestionSpec(
                 "Both look at the largest logit only, and dividing all by one number leaves it the largest.",
                 correct=True,
             ),
-            Option("Accuracy, and the calibration error", "The second is what the temperature was fitted to lower."),
+            Option(
+                "Accuracy, and the calibration error",
+                "The second compares confidence with accuracy, and confidence moves.",
+            ),
             Option(
                 "Agreement, and the divergence from the teacher",
                 "The divergence compares probabilities, and these move. It can even rise.",

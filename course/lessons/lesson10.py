@@ -28,14 +28,14 @@ BEST = QuestionSpec(
     "easy",
     2,
     "Several teachers, and for each what its students gained over hard labels. Four things are known of a teacher "
-    "before it teaches. Which of them orders the teachers most as the gains do? Answer with .predict(...), look at the "
-    "rows, then call .check(taus).",
+    "before it teaches. Which of them orders the teachers most as the gains do, or most the other way round? Answer "
+    "with .predict(...), look at the rows, then call .check(taus).",
     (
         "Some of them have seen fewer pictures, and one was badly taught. Would their students notice?",
         "Two of them are the same network, one of them less confident than the other.",
     ),
-    "The letter with the largest tau in this table is an answer about these networks, one set of data and one "
-    "student. The interval says how far other teachers of these kinds might move it.",
+    "The letter whose tau is furthest from zero is an answer about these networks, one set of data and one student. "
+    "The interval says how far other seeds might move it; of other teachers it knows nothing.",
     is_prediction=True,
     answer_key=MultipleChoice(
         (
@@ -165,10 +165,10 @@ COVERS = QuestionSpec(
     "figure",
     "medium",
     3,
-    "Look at the intervals of tau above the four panels. Each comes from the taus of five seeds, between the same "
+    "Look at the intervals of tau above the four panels. Each comes from the taus of ten seeds, between the same "
     "teachers. Which surprise does such an interval not prepare you for?",
     (
-        "What differs between the five taus that it was made from, and what is the same in all of them?",
+        "What differs between the ten taus that it was made from, and what is the same in all of them?",
         "Cover one point of a panel with your thumb, in your mind. Is the order still the same?",
     ),
     "An interval covers what was drawn anew when it was made: here the student's images, their order and its initial "
@@ -177,7 +177,7 @@ COVERS = QuestionSpec(
     "disagree about what makes a good one.",
     answer_key=MultipleChoice(
         (
-            Option("With five other seeds the mean is a little different", "That is exactly what it covers."),
+            Option("With ten other seeds the mean is a little different", "That is exactly what it covers."),
             Option("In a single seed the order is the opposite one", "Single seeds scatter more than their mean does."),
             Option(
                 "Two more teachers turn the order round",

@@ -35,9 +35,9 @@ FASTER = QuestionSpec(
         "How much of the time is spent on reading weights, how much on arithmetic, and how much on neither?",
         "Does your processor have instructions for products of 8-bit numbers? Does this runtime use them?",
     ),
-    "No answer is right on every machine. Four times fewer bytes give four times the speed only where reading the "
-    "weights is what takes the time; for 272,000 weights, which fit into any cache, it is not. The speed of int8 is a "
-    "property of the file, the runtime and the processor together.",
+    "No answer is right on every machine. A quarter of the bytes promises four times the speed only where reading "
+    "the weights is what takes the time. The speed of int8 is a property of the file, the runtime and the processor "
+    "together.",
     is_prediction=True,
     answer_key=MultipleChoice(
         (
@@ -93,6 +93,12 @@ def _broken_zero(values: Tensor, low: float, high: float) -> Tensor:
     scale = (high - low) / 255
     zero = -128 - low / scale
     return scale * ((values / scale + zero).round().clamp(-128, 127) - zero)
+
+
+def _broken_zero_beside(values: Tensor, low: float, high: float) -> Tensor:
+    scale = (high - low) / 255
+    zero = -128 - low / scale
+    return scale * (((values / scale).round() + zero).clamp(-128, 127) - zero)
 
 
 def _symmetric(values: Tensor, low: float, high: float) -> Tensor:
@@ -157,6 +163,11 @@ INT8 = CodeSpec(
             "a broken zero point",
             _broken_zero,
             "Your zero point is not a whole number, so 0 does not come back as 0. Round it.",
+        ),
+        Mistake(
+            "a broken zero point, added after rounding",
+            _broken_zero_beside,
+            "Your zero point is not a whole number, so q is none either and fits into no int8. Round it.",
         ),
         Mistake(
             "symmetric",

@@ -133,6 +133,11 @@ CONFIDENCE = CodeSpec(
             "You averaged the losses over the batch. Each sample has weights of its own: reduction='none'.",
         ),
         Mistake(
+            "one weight for each teacher",
+            lambda logits, labels: (1 - _losses(logits, labels).mean(dim=1).softmax(dim=0)) / (len(logits) - 1),
+            "You averaged the losses over the batch. Each sample has weights of its own: reduction='none'.",
+        ),
+        Mistake(
             "the softmax of minus the loss",
             lambda logits, labels: (-_losses(logits, labels)).softmax(dim=0),
             "A softmax of the negative losses is another rule, which can give one teacher all the weight. CA-MKD takes "
@@ -201,7 +206,7 @@ MATRICES = QuestionSpec(
         (
             Option(
                 "The members of that group are better one by one",
-                "They are worse: each of them has seen fewer pictures. Good members alone do not lift a mean.",
+                "In both groups each has learned 1,000 pictures and is about as good. Good members do not lift a mean.",
             ),
             Option(
                 "Its members agree less, so that their mistakes can cancel",

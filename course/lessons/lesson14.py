@@ -37,9 +37,10 @@ WRONG = QuestionSpec(
         "Soft labels also keep a student from being too sure, whatever they say. Is that worth something here?",
         "What does the loss ask of a student whose input says nothing about the answer?",
     ),
-    "Averaged over ten persons the rows have the answer, with an interval; a single run can fall either way. A student "
-    "that is asked for an answer which its input does not hold can only learn the average answer, and the labels pull "
-    "against that. Pairs that were mixed up are the classic mistake in such projects, and no loss curve shows it.",
+    "A single run can fall either way, and the learning rate matters: over ten persons, with a rate of its own, such a "
+    "student is about as good as one without a teacher. One that is asked for an answer which its input does not hold "
+    "can only learn the average answer, and the labels pull against that. Pairs that were mixed up are the classic "
+    "mistake in such projects, and no loss curve shows it.",
     is_prediction=True,
     answer_key=MultipleChoice(
         (
@@ -296,8 +297,8 @@ SHARE = QuestionSpec(
     "The student sees 2 labels of each of the 7 exercises, and 1,421 pairs in all. Of how many per cent of its windows "
     "does it know the label?",
     ("How many labels are there in all?", "Per cent of the windows, not of the classes."),
-    "14 of 1,421, about one window in a hundred: half a minute of labelled movement. The pairs are nearly an hour of "
-    "it, recorded without anybody saying what was done.",
+    "14 of 1,421, about one window in a hundred: less than a minute of labelled movement. The pairs are nearly an "
+    "hour of it, recorded without anybody saying what was done.",
     answer_key=Numeric(
         100 * 14 / 1421,
         0.02,

@@ -231,7 +231,7 @@ AGREEMENT = QuestionSpec(
             ),
             Option(
                 "The soft term fell so fast that the learning rate must be too large",
-                "Other patients fall as fast, and are well. A rate that is too large makes curves rough or rising.",
+                "A rate that is too large makes curves rough or rising. Here both networks move, so it falls fast.",
             ),
             Option(
                 "The student's accuracy has stopped rising, so the training was too long",

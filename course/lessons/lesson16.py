@@ -233,16 +233,16 @@ ROWS = QuestionSpec(
                 "It does, by tens of points, and the interval is far from 0.",
             ),
             Option(
-                "Whether another set of digits would teach as much",
+                "Whether digits lose with another set of digits, too",
                 "All seeds have the same digits, so the interval knows nothing of other sets.",
                 correct=True,
             ),
             Option(
-                "Whether the order of the training pictures mattered",
+                "Whether digits lose with another order of the pictures, too",
                 "The order differs from seed to seed, so what it does is part of the scatter and of the interval.",
             ),
             Option(
-                "Whether the student's initial weights mattered",
+                "Whether digits lose with other initial weights, too",
                 "They differ from seed to seed too, and are part of the scatter.",
             ),
         )

@@ -66,7 +66,7 @@ TEACHING = (
                 "It reaches the layers before the classifier. The classifier at the end learns nothing from it.",
             ),
             wrong(
-                "It has no gradient, because distances cannot be derived.",
+                "It has no gradient, because distances have no derivative.",
                 "They can: the loss trains the layers that it looks at.",
             ),
             wrong(
@@ -217,7 +217,7 @@ TEACHING = (
                 "INCONCLUSIVE is not equal: half a point to either side would fit these seeds as well.",
             ),
             right(
-                "No difference is shown, and some tenths are not excluded.",
+                "No difference is shown, and up to a point is not excluded.",
                 "That is what the interval says. More seeds would make it narrower.",
             ),
             wrong(
@@ -251,7 +251,7 @@ TEACHING = (
             ),
             right(
                 "The measure finds the bad one, and says nothing of the others.",
-                "One teacher can make an order. Among the good ones, that order was one of seeds.",
+                "One teacher can make an order. Among the good ones, the order was chance.",
             ),
         ),
     ),

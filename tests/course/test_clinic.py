@@ -273,6 +273,22 @@ RIGHT: list[tuple[int, dict[str, str]]] = [
             "soft = ": "soft = F.kl_div(F.log_softmax(logits / T, 1), teacher_probabilities, reduction='batchmean')",
         },
     ),
+    (  # the teacher has gradients that nobody uses: a doubt, and no fault
+        10,
+        {
+            "optimizer =": "optimizer = torch.optim.SGD(student.parameters(), LEARNING_RATE, momentum=0.9)",
+            "ratio = ": "ratio = F.log_softmax(teacher(images) / T, 1) - F.log_softmax(logits / T, 1)",
+        },
+    ),
+    (
+        10,
+        {
+            "optimizer =": "optimizer = torch.optim.SGD(student.parameters(), LEARNING_RATE, momentum=0.9)",
+            "teacher_probabilities = ": "with torch.no_grad():\n    teacher_logits = teacher(images) / T\n"
+            "teacher_probabilities = F.softmax(teacher_logits, dim=1)",
+            "ratio = ": "ratio = F.log_softmax(teacher_logits, dim=1) - F.log_softmax(logits / T, dim=1)",
+        },
+    ),
 ]
 
 

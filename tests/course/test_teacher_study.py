@@ -379,6 +379,23 @@ def test_the_order_by_accuracy_is_found_and_the_opposite_one(results: TeacherRes
     assert 0.5 < results.reliability("article-student") <= 1
 
 
+def test_the_yardstick_holds_each_seed_against_the_mean_of_the_others() -> None:
+    from scipy.stats import kendalltau
+
+    shipped = teacher_results.load()
+    names = shipped.teachers("article-student")
+    seeds = shipped.arms["article-student", names[0]].accuracies
+    taus = []
+    for seed in seeds:
+        one = [shipped.arms["article-student", name].accuracies[seed] for name in names]
+        others = [
+            sum(value for other, value in shipped.arms["article-student", name].accuracies.items() if other != seed)
+            for name in names
+        ]
+        taus.append(kendalltau(one, others).statistic)
+    assert shipped.reliability("article-student") == pytest.approx(sum(taus) / len(taus))
+
+
 def test_tau_is_the_mean_of_scipys_over_the_seeds() -> None:
     from scipy.stats import kendalltau, ttest_1samp
 
