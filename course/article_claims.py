@@ -156,10 +156,15 @@ def _several() -> str:
 
 
 def _modalities() -> str:
-    gains = {gain.title: gain.comparison for gain in modalities_results.load().gains(modalities.PAIRS[0])}
+    results, pair = modalities_results.load(), modalities.PAIRS[0]
+    gains = {gain.title: gain.comparison for gain in (*results.gains(pair), *results.later(pair))}
     few, all_labels = gains["pairs over few labels alone"], gains["all labels and pairs over all labels"]
-    parts = [_points(one.mean, one.low, one.high, str(one.verdict)) for one in (few, all_labels)]
-    return f"A gyroscope taught by an accelerometer, with 14 labels: {parts[0]}; with all labels: {parts[1]}."
+    others = gains["pairs, a teacher of three others, over few labels alone"]
+    parts = [_points(one.mean, one.low, one.high, str(one.verdict)) for one in (few, others, all_labels)]
+    return (
+        f"A gyroscope taught by an accelerometer, with 14 labels: {parts[0]}; by that of other persons: {parts[1]}; "
+        f"with all labels: {parts[2]}."
+    )
 
 
 def _detection() -> str:

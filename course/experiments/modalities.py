@@ -42,6 +42,7 @@ RATES = (0.003, 0.01, 0.03)
 PER_CLASS = 2
 ALL = 0  # labels per class: all of them
 TEMPERATURE, ALPHA = 2.0, 0.5
+EVERYBODY, FIRST_HALF, SECOND_HALF = PERSONS = ("everybody", "first half", "second half")  # of the training persons
 COLUMNS = (
     *("data", "teacher_field", "student_field", "arm", "labels", "shuffled", "temperature", "split", "steps"),
     *("learning_rate", "weight", "validation_accuracy", "test_accuracy", "by_person", "seconds", "kdlib", "torch"),
@@ -117,7 +118,8 @@ class Arm:
 
     labels: of each class that may be seen, or ALL. taught: by "logits", "features" or "relations" of the teacher, by
     "itself" (a student that was trained on the few labels), or by "nobody". shuffled: share of wrong pairs. alpha: the
-    weight of the labels, in a sum with logits.
+    weight of the labels, in a sum with logits. persons, teacher_persons: whose windows student and teacher learn: one
+    of PERSONS.
     """
 
     name: str
@@ -127,6 +129,8 @@ class Arm:
     temperature: float = TEMPERATURE
     alpha: float = ALPHA
     smoothing: float = 0.0
+    persons: str = EVERYBODY
+    teacher_persons: str = EVERYBODY
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -161,6 +165,12 @@ ARMS = (
     Arm("features", taught="features"),
     Arm("relations", taught="relations"),
 )
+HALF_FEW, HALF_PAIRS, HALF_OTHERS = "three persons", "three persons, pairs", "three persons, pairs, teacher of others"
+HALVES = (  # is a teacher that has not learned these very windows worth as much?
+    Arm(HALF_FEW, taught="nobody", persons=SECOND_HALF),
+    Arm(HALF_PAIRS, persons=SECOND_HALF, teacher_persons=SECOND_HALF),
+    Arm(HALF_OTHERS, persons=SECOND_HALF, teacher_persons=FIRST_HALF),
+)
 SHARES, TEMPERATURES, LABELS = (0.0, 0.25, 0.5, 0.75, 1.0), (1.0, 2.0, 4.0, 8.0), (PER_CLASS, 10, ALL)
 GRID = tuple(
     Arm("grid", labels=labels, shuffled=share, temperature=temperature)
@@ -169,6 +179,17 @@ GRID = tuple(
 
 
 # --- one run
+
+
+def of_persons(dataset: PairedDataset, persons: str) -> PairedDataset:
+    """The windows of one of PERSONS; the halves have no person in common. Raises ValueError where none are known."""
+    if persons == EVERYBODY:
+        return dataset
+    if dataset.groups is None:
+        raise ValueError("The persons of this data set are not known, so it has no halves.")
+    known = dataset.groups.unique()
+    chosen = known[: len(known) // 2] if persons == FIRST_HALF else known[len(known) // 2 :]
+    return dataset.select(torch.isin(dataset.groups, chosen).nonzero()[:, 0])
 
 
 def batches_for(arm: Arm, dataset: PairedDataset, split: int, field: str) -> PairedBatches:
@@ -194,7 +215,7 @@ def fit(
     teacher_field = pair.student_field if arm.taught == "itself" else pair.teacher_field
     train.fit(
         student,
-        batches_for(arm, data.train, split, pair.teacher_field),
+        batches_for(arm, of_persons(data.train, arm.persons), split, pair.teacher_field),
         teacher=teacher,
         method=arm.method(weight),
         adapter=Adapter(inputs=pair.student_field, teacher_inputs=teacher_field),
@@ -227,11 +248,11 @@ def best_of_trials(
     return max(found, key=lambda one: one[3])
 
 
-@lru_cache(maxsize=4)
-def teacher_for(pair: Pair, split: int) -> tuple[nn.Module, float, float, float]:
+@lru_cache(maxsize=8)
+def teacher_for(pair: Pair, split: int, persons: str = EVERYBODY) -> tuple[nn.Module, float, float, float]:
     """The teacher of a split, with all labels of its modality: model, rate, weight, validation accuracy."""
     own = Pair(pair.data, pair.teacher_field, pair.teacher_field)
-    return best_of_trials(TEACHER, own, split, RATES, None)
+    return best_of_trials(replace(TEACHER, persons=persons), own, split, RATES, None)
 
 
 @lru_cache(maxsize=4)
@@ -249,7 +270,7 @@ def execute(arm: Arm, pair: Pair, split: int, rates: Sequence[float] = RATES) ->
         model, rate, weight, validation = teacher_for(pair, split)
     else:
         by_teacher = arm.taught in ("logits", "features", "relations")
-        teacher = teacher_for(pair, split)[0] if by_teacher else None
+        teacher = teacher_for(pair, split, arm.teacher_persons)[0] if by_teacher else None
         teacher = few_label_student(pair, split) if arm.taught == "itself" else teacher
         model, rate, weight, validation = best_of_trials(arm, pair, split, rates, teacher)
     test = described(pair.data, split).test
@@ -315,7 +336,7 @@ def _work(grid: bool) -> list[tuple[Pair, Arm]]:
     first = [TEACHER, *ARMS, Arm(FEW, labels=10, taught="nobody")]  # the last for the grid, to compare with
     short = [arm for arm in ARMS if arm.name in (FEW, PAIRED, WRONG, EVERY, BOTH)]  # of the digits, which need no more
     arms = dict(zip(PAIRS, (first, [TEACHER, *ARMS], [TEACHER, *short]), strict=True))
-    return [(pair, arm) for pair in PAIRS for arm in arms[pair]]
+    return [(pair, arm) for pair in PAIRS for arm in arms[pair]] + [(PAIRS[0], arm) for arm in HALVES]
 
 
 def _is_in(one: tuple[Arm, Pair, int], rows: Sequence[dict[str, str]]) -> bool:

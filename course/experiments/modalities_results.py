@@ -16,7 +16,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from course.experiments.modalities import ALL, BOTH, EVERY, FEW, PAIRED, PAIRS, PER_CLASS, WRONG, Pair, path_in
+from course.experiments.modalities import (
+    ALL,
+    BOTH,
+    EVERY,
+    FEW,
+    HALF_FEW,
+    HALF_OTHERS,
+    HALF_PAIRS,
+    HALVES,
+    PAIRED,
+    PAIRS,
+    PER_CLASS,
+    WRONG,
+    Pair,
+    path_in,
+)
 from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.errors import unknown_name
@@ -36,6 +51,10 @@ QUESTIONS = (  # asked before the runs: a title, an arm, and the arm that it is 
     ("features over few labels alone", "features", FEW),
     ("relations over few labels alone", "relations", FEW),
     ("student (pairs) over its teacher", PAIRED, "teacher"),
+)
+LATER = (  # asked after these had been answered: had the teacher told the labels that it had learned?
+    ("pairs, a teacher of three others, over few labels alone", HALF_OTHERS, HALF_FEW),
+    ("pairs, a teacher of the same three, over few labels alone", HALF_PAIRS, HALF_FEW),
 )
 
 
@@ -97,8 +116,15 @@ class ModalityResults:
         They are over persons, each tested once by networks that saw nothing of this person; of the digits, whose
         writers are not known, over splits.
         """
+        return self._answers(pair, QUESTIONS)
+
+    def later(self, pair: Pair) -> list[Gain]:
+        """LATER, as a family of their own, where student and teacher have three training persons each."""
+        return self._answers(pair, LATER)
+
+    def _answers(self, pair: Pair, questions: Sequence[tuple[str, str, str]]) -> list[Gain]:
         there = set(self.arms(pair))
-        asked = [one for one in QUESTIONS if {one[1], one[2]} <= there]
+        asked = [one for one in questions if {one[1], one[2]} <= there]
         made = []
         for title, arm, other in asked:
             sides = self.arm(pair, arm).units, self.arm(pair, other).units
@@ -110,12 +136,12 @@ class ModalityResults:
         return made
 
     def table(self) -> pd.DataFrame:
-        """Mean test accuracy in per cent: a row for each arm, a column for each pair of modalities."""
+        """Mean test accuracy in per cent: a row for each arm but LATER's, a column for each pair of modalities."""
         import pandas as pd
 
-        columns = {}
+        columns, halves = {}, {arm.name for arm in HALVES}
         for pair in dict.fromkeys(key[0] for key, _ in self.scores):
-            columns[str(pair)] = {arm: self.arm(pair, arm).mean for arm in self.arms(pair)}
+            columns[str(pair)] = {arm: self.arm(pair, arm).mean for arm in self.arms(pair) if arm not in halves}
         return pd.DataFrame(columns)
 
 

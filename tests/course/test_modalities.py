@@ -123,6 +123,35 @@ def test_wrong_pairs_change_what_the_teacher_sees_and_not_the_student() -> None:
     assert moved.all()
 
 
+def test_the_halves_are_of_different_persons_and_the_teacher_learns_the_half_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = modalities.described(PAIR.data, 0).train
+    halves = [modalities.of_persons(train, persons) for persons in modalities.PERSONS[1:]]
+    seen = [set(half.groups.tolist()) for half in halves]
+    assert [len(persons) for persons in seen] == [3, 3]
+    assert not seen[0] & seen[1]
+    assert sum(map(len, halves)) == len(train)
+    with pytest.raises(ValueError, match="has no halves"):
+        modalities.of_persons(modalities.described("digit-views").train, modalities.FIRST_HALF)
+
+    learned: list[tuple[str, set[int]]] = []
+
+    def fit(student: nn.Module, batches: Any, **options: Any) -> None:
+        side = "teacher" if options["adapter"].inputs == PAIR.teacher_field else "student"
+        learned.append((side, set(batches.dataset.groups.tolist())))
+
+    monkeypatch.setattr(modalities.train, "fit", fit)
+    monkeypatch.setattr(modalities, "RATES", (0.01,))
+    for arm, teachers in zip(modalities.HALVES, (None, seen[1], seen[0]), strict=True):
+        modalities.teacher_for.cache_clear()
+        learned.clear()
+        modalities.execute(arm, PAIR, 0, (0.01,))
+        expected = [("student", seen[1])] if teachers is None else [("teacher", teachers), ("student", seen[1])]
+        assert learned == expected
+    modalities.teacher_for.cache_clear()
+
+
 class Stubborn(nn.Module):
     """A teacher that always says class 3."""
 
