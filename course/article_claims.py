@@ -162,8 +162,8 @@ def _modalities() -> str:
     others = gains["pairs, a teacher of three others, over few labels alone"]
     parts = [_points(one.mean, one.low, one.high, str(one.verdict)) for one in (few, others, all_labels)]
     return (
-        f"A gyroscope taught by an accelerometer, with 14 labels: {parts[0]}; by that of other persons: {parts[1]}; "
-        f"with all labels: {parts[2]}."
+        f"A gyroscope taught by an accelerometer, with 14 labels: {parts[0]}; by a teacher of other persons: "
+        f"{parts[1]}; with all labels: {parts[2]}."
     )
 
 
@@ -333,8 +333,8 @@ CLAIMS = (
         "A machine finds better settings (automated distillation).",
         CONDITIONS,
         _said(
-            "A search of four settings with 1,000 pictures was worth a point over the defaults; on the map of alpha "
-            "and T, where the default is good, no search beat it."
+            "A search of four settings with 1,000 pictures was worth a point over untuned defaults; on the map of "
+            "alpha and T, where the default is good, no search beat it."
         ),
         ("13",),
         ("search-judged-resnet8-resnet20-fashion-1000", "search-replay-resnet8-resnet20-fashion-10000"),

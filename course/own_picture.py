@@ -13,11 +13,12 @@ FAINT = 0.15  # of the brightest pixel: what is darker counts as background, suc
 
 
 def read(path: str | Path) -> Tensor:
-    """The piece of clothing on a photo with a plain background, as the makers of Fashion-MNIST prepared theirs.
+    """The piece of clothing on a photo with a plain background, much as the makers of Fashion-MNIST prepared theirs.
 
-    Grey, negative if the background is the brighter part, cut out, its longer side 28 pixels, in the middle of a black
-    square (Xiao and others, 2017, arXiv:1708.07747, section 2). Returns uint8, 1 x 28 x 28. Raises FileNotFoundError if
-    there is no such file, and ValueError if it is no picture, or one with nothing on it.
+    The distance of each grey from the background's, brighter or darker, cut out, its longer side 28 pixels, in the
+    middle of a black square (Xiao and others, 2017, arXiv:1708.07747, section 2, who also sharpen). Returns uint8,
+    1 x 28 x 28. Raises FileNotFoundError if there is no such file, and ValueError if it is no picture, or one with
+    nothing on it.
     """
     grey = _grey(Path(path))
     edge = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
@@ -38,6 +39,7 @@ def _grey(path: Path) -> Tensor:
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image).convert("RGBA")
+        upright.thumbnail((20 * SIDE, 20 * SIDE))  # averages the noise, a pixel of which would widen what is cut out
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} is not a picture that can be read ({error}); expected a PNG or JPEG file.") from error
     page = Image.new("RGBA", upright.size, "white")  # what is transparent is seen on white

@@ -271,7 +271,7 @@ CASES: dict[int, Case] = {
                 "Two things are wrong: one about what is computed under no_grad, one about the optimiser.",
             ),
             "Each fault hides the other: the hint cannot teach the student, and the layer between them cannot learn. "
-            "The other terms do their work, so the accuracy is fine. (Repaired, the hint does not help here either, "
+            "The other terms do their work, so the accuracy is fine. (Repaired, the hint shows no gain here either, "
             "but only now has it been tested.)",
             (
                 ("Tencent/YOLO-Master, pull request 240", f"{GITHUB}Tencent/YOLO-Master/pull/240"),

@@ -155,7 +155,7 @@ class Patient:
             return Feedback(Outcome.WRONG, text, new[0].check)
         wanted = script.prepare(self.cured_source).first_gradient()
         if gradient.shape != wanted.shape or (gradient - wanted).norm() > SAME * wanted.norm():
-            text = "The doctor finds nothing, but it is not the training that the first line describes: for the same "
+            text = "The doctor finds no fault, but it is not the training that the first line describes: for the same "
             text += "batch the gradient is another one. Change only what is wrong."
             return Feedback(Outcome.WRONG, text, "another training")
         before, after = (100 * one.accuracies[-1] for one in (self.course(), course))

@@ -46,7 +46,7 @@ def shrinking_answers(teacher_logits: Any, student_logits: Any, temperatures: Se
         label = "centred logits / 3" if role is TEACHER else ""
         right.plot(*rest, **NEUTRAL.line(label, linestyle="", marker="X", markersize=9, zorder=5))
         first, text = answers[role][0], f"T = {temperatures[0]:g}"
-        place = (-20, 7) if role is TEACHER else (9, 2)  # beside the lines
+        place = (-40, -2) if role is TEACHER else (-33, -3)  # beside the lines
         left.annotate(text, first, place, textcoords="offset points", fontsize=9)
         place = (-20, 7) if role is TEACHER else (-33, -3)
         right.annotate(text, temperatures[0] * (first - CENTRE), place, textcoords="offset points", fontsize=9)

@@ -44,6 +44,15 @@ def test_what_stands_out_is_bright_and_fills_the_square(tmp_path: Path, backgrou
     assert not image[0, :, :9].any()
 
 
+def test_the_noise_of_a_camera_does_not_widen_what_is_cut_out(tmp_path: Path) -> None:
+    page = np.random.default_rng(0).normal(200, 3, (1600, 1200))
+    page[600:1100, 400:700] -= 60
+    Image.fromarray(page.clip(0, 255).astype(np.uint8)).save(tmp_path / "noisy.png")
+    seen = own_picture.read(tmp_path / "noisy.png")[0] > 40
+    assert seen.any(dim=1).all()
+    assert 15 <= seen.any(dim=0).sum() <= 18
+
+
 def test_a_camera_that_was_turned_and_what_is_transparent(tmp_path: Path) -> None:
     wide = Image.new("RGBA", (300, 200), (0, 0, 0, 0))
     wide.paste((20, 20, 20, 255), (50, 80, 250, 120))
