@@ -107,7 +107,7 @@ ROUND = CodeSpec(
         "A filter of zeros has a step of 0: step.clamp(min=1e-12) keeps the division possible.",
     ),
     "compress.quantize_weights does this for every layer. Only the whole numbers and a step for each filter "
-    "have to be stored. Such a step costs next to nothing, and keeps small filters from being rounded away.",
+    "have to be stored. Such a step costs four bytes, and keeps small filters from being rounded away.",
     stub="def round_weights(weight, bits):\n    ...  # four or five lines",
     reference=round_weights,
     cases=_weights,

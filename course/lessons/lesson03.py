@@ -359,7 +359,7 @@ SHIRT = QuestionSpec(
             ),
             Option(
                 "Nearly all on a single class, T-shirt/top, the most similar one",
-                "It is among the first, but Coat and Pullover are close to it.",
+                "It is among the first, but Coat is ahead and Pullover close.",
             ),
             Option(
                 "On Sandal, Sneaker, Ankle boot, Bag and Trouser, the least similar",

@@ -228,7 +228,7 @@ SOFT_LOSS = CodeSpec(
         "The teacher's probabilities are the exp of its logarithms.",
         "Sum over dim=1, then take the mean, then multiply by temperature ** 2.",
     ),
-    "kdlib.losses.kd is its tested twin. Its gradient with respect to the student's logits is T (q - p) / B, so T^2 "
+    "kdlib.losses.kd is its tested form. Its gradient with respect to the student's logits is T (q - p) / B, so T^2 "
     "turns 1/T from the divergence into T, and at high T the size of the gradient no longer depends on T.",
     stub="def soft_loss(student_logits, teacher_logits, temperature):\n    ...  # six lines",
     reference=soft_loss,

@@ -101,8 +101,8 @@ JOINT = CodeSpec(
         "The soft one needs torch.log_softmax(... / temperature, dim=1) of both, and the teacher's exp as weights.",
         "Sum over dim=1, then the mean, then times temperature ** 2. Last: alpha * hard + (1 - alpha) * soft.",
     ),
-    "kdlib.methods.Logit(temperature, alpha) is its tested twin. At alpha = 1 it is plain training, and at alpha = 0 "
-    "the labels are not needed at all: any pictures will do to distil.",
+    "kdlib.methods.Logit(temperature, alpha) is its tested form. At alpha = 1 it is plain training, and at alpha = 0 "
+    "the labels are not needed at all: unlabelled pictures will do.",
     stub="def joint_loss(student_logits, teacher_logits, labels, temperature, alpha):\n    ...  # five or six lines",
     reference=joint_loss,
     cases=_triples,

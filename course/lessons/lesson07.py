@@ -49,7 +49,7 @@ FSP = CodeSpec(
         "A product of matrices adds up over the positions: rows @ columns.transpose(1, 2).",
         "Divide by the number of positions, H times W.",
     ),
-    "kdlib.losses.fsp_matrix is its tested twin; it also pools the larger map to the smaller. The size, C_a x C_b, "
+    "kdlib.losses.fsp_matrix is its tested form; it also pools the larger map to the smaller. The size, C_a x C_b, "
     "depends on the widths: networks of other widths need a projection before their matrices can be compared.",
     stub="def fsp_matrix(a, b):\n    ...  # three lines",
     reference=fsp_matrix,
