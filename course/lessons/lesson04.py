@@ -397,7 +397,7 @@ LAW = QuestionSpec(
         "The law comes from exp(x) being nearly 1 + x. When is that so?",
         "x is z / T here. How large are a trained teacher's logits?",
     ),
-    "So T^2 keeps the soft loss and the hard loss in proportion when T is changed at high temperatures; at low ones "
+    "So T^2 keeps the gradients of both losses in proportion when T is changed at high temperatures; at low ones "
     "their proportion still moves.",
     answer_key=MultipleChoice(
         (

@@ -285,7 +285,7 @@ ROTATED = QuestionSpec(
         "In the FSP matrix each column belongs to one channel.",
     ),
     "A network can write down the same thing in many bases, and two trainings never choose the same one. Relations "
-    "between samples do not mind; FSP matrices and hints do. Adding a constant to all rows is another matter: CKA and "
+    "between samples do not mind; FSP matrices do. Adding a constant to all rows is another matter: CKA and "
     "RKD do not notice it, the similarity matrix does. And none of the three needs a projection where widths differ.",
     is_prediction=True,
     answer_key=MultipleChoice(

@@ -34,7 +34,7 @@ AHEAD = QuestionSpec(
         "What can 155 steps make of ten softened numbers for each picture, and what of maps with thousands?",
         "Two kinds together say more, and have more settings to choose with the same eleven trials. It may be close.",
     ),
-    "The question was only about the largest mean, and a mean is not a verdict: two kinds whose intervals overlap may "
+    "The question was only about the largest mean, and a mean is not a verdict: kinds a tenth of a point apart may "
     "change places with other seeds. With other budgets the order is different, as the study of the smaller student "
     "shows.",
     is_prediction=True,
