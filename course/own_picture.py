@@ -40,7 +40,7 @@ def _grey(path: Path) -> Tensor:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image).convert("RGBA")
         upright.thumbnail((20 * SIDE, 20 * SIDE))  # averages the noise, a pixel of which would widen what is cut out
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise ValueError(f"{path} is not a picture that can be read ({error}); expected a PNG or JPEG file.") from error
     page = Image.new("RGBA", upright.size, "white")  # what is transparent is seen on white
     return F.pil_to_tensor(Image.alpha_composite(page, upright).convert("L"))[0].float()

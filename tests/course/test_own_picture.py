@@ -70,7 +70,7 @@ def test_a_camera_that_was_turned_and_what_is_transparent(tmp_path: Path) -> Non
     assert not upright.any(dim=0).all()
 
 
-def test_what_is_no_picture_is_said(tmp_path: Path) -> None:
+def test_what_is_no_picture_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="no file .*shirt.jpg"):
         own_picture.read(tmp_path / "shirt.jpg")
     (tmp_path / "text.png").write_text("no picture")
@@ -82,4 +82,7 @@ def test_what_is_no_picture_is_said(tmp_path: Path) -> None:
         own_picture.read(tmp_path / "cut.png")
     Image.new("L", (50, 50), 99).save(tmp_path / "empty.png")
     with pytest.raises(ValueError, match="same grey everywhere"):
+        own_picture.read(tmp_path / "empty.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)  # what PIL takes for an attack is far larger
+    with pytest.raises(ValueError, match="not a picture that can be read"):
         own_picture.read(tmp_path / "empty.png")
