@@ -1,0 +1,255 @@
+"""The job of `make distill`: the recipes that were tried for it, and what five seeds of it give.
+
+    python -m course.experiments.headline trials
+    python -m course.experiments.headline seeds
+
+In about five minutes on two cores a ResNet-50 teaches a ResNet-18. The first command tries each of CANDIDATES with
+hard labels and with logits, on the validation split and with a seed that the job does not use, and the best of them
+with a second one. The second command does the job itself with seeds 0 to 4. A seed gives the images, their order and
+views, and the initial weights, the same for both students; the test set is read once for each network, when both are
+trained.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from kdlib import devices, train
+from kdlib.data import data_dir
+from kdlib.distill import Job, build, distill
+from kdlib.errors import check_whole, exit_in_a_sentence
+from kdlib.methods import HardLabels
+from kdlib.recipes import Recipe
+from kdlib.study.report import update_readme
+from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
+from kdlib.teachers import CachedTeacher
+from kdlib.verdict import Comparison, compare
+
+HARD, LOGITS = "hard labels", "logits"
+TRIALS, SEEDS = "headline-trials.csv", "headline.csv"
+TUNING_SEEDS = (1_000, 1_001)  # none of the job's
+FINALISTS = 3
+
+
+def _adamw(rate: float, batch_size: int = 64, schedule: str = "cosine") -> Recipe:
+    return Recipe("adamw", rate, weight_decay=0.05, batch_size=batch_size, schedule=schedule)
+
+
+_SMALL = partial(Job, images=5_000, epochs=5, views=3)
+CANDIDATES = (
+    _SMALL(recipe=_adamw(3e-3)),
+    _SMALL(recipe=_adamw(3e-3, schedule="one-cycle")),
+    _SMALL(recipe=_adamw(1e-3)),
+    _SMALL(recipe=_adamw(6e-3, schedule="one-cycle")),
+    _SMALL(recipe=_adamw(2e-3, 32, "one-cycle"), epochs=4),  # small batches take longer
+    _SMALL(recipe=_adamw(1e-3, 32), epochs=4),
+    _SMALL(recipe=Recipe(learning_rate=0.01, batch_size=64)),
+    _SMALL(recipe=Recipe(learning_rate=0.03, batch_size=64)),
+    Job(images=10_000, epochs=3, views=2, recipe=_adamw(3e-3)),  # more pictures, a fifth more steps: for comparison
+    Job(images=10_000, epochs=3, views=3, recipe=Recipe(learning_rate=0.03)),  # the job of version 0.2
+)
+JOB = CANDIDATES[1]  # of those that take five minutes the best, with both seeds
+
+JOB_COLUMNS = ("data", "teacher", "student", "images", "epochs", "views", "seed")
+RECIPE_COLUMNS = ("optimizer", "learning_rate", "weight_decay", "batch_size", "schedule")
+PROCESS_COLUMNS = ("seconds", "device", "threads", "kdlib", "torch")
+TRIAL_COLUMNS = (*JOB_COLUMNS, *RECIPE_COLUMNS, "method", "validation_accuracy", *PROCESS_COLUMNS, "error")
+SCORES = ("teacher_accuracy", "baseline_accuracy", "student_accuracy", "agreement")
+SEED_COLUMNS = (*JOB_COLUMNS, *RECIPE_COLUMNS, *SCORES, *PROCESS_COLUMNS)
+
+
+def settings(job: Job) -> dict[str, Any]:
+    """The columns that say which job a row is of."""
+    recipe = {name: getattr(job.recipe, name) for name in RECIPE_COLUMNS}
+    return {name: getattr(job, name) for name in JOB_COLUMNS} | recipe
+
+
+def process() -> dict[str, Any]:
+    """The columns that say where a row comes from, but for the time."""
+    versions = {name: version for name, version in library_versions().items() if name in PROCESS_COLUMNS}
+    return {"device": str(devices.resolve()), "threads": torch.get_num_threads(), **versions}
+
+
+def rows_of(rows: Sequence[dict[str, str]], **values: Any) -> list[dict[str, str]]:
+    """Those of a file's rows that have these values."""
+    texts = {name: to_text(value) for name, value in values.items()}
+    return [row for row in rows if texts.items() <= row.items()]
+
+
+# --- the trials
+
+
+def try_candidate(job: Job, methods: Sequence[str], cache: Path) -> Iterator[dict[str, Any]]:
+    """Train one student by each of these methods, and read the validation split; one row for each.
+
+    cache: a folder for the teacher's outputs, which candidates with the same images, views and seed share.
+    """
+    images, teacher, _, logit = build(job)
+    outputs = None
+    if LOGITS in methods:
+        outputs = CachedTeacher.build(
+            teacher,
+            images.train,
+            augmentation=images.augmentation,
+            seed=job.seed,
+            views=job.views,
+            directory=cache / f"{len(images.train)}-{job.views}-{job.seed}",
+            progress=False,
+        )
+    for method in methods:
+        started = time.perf_counter()
+        row = settings(job) | process() | {"method": method}
+        try:
+            result = train.fit(
+                build(job)[2],  # a student with the initial weights of the seed
+                images,
+                teacher=outputs if method == LOGITS else None,
+                method=logit if method == LOGITS else HardLabels(),
+                epochs=job.epochs,
+                recipe=job.recipe,
+                views=job.views,
+                seed=job.seed,
+                test=False,
+                progress=False,
+            )
+            row["validation_accuracy"] = result.validation_accuracy
+        except FloatingPointError as error:
+            row["error"] = str(error)
+        yield row | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def run_trials(
+    jobs: Sequence[Job], out: Path, cache: Path, command: str, log: Callable[[str], object] = print
+) -> list[dict[str, str]]:
+    """Try what is missing of these jobs, with both methods, and return all rows of the file.
+
+    Raises ValueError while another process writes to the file, OSError where a file cannot be written.
+    """
+    with _rows(out / TRIALS, TRIAL_COLUMNS, command, log) as (file, session):
+        for job in jobs:
+            missing = [one for one in (HARD, LOGITS) if not rows_of(file.rows, **settings(job), method=one)]
+            for row in try_candidate(job, missing, cache) if missing else ():
+                file.append(row)
+                session.write(len(file.rows))
+                score = row.get("error") or f"{row['validation_accuracy']:.2%}"
+                log(f"{_told(job)}: {row['method']} {score} on validation in {row['seconds']:.0f} s")
+    return file.rows
+
+
+def best(rows: Sequence[dict[str, str]], seed: int = TUNING_SEEDS[0]) -> list[Job]:
+    """The candidates by the sum of both accuracies in the trials of a seed, without those of which one diverged."""
+    sums = {}
+    for job in CANDIDATES:
+        found = [row["validation_accuracy"] for row in rows_of(rows, **settings(replace(job, seed=seed)))]
+        if len(found) == 2 and all(found):
+            sums[job] = sum(map(float, found))
+    return sorted(sums, key=lambda job: -sums[job])
+
+
+def _told(job: Job) -> str:
+    recipe = job.recipe
+    steps = f"{job.images:,} images, {job.epochs} epochs in batches of {recipe.batch_size}"
+    return f"{steps}, {recipe.optimizer} at {recipe.learning_rate:g}, seed {job.seed}"
+
+
+# --- the seeds
+
+
+def run_seeds(
+    job: Job, seeds: int, out: Path, command: str, log: Callable[[str], object] = print
+) -> list[dict[str, str]]:
+    """Do the job with the seeds that are missing of 0, 1, ... and return all rows of the file; raises as the trials."""
+    check_whole(1, 100, seeds=seeds)
+    with _rows(out / SEEDS, SEED_COLUMNS, command, log) as (file, session):
+        for seed in range(seeds):
+            own = replace(job, seed=seed)
+            if rows_of(file.rows, **settings(own)):
+                continue
+            report = distill(own, progress=False, echo=lambda line: None)
+            scores = {name: getattr(report, name) for name in SCORES}
+            file.append(settings(own) | process() | scores | {"seconds": round(report.seconds, 1)})
+            session.write(len(file.rows))
+            hard, distilled = scores["baseline_accuracy"], scores["student_accuracy"]
+            log(f"seed {seed}: {hard:.2%} by hard labels, {distilled:.2%} distilled")
+    return file.rows
+
+
+def gain(rows: Sequence[dict[str, str]]) -> Comparison:
+    """The gain in test accuracy over hard labels, paired by seed; its interval covers seeds, not test images."""
+    scores = ({row["seed"]: float(row[name]) for row in rows} for name in ("student_accuracy", "baseline_accuracy"))
+    return compare(*scores)
+
+
+def table(rows: Sequence[dict[str, str]]) -> str:
+    """A line in Markdown for each seed, and one for the means."""
+    numbers = [[100 * float(row[name]) for name in SCORES[1:3]] + [float(row["seconds"])] for row in rows]
+    named = [(row["seed"], *values) for row, values in zip(rows, numbers, strict=True)]
+    means = ("mean", *(sum(values) / len(rows) for values in zip(*numbers, strict=True)))
+    lines = ["| seed | hard labels, % | distilled, % | gain, points | seconds |", "| --: | --: | --: | --: | --: |"]
+    for name, hard, distilled, seconds in [*named, means]:
+        lines.append(f"| {name} | {hard:.2f} | {distilled:.2f} | {distilled - hard:+.2f} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+# --- the command
+
+Out = Annotated[Path | None, typer.Option(help="Folder of the rows; default: data/results.")]
+
+
+@contextmanager
+def _rows(
+    path: Path, names: Sequence[str], command: str, log: Callable[[str], object]
+) -> Iterator[tuple[RunsFile, SessionLog]]:
+    """The open file of rows, with the log of this call; the folder's README is brought up to date afterwards."""
+    file = RunsFile(path, names, log)
+    with file.open():
+        yield file, SessionLog(path, command, len(file.rows))
+    update_readme(path.parent)
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "course.experiments.headline", *sys.argv[1:]])
+
+
+def trials(
+    out: Out = None,
+    cache: Annotated[Path, typer.Option(help="Scratch folder for the teacher's outputs.")] = Path("runs/headline"),
+) -> None:
+    """Try every candidate with hard labels and with logits, on the validation split."""
+    run = partial(
+        run_trials, out=out or data_dir() / "results", cache=cache, command=_command(), log=partial(print, flush=True)
+    )
+    rows = run([replace(job, seed=TUNING_SEEDS[0]) for job in CANDIDATES])
+    run([replace(job, seed=TUNING_SEEDS[1]) for job in best(rows)[:FINALISTS]])
+
+
+def seeds(
+    count: Annotated[int, typer.Option("--seeds", min=1, help="How many: 0, 1, ...")] = 5, out: Out = None
+) -> None:
+    """Do the job of `make distill` with several seeds, and print a table."""
+    rows = run_seeds(JOB, count, out or data_dir() / "results", _command(), partial(print, flush=True))
+    print(f"\n{table(rows)}\n\n{gain(rows)}" if len(rows) > 1 else f"\n{table(rows)}")
+
+
+def main() -> None:
+    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(trials)
+    app.command()(seeds)
+    with exit_in_a_sentence():
+        app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The job of `make distill`: what is tried for it, what its rows say, and that rows, command and README agree."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from course.experiments import headline
+from course.experiments.headline import CANDIDATES, HARD, JOB, LOGITS, SEEDS, TRIALS, TUNING_SEEDS
+from kdlib import cli
+from kdlib import distill as jobs
+from kdlib.data import data_dir
+from kdlib.distill import Job
+from kdlib.study.runs_file import read_rows
+
+ROOT = Path(__file__).parents[2]
+SMALL = Job(teacher="resnet8-fashion", student="resnet8", images=100, epochs=1)
+
+
+def seeds_of_the_course() -> list[dict[str, str]]:
+    return read_rows(data_dir() / "results" / SEEDS, headline.SEED_COLUMNS)
+
+
+def trials_of_the_course() -> list[dict[str, str]]:
+    return read_rows(data_dir() / "results" / TRIALS, headline.TRIAL_COLUMNS)
+
+
+# --- what is shipped
+
+
+def test_make_distill_does_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Job] = []
+
+    def refuse(job: Job, *args: Any, **kwargs: Any) -> None:
+        asked.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "distill", refuse)
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    command = re.search(r"-m kdlib (distill .*)", makefile)[1].replace("$(OUT)", "somewhere")
+    CliRunner().invoke(cli.app, shlex.split(command))
+    assert asked == [JOB]
+
+
+def test_every_candidate_was_tried_with_both_methods_and_the_job_is_the_best_of_five_minutes() -> None:
+    rows = trials_of_the_course()
+    assert not any(row["error"] for row in rows)
+    order = headline.best(rows)
+    assert set(order) == set(CANDIDATES)
+    again = headline.best(rows, TUNING_SEEDS[1])
+    assert set(again) == set(order[: headline.FINALISTS])
+    assert next(job for job in order if job.images == 5_000) == JOB
+    assert next(job for job in again if job.images == 5_000) == JOB
+
+
+def test_the_readme_has_the_table_of_the_seeds() -> None:
+    rows = seeds_of_the_course()
+    assert [row["seed"] for row in rows] == ["0", "1", "2", "3", "4"]
+    for row in rows:
+        assert headline.rows_of([row], **headline.settings(replace(JOB, seed=int(row["seed"]))))
+    assert headline.table(rows) in (ROOT / "README.md").read_text()
+
+
+# --- how rows come about
+
+
+@pytest.mark.slow
+def test_trials_read_the_validation_split_alone_and_go_on_where_they_were_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    taught: list[bool] = []
+    fit = headline.train.fit
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        assert kwargs["test"] is False
+        taught.append(kwargs["teacher"] is not None)
+        result = fit(*args, **kwargs)
+        assert result.test_accuracy is None
+        return result
+
+    monkeypatch.setattr(headline.train, "fit", guarded)
+    run = [SMALL, replace(SMALL, seed=1)]
+    headline.run_trials(run[:1], tmp_path, tmp_path / "cache", "the command", told.append)
+    rows = headline.run_trials(run, tmp_path, tmp_path / "cache", "the command", told.append)
+    assert [(row["seed"], row["method"]) for row in rows] == [(s, m) for s in "01" for m in (HARD, LOGITS)]
+    assert all(0 < float(row["validation_accuracy"]) < 1 for row in rows)
+    assert taught == [False, True] * 2
+    assert headline.run_trials(run, tmp_path, tmp_path / "cache", "the command", told.append) == rows
+    assert len(told) == 4
+
+
+@pytest.mark.slow
+def test_a_seed_of_the_job_is_what_kdlib_distill_gives(tmp_path: Path) -> None:
+    headline.run_seeds(SMALL, 1, tmp_path, "the command", lambda line: None)
+    rows = headline.run_seeds(SMALL, 2, tmp_path, "the command", lambda line: None)
+    assert [row["seed"] for row in rows] == ["0", "1"]
+    report = jobs.distill(replace(SMALL, seed=1), progress=False, echo=lambda line: None)
+    assert float(rows[1]["student_accuracy"]) == report.student_accuracy
+    assert float(rows[1]["baseline_accuracy"]) == report.baseline_accuracy
+
+
+def test_what_diverges_is_a_row_and_no_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*args: Any, **kwargs: Any) -> None:
+        raise FloatingPointError("The loss is nan.")
+
+    monkeypatch.setattr(headline.train, "fit", diverge)
+    job = replace(CANDIDATES[0], seed=TUNING_SEEDS[0])
+    monkeypatch.setattr(headline.CachedTeacher, "build", lambda *args, **kwargs: None)
+    rows = headline.run_trials([job], tmp_path, tmp_path / "cache", "the command", lambda line: None)
+    assert [row["error"] for row in rows] == ["The loss is nan."] * 2
+    assert headline.best(rows) == []
+
+
+# --- what they say
+
+
+def test_candidates_are_ordered_by_the_sum_of_both_methods() -> None:
+    scores = {0: (0.80, 0.90), 1: (0.86, 0.86), 3: (0.88, 0.87)}
+    rows = [
+        {
+            name: str(value)
+            for name, value in headline.settings(replace(CANDIDATES[place], seed=TUNING_SEEDS[0])).items()
+        }
+        | {"method": method, "validation_accuracy": str(score)}
+        for place, both in scores.items()
+        for method, score in zip((HARD, LOGITS), both, strict=True)
+    ]
+    assert headline.best(rows) == [CANDIDATES[3], CANDIDATES[1], CANDIDATES[0]]
+    assert headline.best(rows[1:]) == [CANDIDATES[3], CANDIDATES[1]]  # one trial alone says nothing of the other
+
+
+def test_the_table_has_a_line_for_each_seed_and_the_means() -> None:
+    rows = [
+        {"seed": "0", "baseline_accuracy": "0.86", "student_accuracy": "0.88", "seconds": "300.2"},
+        {"seed": "1", "baseline_accuracy": "0.84", "student_accuracy": "0.88", "seconds": "310.2"},
+    ]
+    assert headline.table(rows).splitlines()[2:] == [
+        "| 0 | 86.00 | 88.00 | +2.00 | 300 |",
+        "| 1 | 84.00 | 88.00 | +4.00 | 310 |",
+        "| mean | 85.00 | 88.00 | +3.00 | 305 |",
+    ]
+    assert headline.gain(rows).mean == pytest.approx(0.03)
