@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -32,9 +32,12 @@ from kdlib.errors import check_whole, exit_in_a_sentence
 from kdlib.methods import HardLabels
 from kdlib.recipes import Recipe
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, read_frame, to_text
 from kdlib.teachers import CachedTeacher
 from kdlib.verdict import Comparison, compare
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HARD, LOGITS = "hard labels", "logits"
 TRIALS, SEEDS = "headline-trials.csv", "headline.csv"
@@ -200,6 +203,24 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     for name, hard, distilled, seconds in [*named, means]:
         lines.append(f"| {name} | {hard:.2f} | {distilled:.2f} | {distilled - hard:+.2f} | {seconds:.0f} |")
     return "\n".join(lines)
+
+
+# --- for the lesson
+
+
+def tried(folder: Path | None = None) -> pd.DataFrame:
+    """What every candidate gave with the first tuning seed, in per cent of the validation images, the worst first."""
+    rows = read_frame((folder or data_dir() / "results") / TRIALS)
+    recipe = ["images", "epochs", "batch_size", "optimizer", "learning_rate", "schedule"]
+    first = rows[rows["seed"] == TUNING_SEEDS[0]]
+    both = 100 * first.pivot(index=recipe, columns="method", values="validation_accuracy")
+    both["gain"] = both[LOGITS] - both[HARD]
+    return both.sort_values(HARD).reset_index().rename_axis(columns=None)
+
+
+def done(folder: Path | None = None) -> pd.DataFrame:
+    """The job with its seeds, a row each; accuracies, of the test images, lie in [0, 1]."""
+    return read_frame((folder or data_dir() / "results") / SEEDS)
 
 
 # --- the command

@@ -147,3 +147,15 @@ def test_the_table_has_a_line_for_each_seed_and_the_means() -> None:
         "| mean | 85.00 | 88.00 | +3.00 | 305 |",
     ]
     assert headline.gain(rows).mean == pytest.approx(0.03)
+
+
+def test_the_lesson_is_given_every_candidate_the_worst_baseline_first() -> None:
+    table = headline.tried()
+    assert len(table) == len(CANDIDATES)
+    assert table[HARD].is_monotonic_increasing
+    best = table.iloc[(table[HARD] + table[LOGITS]).argmax()]
+    assert best["images"] == headline.best(trials_of_the_course())[0].images
+    assert (table["gain"] - (table[LOGITS] - table[HARD])).abs().max() < 1e-9
+    assert headline.done()["student_accuracy"].tolist() == [
+        float(row["student_accuracy"]) for row in seeds_of_the_course()
+    ]
