@@ -9,7 +9,7 @@ OUT ?= runs/distill
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-distill: .venv/.base ## A ResNet-50 teaches a ResNet-18 on Fashion-MNIST, five minutes: progress, a table and a picture in runs/distill
+distill: .venv/.base ## A ResNet-50 teaches a ResNet-18 in five minutes: progress, a table and a picture in runs/distill
 	$(BIN)/python -m kdlib distill --teacher resnet50-fashion --student resnet18 --images 5000 --epochs 5 --views 3 \
 		--optimizer adamw --learning-rate 3e-3 --weight-decay 0.05 --schedule one-cycle --batch-size 64 --out $(OUT) --overwrite
 	@echo "A longer run, all 55,000 images for four epochs, a quarter of an hour of training, gave 92.7 % (see README.md)."

@@ -12,6 +12,7 @@ trained.
 
 from __future__ import annotations
 
+import copy
 import shlex
 import sys
 import time
@@ -98,7 +99,7 @@ def try_candidate(job: Job, methods: Sequence[str], cache: Path) -> Iterator[dic
 
     cache: a folder for the teacher's outputs, which candidates with the same images, views and seed share.
     """
-    images, teacher, _, logit = build(job)
+    images, teacher, student, logit = build(job)
     outputs = None
     if LOGITS in methods:
         outputs = CachedTeacher.build(
@@ -115,7 +116,7 @@ def try_candidate(job: Job, methods: Sequence[str], cache: Path) -> Iterator[dic
         row = settings(job) | process() | {"method": method}
         try:
             result = train.fit(
-                build(job)[2],  # a student with the initial weights of the seed
+                copy.deepcopy(student),  # both begin with the same weights
                 images,
                 teacher=outputs if method == LOGITS else None,
                 method=logit if method == LOGITS else HardLabels(),
@@ -172,7 +173,7 @@ def _told(job: Job) -> str:
 def run_seeds(
     job: Job, seeds: int, out: Path, command: str, log: Callable[[str], object] = print
 ) -> list[dict[str, str]]:
-    """Do the job with the seeds that are missing of 0, 1, ... and return all rows of the file; raises as the trials."""
+    """Do the job with the seeds that are missing of 0, 1, ... and return its rows; raises as the trials."""
     check_whole(1, 100, seeds=seeds)
     with _rows(out / SEEDS, SEED_COLUMNS, command, log) as (file, session):
         for seed in range(seeds):
@@ -185,7 +186,8 @@ def run_seeds(
             session.write(len(file.rows))
             hard, distilled = scores["baseline_accuracy"], scores["student_accuracy"]
             log(f"seed {seed}: {hard:.2%} by hard labels, {distilled:.2%} distilled")
-    return file.rows
+    of_the_job = {name: value for name, value in settings(job).items() if name != "seed"}
+    return rows_of(file.rows, **of_the_job)
 
 
 def gain(rows: Sequence[dict[str, str]]) -> Comparison:
