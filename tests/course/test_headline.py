@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -17,10 +18,11 @@ from kdlib import cli
 from kdlib import distill as jobs
 from kdlib.data import data_dir
 from kdlib.distill import Job
+from kdlib.recipes import Recipe
 from kdlib.study.runs_file import read_rows
 
 ROOT = Path(__file__).parents[2]
-SMALL = Job(teacher="resnet8-fashion", student="resnet8", images=100, epochs=1)
+SMALL = Job(teacher="resnet8-fashion", student="resnet8", images=200, epochs=2, recipe=Recipe(batch_size=50))
 
 
 def seeds_of_the_course() -> list[dict[str, str]]:
@@ -104,6 +106,18 @@ def test_a_seed_of_the_job_is_what_kdlib_distill_gives(tmp_path: Path) -> None:
     report = jobs.distill(replace(SMALL, seed=1), progress=False, echo=lambda line: None)
     assert float(rows[1]["student_accuracy"]) == report.student_accuracy
     assert float(rows[1]["baseline_accuracy"]) == report.baseline_accuracy
+    assert headline.run_seeds(replace(SMALL, epochs=1), 1, tmp_path, "the command", lambda line: None) != rows[:1]
+    assert headline.run_seeds(SMALL, 2, tmp_path, "the command", lambda line: None) == rows  # those of this job alone
+
+
+@pytest.mark.slow
+def test_a_trial_trains_as_the_job_does(tmp_path: Path) -> None:
+    rows = headline.run_trials([SMALL], tmp_path, tmp_path / "cache", "the command", lambda line: None)
+    jobs.distill(SMALL, tmp_path / "job", progress=False, echo=lambda line: None)
+    last = pd.read_csv(tmp_path / "job" / "history.csv").iloc[-1]
+    hard, logits = (float(row["validation_accuracy"]) for row in rows)
+    assert hard == last["baseline validation_accuracy"]
+    assert logits == pytest.approx(last["student validation_accuracy"], abs=0.02)  # its outputs are stored in 16 bits
 
 
 def test_what_diverges_is_a_row_and_no_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +170,12 @@ def test_the_lesson_is_given_every_candidate_the_worst_baseline_first() -> None:
     best = table.iloc[(table[HARD] + table[LOGITS]).argmax()]
     assert best["images"] == headline.best(trials_of_the_course())[0].images
     assert (table["gain"] - (table[LOGITS] - table[HARD])).abs().max() < 1e-9
+    text = next((ROOT / "notebooks").glob("08_*.ipynb")).read_text()
+    for job in CANDIDATES:  # the page shows the recipe whole
+        rate, batch = f"{job.recipe.learning_rate:.3f}", job.recipe.batch_size
+        assert re.search(
+            rf"{job.images} +{job.epochs} +{batch} +{job.recipe.optimizer} +{rate} +{job.recipe.schedule}", text
+        )
     assert headline.done()["student_accuracy"].tolist() == [
         float(row["student_accuracy"]) for row in seeds_of_the_course()
     ]
