@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib import devices, distributed, files, models, schemas
+from kdlib.errors import DivergedError
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,12 @@ class Checkpointer:
             )
         return there
 
-    def diverged(self, what: str) -> FloatingPointError:
+    def diverged(self, what: str) -> DivergedError:
         """The error for a training that went wrong, with the last good checkpoint and what to do."""
         saved = self.path if self.path and self.path.exists() else None
-        return FloatingPointError(
-            f"{what} "
-            + (f"The last good checkpoint is {saved}. " if saved else "No checkpoint was written. ")
-            + "Lower the learning rate, clip gradients (Recipe(clip=1)), or use precision='fp32', and start anew."
-        )
+        advice = "Lower the learning rate, clip gradients (Recipe(clip=1)), or use precision='fp32', and start anew."
+        checkpoint = f"The last good checkpoint is {saved}." if saved else "No checkpoint was written."
+        return DivergedError(what, f"{checkpoint} {advice}")
 
     def save(
         self,

@@ -22,6 +22,17 @@ def unknown_name(kind: str, name: object, options: Iterable[str]) -> ValueError:
     return ValueError(f"There is no {kind} named {name!r}. {hint}Known: {shown}.")
 
 
+class DivergedError(FloatingPointError):
+    """A training that went wrong. reason: what is not finite, and at which step; the text says what to do, too."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason} {advice}")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[DivergedError], tuple[str, str]]:
+        return type(self), (self.reason, str(self)[len(self.reason) + 1 :])  # it may come from another process
+
+
 LARGEST_WHOLE = 2**63 - 1  # torch counts in 64 bits
 
 

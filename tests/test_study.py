@@ -26,7 +26,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from kdlib import data, files, models, train, verdict
+from kdlib import data, files, models, study, train, verdict
+from kdlib.checkpoints import Checkpointer
 from kdlib.data import DataModule
 from kdlib.study import analysis, command, method_specs, plans, runner, runs_file
 from kdlib.study.experiment import Experiment, WorkerPool, derangement
@@ -35,7 +36,7 @@ from kdlib.study.method_specs import (
     FIRST_TRIALS,
     METHODS,
     SETTING_NAMES,
-    SHARED_SPACE,
+    SHARED_SPACES,
     TRIALS_PER_METHOD,
     Settings,
     TeacherKind,
@@ -117,23 +118,27 @@ def run_config(name: str = "kd", seed: int = 0, excluded_class: int | None = Non
 # --- methods and plans -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("optimizer", SHARED_SPACES)
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_the_same_number_of_different_trials(name: str) -> None:
+def test_every_method_has_the_same_number_of_different_trials(name: str, optimizer: str) -> None:
     spec = METHODS[name]
-    trials = [*spec.first_settings(), *spec.further_settings(spec.start)]
+    trials = [*spec.first_settings(optimizer), *spec.further_settings(spec.start_with(optimizer), optimizer)]
     assert len(trials) == len(set(trials)) == TRIALS_PER_METHOD
     assert (spec.name, spec.family in FAMILIES) == (name, True)
-    assert set(spec.space) <= set(SETTING_NAMES)
+    space = set(spec.search_space(optimizer))
+    assert space <= set(SETTING_NAMES)
     unset = {setting for setting in SETTING_NAMES if getattr(spec.start, setting) is None}
     # What a method has is searched for, but for the one layer that RKD compares, and layers that are all compared.
-    assert unset.isdisjoint(spec.space)
-    assert set(SETTING_NAMES) - unset - set(spec.space) <= {"layers"}
+    assert unset.isdisjoint(space)
+    assert set(SETTING_NAMES) - unset - space <= {"layers"}
 
 
-def test_all_methods_try_the_same_learning_rates_and_weight_decays() -> None:
-    pairs = {name: [(s.learning_rate, s.weight_decay) for s in METHODS[name].first_settings()] for name in METHODS}
+@pytest.mark.parametrize("optimizer", SHARED_SPACES)
+def test_all_methods_try_the_same_learning_rates_and_weight_decays(optimizer: str) -> None:
+    tried = {name: METHODS[name].first_settings(optimizer) for name in METHODS}
+    pairs = {name: [(s.learning_rate, s.weight_decay) for s in settings] for name, settings in tried.items()}
     assert len({tuple(tried) for tried in pairs.values()}) == 1
-    for position, distribution in enumerate(SHARED_SPACE.values()):
+    for position, distribution in enumerate(SHARED_SPACES[optimizer].values()):
         tried = sorted(pair[position] for pair in pairs["kd"])
         parts = [distribution.at(share / FIRST_TRIALS) for share in range(FIRST_TRIALS + 1)]
         assert all(low <= value <= high for low, value, high in zip(parts, tried, parts[1:], strict=False))
@@ -183,6 +188,7 @@ def test_unknown_names_are_answered_with_near_ones() -> None:
         (lambda: method_specs.find("attentoin"), "Did you mean 'attention'"),
         (lambda: plans.find("ful"), "Did you mean 'full'"),
         (lambda: plans.find("kontrols"), "Did you mean 'controls'"),
+        (lambda: Budget(optimizer="adam"), "no optimizer of a study named 'adam'. Did you mean 'adamw'"),
         (lambda: models.pair_layers(*[models.build("resnet8", num_classes=3)] * 2, "lst"), "Did you mean 'last'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -203,6 +209,8 @@ def test_few_images_come_in_small_batches_with_a_learning_rate_in_proportion() -
     assert sizes == {1000: 32, 5119: 32, 5120: 128, 10_000: 128, None: 128}
     recipe = Settings(learning_rate=0.2, weight_decay=1e-3).recipe(32)
     assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == (0.05, 1e-3, 32)
+    recipe = Settings(learning_rate=0.2).recipe(32, "adamw")
+    assert (recipe.optimizer, recipe.learning_rate) == ("adamw", 0.1)  # to the square root
 
 
 def test_settings_survive_a_file_and_have_a_text() -> None:
@@ -432,6 +440,45 @@ def test_fit_gets_the_seed_and_settings_of_the_run_and_no_test_set(
             len(call["data"].test)
 
 
+def test_a_run_that_is_interrupted_goes_on_at_its_last_epoch_to_the_bit(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, saved, save = [], [], Checkpointer.save
+    one = run_config("kd+hint")
+
+    def interrupted(checkpointer: Checkpointer, *args: Any) -> None:
+        save(checkpointer, *args)
+        saved.append(checkpointer.path)
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpointer, "save", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Experiment(budget, tmp_path / "a").seed_runner([one], tmp_path / "x.csv") as seed_runner,
+    ):
+        seed_runner.run(one, test=True)
+    assert saved[0].exists()
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        with Experiment(budget, folder).seed_runner([one], tmp_path / "x.csv") as seed_runner:
+            rows.append(timeless([seed_runner.run(one, test=True)]))
+            assert not list(seed_runner.group.outputs.glob("*.checkpoint"))
+        assert not list(folder.iterdir())
+    assert [path.parent.parent.name for path in saved] == ["a", "a", "b", "b"]  # one epoch was left of two
+    predicted = [row.pop("predicted").tolist() for (row,) in rows]
+    assert predicted[0] == predicted[1]
+    assert rows[0] == rows[1]
+
+
+def test_a_checkpoint_of_other_threads_is_not_gone_on_with(budget: Budget, tmp_path: Path) -> None:
+    with Experiment(budget, tmp_path).seed_runner([run_config()], tmp_path / "x.csv") as seed_runner:
+        names, threads = set(), torch.get_num_threads()
+        for count in (threads, threads + 1):
+            with runner._threads(count):
+                names.add(seed_runner.checkpoint(run_config()))
+    assert len(names) == 2
+
+
 @given(st.sets(st.integers(0, 10_000), min_size=2, max_size=30), st.integers(0, 5))
 def test_a_shuffle_leaves_nothing_in_its_place(some: set[int], seed: int) -> None:
     indices = torch.tensor(sorted(some))
@@ -490,6 +537,7 @@ def test_a_run_that_diverges_is_a_row_with_an_error(budget: Budget, tmp_path: Pa
         t.append(seed_runner.run(wild, test=True))
     (row,) = content(tmp_path / "x.csv")
     assert "not finite" in row["error"]
+    assert "checkpoint" not in row["error"]  # it lies in scratch, and is gone
     assert row["test_accuracy"] == row["validation_accuracy"] == ""
     assert row["fingerprint"]
 
@@ -574,7 +622,7 @@ def test_further_trials_surround_the_best_of_the_first(name: str, number: int) -
     for setting in ("learning_rate", "weight_decay"):  # beyond the range as well, where the best is its end
         values = [getattr(settings, setting) for settings in further]
         assert min(values) < getattr(best, setting) < max(values)
-        assert max(values) / min(values) < SHARED_SPACE[setting].high / SHARED_SPACE[setting].low
+        assert max(values) / min(values) < SHARED_SPACES["sgd"][setting].high / SHARED_SPACES["sgd"][setting].low
     assert {settings.layers for settings in further} == {best.layers}
 
 
@@ -699,7 +747,9 @@ def test_choices_of_another_budget_are_taken_or_made_anew(finished: Path, budget
     assert {row["tuned_on"] for row in content(path)} == {"article-student, 30 images, 2 epochs"}
 
 
-@pytest.mark.parametrize("change", [{"student": "resnet8"}, {"teacher": "another"}, {"images": 6000}])
+@pytest.mark.parametrize(
+    "change", [{"student": "resnet8"}, {"teacher": "another"}, {"images": 6000}, {"optimizer": "adamw"}]
+)
 def test_choices_made_with_another_student_teacher_or_batch_are_refused(
     finished: Path, budget: Budget, tmp_path: Path, change: dict[str, Any]
 ) -> None:
@@ -713,7 +763,8 @@ def test_choices_made_with_another_student_teacher_or_batch_are_refused(
     config = study_config(budget, tmp_path, "missing-class", **options)
     other = replace(budget, **change)
     found, expected = (
-        re.escape(f"{one.student}, taught by {one.teacher}, in batches of {one.batch_size}") for one in (other, budget)
+        re.escape(f"{one.student}, taught by {one.teacher}, with {one.optimizer} and batches of {one.batch_size}")
+        for one in (other, budget)
     )
     for attempt in (runner.dry_run, partial(runner.run, progress=False)):
         with pytest.raises(ValueError, match=f"holds settings of {found}; this study has {expected}.*--retune"):
@@ -992,6 +1043,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     result = CliRunner().invoke(app, ["controls", *options(budget, tmp_path)])
     assert result.exit_code == 130
     assert "The same command goes on" in result.output
+    assert str(tmp_path / "cache") in result.output.replace("\n", "")
 
 
 def test_the_commands_help_costs_no_torch() -> None:
@@ -1010,6 +1062,29 @@ def test_scores_lie_where_they_must(finished: Path) -> None:
     assert frame.set_index("method").loc["vid", "extra_parameters"].min() > 0
     assert math.isfinite(frame["seconds"].sum())
     assert frame["error"].isna().all()
+
+
+def test_another_optimizer_has_files_trials_and_start_settings_of_its_own(budget: Budget, tmp_path: Path) -> None:
+    other = replace(budget, epochs=1, optimizer="adamw")
+    plan = plans.of_methods(["kd"])
+    config = replace(study_config(other, tmp_path), plan=plan, seeds=(0,))
+    path = runner.run(replace(config, defaults=False, tuning_seeds=(1000,)), progress=False)
+    assert path.name.endswith("-48-adamw.csv")
+    made = content(next(tmp_path.glob("choose-*-adamw.csv")), TRIAL_COLUMNS)
+    assert len(made) == 2 * TRIALS_PER_METHOD
+    assert {row["optimizer"] for row in [*made, *content(path)]} == {"adamw"}
+    rates = [float(row["learning_rate"]) for row in made[:FIRST_TRIALS]]
+    assert max(rates) < SHARED_SPACES["adamw"]["learning_rate"].high
+    found = analysis.load(
+        "methods", student=other.student, teacher=other.teacher, images=48, optimizer="adamw", folder=tmp_path
+    )
+    assert found.budget["optimizer"] == "adamw"
+    assert "--optimizer adamw" in str(
+        pytest.raises(FileNotFoundError, study.results, optimizer="adamw", folder=tmp_path).value
+    )
+    assert runner.reproduce(path, 1, cache=tmp_path / "again", device="cpu", precision="fp32") == {}
+    start = runner.run(replace(config, out=tmp_path / "start"), progress=False)
+    assert {(row["learning_rate"], row["weight_decay"]) for row in content(start)} == {("0.002", "0.05")}
 
 
 # --- what each student answered ----------------------------------------------------------------------------------

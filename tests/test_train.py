@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch import nn
 
 from kdlib import losses, methods, models, train
 from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, epoch_order
+from kdlib.errors import DivergedError
 from kdlib.files import load_tensors, save_tensors
 from kdlib.hooks import ModelOutput
 from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
@@ -324,8 +326,11 @@ def test_rule_6_a_non_finite_loss_names_step_terms_and_checkpoint(blobs: DataMod
     tensors, _ = load_tensors(path)
     assert all(torch.isfinite(value).all() for name, value in tensors.items() if value.is_floating_point())
     assert all(torch.isfinite(p).all() for p in student.parameters())
-    with pytest.raises(FloatingPointError, match="No checkpoint was written"):
+    with pytest.raises(DivergedError, match="No checkpoint was written") as caught:
         fit(small(), blobs, method=Breaks())
+    again = pickle.loads(pickle.dumps(caught.value))  # as it comes from another process
+    assert (str(again), again.reason) == (str(caught.value), caught.value.reason)
+    assert again.reason.endswith("odd = nan.")
 
 
 @pytest.fixture

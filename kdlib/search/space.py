@@ -50,7 +50,7 @@ def default_space(method: str = "kd", *, student: bool = False) -> dict[str, Dis
     small images (4 to 16; the stages have 1, 2 and 4 times as many), depth its layers (8, 14 or 20).
     Raises ValueError for an unknown method, with near matches.
     """
-    space: dict[str, Distribution] = dict(find_method(method).space)
+    space: dict[str, Distribution] = dict(find_method(method).search_space())
     return {**space, "width": WIDTH, "depth": DEPTH} if student else space
 
 

@@ -51,6 +51,7 @@ def load(
     student: str,
     teacher: str,
     images: int,
+    optimizer: str = "sgd",
     excluded_class: int | None = None,
     baseline: str = "hard",
     folder: str | Path | None = None,
@@ -58,7 +59,7 @@ def load(
     """Read and check the results of a budget; see `kdlib.study.results`."""
     if kind not in PLAN_OF_KIND:
         raise unknown_name("kind of results", kind, PLAN_OF_KIND)
-    budget = Budget(student=student, teacher=teacher, images=images)
+    budget = Budget(student=student, teacher=teacher, images=images, optimizer=optimizer)
     folder = data_dir() / "results" if folder is None else Path(folder)
     sources = [budget.path(kind, folder)]
     rows = _read_runs(sources[0], kind, budget)
@@ -76,6 +77,8 @@ def _read_runs(path: Path, kind: str, budget: Budget) -> list[dict[str, str]]:
     """The rows of a file, each with the processor that it was made on, "" where that is not known."""
     command = f"kdlib study {PLAN_OF_KIND[kind]} --student {budget.student} --teacher {budget.teacher}"
     command += f" --images {budget.images}"
+    if budget.optimizer != method_specs.SGD:
+        command += f" --optimizer {budget.optimizer}"
     if not path.is_file():
         others = sorted(one.name for one in path.parent.glob(f"{kind}-*.csv"))
         existing = f" Of this kind there are: {', '.join(others)}." if others else ""
@@ -256,7 +259,7 @@ class Results:
 
     @property
     def budget(self) -> dict[str, str]:
-        """Data, student, teacher, images, epochs and views, as texts."""
+        """Data, student, teacher, images, epochs, views and optimiser, as texts."""
         return {name: self.rows[0][name] for name in BUDGET_COLUMNS}
 
     @property

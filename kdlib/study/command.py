@@ -30,6 +30,7 @@ def study(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images, for every method.")] = 15,
     views: Annotated[int, typer.Option(min=1, help="Augmented views of each image.")] = 5,
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw, the same for every method.")] = "sgd",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Give more to add some.")] = 5,
     tuning_seeds: Annotated[int, typer.Option(min=1, help="How many seeds each trial is made with.")] = 2,
     trials_file: Annotated[
@@ -70,7 +71,7 @@ def study(
     configs = [
         runner.StudyConfig(
             plan=chosen,
-            budget=plans.Budget(data, architecture, teacher, count, epochs, views, device, precision),
+            budget=plans.Budget(data, architecture, teacher, count, epochs, views, optimizer, device, precision),
             seeds=range(seeds),
             out=out,
             cache=cache,
@@ -92,7 +93,8 @@ def study(
                 path = runner.run(config, progress=not quiet, command=shlex.join(["kdlib", "study", *_arguments()]))
                 print(f"All runs are in {path}")
     except KeyboardInterrupt:
-        print("\nkdlib: stopped. The same command goes on with what is missing.", file=sys.stderr)
+        told = "The same command goes on with what is missing; what it then needs of this session is in"
+        print(f"\nkdlib: stopped. {told} {cache}, which can be deleted.", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -30,8 +30,10 @@ from torch import Tensor, nn
 
 from kdlib import data, devices, files, measure, models, train
 from kdlib.data import DataModule, IndexedDataset
+from kdlib.errors import DivergedError
 from kdlib.methods import HardLabels, Method
-from kdlib.study.method_specs import TeacherKind
+from kdlib.study import method_specs
+from kdlib.study.method_specs import HARD, TeacherKind
 from kdlib.study.plans import Budget, Row, RunConfig
 from kdlib.study.runs_file import BUDGET_COLUMNS, to_text
 from kdlib.teachers import CachedTeacher
@@ -114,7 +116,9 @@ class Experiment:
         It is trained once and kept in the scratch folder; trained again, it has the same weights.
         """
         budget = self.budget
-        key = files.fingerprint([], self.fingerprint, budget.student, budget.epochs, self.device_options)
+        key = files.fingerprint(
+            [], self.fingerprint, budget.student, budget.epochs, budget.optimizer, self.device_options
+        )
         path = self.cache / f"own-size-{key[:12]}.safetensors"
         if not path.exists():
             model = self.build_student(CONTROL_TEACHER_SEED)
@@ -123,6 +127,7 @@ class Experiment:
                 self.data,
                 method=HardLabels(),
                 epochs=budget.epochs,
+                recipe=method_specs.METHODS[HARD].start_with(budget.optimizer).recipe(optimizer=budget.optimizer),
                 seed=CONTROL_TEACHER_SEED,
                 test=False,
                 progress=False,
@@ -156,8 +161,8 @@ class Experiment:
     def seed_runner(self, configs: Sequence[RunConfig], runs_path: Path) -> Iterator[SeedRunner]:
         """A runner for the runs of one seed; `configs` are all of them, finished ones too.
 
-        runs_path: the file that the runs go to; with it in the name, no two studies use one folder of outputs. These
-        are removed in the end, and found and reused after a kill.
+        runs_path: the file that the runs go to; with it in the name, no two studies use one folder of outputs. These,
+        and checkpoints of unfinished runs, are removed in the end; after an interruption they are found and reused.
         """
         layers = sorted({name for config in configs for name in self.make_method(config).teacher_layers})
         seed, excluded_class = configs[0].seed, configs[0].excluded_class
@@ -165,17 +170,16 @@ class Experiment:
             [], str(runs_path.resolve()), self.fingerprint, self.budget, seed, excluded_class, layers
         )
         group = SeedGroup(seed, excluded_class, tuple(layers), self.cache / f"outputs-seed{seed}-{key[:12]}")
-        try:
-            yield SeedRunner(self, group)
-        finally:
-            shutil.rmtree(group.outputs, ignore_errors=True)
+        yield SeedRunner(self, group)
+        shutil.rmtree(group.outputs, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class SeedGroup:
     """The runs of one seed: what they share beside the experiment.
 
-    layers: of the reference teacher, those that any of the runs needs. outputs: folder of the teachers' outputs.
+    layers: of the reference teacher, those that any of the runs needs. outputs: folder of the teachers' outputs, and of
+    the checkpoints.
     """
 
     seed: int
@@ -197,8 +201,9 @@ class SeedRunner:
     def run(self, config: RunConfig, *, test: bool) -> dict[str, Any]:
         """Train one student and return its row; the test set is read once, afterwards, if `test`, else not at all.
 
-        A run whose loss is not finite gives a row too, without accuracies and with the reason as its error: to
-        leave out the seeds at which a method fails would be to choose seeds.
+        A run that was interrupted goes on at its last epoch, to the bit. One whose loss is not finite gives a row too,
+        without accuracies and with the reason as its error: to leave out the seeds at which a method fails would be to
+        choose seeds.
         """
         experiment, budget = self.experiment, self.experiment.budget
         self.teacher(config.spec.teacher)  # before the clock starts: its outputs are shared with other runs
@@ -206,19 +211,32 @@ class SeedRunner:
         row |= {"device": str(experiment.device_config), "threads": torch.get_num_threads()}
         row["fingerprint"] = experiment.run_fingerprint(config)
         started = time.perf_counter()
+        checkpoint = self.checkpoint(config)
         try:
-            result = self.fit(config)
+            result = self.fit(config, checkpoint)
+            trained = time.perf_counter()
             metrics = train.evaluate(result.student, self.data.validation, **experiment.device_options)
             row["validation_accuracy"] = metrics.accuracy
             row |= self._test_columns(result.student) if test else {}
         except FloatingPointError as error:
-            return row | {"error": str(error), "seconds": time.perf_counter() - started}
+            checkpoint.unlink(missing_ok=True)
+            reason = error.reason if isinstance(error, DivergedError) else str(error)
+            return row | {"error": reason, "seconds": time.perf_counter() - started}
+        checkpoint.unlink(missing_ok=True)
         row["extra_parameters"] = measure.count_parameters(result.method)
         row["seconds_per_epoch"] = result.seconds / budget.epochs
-        return row | {"seconds": time.perf_counter() - started}
+        return row | {"seconds": result.seconds + time.perf_counter() - trained}
 
-    def fit(self, config: RunConfig) -> train.Result:
-        """Train the student of a run, without a look at the test set; FloatingPointError if a loss is not finite."""
+    def checkpoint(self, config: RunConfig) -> Path:
+        """Where a run is kept while it is trained; another number of threads, which round otherwise, begins anew."""
+        name = f"{self.experiment.run_fingerprint(config)}-{torch.get_num_threads()}.checkpoint"
+        return self.group.outputs / name
+
+    def fit(self, config: RunConfig, checkpoint: Path | None = None) -> train.Result:
+        """Train the student of a run, without a look at the test set, and go on from its checkpoint if there is one.
+
+        Raises FloatingPointError if a loss is not finite.
+        """
         experiment, budget = self.experiment, self.experiment.budget
         validation = self.data.validation
         few = validation.select(torch.arange(min(QUICK_VALIDATION, len(validation))))
@@ -228,10 +246,12 @@ class SeedRunner:
             teacher=self.teacher(config.spec.teacher),
             method=experiment.make_method(config),
             epochs=budget.epochs,
-            recipe=config.settings.recipe(budget.batch_size),
+            recipe=config.settings.recipe(budget.batch_size, budget.optimizer),
             views=budget.views,
             seed=config.seed,
             test=False,  # whoever wants it evaluates the finished student, once
+            checkpoint=checkpoint,
+            resume=checkpoint is not None,
             progress=False,
             **experiment.device_options,
         )

@@ -9,6 +9,7 @@ a combination with six settings is at a disadvantage beside hard labels with two
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -27,6 +28,7 @@ BATCH_SIZE = 128
 FIRST_TRIALS, FURTHER_TRIALS = 10, 5
 TRIALS_PER_METHOD = FIRST_TRIALS + FURTHER_TRIALS
 FAMILIES = ("baseline", "control", "logit", "feature", "relation", "combination")
+SGD, ADAMW = "sgd", "adamw"
 HARD = "hard"  # among the losses of a spec: cross-entropy with the labels, smoothed or not
 
 
@@ -34,8 +36,9 @@ HARD = "hard"  # among the losses of a spec: cross-entropy with the labels, smoo
 class Settings:
     """The hyper-parameters of one run; None for those that its method does not have.
 
-    learning_rate: for a batch of 128. alpha: the weight of the hard labels. beta: of dkd. weight: of the feature or
-    relation term. layers: which layers that term compares, a word of `models.pair_layers`.
+    learning_rate: for a batch of 128; its default and that of weight_decay are for SGD. alpha: the weight of the hard
+    labels. beta: of dkd. weight: of the feature or relation term. layers: which layers that term compares, a word of
+    `models.pair_layers`.
     """
 
     learning_rate: float = 0.1
@@ -58,13 +61,15 @@ class Settings:
         numbers = {name: float(row[name]) for name in SETTING_NAMES if name != "layers" and row[name] != ""}
         return cls(**numbers, layers=row["layers"] or None)
 
-    def recipe(self, batch_size: int = BATCH_SIZE) -> Recipe:
+    def recipe(self, batch_size: int = BATCH_SIZE, optimizer: str = SGD) -> Recipe:
         """How a run with these settings is trained; all else is the same for every method.
 
-        The learning rate is that of a batch of 128; a smaller one takes it in proportion (Goyal et al. 2017).
+        The learning rate is that of a batch of 128. With a smaller one SGD takes it in proportion (Goyal et al. 2017),
+        AdamW in proportion to the square root (Malladi et al. 2022).
         """
-        learning_rate = self.learning_rate * batch_size / BATCH_SIZE
-        return Recipe(learning_rate=learning_rate, weight_decay=self.weight_decay, batch_size=batch_size)
+        share = batch_size / BATCH_SIZE
+        learning_rate = self.learning_rate * (share if optimizer == SGD else math.sqrt(share))
+        return Recipe(optimizer, learning_rate, weight_decay=self.weight_decay, batch_size=batch_size)
 
     def __str__(self) -> str:
         return ", ".join(
@@ -75,7 +80,11 @@ class Settings:
 
 
 SETTING_NAMES = tuple(setting.name for setting in fields(Settings))
-SHARED_SPACE = {"learning_rate": LogUniform(0.01, 3), "weight_decay": LogUniform(2e-5, 5e-3)}  # of every method
+# Of every method, by optimiser. AdamW's weight decay acts beside the gradient, and is larger for the same effect.
+SHARED_SPACES: dict[str, SearchSpace] = {
+    SGD: {"learning_rate": LogUniform(0.01, 3), "weight_decay": LogUniform(2e-5, 5e-3)},
+    ADAMW: {"learning_rate": LogUniform(2e-4, 2e-2), "weight_decay": LogUniform(1e-3, 1)},
+}
 
 
 class TeacherKind(StrEnum):
@@ -93,8 +102,8 @@ class MethodSpec:
     """One method of the study.
 
     name: as rows call it. title: as figures and tables call it. family: one of FAMILIES. losses: HARD and names in
-    `loss_table.LOSSES`, added up in this order. start: the settings that are used where nothing was tuned. own_space:
-    where its own settings are searched for, beside those of SHARED_SPACE. teacher: which network teaches.
+    `loss_table.LOSSES`, added up in this order. start: the settings that are used where nothing was tuned, with SGD.
+    own_space: where its own settings are searched for, beside those of SHARED_SPACES. teacher: which network teaches.
     """
 
     name: str
@@ -105,26 +114,30 @@ class MethodSpec:
     own_space: SearchSpace = field(hash=False)  # a mapping
     teacher: TeacherKind = TeacherKind.REFERENCE
 
-    @property
-    def space(self) -> SearchSpace:
+    def start_with(self, optimizer: str) -> Settings:
+        """The settings that are used with this optimiser where nothing was tuned."""
+        return self.start if optimizer == SGD else replace(self.start, learning_rate=2e-3, weight_decay=0.05)
+
+    def search_space(self, optimizer: str = SGD) -> SearchSpace:
         """Where all of its settings are searched for."""
-        return {**SHARED_SPACE, **self.own_space}
+        return {**SHARED_SPACES[optimizer], **self.own_space}
 
-    def first_settings(self) -> list[Settings]:
+    def first_settings(self, optimizer: str = SGD) -> list[Settings]:
         """The settings of the first trials, spread over the whole space."""
-        return [replace(self.start, **point) for point in sample(self.space, FIRST_TRIALS, "first")]
+        return [replace(self.start, **point) for point in sample(self.search_space(optimizer), FIRST_TRIALS, "first")]
 
-    def further_settings(self, best: Settings) -> list[Settings]:
+    def further_settings(self, best: Settings, optimizer: str = SGD) -> list[Settings]:
         """The settings of the further trials, around the best of the first."""
-        near = narrowed(self.space, asdict(best))
+        near = narrowed(self.search_space(optimizer), asdict(best))
         return [replace(best, **point) for point in sample(near, FURTHER_TRIALS, "further")]
 
-    def at_edge(self, best: Settings, tried: Iterable[Settings]) -> list[str]:
+    def at_edge(self, best: Settings, tried: Iterable[Settings], optimizer: str = SGD) -> list[str]:
         """The settings of which `best` has the least or the largest value that was tried, and could be beyond it."""
-        values = {name: [getattr(settings, name) for settings in tried] for name in self.space}
+        space = self.search_space(optimizer)
+        values = {name: [getattr(settings, name) for settings in tried] for name in space}
         return [
             name
-            for name, distribution in self.space.items()
+            for name, distribution in space.items()
             if isinstance(distribution, LogUniform)
             and getattr(best, name) in (min(values[name]), max(values[name]))
             and getattr(best, name) < distribution.largest

@@ -13,6 +13,8 @@ from kdlib.study import method_specs
 from kdlib.study.method_specs import (
     BATCH_SIZE,
     METHODS,
+    SGD,
+    SHARED_SPACES,
     TRIALS_PER_METHOD,
     MethodSpec,
     Settings,
@@ -33,8 +35,9 @@ class Budget:
     """What all runs of a study share, so that they differ by method and seed alone.
 
     images: training images, drawn anew by each seed, equally many of each class; None takes all. views: augmented
-    views of each image that the epochs go through in turn, and for which the teacher's outputs are stored.
-    Raises ValueError for numbers below one.
+    views of each image that the epochs go through in turn, and for which the teacher's outputs are stored. optimizer:
+    "sgd" or "adamw".
+    Raises ValueError for numbers below one, and for an optimiser whose settings nobody knows where to search for.
     """
 
     data: str = "fashion-mnist"
@@ -43,6 +46,7 @@ class Budget:
     images: int | None = 10_000
     epochs: int = 15
     views: int = 5
+    optimizer: str = SGD
     device: str = "auto"
     precision: str = "auto"
 
@@ -51,12 +55,15 @@ class Budget:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is a whole number of at least 1; got {value!r}.")
+        if self.optimizer not in SHARED_SPACES:
+            raise unknown_name("optimizer of a study", self.optimizer, SHARED_SPACES)
 
     @classmethod
     def from_row(cls, row: Row, device: str = "auto", precision: str = "auto") -> Budget:
         """The budget of the run that a row is the result of."""
         images, epochs, views = (int(row[name]) for name in ("images", "epochs", "views"))
-        return cls(row["data"], row["student"], row["teacher"], images, epochs, views, device, precision)
+        data, student, teacher, optimizer = (row[name] for name in ("data", "student", "teacher", "optimizer"))
+        return cls(data, student, teacher, images, epochs, views, optimizer, device, precision)
 
     @property
     def batch_size(self) -> int:
@@ -69,7 +76,8 @@ class Budget:
     def path(self, kind: str, folder: Path) -> Path:
         """The CSV file in `folder` that holds the runs of this kind and budget."""
         teacher = Path(self.teacher).name.removesuffix(".safetensors")
-        return folder / f"{kind}-{self.student}-{teacher}-{self.images or 'all'}.csv"
+        optimizer = "" if self.optimizer == SGD else f"-{self.optimizer}"
+        return folder / f"{kind}-{self.student}-{teacher}-{self.images or 'all'}{optimizer}.csv"
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,8 @@ class RunConfig:
         shared = {
             name: value for name, value in asdict(budget).items() if name not in ("teacher", "device", "precision")
         }
+        if budget.optimizer == SGD:
+            del shared["optimizer"]  # the hash of rows that were made when there was no other
         own = (self.method, self.spec.name, asdict(self.settings), int(self.seed), self.excluded_class)
         return files.fingerprint([], shared, own, inputs)[:16]
 
@@ -165,22 +175,29 @@ class Plan:
     excludes_classes: bool = False
 
     def run_configs(
-        self, variants: Sequence[Variant], seeds: Iterable[int], tuned: Tuned, excluded_classes: Sequence[int] = ()
+        self,
+        variants: Sequence[Variant],
+        seeds: Iterable[int],
+        tuned: Tuned,
+        excluded_classes: Sequence[int] = (),
+        optimizer: str = SGD,
     ) -> list[RunConfig]:
         """The runs of these variants, all of a seed together: a study that was stopped holds whole pairs.
 
-        tuned: where a method is missing, its start settings. excluded_classes: for a plan that excludes classes, one
-        after the other.
+        tuned: where a method is missing, its start settings with this optimiser. excluded_classes: for a plan that
+        excludes classes, one after the other.
         """
         return [
-            self._run_config(variant, seed, tuned, excluded)
+            self._run_config(variant, seed, tuned, excluded, optimizer)
             for excluded in (excluded_classes if self.excludes_classes else (None,))
             for seed in seeds
             for variant in variants
         ]
 
-    def _run_config(self, variant: Variant, seed: int, tuned: Tuned, excluded_class: int | None) -> RunConfig:
-        found = tuned.get(variant.spec.name) or TunedSettings(variant.spec.start)
+    def _run_config(
+        self, variant: Variant, seed: int, tuned: Tuned, excluded_class: int | None, optimizer: str
+    ) -> RunConfig:
+        found = tuned.get(variant.spec.name) or TunedSettings(variant.spec.start_with(optimizer))
         settings = replace(found.settings, **variant.changes)  # type: ignore[arg-type]
         return RunConfig(self.kind, variant.name, variant.spec, settings, seed, excluded_class, found.tuned_on)
 
@@ -275,23 +292,25 @@ def of_methods(names: Sequence[str]) -> Plan:
 # --- trials, on the validation split; the test set plays no part in them
 
 
-def first_trials(specs: Iterable[MethodSpec], seeds: Sequence[int]) -> list[RunConfig]:
+def first_trials(specs: Iterable[MethodSpec], seeds: Sequence[int], optimizer: str = SGD) -> list[RunConfig]:
     """The first sample of each method's settings."""
-    return _trials({spec: spec.first_settings() for spec in specs}, seeds)
+    return _trials({spec: spec.first_settings(optimizer) for spec in specs}, seeds)
 
 
-def further_trials(specs: Iterable[MethodSpec], seeds: Sequence[int], rows: Sequence[Row]) -> list[RunConfig]:
+def further_trials(
+    specs: Iterable[MethodSpec], seeds: Sequence[int], rows: Sequence[Row], optimizer: str = SGD
+) -> list[RunConfig]:
     """The second sample of each method's settings, around those that did best in the first trials in `rows`.
 
     Where all of these diverged, around those with the smallest learning rate.
     """
     tried = {}
     for spec in specs:
-        first = spec.first_settings()
+        first = spec.first_settings(optimizer)
         means = _mean_scores(spec, first, seeds, rows)
         slowest = min(first, key=lambda settings: settings.learning_rate)
         best = max(means, key=lambda settings: means[settings]) if means else slowest
-        tried[spec] = spec.further_settings(best)
+        tried[spec] = spec.further_settings(best, optimizer)
     return _trials(tried, seeds)
 
 
@@ -331,7 +350,8 @@ def _best_settings(spec: MethodSpec, rows: Sequence[Row], seeds: Iterable[int] |
             "trained by it with these settings: leave the method out, or extend its search space."
         )
     best = max(means, key=lambda settings: means[settings])
-    return TunedSettings(best, tuning_label(rows[0], len(found)), means[best], tuple(spec.at_edge(best, tried)))
+    at_edge = spec.at_edge(best, tried, rows[0]["optimizer"])
+    return TunedSettings(best, tuning_label(rows[0], len(found)), means[best], tuple(at_edge))
 
 
 def tuning_label(budget: Mapping[str, object], num_seeds: int) -> str:

@@ -131,6 +131,7 @@ def gains_table(folder: Path) -> str:
         ["teacher", *(results.budget["teacher"] for results in budgets)],
         ["training images", *(f"{results.images:,}" for results in budgets)],
         ["epochs", *(results.budget["epochs"] for results in budgets)],
+        ["optimizer", *(results.budget["optimizer"] for results in budgets)],
         ["seeds", *(str(len(results.seeds)) for results in budgets)],
         ["hard labels, %", *(_score(results.score(results.baseline)) for results in budgets)],
     ]
@@ -140,18 +141,21 @@ def gains_table(folder: Path) -> str:
 
 
 def _load_all(folder: Path) -> list[Results]:
-    """The finished runs of every file of methods, by student, teacher and number of images."""
+    """The finished runs of every file of methods, by student, teacher, number of images and optimiser."""
     found = []
     for path in folder.glob("methods-*.csv"):
         if rows := read_rows(path):
-            student, teacher, images = rows[0]["student"], rows[0]["teacher"], int(rows[0]["images"])
-            found.append(load("methods", student=student, teacher=teacher, images=images, folder=folder))
+            student, teacher, optimizer = (rows[0][name] for name in ("student", "teacher", "optimizer"))
+            images = int(rows[0]["images"])
+            found.append(
+                load("methods", student=student, teacher=teacher, images=images, optimizer=optimizer, folder=folder)
+            )
     return sorted(found, key=_budget_order)
 
 
 def _budget_order(results: Results) -> tuple[Any, ...]:
     budget = results.budget
-    return _natural_order(budget["student"]), _natural_order(budget["teacher"]), results.images
+    return _natural_order(budget["student"]), _natural_order(budget["teacher"]), results.images, budget["optimizer"]
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:

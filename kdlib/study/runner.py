@@ -22,7 +22,7 @@ from kdlib import files
 from kdlib.data import data_dir
 from kdlib.study import plans
 from kdlib.study.experiment import Experiment, WorkerPool
-from kdlib.study.method_specs import TRIALS_PER_METHOD, MethodSpec, Settings
+from kdlib.study.method_specs import HARD, METHODS, TRIALS_PER_METHOD, MethodSpec, Settings
 from kdlib.study.plans import PLANS, TRIALS, TUNING_SEEDS, Budget, Plan, Row, RunConfig, TunedSettings, row_key
 from kdlib.study.predictions import PredictionsFile
 from kdlib.study.report import update_readme
@@ -34,11 +34,11 @@ class StudyConfig:
     """What a study consists of; the command line has one option for each field.
 
     out: folder of the results, default data/results. cache: scratch folder for teacher outputs (some gigabytes for one
-    seed, removed when it is done). trials_file: trials to take the settings from, made for the same student,
-    teacher and batch size with other images or epochs (--choices); with `retune` only the best of each family are taken
-    from it, of any budget, and their settings are tuned anew. defaults: no trials, the start settings of each method.
-    excluded_classes: for the plan "missing-class" (--left-out). workers: how many runs at a time, each in a process
-    of its own that has its share of torch's threads.
+    seed) and checkpoints of unfinished runs; they are removed when a seed is done. trials_file: trials to take the
+    settings from, made for the same student, teacher, optimiser and batch size with other images or epochs (--choices);
+    with `retune` only the best of each family are taken from it, of any budget, and their settings are tuned anew.
+    defaults: no trials, the start settings of each method. excluded_classes: for the plan "missing-class" (--left-out).
+    workers: how many runs at a time, each in a process of its own that has its share of torch's threads.
     Raises TypeError for a plan by its name, ValueError for seeds that serve twice, options that contradict each other,
     or less than one worker.
     """
@@ -247,7 +247,7 @@ class _Study:
             )
         for spec in self.specs_to_tune:
             tried = {Settings.from_row(row) for row in trial_rows if row["method"] == spec.name}
-            if tried and tried.isdisjoint(spec.first_settings()):
+            if tried and tried.isdisjoint(spec.first_settings(self.config.budget.optimizer)):
                 raise ValueError(
                     f"{self.trials_path} holds trials of {spec.name} from another search, perhaps of another version "
                     "of kdlib. Move it and the runs away, or choose another folder with --out."
@@ -255,9 +255,9 @@ class _Study:
 
     def tune(self, executor: _Executor, trials: RunsFile) -> None:
         """Make the trials that are missing, and take the best settings of each method."""
-        specs, seeds = self.specs_to_tune, self.config.tuning_seeds
-        executor.run(plans.first_trials(specs, seeds), trials, test=False)
-        executor.run(plans.further_trials(specs, seeds, trials.rows), trials, test=False)
+        specs, seeds, optimizer = self.specs_to_tune, self.config.tuning_seeds, self.config.budget.optimizer
+        executor.run(plans.first_trials(specs, seeds, optimizer), trials, test=False)
+        executor.run(plans.further_trials(specs, seeds, trials.rows, optimizer), trials, test=False)
         self.tuned = plans.best_settings(trials.rows, specs, seeds)
         executor.note_tuned(trials, self.tuned)
         if not self.config.retune:
@@ -285,7 +285,10 @@ class _Study:
         return configs
 
     def _run_configs(self, tuned: Mapping[str, TunedSettings]) -> list[RunConfig]:
-        return self.plan.run_configs(self.variants, self.config.seeds, tuned, self.config.excluded_classes)
+        config = self.config
+        return self.plan.run_configs(
+            self.variants, config.seeds, tuned, config.excluded_classes, config.budget.optimizer
+        )
 
     def _check_tuned_alike(self, rows: Iterable[Row], labels: Iterable[str]) -> None:
         found = sorted({row["tuned_on"] for row in rows}.union(labels))
@@ -300,7 +303,7 @@ class _Study:
 def _read_tuned(config: StudyConfig) -> dict[str, TunedSettings]:
     """The best settings in the file of trials that was named, if one was, of the methods that the plan tunes.
 
-    Raises ValueError for settings tuned for another student, teacher or batch size: these do not carry over.
+    Raises ValueError for settings tuned for another student, teacher, optimiser or batch size: these do not carry over.
     """
     if config.trials_file is None:
         return {}
@@ -317,7 +320,8 @@ def _read_tuned(config: StudyConfig) -> dict[str, TunedSettings]:
 
 
 def _pair(budget: Budget) -> str:
-    return f"{budget.student}, taught by {budget.teacher}, in batches of {budget.batch_size}"
+    how = f"{budget.optimizer} and batches of {budget.batch_size}"
+    return f"{budget.student}, taught by {budget.teacher}, with {how}"
 
 
 _BAR_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} runs{postfix}"  # tqdm's estimate knows no methods
@@ -446,7 +450,7 @@ class TimeEstimate:
 def probe(experiment: Experiment, steps: int = 3) -> float:
     """Seconds that one run by hard labels will take, from a few training steps on one batch."""
     device_config, budget = experiment.device_config, experiment.budget
-    recipe = Settings().recipe(budget.batch_size)
+    recipe = METHODS[HARD].start_with(budget.optimizer).recipe(budget.batch_size, budget.optimizer)
     student = device_config.move(experiment.build_student(0)).train()
     optimizer = recipe.make_optimizer(student.parameters())
     batch = next(experiment.data.train.iter_batches(recipe.batch_size, device=device_config.device))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LOCK_POSITION = 2**30  # on Windows the byte that is locked, far behind the last row
 TIME_COLUMNS = ("seconds", "seconds_per_epoch")  # what may differ when a run is repeated
-BUDGET_COLUMNS = ("data", "student", "teacher", "images", "epochs", "views")
+BUDGET_COLUMNS = ("data", "student", "teacher", "images", "epochs", "views", "optimizer")
 _CONFIG_COLUMNS = ("study", *BUDGET_COLUMNS, "method", "spec", "seed", "excluded_class", *SETTING_NAMES, "tuned_on")
 _PROCESS_COLUMNS = ("extra_parameters", *TIME_COLUMNS, "device", "threads", "error", "fingerprint")
 RUN_COLUMNS = (
