@@ -16,26 +16,28 @@ import copy
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
 
-from kdlib import devices, train
-from kdlib.data import data_dir
+from kdlib import devices, files, models, train
+from kdlib.data import data_dir, load_images
 from kdlib.distill import Job, build, distill
 from kdlib.errors import check_whole, exit_in_a_sentence
 from kdlib.methods import HardLabels
 from kdlib.recipes import Recipe
+from kdlib.study.predictions import PredictionsFile
 from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, read_frame, to_text
 from kdlib.teachers import CachedTeacher
-from kdlib.verdict import Comparison, compare
+from kdlib.verdict import Comparison, compare, compare_samples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +46,7 @@ HARD, LOGITS = "hard labels", "logits"
 TRIALS, SEEDS = "headline-trials.csv", "headline.csv"
 TUNING_SEEDS = (1_000, 1_001)  # none of the job's
 FINALISTS = 3
+STUDENTS = {HARD: "baseline.checkpoint", LOGITS: "student.safetensors"}  # what `distill` leaves of each
 
 
 def _adamw(rate: float, batch_size: int = 64, schedule: str = "cosine") -> Recipe:
@@ -173,14 +176,20 @@ def _told(job: Job) -> str:
 def run_seeds(
     job: Job, seeds: int, out: Path, command: str, log: Callable[[str], object] = print
 ) -> list[dict[str, str]]:
-    """Do the job with the seeds that are missing of 0, 1, ... and return its rows; raises as the trials."""
+    """Do the job with the seeds that are missing of 0, 1, ... and return its rows; raises as the trials.
+
+    What both students of a seed answer for each test image is kept beside the rows.
+    """
     check_whole(1, 100, seeds=seeds)
+    answers = PredictionsFile(out / SEEDS)
     with _rows(out / SEEDS, SEED_COLUMNS, command, log) as (file, session):
         for seed in range(seeds):
             own = replace(job, seed=seed)
             if rows_of(file.rows, **settings(own)):
                 continue
-            report = distill(own, progress=False, echo=lambda line: None)
+            with TemporaryDirectory() as scratch:
+                report = distill(own, Path(scratch), progress=False, echo=lambda line: None)
+                _keep_answers(answers, own, Path(scratch))
             scores = {name: getattr(report, name) for name in SCORES}
             file.append(settings(own) | process() | scores | {"seconds": round(report.seconds, 1)})
             session.write(len(file.rows))
@@ -190,10 +199,34 @@ def run_seeds(
     return rows_of(file.rows, **of_the_job)
 
 
-def gain(rows: Sequence[dict[str, str]]) -> Comparison:
-    """The gain in test accuracy over hard labels, paired by seed; its interval covers seeds, not test images."""
+def _keep_answers(answers: PredictionsFile, job: Job, run: Path) -> None:
+    """Add what the two students that a job left in the folder `run` answer for each test image."""
+    test = load_images(job.data).test
+    for method, name in STUDENTS.items():
+        logits = train.evaluate(models.load(run / name), test, device=job.device, precision=job.precision).logits
+        answers.add(_key(settings(job), method), logits.argmax(1), test.labels)
+
+
+def _key(of_the_job: Mapping[str, Any], method: str) -> str:
+    """Under which the answers of a job's student are kept; the values as they are, or as a row has them."""
+    texts = {name: to_text(of_the_job[name]) for name in (*JOB_COLUMNS, *RECIPE_COLUMNS)}
+    return files.fingerprint([], texts, method)[:16]
+
+
+def gain(rows: Sequence[dict[str, str]], folder: Path) -> tuple[Comparison, str]:
+    """The gain in test accuracy over hard labels, paired by seed, and what its interval covers.
+
+    folder: of the rows. Where it has the students' answers, the interval covers test images beside seeds.
+    """
+    answers = PredictionsFile(folder / SEEDS)
+    right = {
+        method: {row["seed"]: one.numpy() for row in rows if (one := answers.right(_key(row, method))) is not None}
+        for method in STUDENTS
+    }
+    if all(len(of_seeds) == len(rows) for of_seeds in right.values()):
+        return compare_samples(right[LOGITS], right[HARD]), "seeds and test images"
     scores = ({row["seed"]: float(row[name]) for row in rows} for name in ("student_accuracy", "baseline_accuracy"))
-    return compare(*scores)
+    return compare(*scores), "seeds"
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
@@ -261,8 +294,12 @@ def seeds(
     count: Annotated[int, typer.Option("--seeds", min=1, help="How many: 0, 1, ...")] = 5, out: Out = None
 ) -> None:
     """Do the job of `make distill` with several seeds, and print a table."""
-    rows = run_seeds(JOB, count, out or data_dir() / "results", _command(), partial(print, flush=True))
-    print(f"\n{table(rows)}\n\n{gain(rows)}" if len(rows) > 1 else f"\n{table(rows)}")
+    folder = out or data_dir() / "results"
+    rows = run_seeds(JOB, count, folder, _command(), partial(print, flush=True))
+    print(f"\n{table(rows)}")
+    if len(rows) > 1:
+        found, over = gain(rows, folder)
+        print(f"\n{found}, over {over}")
 
 
 def main() -> None:
