@@ -111,7 +111,7 @@ def fit(
     Under torchrun, inside `distributed.process_group()`, the processes share every batch; losses that relate the
     samples of a batch then see the shard of one process.
     Raises ValueError when the pieces do not fit together, TypeError for data or a teacher of another kind,
-    FloatingPointError when a loss is not finite.
+    `errors.DivergedError`, a FloatingPointError, when a loss or a weight is not finite.
     """
     check_flags(compile=compile, resume=resume, other_threads=other_threads, progress=progress)
     if test is not None:

@@ -70,7 +70,7 @@ def write(
     for name in [plan] if isinstance(plan, str) else plan:
         one = plans.find(name)
         path = shared.path(one.kind, folder)
-        configs = one.run_configs(one.variants(tuned), seeds, tuned, excluded_classes=(3,))
+        configs = one.run_configs(one.variants(tuned), seeds, tuned, (3,), shared.optimizer)
         with RunsFile(path, RUN_COLUMNS).open() as file:
             finished = {row_key(row) for row in file.rows}
             for config in configs:

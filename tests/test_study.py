@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -43,6 +44,7 @@ from kdlib.study.method_specs import (
 )
 from kdlib.study.plans import CONTROLS, FULL, PLANS, Budget, RunConfig, TunedSettings, Variant
 from kdlib.study.predictions import PredictionsFile
+from kdlib.study.report import GAINS_MARKER, RUNS_MARKER, update_readme
 from kdlib.study.runner import StudyConfig
 from kdlib.study.runs_file import (
     RUN_COLUMNS,
@@ -474,9 +476,21 @@ def test_a_checkpoint_of_other_threads_is_not_gone_on_with(budget: Budget, tmp_p
     with Experiment(budget, tmp_path).seed_runner([run_config()], tmp_path / "x.csv") as seed_runner:
         names, threads = set(), torch.get_num_threads()
         for count in (threads, threads + 1):
-            with runner._threads(count):
-                names.add(seed_runner.checkpoint(run_config()))
+            torch.set_num_threads(count)
+            names.add(seed_runner.checkpoint(run_config()))
+        torch.set_num_threads(threads)
     assert len(names) == 2
+
+
+def test_a_damaged_checkpoint_does_not_stop_a_study(budget: Budget, tmp_path: Path) -> None:
+    with Experiment(budget, tmp_path).seed_runner([run_config("hard")], tmp_path / "x.csv") as seed_runner:
+        path = seed_runner.checkpoint(run_config("hard"))
+        path.parent.mkdir()
+        path.write_bytes(b"cut off")
+        assert seed_runner.run(run_config("hard"), test=False)["validation_accuracy"] > 0
+        assert not path.exists()
+        with pytest.raises(ValueError, match="needs a weight and layers"):  # other errors are not hidden
+            seed_runner.run(run_config("hint", weight=None), test=False)
 
 
 @given(st.sets(st.integers(0, 10_000), min_size=2, max_size=30), st.integers(0, 5))
@@ -1032,8 +1046,6 @@ def test_the_command_runs_plans_and_repeats(
 def test_an_interrupted_command_says_how_to_go_on(
     budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import typer
-
     def interrupted(*args: Any, **options: Any) -> Path:
         raise KeyboardInterrupt
 
@@ -1079,12 +1091,53 @@ def test_another_optimizer_has_files_trials_and_start_settings_of_its_own(budget
         "methods", student=other.student, teacher=other.teacher, images=48, optimizer="adamw", folder=tmp_path
     )
     assert found.budget["optimizer"] == "adamw"
+    app = typer.Typer()
+    app.command()(command.study)
+    asked = [*options(budget, tmp_path / "start"), "--optimizer", "adamw", "--dry", "--method", "kd"]
+    assert "-48-adamw.csv" in CliRunner().invoke(app, asked).output.replace("\n", "")
     assert "--optimizer adamw" in str(
         pytest.raises(FileNotFoundError, study.results, optimizer="adamw", folder=tmp_path).value
     )
     assert runner.reproduce(path, 1, cache=tmp_path / "again", device="cpu", precision="fp32") == {}
     start = runner.run(replace(config, out=tmp_path / "start"), progress=False)
     assert {(row["learning_rate"], row["weight_decay"]) for row in content(start)} == {("0.002", "0.05")}
+
+
+@pytest.mark.parametrize("other", ["adamw", "adam", ""])
+def test_trials_of_an_optimizer_that_does_not_fit_are_refused(other: str) -> None:
+    made = trials("kd", {}, others=0.3)
+    with pytest.raises(ValueError, match="with the optimizer '.*'; expected one of sgd, adamw for all"):
+        plans.best_settings([*made[:-1], made[-1] | {"optimizer": other}])
+
+
+def test_results_of_before_there_was_a_choice_of_optimizer_are_refused_by_name(finished: Path, tmp_path: Path) -> None:
+    (path,) = finished.glob("methods-*.csv")
+    read_frame(path).drop(columns="optimizer").to_csv(tmp_path / path.name, index=False)
+    (tmp_path / "README.md").write_text("".join(f"{marker}\n" * 2 for marker in (RUNS_MARKER, GAINS_MARKER)))
+    with pytest.raises(ValueError, match="no column optimizer: .*put it behind views, with sgd in each row"):
+        update_readme(tmp_path)
+
+
+def test_what_interrupted_sessions_left_is_removed_in_the_end(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(study_config(budget, tmp_path), plan=plans.of_methods(["kd"]), seeds=(0,))
+    save = Checkpointer.save
+
+    def interrupted(checkpointer: Checkpointer, *args: Any) -> None:
+        save(checkpointer, *args)
+        raise KeyboardInterrupt
+
+    other_layers = replace(config, plan=plans.of_methods(["hint"]))  # and so another folder
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(other_layers, progress=False)
+    (left,) = config.cache.iterdir()
+    (config.cache / "outputs-of another study").mkdir()
+    runner.run(config, progress=False)
+    assert not left.exists()
+    assert [path.name for path in config.cache.iterdir()] == ["outputs-of another study"]
 
 
 # --- what each student answered ----------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ title: {PLACEHOLDER}
 
 - teacher: {budget["teacher"]}, {PLACEHOLDER}: what was it trained on?
 - student: {budget["student"]}
-- budget: {budget["epochs"]} epochs, {budget["views"]} views, {seeds} seeds, the same for every method
+- budget: {budget["epochs"]} epochs, {budget["views"]} views, {seeds} seeds, the same for every method; {budget["optimizer"]}
 - settings: {chosen}
 - test set: read once for each run, after everything was chosen
 
@@ -134,7 +134,8 @@ def repeat_command(results: Results, method: str, seed: int) -> str:
         "epochs": row["epochs"],
         "views": row["views"],
         "batch-size": str(batch),
-        "learning-rate": repr(settings.recipe(batch).learning_rate),
+        "optimizer": row["optimizer"],
+        "learning-rate": repr(settings.recipe(batch, row["optimizer"]).learning_rate),
         "weight-decay": repr(settings.weight_decay),
         "seed": str(seed),
         "out": "runs/student",

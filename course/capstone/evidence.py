@@ -74,7 +74,7 @@ def load_study(path: Path) -> Results:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. The report names the CSV file that kdlib study has written.")
     rows = read_rows(path)
-    if not rows or not {"student", "teacher", "images", "method"} <= set(rows[0]):
+    if not rows or not {"student", "teacher", "images", "optimizer", "method"} <= set(rows[0]):
         raise ValueError(f"{path} holds no finished runs of kdlib study.")
     first = rows[0]
     results = load(
@@ -82,6 +82,7 @@ def load_study(path: Path) -> Results:
         student=first["student"],
         teacher=first["teacher"],
         images=int(first["images"]),
+        optimizer=first["optimizer"],
         folder=path.parent,
     )
     if results.sources[0].name != path.name:

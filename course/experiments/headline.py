@@ -7,7 +7,7 @@ In about five minutes on two cores a ResNet-50 teaches a ResNet-18. The first co
 hard labels and with logits, on the validation split and with a seed that the job does not use, and the best of them
 with a second one. The second command does the job itself with seeds 0 to 4. A seed gives the images, their order and
 views, and the initial weights, the same for both students; the test set is read once for each network, when both are
-trained.
+trained, and once more for what it answers for each image.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ def run_seeds(
     What both students of a seed answer for each test image is kept beside the rows.
     """
     check_whole(1, 100, seeds=seeds)
-    answers = PredictionsFile(out / SEEDS)
     with _rows(out / SEEDS, SEED_COLUMNS, command, log) as (file, session):
+        answers = PredictionsFile(out / SEEDS)
         for seed in range(seeds):
             own = replace(job, seed=seed)
             if rows_of(file.rows, **settings(own)):
@@ -226,7 +226,7 @@ def gain(rows: Sequence[dict[str, str]], folder: Path) -> tuple[Comparison, str]
     if all(len(of_seeds) == len(rows) for of_seeds in right.values()):
         return compare_samples(right[LOGITS], right[HARD]), "seeds and test images"
     scores = ({row["seed"]: float(row[name]) for row in rows} for name in ("student_accuracy", "baseline_accuracy"))
-    return compare(*scores), "seeds"
+    return compare(*scores), "seeds (of some, the students' answers were not kept)"
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:

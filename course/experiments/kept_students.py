@@ -209,7 +209,8 @@ def kept_students(
     try:
         experiment.make(wanted(only or METHODS, seeds), command, log=partial(print, flush=True))
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
+        told = "Stopped. The same command goes on with what is missing, and uses what this one has left in"
+        print(f"\n{told} {cache}.", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

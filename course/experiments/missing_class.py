@@ -174,7 +174,7 @@ def recipe_of(config: RunConfig, budget: Budget) -> train.Recipe:
     """How a student is trained."""
     if budget.student == SMALL:
         return train.Recipe(optimizer="adamw", learning_rate=config.settings.learning_rate)
-    return config.settings.recipe(budget.batch_size)
+    return config.settings.recipe(budget.batch_size, budget.optimizer)
 
 
 def execute(labels: str, runner: SeedRunner, config: RunConfig) -> dict[str, Any]:

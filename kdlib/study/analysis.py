@@ -88,7 +88,10 @@ def _read_runs(path: Path, kind: str, budget: Budget) -> list[dict[str, str]]:
         raise ValueError(f"{path} holds no finished run yet. This goes on with it: {command}")
     missing = [name for name in REQUIRED_COLUMNS if name not in rows[0]]
     if missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}: it is not a file of finished runs.")
+        raise ValueError(
+            f"{path} has no column {', '.join(missing)}: it is no file of finished runs, or an older kdlib wrote it. "
+            "(Before version 0.2 there was no column optimizer: put it behind views, with sgd in each row.)"
+        )
     sessions = session_of_each_row(path, len(rows))
     processors = ["" if session is None else session.get("machine", {}).get("processor", "") for session in sessions]
     return [row | {"processor": processor} for row, processor in zip(rows, processors, strict=True)]

@@ -45,7 +45,9 @@ def study(
         list[int] | None, typer.Option("--left-out", help="missing-class: the class; repeat it for more.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
-    cache: Annotated[Path, typer.Option(help="Scratch folder for the teachers' outputs.")] = Path("runs/study"),
+    cache: Annotated[Path, typer.Option(help="Scratch folder for the teachers' outputs and unfinished runs.")] = Path(
+        "runs/study"
+    ),
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
@@ -93,8 +95,8 @@ def study(
                 path = runner.run(config, progress=not quiet, command=shlex.join(["kdlib", "study", *_arguments()]))
                 print(f"All runs are in {path}")
     except KeyboardInterrupt:
-        told = "The same command goes on with what is missing; what it then needs of this session is in"
-        print(f"\nkdlib: stopped. {told} {cache}, which can be deleted.", file=sys.stderr)
+        told = f"The same command goes on with what is missing, and uses what this one has left in {cache}"
+        print(f"\nkdlib: stopped. {told} (a scratch folder; empty it only while no study runs).", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

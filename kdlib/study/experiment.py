@@ -35,7 +35,7 @@ from kdlib.methods import HardLabels, Method
 from kdlib.study import method_specs
 from kdlib.study.method_specs import HARD, TeacherKind
 from kdlib.study.plans import Budget, Row, RunConfig
-from kdlib.study.runs_file import BUDGET_COLUMNS, to_text
+from kdlib.study.runs_file import BUDGET_COLUMNS, library_versions, machine_info, to_text
 from kdlib.teachers import CachedTeacher
 
 QUICK_VALIDATION = 100  # images that `fit` evaluates after every epoch; a study needs the last evaluation alone
@@ -53,7 +53,7 @@ class Experiment:
     """What all runs of one study share: budget, data, device and the reference teacher."""
 
     def __init__(self, budget: Budget, cache: Path) -> None:
-        """Load data and teacher. cache: scratch folder for teacher outputs and control teachers.
+        """Load data and teacher. cache: scratch folder for teacher outputs, control teachers and checkpoints.
 
         Raises what `data.load`, `subset` and `models.load` raise; the test set is not read.
         """
@@ -111,7 +111,7 @@ class Experiment:
         return models.build(config.pop("architecture"), **config, seed=CONTROL_TEACHER_SEED).eval()
 
     def same_size_teacher(self) -> nn.Module:
-        """A teacher of the student's architecture, trained by hard labels on all training images.
+        """A teacher of the student's architecture, trained by hard labels on all training images, with start settings.
 
         It is trained once and kept in the scratch folder; trained again, it has the same weights.
         """
@@ -166,12 +166,22 @@ class Experiment:
         """
         layers = sorted({name for config in configs for name in self.make_method(config).teacher_layers})
         seed, excluded_class = configs[0].seed, configs[0].excluded_class
-        key = files.fingerprint(
-            [], str(runs_path.resolve()), self.fingerprint, self.budget, seed, excluded_class, layers
-        )
-        group = SeedGroup(seed, excluded_class, tuple(layers), self.cache / f"outputs-seed{seed}-{key[:12]}")
+        budget = replace(self.budget, **self.device_options)  # not "auto", which another machine may resolve otherwise
+        key = files.fingerprint([], self.fingerprint, budget, seed, excluded_class, layers)
+        folder = self.cache / f"{_outputs_of(runs_path)}-seed{seed}-{key[:12]}"
+        group = SeedGroup(seed, excluded_class, tuple(layers), folder)
         yield SeedRunner(self, group)
         shutil.rmtree(group.outputs, ignore_errors=True)
+
+    def remove_outputs(self, runs_path: Path) -> None:
+        """Remove all that interrupted sessions left in the scratch folder for the runs of this file."""
+        for folder in self.cache.glob(f"{_outputs_of(runs_path)}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _outputs_of(runs_path: Path) -> str:
+    """How the names of the scratch folders for the runs of this file begin."""
+    return f"outputs-{files.fingerprint([], str(runs_path.resolve()))[:8]}"
 
 
 @dataclass(frozen=True)
@@ -201,9 +211,9 @@ class SeedRunner:
     def run(self, config: RunConfig, *, test: bool) -> dict[str, Any]:
         """Train one student and return its row; the test set is read once, afterwards, if `test`, else not at all.
 
-        A run that was interrupted goes on at its last epoch, to the bit. One whose loss is not finite gives a row too,
-        without accuracies and with the reason as its error: to leave out the seeds at which a method fails would be to
-        choose seeds.
+        A run that was interrupted goes on at its last epoch, on a CPU to the bit. One whose loss is not finite gives a
+        row too, without accuracies and with the reason as its error: to leave out the seeds at which a method fails
+        would be to choose seeds.
         """
         experiment, budget = self.experiment, self.experiment.budget
         self.teacher(config.spec.teacher)  # before the clock starts: its outputs are shared with other runs
@@ -213,7 +223,7 @@ class SeedRunner:
         started = time.perf_counter()
         checkpoint = self.checkpoint(config)
         try:
-            result = self.fit(config, checkpoint)
+            result = self._resume(config, checkpoint)
             trained = time.perf_counter()
             metrics = train.evaluate(result.student, self.data.validation, **experiment.device_options)
             row["validation_accuracy"] = metrics.accuracy
@@ -228,9 +238,22 @@ class SeedRunner:
         return row | {"seconds": result.seconds + time.perf_counter() - trained}
 
     def checkpoint(self, config: RunConfig) -> Path:
-        """Where a run is kept while it is trained; another number of threads, which round otherwise, begins anew."""
-        name = f"{self.experiment.run_fingerprint(config)}-{torch.get_num_threads()}.checkpoint"
-        return self.group.outputs / name
+        """Where a run is kept while it is trained; where sums are rounded otherwise, a run begins anew."""
+        machine = machine_info()
+        rounding = (machine["processor"], machine["gpu"], machine["threads"], library_versions())
+        name = files.fingerprint([], self.experiment.run_fingerprint(config), *rounding)
+        return self.group.outputs / f"{name[:16]}.checkpoint"
+
+    def _resume(self, config: RunConfig, checkpoint: Path) -> train.Result:
+        """Train the student, from the checkpoint if there is one; a checkpoint that is of no use is removed."""
+        was_there = checkpoint.exists()
+        try:
+            return self.fit(config, checkpoint)
+        except ValueError:
+            if not was_there:
+                raise
+        checkpoint.unlink(missing_ok=True)
+        return self.fit(config, checkpoint)
 
     def fit(self, config: RunConfig, checkpoint: Path | None = None) -> train.Result:
         """Train the student of a run, without a look at the test set, and go on from its checkpoint if there is one.

@@ -343,6 +343,12 @@ def _best_settings(spec: MethodSpec, rows: Sequence[Row], seeds: Iterable[int] |
             f"seeds {found}, expected {TRIALS_PER_METHOD} settings with each of the seeds {expected}. Start the same "
             "command again to finish them; if they were made with other tuning seeds, choose another folder with --out."
         )
+    optimizers = sorted({row["optimizer"] for row in rows})
+    if len(optimizers) > 1 or optimizers[0] not in SHARED_SPACES:
+        raise ValueError(
+            f"The trials of {spec.name!r} were made with the optimizer {' and '.join(map(repr, optimizers))}; expected "
+            f"one of {', '.join(SHARED_SPACES)} for all. Restore the file of trials, or tune anew."
+        )
     means = _mean_scores(spec, tried, found, rows)
     if not means:
         raise ValueError(
@@ -350,7 +356,7 @@ def _best_settings(spec: MethodSpec, rows: Sequence[Row], seeds: Iterable[int] |
             "trained by it with these settings: leave the method out, or extend its search space."
         )
     best = max(means, key=lambda settings: means[settings])
-    at_edge = spec.at_edge(best, tried, rows[0]["optimizer"])
+    at_edge = spec.at_edge(best, tried, optimizers[0])
     return TunedSettings(best, tuning_label(rows[0], len(found)), means[best], tuple(at_edge))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from kdlib import files
 from kdlib.study.analysis import Estimate, Results, load
+from kdlib.study.method_specs import SGD
 from kdlib.study.runs_file import read_rows, read_sessions, session_of_each_row
 from kdlib.verdict import Verdict
 
@@ -145,7 +146,8 @@ def _load_all(folder: Path) -> list[Results]:
     found = []
     for path in folder.glob("methods-*.csv"):
         if rows := read_rows(path):
-            student, teacher, optimizer = (rows[0][name] for name in ("student", "teacher", "optimizer"))
+            student, teacher = rows[0]["student"], rows[0]["teacher"]
+            optimizer = rows[0].get("optimizer", SGD)  # `load` refuses a file without this column, by name
             images = int(rows[0]["images"])
             found.append(
                 load("methods", student=student, teacher=teacher, images=images, optimizer=optimizer, folder=folder)

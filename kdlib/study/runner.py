@@ -1,6 +1,7 @@
 """A whole study: tune the settings, then make the runs that are missing, one row at a time.
 
-Started again after a kill, it goes on: finished runs are recognized by the fingerprint of everything that was set.
+Started again after a kill, it goes on: finished runs are recognized by the fingerprint of everything that was set, and
+the run that was under way goes on at its last epoch.
 """
 
 from __future__ import annotations
@@ -115,6 +116,8 @@ def run(
         configs = study.run_configs(runs)
         executor.set_remaining(study.runs_left(runs.rows))
         executor.run(configs, runs, test=True)
+        for file in filter(None, (trials, runs)):  # while their locks are held: no other study uses these outputs
+            study.experiment.remove_outputs(file.path)
     update_readme(config.results_dir)
     return study.runs_path
 
@@ -160,10 +163,15 @@ def reproduce(
         raise ValueError(f"{path} has rows 1 to {len(rows)}; there is no row {number}.")
     old = rows[number - 1]
     experiment, config = Experiment(Budget.from_row(old, device, precision), cache), RunConfig.from_row(old)
-    with experiment.seed_runner([config], path.with_suffix(".reproduced")) as runner:
-        runner.teacher(config.spec.teacher)  # with all threads, as in the study: only students share them out
-        with _threads(int(old["threads"])):
-            new = runner.run(config, test=True)
+    own = path.with_suffix(".reproduced")
+    experiment.remove_outputs(own)  # it goes on from nothing
+    try:
+        with experiment.seed_runner([config], own) as runner:
+            runner.teacher(config.spec.teacher)  # with all threads, as in the study: only students share them out
+            with _threads(int(old["threads"])):
+                new = runner.run(config, test=True)
+    finally:
+        experiment.remove_outputs(own)
     values = {name: (old[name], to_text(new.get(name))) for name in RUN_COLUMNS if name not in TIME_COLUMNS}
     return {name: (before, now) for name, (before, now) in values.items() if before != now}
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from course import capstone
 from course.capstone.__main__ import main
 from course.capstone.evidence import load_study
 from kdlib.study import plans
-from kdlib.study.method_specs import Settings
+from kdlib.study.method_specs import METHODS, Settings
 from kdlib.study.plans import Budget
 from kdlib.study.predictions import PredictionsFile
 from kdlib.study.runs_file import RUN_COLUMNS, RunsFile
@@ -42,7 +43,7 @@ def write_study(folder: Path, seeds: int = 5, methods: tuple[str, ...] = tuple(G
     labels = torch.arange(IMAGES) % 10
     answers = PredictionsFile(path)
     with RunsFile(path, RUN_COLUMNS).open() as file:
-        for config in plan.run_configs(plan.variants({}), range(seeds), {}):
+        for config in plan.run_configs(plan.variants({}), range(seeds), {}, optimizer=budget.optimizer):
             chance = random.Random(f"{config.key}")
             wrong = round(IMAGES * (0.25 - GAINS[config.method] + 0.008 * chance.gauss(0, 1)))
             predicted = labels.clone()
@@ -443,6 +444,16 @@ def test_the_command_that_repeats_a_student_has_the_settings_of_its_row(
     assert "cannot be given to kdlib distill" in capsys.readouterr().err
     assert main(["repeat", study, "--seed", "9"]) == 2
     assert "has no seed 9" in capsys.readouterr().err
+
+
+def test_a_study_with_adamw_is_drafted_and_repeated_with_adamw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = str(write_study(tmp_path, budget=replace(BUDGET, optimizer="adamw")))
+    assert main(["repeat", study, "--method", "kd", "--seed", "3"]) == 0
+    command = capsys.readouterr().out
+    rate = METHODS["kd"].start_with("adamw").recipe(32, "adamw").learning_rate
+    assert f"--optimizer adamw --learning-rate {rate}" in command
 
 
 @pytest.mark.slow
