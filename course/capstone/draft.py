@@ -45,7 +45,8 @@ title: {PLACEHOLDER}
 
 - teacher: {budget["teacher"]}, {PLACEHOLDER}: what was it trained on?
 - student: {budget["student"]}
-- budget: {budget["epochs"]} epochs, {budget["views"]} views, {seeds} seeds, the same for every method; {budget["optimizer"]}
+- budget: {budget["epochs"]} epochs, {budget["views"]} views, {seeds} seeds, the same for every method
+- optimizer: {budget["optimizer"]}
 - settings: {chosen}
 - test set: read once for each run, after everything was chosen
 
