@@ -60,7 +60,7 @@ mutants-all: .venv/.dev ## Mutation testing of losses, methods and teachers, lin
 	$(BIN)/mutmut run
 	$(BIN)/mutmut results
 
-oldest: .venv-oldest/.ready ## The unit tests with the oldest versions that pyproject.toml allows
+oldest: .venv-oldest/.ready ## The fast tests with the oldest versions that pyproject.toml allows
 	.venv-oldest/bin/python -m pytest tests --ignore tests/browser -m "not slow" -n auto -q
 
 clean: ## Remove the environments and what runs wrote

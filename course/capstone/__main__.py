@@ -1,7 +1,7 @@
 """The commands of the capstone; course/capstone/README.md leads through them.
 
 python -m course.capstone cost --teacher A --student B --data imagefolder@32:pictures --out runs/cost.json
-python -m course.capstone repeat runs/study/methods-....csv --method kd
+python -m course.capstone repeat runs/capstone/study/methods-....csv --method kd
 python -m course.capstone draft --study CSV --student JSON --export JSON --cost JSON --out report.md
 python -m course.capstone check report.md
 """

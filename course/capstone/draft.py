@@ -139,7 +139,7 @@ def repeat_command(results: Results, method: str, seed: int) -> str:
         "learning-rate": repr(settings.recipe(batch, row["optimizer"]).learning_rate),
         "weight-decay": repr(settings.weight_decay),
         "seed": str(seed),
-        "out": "runs/student",
+        "out": "runs/capstone/student",
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     return shlex.join(["kdlib", "distill", *words, "--no-baseline"])
