@@ -13,7 +13,7 @@ claims          arms of the experiments on claims, and accuracy against passes
 compression     accuracy against cost, and gains, for ways of compressing
 mistakes        what mistakes in a loss cost, with labels and without
 modalities      recordings in two modalities, and each person
-learning_curve  accuracy against the number of training images, and of epochs
+learning_curve  accuracy against the number of training images
 relations       matrices of relations and their differences, the triangle of three pictures
 heatmap         a study over alpha and temperature
 simplex         answers over three classes in a triangle, at several temperatures
@@ -48,12 +48,7 @@ from course.plots.heatmap import (
     temperature_map,
     temperature_map_alt,
 )
-from course.plots.learning_curve import (
-    accuracy_against_epochs,
-    accuracy_against_epochs_alt,
-    accuracy_against_images,
-    accuracy_against_images_alt,
-)
+from course.plots.learning_curve import accuracy_against_images, accuracy_against_images_alt
 from course.plots.mistakes import mistakes, mistakes_alt
 from course.plots.modalities import by_person, by_person_alt, paired_windows, paired_windows_alt
 from course.plots.relations import relation_maps, triangles, triangles_alt
@@ -133,8 +128,6 @@ __all__ = [
     "TEACHER",
     "AnnotatedHeatmap",
     "Role",
-    "accuracy_against_epochs",
-    "accuracy_against_epochs_alt",
     "accuracy_against_images",
     "accuracy_against_images_alt",
     "axis_value",

@@ -1,11 +1,11 @@
-"""Accuracy against the number of training images, and against that of epochs."""
+"""Accuracy against the number of training images."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,24 +30,6 @@ FAMILY_ROLES = {
 }
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """What the results differ in. column: of the rows. label: of the axis. other: the column that is named as well
-    where it differs, and how. example: how to get such results."""
-
-    column: str
-    label: str
-    other: str
-    example: str
-
-    def of(self, results: Results) -> int:
-        return int(results.budget[self.column])
-
-
-_IMAGES = _Axis("images", "training images", "epochs", "[study.results(images=n) for n in (1000, ...)]")
-_EPOCHS = _Axis("epochs", "epochs", "images", "[study.results(folder=one) for one in (...)]")
-
-
 def accuracy_against_images(several: Sequence[Results], methods: Sequence[str] | None = None) -> Figure:
     """Accuracy, and the gain over hard labels, against the number of training images; means with intervals.
 
@@ -56,37 +38,14 @@ def accuracy_against_images(several: Sequence[Results], methods: Sequence[str] |
     those of the gains are paired by seed and hold together within one number of images.
     Raises ValueError for results that do not belong together, too many methods, or a method that is not in all.
     """
-    return _draw(_IMAGES, several, methods)
-
-
-def accuracy_against_images_alt(several: Sequence[Results], methods: Sequence[str] | None = None) -> str:
-    """What `accuracy_against_images` shows, in words."""
-    return _in_words(_IMAGES, several, methods)
-
-
-def accuracy_against_epochs(several: Sequence[Results], methods: Sequence[str] | None = None) -> Figure:
-    """The same against the number of epochs: each point is the end of a training of that length.
-
-    several: one for each number of epochs; the rest as for `accuracy_against_images`, which see.
-    """
-    return _draw(_EPOCHS, several, methods)
-
-
-def accuracy_against_epochs_alt(several: Sequence[Results], methods: Sequence[str] | None = None) -> str:
-    """What `accuracy_against_epochs` shows, in words."""
-    return _in_words(_EPOCHS, several, methods)
-
-
-def _draw(axis: _Axis, several: Sequence[Results], methods: Sequence[str] | None) -> Figure:
-    several, names = _check(axis, several, methods)
+    several, names = _check(several, methods)
     fig, (left, right) = figure(10.4, 4.6, columns=2)
     base = several[0].baseline
     for number, (name, role) in enumerate(_roles(several[0], [base, *names]).items()):
         shift = 1.035 ** (number - len(names) / 2)  # so that the intervals do not overlap
-        places = np.array([axis.of(results) for results in several]) * shift
-        _draw_line(left, places, [results.score(name) for results in several], role)
+        _draw_line(left, several, [results.score(name) for results in several], role, shift)
         if name != base:
-            _draw_line(right, places, [results.gain(name) for results in several], replace(role, label=""))
+            _draw_line(right, several, [results.gain(name) for results in several], replace(role, label=""), shift)
     teacher = float(next(iter(several[-1].runs(base).values()))["teacher_accuracy"] or "nan")
     left.axhline(100 * teacher, color=TEACHER.colour, linestyle=TEACHER.linestyle, label="teacher")
     right.axhline(0, color=BASELINE.colour, linestyle=BASELINE.linestyle)
@@ -95,9 +54,9 @@ def _draw(axis: _Axis, several: Sequence[Results], methods: Sequence[str] | None
         (left, "test accuracy (%), interval of each mean"),
         (right, f"gain over {title} (points), paired"),
     ):
-        counts = [axis.of(results) for results in several]
-        axes.set(xscale="log", xlabel=axis.label, ylabel=label, xlim=(0.7 * counts[0], 1.45 * counts[-1]))
-        ticks = [f"{count:,}{other}" for count, other in zip(counts, _other(axis, several, "\n"), strict=True)]
+        counts = [results.images for results in several]
+        axes.set(xscale="log", xlabel="training images", ylabel=label, xlim=(0.7 * counts[0], 1.45 * counts[-1]))
+        ticks = [f"{count:,}{epochs}" for count, epochs in zip(counts, _epochs(several, "\n"), strict=True)]
         axes.set_xticks(counts, ticks)
         axes.minorticks_off()
     with_problem = any(results.problem(name) for results in several for name in (base, *names))
@@ -107,35 +66,36 @@ def _draw(axis: _Axis, several: Sequence[Results], methods: Sequence[str] | None
     return fig
 
 
-def _in_words(axis: _Axis, several: Sequence[Results], methods: Sequence[str] | None) -> str:
-    several, names = _check(axis, several, methods)
+def accuracy_against_images_alt(several: Sequence[Results], methods: Sequence[str] | None = None) -> str:
+    """What `accuracy_against_images` shows, in words."""
+    several, names = _check(several, methods)
     networks = describe_networks(several[0])
-    sentences = [f"Test accuracy in % and the gain in points (interval) against {axis.label}, {networks}"]
-    for results, other in zip(several, _other(axis, several, ", "), strict=True):
+    sentences = [f"Test accuracy in % and the gain in points (interval) against training images, {networks}"]
+    for results, epochs in zip(several, _epochs(several, ", "), strict=True):
         base = results.score(results.baseline)
         scores = [f"{base.title} {base.problem or f'{100 * base.mean:.2f}'}"]
         for name in names:
             gain = results.gain(name)
             text = f"{100 * results.score(name).mean:.2f}, {gain.verdict} with a gain of {gain.format()}"
             scores.append(f"{results.title(name)} {gain.problem or text}")
-        sentences.append(f"{axis.of(results):,} {axis.column}{other}: {'; '.join(scores)}")
+        sentences.append(f"{results.images:,} images{epochs}: {'; '.join(scores)}")
     return ". ".join(sentences) + "."
 
 
-def _other(axis: _Axis, several: Sequence[Results], separator: str) -> list[str]:
-    """The number of epochs, or of images, of each result if they differ; else empty texts."""
-    texts = [f"{separator}{int(results.budget[axis.other]):,} {axis.other}" for results in several]
+def _epochs(several: Sequence[Results], separator: str) -> list[str]:
+    """The number of epochs of each result if they differ; else empty texts."""
+    texts = [f"{separator}{results.budget['epochs']} epochs" for results in several]
     return texts if len(set(texts)) > 1 else [""] * len(texts)
 
 
-def _check(axis: _Axis, several: Sequence[Results], methods: Sequence[str] | None) -> tuple[list[Results], list[str]]:
-    """The results in the order of the axis, and the methods that all of them have."""
-    several = sorted(several, key=axis.of)
-    if not several or len({axis.of(results) for results in several}) < len(several):
-        raise ValueError(f"Give results of different numbers of {axis.column}: {axis.example}.")
+def _check(several: Sequence[Results], methods: Sequence[str] | None) -> tuple[list[Results], list[str]]:
+    """The results by number of images, and the methods that all of them have."""
+    several = sorted(several, key=lambda results: results.images)
+    if not several or len({results.images for results in several}) < len(several):
+        raise ValueError("Give results of different numbers of images: [study.results(images=n) for n in (1000, ...)].")
     for name in ("data", "student", "teacher", "optimizer"):
         if len({results.budget[name] for results in several}) > 1:
-            raise ValueError(f"The results are of different {name}s, so one axis of {axis.column} cannot hold them.")
+            raise ValueError(f"The results are of different {name}s, so one axis of images cannot hold them.")
     shared = [name for name in several[0].methods if all(name in results.methods for results in several)]
     names = shared if methods is None else list(methods)
     for results in several:
@@ -157,7 +117,8 @@ def _roles(results: Results, names: Sequence[str]) -> dict[str, Role]:
     return roles
 
 
-def _draw_line(axes: Axes, x: np.ndarray, rows: Sequence[Estimate], role: Role) -> None:
+def _draw_line(axes: Axes, several: Sequence[Results], rows: Sequence[Estimate], role: Role, shift: float) -> None:
+    x = np.array([results.images for results in several]) * shift
     mean = np.array([100 * row.mean for row in rows])
     half = np.array([100 * row.half_width if math.isfinite(row.half_width) else np.nan for row in rows])
     axes.errorbar(x, mean, half, capsize=3, elinewidth=1.2, **{**role.line(), "linewidth": 1.3})

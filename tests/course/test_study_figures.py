@@ -325,20 +325,6 @@ def test_epochs_that_differ_are_said_below_the_images(several: list[Results]) ->
     assert "55,000 images, 3 epochs: hard labels" in plots.accuracy_against_images_alt(short, ["kd"])
 
 
-def test_accuracies_against_the_length_of_training(several: list[Results]) -> None:
-    lengths = [replace(several[2], rows=tuple(row | {"epochs": n} for row in several[2].rows)) for n in ("60", "12")]
-    fig = plots.accuracy_against_epochs(lengths, ["kd"])
-    assert [tick.get_text() for tick in fig.axes[0].get_xticklabels()] == ["12", "60"]
-    assert list(fig.axes[0].lines[0].get_xdata()) == pytest.approx([12, 60], rel=0.05)
-    plots.check_labels(fig)
-    assert "12 epochs: hard labels" in plots.accuracy_against_epochs_alt(lengths, ["kd"])
-    with pytest.raises(ValueError, match=r"different numbers of epochs: \[study.results\(folder="):
-        plots.accuracy_against_epochs([lengths[0], lengths[0]])
-    adamw = replace(lengths[1], rows=tuple(row | {"optimizer": "adamw"} for row in lengths[1].rows))
-    with pytest.raises(ValueError, match="different optimizers, so one axis of epochs"):
-        plots.accuracy_against_epochs([lengths[0], adamw], ["kd"])
-
-
 def test_results_that_do_not_fit_one_axis_are_refused(several: list[Results], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="results of different numbers of images"):
         plots.accuracy_against_images([several[0], several[0]])
