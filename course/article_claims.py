@@ -182,8 +182,8 @@ def _data_free() -> str:
 
 def _several() -> str:
     own, same, mean = several_results.load("own"), several_results.load("same"), ["mean of probabilities"]
-    alone, joined = (points(own.compare(one, mean)[0]) for one in ("best single", "one teacher of all images"))
-    equal = points(same.compare("three times as long", mean)[0])
+    pairs = ((own, "best single"), (own, "one teacher of all images"), (same, "three times as long"))
+    alone, joined, equal = (points(rows.compare(over, mean, comparisons=len(pairs))[0]) for rows, over in pairs)
     return (
         f"Pictures of their own, over the best single one: {alone}; over one that saw all of them: {joined}. The same "
         f"pictures, over one with equal compute: {equal}."
@@ -215,9 +215,12 @@ def _larger() -> str:
     found = teacher_results.load()
     names = ("resnet8", "resnet14", "resnet20", "resnet32", "resnet56")
     gains = ", ".join(f"{found.gain('resnet8', name).comparison.mean:+.1f}" for name in names)
+    ends = found.gain("resnet8", names[-1], over=names[0]).comparison
+    last = _points(ends.mean, ends.low, ends.high, str(ends.verdict))
     return (
         f"Teachers of 8, 14, 20, 32 and 56 layers, trained alike, are worth {gains} points to a ResNet-8 with 2,000 "
-        f"images. With 10,000, one of its own size against a ResNet-20, both of all images: "
+        f"images; the last over the first: {last}. With 10,000, one of its own size against a ResNet-20, "
+        "both of all images: "
         f"{points(main('kd').gain('own-size'))}."
     )
 

@@ -121,7 +121,7 @@ def _versions(extra: str) -> list[Check]:
 
 def _machine() -> list[Check]:
     config = devices.resolve()
-    note = "" if config.bfloat16 else "; no bfloat16 in this chip, so everything takes about twice as long"
+    note = "" if config.bfloat16 else "; no bfloat16 in this chip, so training takes longer"
     return [
         Check("processor", f"{os.cpu_count()} cores, {platform.machine()}", True),
         Check("computes on", f"{config}{note}", True),

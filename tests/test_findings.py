@@ -380,7 +380,7 @@ def test_a_file_without_runs_or_of_another_kind_is_refused(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="no finished run yet. This goes on with it: kdlib study full"):
         load(tmp_path)
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="has no column data, student.*no file of finished runs"):
+    with pytest.raises(ValueError, match="has no column data, student.*not a file of finished runs"):
         load(tmp_path)
 
 

@@ -70,13 +70,16 @@ class SeveralResults:
             raise unknown_name(f'way in the part "{self.part}"', way, self.ways)
         return self.ways[way]
 
-    def compare(self, baseline: str, ways: Sequence[str] | None = None) -> list[Gain]:
+    def compare(
+        self, baseline: str, ways: Sequence[str] | None = None, *, comparisons: int | None = None
+    ) -> list[Gain]:
         """Each of these ways (default: all) against one; the 95 % intervals hold together (Bonferroni).
 
+        comparisons: how many intervals hold together, where others are read beside these; default, these.
         Raises ValueError for a way that was not run, and for less than two shared seeds.
         """
         chosen = [name for name in (self.ways if ways is None else ways) if name != baseline]
-        return [self._gain(name, baseline, len(chosen)) for name in chosen]
+        return [self._gain(name, baseline, comparisons or len(chosen)) for name in chosen]
 
     def _gain(self, way: str, baseline: str, comparisons: int) -> Gain:
         one, other = (dict(zip(self[name].seeds, self[name].accuracies, strict=True)) for name in (way, baseline))

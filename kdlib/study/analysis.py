@@ -89,8 +89,8 @@ def _read_runs(path: Path, kind: str, budget: Budget) -> list[dict[str, str]]:
     missing = [name for name in REQUIRED_COLUMNS if name not in rows[0]]
     if missing:
         raise ValueError(
-            f"{path} has no column {', '.join(missing)}: it is no file of finished runs, or an older kdlib wrote it. "
-            "(Before version 0.2 there was no column optimizer: put it behind views, with sgd in each row.)"
+            f"{path} has no column {', '.join(missing)}: it is not a file of finished runs, or an older kdlib wrote "
+            "it. (Before version 0.2 there was no column optimizer: put it behind views, with sgd in each row.)"
         )
     sessions = session_of_each_row(path, len(rows))
     processors = ["" if session is None else session.get("machine", {}).get("processor", "") for session in sessions]

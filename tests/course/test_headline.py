@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from course.experiments import headline
@@ -19,7 +20,8 @@ from kdlib import distill as jobs
 from kdlib.data import data_dir
 from kdlib.distill import Job
 from kdlib.recipes import Recipe
-from kdlib.study.runs_file import read_rows
+from kdlib.study.predictions import PredictionsFile
+from kdlib.study.runs_file import read_rows, to_text
 
 ROOT = Path(__file__).parents[2]
 SMALL = Job(teacher="resnet8-fashion", student="resnet8", images=200, epochs=2, recipe=Recipe(batch_size=50))
@@ -169,6 +171,27 @@ def test_the_table_has_a_line_for_each_seed_and_the_means() -> None:
         "| 1 | 84.00 | 88.00 | +4.00 | 310 |",
         "| mean | 85.00 | 88.00 | +3.00 | 305 |",
     ]
+
+
+def test_the_interval_covers_test_images_only_where_all_answers_are_known(tmp_path: Path) -> None:
+    truth = torch.arange(100) % 10
+    rows, answers = [], PredictionsFile(tmp_path / SEEDS)
+    for seed in range(3):
+        of_the_job = headline.settings(replace(SMALL, seed=seed))
+        rows.append({name: to_text(value) for name, value in of_the_job.items()})
+        for method, wrong, column in ((HARD, 20 + seed, "baseline_accuracy"), (LOGITS, 10, "student_accuracy")):
+            predicted = truth.clone()
+            predicted[:wrong] += 1
+            rows[-1][column] = str(1 - wrong / 100)
+            if (seed, method) != (2, LOGITS):
+                answers.add(headline._key(of_the_job, method), predicted, truth)
+    found, over = headline.gain(rows, tmp_path)
+    assert found.mean == pytest.approx(0.11)
+    assert over.startswith("seeds (of some")
+    answers.add(headline._key(rows[2], LOGITS), predicted, truth)
+    wider, over = headline.gain(rows, tmp_path)
+    assert (wider.mean, over) == (pytest.approx(0.11), "seeds and test images")
+    assert wider.high - wider.low > found.high - found.low
 
 
 def test_the_lesson_is_given_every_candidate_the_worst_baseline_first() -> None:
