@@ -36,8 +36,8 @@ SHORT = QuestionSpec(
         "The weights that are left know the clothes already. What is lost must be found again in 64 steps.",
     ),
     "One pair of runs, judged by 2,000 pictures: a standard error of about 0.7 points for each accuracy. Whatever "
-    "came out, it is a hint about this budget and no more. The rows with five seeds later in the lesson have five "
-    "times as many pictures, and rates chosen for each training.",
+    "came out, it is a hint about this budget and no more. The rows with five seeds later in the lesson are "
+    "judged by five times as many pictures, with rates chosen for each training.",
     is_prediction=True,
     answer_key=MultipleChoice(
         (
@@ -181,8 +181,8 @@ LINES = QuestionSpec(
     "figure",
     "medium",
     4,
-    "Look at the map of all networks. On the left, those with zeros stand exactly below the whole network, and those "
-    "with few bits move to the left. On the right, both stand below the whole network. What follows?",
+    "Look at the map of all networks. On the left, those with zeros stand in one vertical line with the whole network, "
+    "and those with few bits move to the left. On the right, both stand in that line. What follows?",
     (
         "What does the file hold in the place of a weight that is zero, and what in the place of one of 4 bits?",
         "MACs are counted from the shapes of the layers. Which of the ways changes a shape?",
@@ -197,7 +197,7 @@ LINES = QuestionSpec(
                 "any was added.",
             ),
             Option(
-                "A stored zero takes as many bytes as any float; few bits still cost a MAC a weight",
+                "A stored zero takes as many bytes as any float; few bits save bytes, and no MACs",
                 "The file has four bytes for each float, be it zero or not, and fewer for one of few bits. MACs are "
                 "counted from the shapes of the layers, which neither zeros nor bits change.",
                 correct=True,

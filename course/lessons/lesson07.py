@@ -366,7 +366,7 @@ BLOCKS = QuestionSpec(
     "easy",
     4,
     "In the teacher's similarity matrix at layer3, its pictures sorted by class, the squares on the diagonal are "
-    "bright. Off the diagonal some squares are brighter than the rest: Sneaker with Ankle boot, Coat with Pullover "
+    "bright. Off the diagonal some squares are brighter than most, such as Sneaker with Ankle boot, Coat with Pullover "
     "and with Shirt. What do they tell?",
     (
         "A row of the matrix is one picture. Which other pictures does the layer answer in the same way?",

@@ -166,7 +166,7 @@ COVERS = QuestionSpec(
     "medium",
     3,
     "Look at the intervals of tau above the four panels. Each comes from the taus of ten seeds, between the same "
-    "teachers. Which surprise does such an interval not prepare you for?",
+    "teachers. Which surprise would more seeds never show you?",
     (
         "What differs between the ten taus that it was made from, and what is the same in all of them?",
         "Cover one point of a panel with your thumb, in your mind. Is the order still the same?",
@@ -178,7 +178,7 @@ COVERS = QuestionSpec(
     answer_key=MultipleChoice(
         (
             Option("With ten other seeds the mean is a little different", "That is exactly what it covers."),
-            Option("In a single seed the order is the opposite one", "Single seeds scatter more than their mean does."),
+            Option("In a single seed the order is the opposite one", "Two of the ten seeds have it; more would, too."),
             Option(
                 "Two more teachers turn the order round",
                 "The teachers were fixed. Nothing in the interval knows of others.",

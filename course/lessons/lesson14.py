@@ -40,7 +40,7 @@ WRONG = QuestionSpec(
     "A single run can fall either way, and the learning rate matters: over ten persons, with a rate of its own, such a "
     "student is about as good as one without a teacher. One that is asked for an answer which its input does not hold "
     "can only learn the average answer, and the labels pull against that. Pairs that were mixed up are the classic "
-    "mistake in such projects, and no loss curve shows it.",
+    "mistake in such projects, and no error tells.",
     is_prediction=True,
     answer_key=MultipleChoice(
         (

@@ -141,7 +141,7 @@ def _write_labels(axes: Axes, results: CompressionResults, networks: Sequence[Ne
                 taken.append(box)
                 look: dict[str, Any] = {"textcoords": "axes fraction", "fontsize": 8, "va": "center"}
                 look["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
-                look |= {"arrowprops": line} if abs(dx) + abs(dy) > 0.12 and abs(dy) > 0.05 else {}
+                look |= {"arrowprops": line} if abs(dx) + abs(dy) > 0.12 and abs(dy) > 0.03 else {}
                 axes.annotate(one.title, (one.cost(cost), one.accuracy), xytext=box[:1] + (y + dy,), **look)
                 break
 

@@ -158,12 +158,12 @@ BEYOND = (
         "14",
         "mixed_pairs",
         "Wrong pairs",
-        "The recordings of two sensors were paired wrongly, by a clock that was off. Why is that not seen in "
-        "the training?",
+        "The recordings of two sensors were paired wrongly, by a clock that was off. Why is that easily "
+        "overlooked in the training?",
         (
             right(
-                "The targets are as sure as ever, and the loss falls on them, too.",
-                "Only a comparison tells, or a look at the pairs before: do both sensors move together?",
+                "The targets are as sure as ever, and the whole loss falls, through the labels.",
+                "A comparison tells, or the soft loss alone, or a look at pairs before: do both sensors move together?",
             ),
             wrong(
                 "The student never sees the other sensor, so pairs cannot matter.",
