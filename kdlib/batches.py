@@ -131,8 +131,8 @@ class LoaderBatches:
     ) -> None:
         self.config, self.adapter, self.task, self.seed = config, adapter, task, seed
         self._generator = torch.Generator()
-        self.loader = _as_loader(data, "data", batch_size, self._generator)
-        self.validation = None if validation is None else _as_loader(validation, "validation", batch_size, None)
+        self.loader = _as_loader(data, "data", batch_size, self._generator, seed)
+        self.validation = None if validation is None else _as_loader(validation, "validation", batch_size, None, seed)
         if self.validation is not None and _length(self.validation) == 0:
             raise ValueError("The validation data gives no batch. Give at least one, or leave out validation.")
         self.steps_per_epoch = _count_steps(self.loader, steps_per_epoch)
@@ -218,8 +218,11 @@ class LoaderBatches:
         return {"data": f"{self.steps_per_epoch} batches", "validation": validation, "task": repr(self.task)}
 
 
-def _as_loader(data: Any, name: str, batch_size: int, generator: torch.Generator | None) -> Iterable[Any]:
-    """A Dataset in a DataLoader; a loader, or any collection of batches, as it is. generator: of a Dataset's order."""
+def _as_loader(data: Any, name: str, batch_size: int, generator: torch.Generator | None, seed: int) -> Iterable[Any]:
+    """A Dataset in a DataLoader; a loader, or any collection of batches, as it is.
+
+    generator: of a Dataset's order; None keeps the order. seed: of the order that several processes share.
+    """
     if isinstance(data, PairedData):
         raise TypeError(
             f"{name} is a whole data set of pairs: give one of its splits and say who sees what, fit(student, "
@@ -236,7 +239,8 @@ def _as_loader(data: Any, name: str, batch_size: int, generator: torch.Generator
         processes = distributed.world_size()
         size = min(batch_size // processes, count // processes)
         if processes > 1:
-            return DataLoader(data, size, sampler=DistributedSampler(data, drop_last=True), drop_last=True)
+            sampler: DistributedSampler[Any] = DistributedSampler(data, seed=seed_for(seed, "order"), drop_last=True)
+            return DataLoader(data, size, sampler=sampler, drop_last=True)
         return DataLoader(data, size, shuffle=True, generator=generator, drop_last=True)
     parts = isinstance(data, tuple) and all(isinstance(one, Tensor | np.ndarray) for one in data)  # images and labels
     if parts or isinstance(data, Tensor | np.ndarray | str | bytes | dict) or not isinstance(data, Iterable):

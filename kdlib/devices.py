@@ -60,6 +60,8 @@ class DeviceConfig:
 
     def move(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, in the memory order that convolutions run fastest in."""
+        if any(one.ndim == 5 for one in (*model.parameters(), *model.buffers())):  # volumes have no such order
+            return model.to(self.device)
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
 
     def move_images(self, images: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ class Distiller(nn.Module):
         if teacher is not None:
             teacher = teacher.to(student.logits.device).float()
         student = student.float()
-        rows, teacher_rows, _ = self.task.prepare(student, teacher, labels)
+        rows, teacher_rows, _ = self._prepare(student, teacher, labels)
         self._check_rows(rows, teacher_rows, check)
         if not self.method.trains_logits and not any(one is student.logits for one in student.features.values()):
             warnings.warn(
@@ -163,6 +163,15 @@ class Distiller(nn.Module):
             )
         self.method.setup(student, teacher)
         self.method.to(student.logits.device)
+
+    def _prepare(
+        self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
+    ) -> tuple[ModelOutput, ModelOutput | None, Tensor | None]:
+        """Logits as rows; a teacher whose logits nobody reads may have those of another task, or none."""
+        if self.method.needs_teacher_logits:
+            return self.task.prepare(student, teacher, labels)
+        student, _, labels = self.task.prepare(student, None, labels)
+        return student, teacher, labels
 
     def _check_rows(
         self, student: ModelOutput, teacher: ModelOutput | None, check: Callable[[str, Tensor], None] | None
@@ -251,7 +260,7 @@ class Distiller(nn.Module):
         device = output.logits.device
         if teacher is not None:
             teacher = teacher.to(device).float()
-        student, teacher, labels = self.task.prepare(output.float(), teacher, labels)
+        student, teacher, labels = self._prepare(output.float(), teacher, labels)
         self._check_shapes(student, teacher)  # a loss of one's own may broadcast B x 1 and B to B x B
         with torch.autocast(device.type, enabled=False):
             terms = self._terms(student, teacher, labels)

@@ -98,7 +98,9 @@ def _evaluate_split(
                 outputs.append(Classification().rows(frozen(batch).logits.float().cpu(), None, role)[0])
     logits = distributed.all_gather_rows(torch.cat(outputs), count)
     _refuse_non_finite(int((~logits.isfinite()).any(1).sum()), count, "images", role)
-    highest = int(dataset.labels.max())
+    lowest, highest = int(dataset.labels.min()), int(dataset.labels.max())
+    if lowest < 0:
+        raise ValueError(f"There are labels down to {lowest}; expected 0 to {logits.shape[1] - 1}, one for each logit.")
     if highest >= logits.shape[1]:
         raise ValueError(
             f"The {role} gives {logits.shape[1]} logits, but there are labels up to {highest}: it was built for other "

@@ -39,6 +39,9 @@ class Recipe:
     def __post_init__(self) -> None:
         names = ("learning_rate", "momentum", "weight_decay", "warmup", *(["clip"] if self.clip is not None else []))
         check_real(**{name: getattr(self, name) for name in names})
+        for name in names:
+            if type(getattr(self, name)) not in (int, float):  # such as NumPy's, which JSON does not know
+                object.__setattr__(self, name, float(getattr(self, name)))
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.schedule not in SCHEDULES:

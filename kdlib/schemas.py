@@ -149,9 +149,14 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[Any, Mappin
         for name, value in values.items():
             shape = tuple(parameters[number].shape)
             if isinstance(value, Tensor) and (
-                not value.is_floating_point() or (value.ndim > 0 and value.numel() > 1 and tuple(value.shape) != shape)
+                not value.is_floating_point() or (value.numel() > 1 and not _may_belong_to(tuple(value.shape), shape))
             ):
                 raise ValueError(f"its {name} of parameter {number} is {tuple(value.shape)}, {value.dtype}")
+
+
+def _may_belong_to(found: tuple[int, ...], parameter: tuple[int, ...]) -> bool:
+    """Whether a state has its parameter's shape, or sums over some of its dimensions, as Adafactor keeps them."""
+    return len(found) == len(parameter) and all(a in (1, b) for a, b in zip(found, parameter, strict=True))
 
 
 def check_random_state(name: str, found: Tensor, own: Tensor) -> None:

@@ -329,6 +329,7 @@ class CachedTeacher(Teacher):
         Raises ValueError for fewer than one view, an empty dataset or a cache of something else.
         """
         _check_build(model, dataset, augmentation, seed, views, layers, directory, half, batch_size, progress)
+        seed, views = int(seed), int(views)  # NumPy's numbers are no JSON
         count = len(dataset)
         if views < 1 or count == 0:
             raise ValueError(f"A cache needs at least one view of one sample; got {views} views of {count}.")

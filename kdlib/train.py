@@ -117,6 +117,7 @@ def fit(
     if test is not None:
         check_flags(test=test)
     check_whole(-LARGEST_WHOLE, seed=seed)
+    seed = int(seed)  # NumPy's numbers are no JSON
     if checkpoint is not None:
         check_path(checkpoint=checkpoint)
     check_kind(

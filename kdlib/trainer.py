@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,7 +26,7 @@ from kdlib.files import fingerprint
 from kdlib.hooks import batch_size_of
 from kdlib.methods import Method
 from kdlib.recipes import Recipe
-from kdlib.training_log import TrainingLog
+from kdlib.training_log import COLUMNS, TrainingLog
 
 MOST_EPOCHS = 1_000_000_000
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -161,6 +162,11 @@ class Trainer:
         """One step on a batch; the loss, its terms and the training accuracy, as scalars on the device."""
         with self.config.autocast():
             losses = self.model(batch)
+        if taken := COLUMNS & losses.terms.keys():
+            raise ValueError(
+                f"A term of the method is called {min(taken)!r}, and so is a column of the history. Give it another "
+                "name."
+            )
         values = {"loss": losses.total.detach(), **{name: term.detach() for name, term in losses.terms.items()}}
         self.log.check_step(self.step, values)
         first, size = self._accumulation_group()
@@ -196,7 +202,8 @@ class Trainer:
         for batch in self.batches.epoch(epoch, first):
             self.log.append(self.step, self._samples(batch), self.train_step(batch))
             self.step += 1
-            due = self.checkpointer.is_due(self.step) and self.step % self.steps_per_epoch != 0
+            inside = self.step % self.steps_per_epoch  # groups of gradients begin with the epoch, so this does
+            due = inside != 0 and self.checkpointer.is_due(inside)
             if due or self.log.is_full:
                 self._read_log()
             self.progress_bar.update(self.batches.batch_size)
@@ -217,6 +224,8 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> None:
         distributed.broadcast_buffers(self.student)
+        if self.average is not None:
+            distributed.broadcast_buffers(self.average)
         self.log.refuse_non_finite_weights(self.step, self.student, self.method)
         row: dict[str, float] = {"epoch": epoch + 1, "seconds": self.seconds, **self.log.epoch_means()}
         evaluated = self.student if self.average is None else self.average.module
@@ -250,7 +259,7 @@ class Trainer:
             "student": type(self.student).__name__,
             "structure": fingerprint([], repr(self.student))[:8],  # as it begins: on_epoch_end may change its dropout
             "teacher": self._teacher_fingerprint(),
-            "method": repr(self.method),
+            "method": repr(self.method),  # without projectors: their sizes may be those of the first batch
             **self.batches.describe(),
             "epochs": self.epochs,
             "recipe": asdict(self.recipe),
@@ -279,13 +288,16 @@ class Trainer:
         if teacher is None or self.checkpointer.path is None or not self.method.needs_teacher:
             return None  # to hash the weights of a large teacher takes a second
         found = teacher.fingerprint
-        return None if found is None else found[:8]
+        if found is None:
+            return None
+        # A text of another kind may differ at its end alone.
+        return (found if re.fullmatch("[0-9a-f]{64}", found) else fingerprint([], found))[:8]
 
     def save_checkpoint(self) -> None:
         """Write all that is needed to go on from here."""
         config = getattr(self.student, "config", None)  # other libraries keep objects under this name
         facts = {
-            "run": {**self.run, "method": repr(self.method)},  # which now shows its projectors
+            "run": self.run,
             "config": config if isinstance(config, dict) else None,  # so that models.load can open it
             "step": self.step,
             "seconds": self.seconds,
@@ -311,9 +323,7 @@ class Trainer:
 
     def load_checkpoint(self, other_threads: bool = False) -> None:
         """Go on from the checkpoint. other_threads: also with another number of threads than it was written with."""
-        run = {**self.run, "method": repr(self.method)}
-        if other_threads:
-            run["threads"] = None
+        run = {**self.run, "threads": None} if other_threads else self.run
         facts = self.checkpointer.load(self._modules, self.optimizer, run, self.config.device, self._check_position)
         self.step, self.seconds, self.rows = facts["step"], facts["seconds"], facts["rows"]
         self.log.sums = facts["sums"] if distributed.rank() == 0 else dict.fromkeys(facts["sums"], 0.0)

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from kdlib import distributed
 
+# What a row of the history has beside the terms of the method.
+COLUMNS = frozenset({"epoch", "seconds", "images", "loss", "train_accuracy", "validation_loss", "validation_accuracy"})
+
 
 class TrainingLog:
     """Collects the values of each step, and refuses what is not finite.
@@ -25,7 +28,7 @@ class TrainingLog:
         self.checks_every_step = device.type == "cpu"
         self.read_every = 10 if self.checks_every_step else 50
         self.total_steps = total_steps
-        self.sums: dict[str, float] = {}  # over the images of this epoch
+        self.sums: dict[str, float] = {}  # over the images of this epoch, and under "images: NAME" how many those were
         self._diverged = diverged
         self._pending: list[tuple[int, int, dict[str, Tensor]]] = []
 
@@ -47,22 +50,28 @@ class TrainingLog:
         """Bring the pending values to the CPU, at once, and add them up; the last loss, None if nothing is pending."""
         if not self._pending:
             return None
-        names = list(self._pending[0][2])
-        table = torch.stack([torch.stack([values[name] for name in names]) for *_, values in self._pending]).tolist()
-        for (step, images, _), row in zip(self._pending, table, strict=True):
-            values = dict(zip(names, row, strict=True))
+        numbers = iter(torch.stack([one for *_, values in self._pending for one in values.values()]).tolist())
+        for step, images, tensors in self._pending:
+            values = {name: next(numbers) for name in tensors}  # a batch without labels has fewer
             self._refuse_non_finite(step, values)
-            for name, value in {**values, "images": 1}.items():
+            for name, value in values.items():
+                # A checkpoint of before has no counts: all its images had every value.
+                before = self.sums.get("images", 0.0) if name in self.sums else 0.0
+                self.sums[f"images: {name}"] = self.sums.get(f"images: {name}", before) + images
                 self.sums[name] = self.sums.get(name, 0.0) + value * images
+            self.sums["images"] = self.sums.get("images", 0.0) + images
         self._pending.clear()
-        return table[-1][0]
+        return values["loss"]
 
     def epoch_means(self) -> dict[str, float]:
-        """The means over all images of the epoch and all processes; the next epoch begins with nothing."""
+        """The means over all images of the epoch and all processes; the next epoch begins with nothing.
+
+        A value that some batches do not have is the mean over the images of the others.
+        """
         sums = distributed.all_reduce_values(self.sums)
-        images = sums.pop("images")
         self.sums = {}
-        return {name: value / images for name, value in sums.items()}
+        names = [name for name in sums if name != "images" and not name.startswith("images: ")]
+        return {name: sums[name] / sums.get(f"images: {name}", sums["images"]) for name in names}
 
     def _refuse_non_finite(self, step: int, values: dict[str, Any]) -> None:
         if math.isfinite(values["loss"]):

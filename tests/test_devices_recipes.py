@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kdlib import devices
+from kdlib.data import DataModule
 from kdlib.devices import DeviceConfig, resolve, supports_bfloat16
 from kdlib.recipes import OPTIMIZERS, SCHEDULES, Recipe
 
@@ -377,3 +378,9 @@ def test_the_extremes_of_what_makes_sense():
     Recipe(warmup=0, momentum=0, weight_decay=0, batch_size=2, clip=1e-9, learning_rate=1e-12)
     with pytest.raises(AttributeError):
         Recipe().learning_rate = 1.0
+
+
+def test_a_batch_of_the_librarys_own_is_moved(blobs: DataModule) -> None:
+    moved = devices.move_batch(next(blobs.train.iter_batches(2)), "meta")
+    assert (moved.images.device.type, moved.labels.device.type) == ("meta", "meta")
+    assert moved.indices.device.type == "cpu"

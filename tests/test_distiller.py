@@ -343,3 +343,22 @@ def test_two_known_networks_need_nothing_but_their_names() -> None:
             optimizer.step()
             values.append(total.item())
     assert values[-1] < values[0]
+
+
+def test_a_backbone_without_classes_may_teach_features() -> None:
+    student = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5))
+    backbone = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU())
+    batch = torch.randn(4, 1, 4, 4), torch.arange(4)
+    distiller = Distiller(student, backbone, HardLabels() + Feature({"1": "1"}), example=batch)
+    assert distiller(batch).total.isfinite()
+
+
+def test_a_teacher_of_other_labels_may_teach_features() -> None:
+    def network(labels: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, labels))
+
+    batch = torch.randn(4, 6), (torch.rand(4, 5) > 0.5).float()
+    method = HardLabels() + Feature({"1": "1"})
+    assert Distiller(network(5), network(9), method, task="multilabel", example=batch)(batch).total.isfinite()
+    with pytest.raises(ValueError, match="9"):  # logits of other labels are not compared
+        Distiller(network(5), network(9), Logit(), task="multilabel", example=batch)

@@ -69,7 +69,7 @@ def test_a_process_that_dies_ends_the_job_and_the_run_goes_on_to_the_bit(
     assert "SIGKILL" in dead.stderr or "exitcode  : -9" in dead.stderr
     assert not (killed / "student.safetensors").exists()
     _, metadata = load_tensors(killed / "checkpoint")
-    assert metadata["facts"]["step"] == 6  # it died in the eighth step; every second one is written
+    assert metadata["facts"]["step"] == 7  # it died in the eighth step; every second one of an epoch of five is written
     assert torchrun(SCRIPT, "whole", str(killed)).returncode == 0
     expected, _ = load_tensors(whole / "student.safetensors")
     resumed, _ = load_tensors(killed / "student.safetensors")
@@ -85,9 +85,19 @@ def test_a_checkpoint_that_only_some_processes_see_is_refused(trained: dict[str,
 
 def test_a_dataset_is_shared_and_a_plain_loader_refused(trained: dict[str, Path]) -> None:
     facts = [json.loads((trained["two"] / f"process-{rank}.json").read_text())["dataset"] for rank in (0, 1)]
-    assert facts[0] == facts[1]
+    assert all(facts[0][name] == facts[1][name] for name in facts[0] if name != "orders")
     assert facts[0]["loss"] < 2
     assert "Every process would train on the same batches" in facts[0]["refused"]
+
+
+def test_the_seed_orders_a_shared_dataset(trained: dict[str, Path]) -> None:
+    orders = json.loads((trained["two"] / "process-0.json").read_text())["dataset"]["orders"]
+    assert sorted(orders[0]) != sorted(orders[1])  # another half of the samples
+
+
+def test_averaged_weights_and_statistics_are_those_of_one_network(trained: dict[str, Path]) -> None:
+    facts = [json.loads((trained["two"] / f"process-{rank}.json").read_text())["dataset"] for rank in (0, 1)]
+    assert facts[0]["averaged"] == facts[1]["averaged"]
 
 
 def test_the_command_line_prints_and_writes_once(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from kdlib import distributed, train
 from kdlib.data import NO_AUGMENTATION, DataModule, epoch_order
+from kdlib.ensembles import ConfidenceEnsemble
 from kdlib.hooks import ModelOutput
-from kdlib.methods import Feature, HardLabels, Logit
+from kdlib.methods import Feature, HardLabels, Logit, Method, Terms
 from kdlib.recipes import Recipe
 from kdlib.teachers import Teacher
 
@@ -366,3 +369,113 @@ def test_each_process_has_a_dropout_of_its_own(blobs: DataModule, monkeypatch: p
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         fit(Drawing(), batches()[:1], epochs=1)
     assert len(set(drawn)) == 3
+
+
+# --- terms and batches of many kinds
+
+
+class TermOf(Method):
+    """A term of a given name, always 5."""
+
+    needs_teacher = needs_teacher_logits = False
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
+        return {self.name: 0 * student.logits.sum() + 5.0}
+
+
+@pytest.mark.parametrize("name", ["loss", "images", "epoch", "seconds", "train_accuracy", "validation_loss"])
+def test_a_term_cannot_take_the_place_of_a_column(name: str) -> None:
+    with pytest.raises(ValueError, match=f"called '{name}', and so is a column of the history"):
+        fit(net(), batches(), method=HardLabels() + TermOf(name))
+
+
+def test_a_term_of_ones_own_has_a_column() -> None:
+    assert fit(net(), batches(), method=HardLabels() + TermOf("mine")).rows[0]["mine"] == 5.0
+
+
+@pytest.mark.parametrize("unlabelled_first", [False, True])
+def test_batches_with_labels_and_without_mix(unlabelled_first: bool) -> None:
+    labelled = batches()
+    bare = [(x, None) for x, _ in labelled]
+    given = [one for pair in zip(labelled, bare, strict=True) for one in pair][:: -1 if unlabelled_first else 1]
+    teacher, method = net(9, seed=1), Logit(temperature=2, alpha=0)
+    run = fit(net(norm=False), given, teacher=teacher, method=method, epochs=1)
+    assert {"soft", "train_accuracy"} <= set(run.rows[0])
+    assert run.rows[0]["loss"] == pytest.approx(run.rows[0]["soft"])
+    assert run.rows[0]["train_accuracy"] > 0.3  # of the labelled ones alone: a sample without a label is not wrong
+
+
+def test_volumes_are_trained_and_evaluated() -> None:
+    student = nn.Sequential(nn.Conv3d(1, 2, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    volumes = [(torch.randn(8, 1, 4, 4, 4), torch.arange(8) % 3)]
+    run = fit(student, volumes, validation=volumes, epochs=1)
+    assert run.validation_accuracy is not None
+
+
+def test_numbers_of_numpy_reach_the_checkpoint(tmp_path: Path) -> None:
+    recipe = Recipe(learning_rate=np.float32(0.05), batch_size=8)
+    run = fit(net(), batches(), seed=np.int64(3), recipe=recipe, checkpoint=tmp_path / "a")
+    plain = Recipe(learning_rate=float(np.float32(0.05)), batch_size=8)
+    assert same(weights(run.student), weights(fit(net(), batches(), seed=3, recipe=plain).student))
+
+
+def test_adafactor_is_resumed(tmp_path: Path) -> None:
+    def resumable(epochs: int, resume: bool) -> train.Result:
+        def stop(epoch: int, student: nn.Module) -> None:
+            if epoch == epochs:
+                raise InterruptedError
+
+        options: dict[str, Any] = {"optimizer": lambda p: torch.optim.Adafactor(p), "checkpoint": tmp_path / "a"}
+        return fit(net(), batches(), on_epoch_end=stop, resume=resume, **options)
+
+    with pytest.raises(InterruptedError):
+        resumable(2, resume=False)
+    whole = fit(net(), batches(), optimizer=lambda p: torch.optim.Adafactor(p))
+    assert same(weights(resumable(3, resume=True).student), weights(whole.student))
+
+
+class Sentences(nn.Module):
+    """A network of tokens, B x N, whose layer `inside` gives B x N x C."""
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.inside, self.fc = nn.Embedding(10, width), nn.Linear(width, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc(self.inside(tokens).mean(1))
+
+
+def test_sentences_of_another_length_may_come_first_when_a_run_goes_on(tmp_path: Path) -> None:
+    given = [(torch.arange(4 * n).view(4, n) % 10, torch.arange(4) % 3) for n in (5, 7, 6)]
+    options: dict[str, Any] = {"teacher": Sentences(8, 1), "method": HardLabels() + Feature({"inside": "inside"})}
+
+    def stop(epoch: int, student: nn.Module) -> None:
+        if epoch == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit(Sentences(6, 0), given, checkpoint=tmp_path / "a", epochs=3, on_epoch_end=stop, **options)
+    resumed = fit(Sentences(6, 0), given[::-1], checkpoint=tmp_path / "a", epochs=3, resume=True, **options)
+    assert [row["epoch"] for row in resumed.rows] == [1, 2, 3]
+
+
+def test_another_weighting_of_the_same_teachers_is_another_run(tmp_path: Path) -> None:
+    members = [net(9, seed=1), net(9, seed=2)]
+    options: dict[str, Any] = {"method": Logit(), "checkpoint": tmp_path / "a", "epochs": 1}
+    fit(net(), batches(), teacher=ConfidenceEnsemble(members, temperature=4), **options)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        fit(net(), batches(), teacher=ConfidenceEnsemble(members, temperature=1), resume=True, **options)
+
+
+def test_a_validation_label_that_torch_would_leave_out_is_refused(blobs: DataModule) -> None:
+    split = blobs.validation
+    labels = split.labels.clone()
+    labels[0] = -100
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(ValueError, match="labels down to -100; expected 0 to 2"):
+        train.evaluate(student, replace(split, labels=labels), device="cpu", precision="fp32")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib import devices, teachers
-from kdlib.data import NO_AUGMENTATION, Augmentation, Batch, InMemoryDataset, epoch_order
+from kdlib.data import NO_AUGMENTATION, Augmentation, Batch, DataModule, InMemoryDataset, epoch_order
 from kdlib.devices import DeviceConfig
 from kdlib.hooks import ModelOutput
 from kdlib.teachers import CachedTeacher, FrozenTeacher
@@ -831,3 +831,13 @@ def test_both_teachers_follow_the_protocol(net: Net, dataset: InMemoryDataset):
     for name in ("activate", "check_compatible", "__call__"):
         assert callable(getattr(teachers.Teacher, name))
         assert all(callable(getattr(kind, name)) for kind in (FrozenTeacher, CachedTeacher))
+
+
+def test_a_cache_takes_the_numbers_of_numpy(blobs: DataModule, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    options: dict[str, Any] = {"augmentation": blobs.augmentation, "device": "cpu", "progress": False}
+    built = CachedTeacher.build(
+        model, blobs.train, seed=np.int64(0), views=np.int64(2), directory=tmp_path / "c", **options
+    )
+    again = CachedTeacher.build(model, blobs.train, seed=0, views=2, directory=tmp_path / "c", **options)
+    assert built.fingerprint == again.fingerprint

@@ -952,3 +952,25 @@ def test_a_finished_run_holds_no_gradients(blobs: DataModule) -> None:
     run = fit(small(), blobs, teacher=small(seed=1, width=6), method=Logit() + Feature({"layer2": "layer2"}))
     assert run.method.state_dict()  # a projection, too
     assert all(p.grad is None for p in (*run.student.parameters(), *run.method.parameters()))
+
+
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_a_checkpoint_in_an_epoch_holds_no_half_made_gradient(blobs: DataModule, tmp_path: Path, stop: int) -> None:
+    def run(path: Path, **options: Any) -> train.Result:  # three steps in each of three epochs: groups of two and one
+        recipe = replace(QUICK, learning_rate=0.1)
+        given: dict[str, Any] = {"gradient_accumulation_steps": 2, "checkpoint_every": 2, "epochs": 3, "recipe": recipe}
+        return fit(small(), blobs, checkpoint=path, **given, **options)
+
+    train_step = Trainer.train_step
+
+    def stopping(self: Any, batch: Any) -> Any:
+        if self.step == stop:
+            raise Stop
+        return train_step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stopping)
+        with pytest.raises(Stop):
+            run(tmp_path / "stopped")
+    resumed = run(tmp_path / "stopped", resume=True)
+    assert same_weights(resumed.student, run(tmp_path / "whole").student)

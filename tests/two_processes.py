@@ -11,6 +11,7 @@ import runpy
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from kdlib import data, distributed, files, models, train
+from kdlib import data, devices, distributed, files, models, train
+from kdlib.adapters import Adapter
+from kdlib.batches import LoaderBatches
 from kdlib.methods import Feature, HardLabels, Logit, Terms
 from kdlib.recipes import Recipe
+from kdlib.tasks import Classification
 from kdlib.teachers import CachedTeacher
 
 IMAGES, BATCH = 320, 64
@@ -116,6 +120,13 @@ def fit_resumably(folder: Path, step: int) -> None:
         files.save_tensors(folder / "student.safetensors", run.student.state_dict(), {"rows": run.rows})
 
 
+def shared_order(dataset: TensorDataset, seed: int) -> Iterator[int]:
+    """The samples of this process in the first epoch of a run."""
+    options: dict[str, Any] = {"config": devices.resolve(), "adapter": Adapter(), "task": Classification()}
+    loader = LoaderBatches(dataset, None, batch_size=16, steps_per_epoch=None, seed=seed, **options).loader
+    return iter(loader.sampler)  # type: ignore[attr-defined]
+
+
 def fit_a_dataset() -> dict[str, Any]:
     """Train on a torch Dataset, whose samples the processes share, and on batches that they cannot share."""
     torch.manual_seed(0)
@@ -123,6 +134,10 @@ def fit_a_dataset() -> dict[str, Any]:
     options: dict[str, Any] = {"epochs": 2, "recipe": Recipe(batch_size=16), "progress": False}
     run = train.fit(nn.Linear(8, 3), TensorDataset(images, labels), **options)
     facts: dict[str, Any] = {"weights": run.student.weight.tolist(), "loss": run.rows[-1]["loss"]}
+    with_statistics = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3))
+    averaged = train.fit(with_statistics, TensorDataset(images, labels), ema_decay=0.9, **options).student
+    facts["averaged"] = {name: value.tolist() for name, value in averaged.state_dict().items()}
+    facts["orders"] = [list(shared_order(TensorDataset(images, labels), seed)) for seed in (0, 1)]
     try:
         train.fit(nn.Linear(8, 3), [(images, labels)], **options)
     except ValueError as error:

@@ -37,6 +37,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with images and labels on this device; indices stay where they are."""
+        return replace(self, images=to_device(self.images, device), labels=to_device(self.labels, device))
+
 
 class IndexedDataset(Protocol):
     """What `fit`, `evaluate` and teachers need of a dataset: batches, and an index that stays with each sample."""

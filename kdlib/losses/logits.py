@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ._common import as_floats, centred_unit, check_number, check_temperature, shape
 
+_NO_LABEL = torch.iinfo(torch.int64).min  # torch's own -100 is left out of a mean in silence
+
 
 def soften(logits: Tensor, temperature: float) -> Tensor:
     """Class probabilities softmax(logits / T), the flatter the higher the temperature T.
@@ -168,7 +170,7 @@ def label_smoothing(student_logits: Tensor, labels: Tensor, smoothing: float = 0
         _check_labels(labels, student)
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing must be in [0, 1), got {smoothing}: 0 is plain cross-entropy, 0.1 is usual")
-    return F.cross_entropy(student, labels, label_smoothing=smoothing)
+    return F.cross_entropy(student, labels, label_smoothing=smoothing, ignore_index=_NO_LABEL)
 
 
 def warn_if_probabilities(logits: Tensor, name: str) -> None:

@@ -629,3 +629,11 @@ def test_warn_if_probabilities_names_what_is_no_batch_of_floats():
         warn_if_probabilities(y, "outputs")
     with pytest.raises(ValueError, match=r"^outputs is empty, shape \(0, 5\)"):
         warn_if_probabilities(s[:0], "outputs")
+
+
+def test_no_label_is_left_out_in_silence_where_values_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdlib.losses.logits._check_labels", lambda *given: None)  # as on a GPU
+    with pytest.raises((IndexError, RuntimeError)):
+        label_smoothing(torch.zeros(2, 3), torch.tensor([0, -100]), 0.0)
+    with pytest.raises((IndexError, RuntimeError)):
+        label_smoothing(torch.zeros(2, 3), torch.tensor([-100, -100]), 0.1)
