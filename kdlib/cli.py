@@ -316,13 +316,19 @@ def evaluate(
 ) -> None:
     """Measure a trained model on the test set."""
     from kdlib import data as datasets
-    from kdlib import measure, models
-    from kdlib import train as training
+    from kdlib import evaluation, measure, models
 
     loaded = datasets.load_images(data, image_size=image_size)
     split = loaded.validation if validation else loaded.test
+
+    def judge(network: Any, role: str) -> evaluation.Metrics:
+        evaluation.check_class_names(role, network, loaded)
+        metrics = evaluation.evaluate(network, split, device=device, precision=precision, role=role)
+        evaluation.check_classes(role, metrics.logits, loaded)
+        return metrics
+
     network = models.load(model)
-    metrics = training.evaluate(network, split, device=device, precision=precision)
+    metrics = judge(network, "model")
     values = {
         "accuracy": metrics.accuracy,
         "loss": metrics.loss,
@@ -330,9 +336,7 @@ def evaluate(
         "parameters": measure.count_parameters(network),
     }
     if teacher:
-        teacher_metrics = training.evaluate(
-            models.load(teacher), split, device=device, precision=precision, role="teacher"
-        )
+        teacher_metrics = judge(models.load(teacher), "teacher")
         values |= {
             "teacher_accuracy": teacher_metrics.accuracy,
             "agreement": measure.agreement(metrics.logits, teacher_metrics.logits),

@@ -272,6 +272,11 @@ def prepare_qat(model: nn.Module, bits: int, activation_bits: int = 8) -> nn.Mod
     """
     check_whole(2, MOST_BITS, bits=bits, activation_bits=activation_bits)
     _layers(model, masks=True)
+    if any(isinstance(one, ActivationRounding) for one in model.modules()):
+        raise ValueError(
+            "This network rounds its activations already: call compress.finalize(model, "
+            "keep_activation_rounding=False) first."
+        )
     copied = copy.deepcopy(model)
     for layer in _layers(copied, masks=True).values():
         home = layer.weight.device
@@ -295,6 +300,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     modes = {module: module.training for module in copied.modules()}
     copied.eval()
     for rounding in roundings:
+        rounding.low.zero_()
+        rounding.high.zero_()
         rounding.train()
     with torch.no_grad():
         count = 0
@@ -319,7 +326,8 @@ def finalize(model: nn.Module, *, keep_activation_rounding: bool = True) -> nn.M
     """
     check_flags(keep_activation_rounding=keep_activation_rounding)
     check_kind("a torch.nn.Module", nn.Module, model=model)
-    if not any(_held(layer) for layer in model.modules()):
+    removes = not keep_activation_rounding and any(isinstance(one, ActivationRounding) for one in model.modules())
+    if not removes and not any(_held(layer) for layer in model.modules()):
         raise ValueError(
             "There is nothing to make permanent: this network has no masks and rounds no weights, or was made "
             "permanent before."
@@ -352,9 +360,10 @@ def pack_weights(model: nn.Module, bits: int) -> dict[str, Tensor]:
         step = _steps(layer.weight, bits)
         numbers = (layer.weight.detach().float() / _per_channel(step, layer.weight)).round() + _largest(bits)
         digits = np.unpackbits(numbers.to(torch.uint8).reshape(-1, 1).cpu().numpy(), axis=1)[:, 8 - bits :]
-        del state[f"{name}.weight"]
-        state[f"{name}.weight.packed"] = torch.from_numpy(np.packbits(digits))
-        state[f"{name}.weight.step"] = step
+        key = f"{name}.weight".lstrip(".")  # a layer alone has no name
+        del state[key]
+        state[f"{key}.packed"] = torch.from_numpy(np.packbits(digits)).to(step.device)
+        state[f"{key}.step"] = step
     return state
 
 
@@ -369,7 +378,8 @@ def unpack_weights(model: nn.Module, state: dict[str, Tensor], bits: int) -> nn.
     copied, state = copy.deepcopy(model), dict(state)
     for name, layer in _layers(copied).items():
         count = layer.weight.numel()
-        packed, step = state.pop(f"{name}.weight.packed", None), state.pop(f"{name}.weight.step", None)
+        key = f"{name}.weight".lstrip(".")
+        packed, step = state.pop(f"{key}.packed", None), state.pop(f"{key}.step", None)
         if packed is None or step is None or len(packed) != math.ceil(count * bits / 8):
             raise ValueError(
                 f"The state holds no {count} weights of {bits} bits for {name}: it was packed from another network, or "
@@ -377,7 +387,7 @@ def unpack_weights(model: nn.Module, state: dict[str, Tensor], bits: int) -> nn.
             )
         digits = np.unpackbits(packed.cpu().numpy())[: count * bits].reshape(-1, bits)
         numbers = torch.from_numpy(digits.astype(np.int64) @ (1 << np.arange(bits)[::-1])).reshape(layer.weight.shape)
-        state[f"{name}.weight"] = (numbers - _largest(bits)).float() * _per_channel(step, layer.weight)
+        state[key] = (numbers - _largest(bits)).float() * _per_channel(step.cpu(), layer.weight)
     try:
         copied.load_state_dict(state)
     except RuntimeError as error:

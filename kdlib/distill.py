@@ -96,7 +96,7 @@ class Report:
 
 def distill(
     job: Job,
-    out: Path | None = None,
+    out: str | Path | None = None,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -115,8 +115,8 @@ def distill(
         raise TypeError(f"job is a kdlib.distill.Job, such as Job(student='resnet8'); got {type(job).__name__}.")
     if out is None:
         return _distill(job, None, resume=resume, progress=progress, echo=echo)
-    with claim(out, RESULTS, resume=resume, overwrite=overwrite, echo=echo):
-        return _distill(job, out, resume=resume, progress=progress, echo=echo)
+    with claim(out, RESULTS, resume=resume, overwrite=overwrite, echo=echo) as folder:
+        return _distill(job, folder, resume=resume, progress=progress, echo=echo)
 
 
 def _distill(job: Job, out: Path | None, *, resume: bool, progress: bool, echo: Callable[[str], None]) -> Report:

@@ -169,7 +169,13 @@ def check_class_names(role: str, model: Any, data: DataModule) -> None:
     if not isinstance(names, tuple) or names == data.classes:
         return
     same = set(names) == set(data.classes)
-    example = next((pair for pair in zip(names, data.classes, strict=False) if pair[0] != pair[1]), ("", ""))
+    example = next((pair for pair in zip(names, data.classes, strict=False) if pair[0] != pair[1]), None)
+    if example is None:  # one has more, behind those of the other
+        more = (names if len(names) > data.num_classes else data.classes)[min(len(names), data.num_classes)]
+        raise ValueError(
+            f"The {role} was trained with {len(names)} classes, and {data.name} has {data.num_classes}: {more!r} is in "
+            f"one of them only. Give the data the classes of the {role}, or train it anew."
+        )
     raise ValueError(
         f"The {role} was trained with {'the same classes in another order' if same else 'other classes'} than those of "
         f"{data.name}: its {example[0]!r} stands where the data have {example[1]!r}. Name the folders of the classes "

@@ -132,9 +132,11 @@ def _acquire(path: Path, busy: str, wait: bool) -> int | None:
                 print(busy, file=sys.stderr)
             said = True
             continue
-        except OSError:  # no locks here
+        except OSError as error:
             os.close(handle)
-            return None
+            if wait and error.errno == errno.EDEADLK:  # Windows gives up after ten seconds; it is held all the same
+                continue
+            return None  # no locks here
         # Who held it before has removed the file: then this lock is one on a file that nobody else will find.
         if path.exists() and _same_file(handle, path):
             return handle
@@ -228,7 +230,8 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileNotFoundError(f"There is no file {path}. Check the path, or train the model first.")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            # Copies: Windows replaces no file that is mapped, and an optimiser keeps what it is given.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
             metadata = schemas.read_json((file.metadata() or {}).get("kdlib", "{}"))
             schemas.check("its description", metadata, {})
     except (SafetensorError, ValueError) as error:

@@ -415,6 +415,12 @@ def branching(self: Net, x: Tensor) -> Tensor:
     return self.fc(x.flatten(1)) if x.sum() > 0 else self.fc(-x.flatten(1))
 
 
+def overwriting_behind_a_dropout(self: Net, x: Tensor) -> Tensor:
+    y = self.conv(x)
+    z = F.relu(self.drop(y), inplace=True)
+    return self.fc((z + y).flatten(1))
+
+
 def overwriting(self: Net, x: Tensor) -> Tensor:
     y = self.conv(x)
     z = F.relu(y, inplace=True)
@@ -441,6 +447,8 @@ UNWRITABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "scalar": (lambda: Net(lambda s, x: s.fc((x + 1).flatten(1)), fc=FC), "addition 'add'"),
     "unflattened": (lambda: Net(lambda s, x: s.fc(x), fc=nn.Linear(4, 3)), "4 dimensions"),
     "overwritten": (lambda: Net(overwriting, conv=nn.Conv2d(1, 1, 1), fc=FC), "overwrites"),
+    "overwritten behind": (lambda: Net(overwriting_behind_a_dropout, conv=nn.Conv2d(1, 1, 1), drop=nn.Dropout(), fc=FC),
+                           "overwrites"),
     "too wide": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), "cannot take images of 1 x 5 x 5"),
     "not finite": (lambda: nn.Sequential(nn.Flatten(), _filled(nn.Linear(16, 3), float("nan"))), "not finite"),
 }  # fmt: skip

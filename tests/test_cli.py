@@ -454,3 +454,26 @@ def test_what_could_not_be_saved_is_refused_before_the_training(
         patch.setattr(models, "load", lambda name: torch.nn.Linear(2, 2))
         assert call("train", "--start", "mobilenet_v2-imagenet", "--out", tmp_path / "run") == 2
     assert "was not made by models.build" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [(["red", "green", "blue"], "same classes in another order"), (["a", "b", "c", "d", "e"], "other classes")],
+)
+@pytest.mark.parametrize("role", ["model", "teacher"])
+def test_evaluate_refuses_a_model_of_other_classes(
+    own_images: str, own_teacher: Path, tmp_path: Path, capsys: Any, classes: list[str], words: str, role: str
+) -> None:
+    wrong = tmp_path / "wrong.safetensors"
+    models.save(models.build("resnet8", num_classes=len(classes), in_channels=3, seed=0), wrong, classes=classes)
+    given = [wrong] if role == "model" else [own_teacher, "--teacher", wrong]
+    assert call("evaluate", *given, "--data", own_images, "--image-size", 32) == 2
+    said = capsys.readouterr().err
+    assert f"The {role} was trained with" in said
+    assert words in said
+
+
+def test_the_folder_of_a_job_may_be_a_text(small_test_set: Any, tmp_path: Path) -> None:
+    job = distill.Job(teacher="resnet20-fashion", student="resnet8", images=64, epochs=1, baseline=False)
+    distill.distill(job, str(tmp_path / "run"), progress=False, echo=lambda line: None)
+    assert (tmp_path / "run" / "report.json").exists()

@@ -599,3 +599,35 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"pip install 'kdlib\[compress\]'"):
         call()
+
+
+def test_what_a_finalized_network_is_told_to_do_works(tmp_path: Path) -> None:
+    coarse = compress.prepare_qat(models.build("article-student", num_classes=10, in_channels=1, seed=0), 4)
+    kept = compress.finalize(coarse)
+    with pytest.raises(ValueError, match=r"keep_activation_rounding=False"):
+        models.save(kept, tmp_path / "kept.safetensors")
+    with pytest.raises(ValueError, match=r"already.*keep_activation_rounding=False"):
+        compress.prepare_qat(kept, 4)
+    plain = compress.finalize(kept, keep_activation_rounding=False)
+    models.save(plain, tmp_path / "plain.safetensors")
+    compress.prepare_qat(plain, 4)
+    with pytest.raises(ValueError, match="nothing to make permanent"):
+        compress.finalize(plain, keep_activation_rounding=False)
+
+
+def test_limits_come_from_the_latest_calibration_alone() -> None:
+    ready = compress.prepare_qat(nn.Sequential(nn.Linear(1, 1)), 8)
+    first = compress.calibrate(ready, [torch.tensor([[-100.0], [100.0]])])
+    second = compress.calibrate(first, [torch.tensor([[-1.0], [1.0]])])
+    assert float(second[0].input_rounding.high) == 1.0
+    assert float(first[0].input_rounding.high) == 100.0
+
+
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_a_layer_alone_is_packed_and_comes_back(device: str) -> None:
+    layer = compress.quantize_weights(nn.Linear(4, 2), 4).to(device)
+    back = compress.unpack_weights(nn.Linear(4, 2).to(device), compress.pack_weights(layer, 4), 4)
+    torch.testing.assert_close(back.weight, layer.weight)

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision import datasets as torchvision_sets
 
-from kdlib import data, methods, models, train
+from kdlib import data, evaluation, methods, models, train
 from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, InMemoryDataset, LazyDataset, datasets, sources
+from kdlib.data.decode import upright
 from kdlib.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from kdlib.files import fingerprint
 
@@ -957,3 +959,22 @@ def test_a_teacher_whose_classes_are_in_another_order_is_refused(tmp_path: Path)
         train.fit(student, pets, teacher=swapped, **options)
     method = methods.HardLabels() + methods.Feature({"layer3": "layer3"})
     train.fit(student, pets, teacher=swapped, method=method, **options)  # features have no classes
+
+
+def test_sixteen_bits_are_turned_too(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.arange(24, dtype=np.uint16).reshape(4, 6) * 2000
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        turned = np.asarray(upright(image, "a.png"))
+    assert np.array_equal(turned, np.rot90(pixels >> 8, -1))
+
+
+@pytest.mark.parametrize(("count", "odd"), [(2, 2), (4, 3)])
+def test_a_class_that_only_one_side_has_is_named(blobs: DataModule, count: int, odd: int) -> None:
+    model = nn.Linear(1, 1)
+    model.classes = (*blobs.classes, "another")[:count]
+    name = (*blobs.classes, "another")[odd]
+    with pytest.raises(ValueError, match=f"{count} classes, and blobs has 3: {name!r} is in one of them only"):
+        evaluation.check_class_names("teacher", model, blobs)

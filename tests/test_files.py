@@ -368,3 +368,26 @@ def test_fingerprint_sees_any_single_byte(values: list[int], position: int, by: 
     other[position % len(values)] += by
     assert files.fingerprint([tensor]) == files.fingerprint([tensor.clone()])
     assert files.fingerprint([tensor]) != files.fingerprint([other])
+
+
+def test_a_lock_is_waited_for_longer_than_windows_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [PermissionError(errno.EACCES, "held"), OSError(errno.EDEADLK, "ten tries"), None]
+
+    def pretend(handle: int, *, wait: bool) -> None:
+        if (error := answers.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setattr(files, "_lock_file", pretend)
+    handle = files._acquire(tmp_path / ".lock", "busy", True)
+    assert handle is not None
+    os.close(handle)
+    assert not answers
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+def test_what_was_read_does_not_hold_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    files.save_tensors(path, {"w": torch.zeros(100_000)}, {})
+    tensors, _ = files.load_tensors(path)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert tensors["w"].sum() == 0

@@ -17,6 +17,7 @@ def upright(image: Any, name: str) -> Any:
 
     if not isinstance(image, Image.Image):
         return image
+    image = ImageOps.exif_transpose(image)  # first: what is made of 16 bits has no tags any more
     if image.mode.startswith("I;16"):
         image = _from_sixteen_bits(image)
     if image.mode in ("I", "F"):
@@ -24,7 +25,6 @@ def upright(image: Any, name: str) -> Any:
             f"{name} has pixels of mode {image.mode} (32 bits or floats), whose range is not known. Save it with 8 or "
             "16 bits a channel."
         )
-    image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)

@@ -185,7 +185,7 @@ class _Reader:
     def read(self) -> tuple[list[Layer], str]:
         for node in self.graph.nodes:
             if node.op == "placeholder":
-                self.values[node] = _Value(node.name, alone=False)
+                self.values[node] = _Value(node.name, alone=True)
             elif node.op == "output":
                 result = node.args[0]
                 if not isinstance(result, fx.Node) or result not in self.values:
@@ -243,7 +243,10 @@ class _Reader:
         """In place, a layer changes what its source's other users see, which the graph does not show."""
         in_place = getattr(module, "inplace", False) or node.kwargs.get("inplace") or kind is operator.iadd
         in_place = in_place or _text(kind).rstrip("_") != _text(kind)
-        if in_place and any(isinstance(source, fx.Node) and len(source.users) > 1 for source in node.args[:1]):
+        sources = [source for source in node.args[:1] if isinstance(source, fx.Node)]
+        # A dropout or a view before it gives on the memory of a value that others may use.
+        shared = any(len(one.users) > 1 or (one in self.values and not self.values[one].alone) for one in sources)
+        if in_place and shared:
             raise _unsupported(f"{where} that overwrites a value which is used elsewhere,")
 
     def _input(self, node: fx.Node) -> tuple[fx.Node, _Value]:

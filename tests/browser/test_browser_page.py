@@ -495,3 +495,18 @@ def test_the_command_serves_the_page(page: Any, home: Path, student: Path, pages
     finally:
         process.kill()
         process.wait()
+
+
+def test_one_exam_at_a_time(opened: Any) -> None:
+    button = opened.locator("#exam")
+    label = button.inner_text()
+    button.click()
+    changes(opened, lambda: opened.get_by_role("radio", name=re.compile("^Test picture 10")).check(force=True))
+    assert button.is_disabled() or button.inner_text() == label
+
+
+def test_undo_at_the_start_comes_back_to_a_described_picture(opened: Any) -> None:
+    opened.get_by_role("button", name="Undo").click()
+    settled(opened)
+    assert "your drawing" in opened.locator("#seen").get_attribute("aria-label")
+    assert opened.locator("#fit").is_checked()

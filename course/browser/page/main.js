@@ -54,6 +54,7 @@ export async function logits(network, kind, pixels) {
 
 let asked = 0;
 let busy = null;
+let examining = false;
 
 // Asks both networks about what is on the pad. While they are at it, only the latest question waits.
 function ask() {
@@ -98,7 +99,7 @@ async function answer() {
     bars.show(i, probabilities[i]);
   }
   facts();
-  $("exam").disabled = false;
+  $("exam").disabled = examining;
   $("verdict").className = "";
   $("verdict").textContent = verdict(contents.classes, ...probabilities, label);
 }
@@ -206,8 +207,10 @@ async function exam() {
 
 async function holdExam() {
   const text = $("exam").textContent;
+  examining = true;
   $("exam").disabled = true;
   await exam().catch(tell);
+  examining = false;
   $("exam").textContent = text;
   $("exam").disabled = false;
 }
@@ -273,5 +276,6 @@ for (const choice of document.querySelectorAll("[name=precision]")) choice.addEv
 $("student").addEventListener("change", ask);
 $("exam").addEventListener("click", holdExam);
 
+note({ fit: true, description: "your drawing" }); // what Undo comes back to
 await showTest(0);
 keepEverything().catch(error => ($("storage").textContent = `The page could not be kept: ${error.message}`));
