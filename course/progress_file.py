@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from kdlib.files import write_text
@@ -76,11 +77,13 @@ def read() -> tuple[dict[str, str], str]:
         return {}, f"The progress file {file} cannot be read; your next answer starts a new one."
 
 
-def forget(lesson: str) -> str:
-    """Forget all exercises of one lesson, such as the quiz; returns "", or a sentence if that failed."""
+def forget(lesson: str, exercises: Collection[str] | None = None) -> str:
+    """Forget exercises of one lesson, such as the quiz, default all; returns "", or a sentence if that failed."""
     file = path()
     entries, problem = read()
-    kept = {name: state for name, state in entries.items() if not name.startswith(f"{lesson}.")}
+    of_lesson = {name for name in entries if name.startswith(f"{lesson}.")}
+    gone = of_lesson if exercises is None else of_lesson & {f"{lesson}.{one}" for one in exercises}
+    kept = {name: state for name, state in entries.items() if name not in gone}
     if file is None or problem or kept == entries:
         return problem
     try:

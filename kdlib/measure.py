@@ -12,13 +12,14 @@ import math
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from timeit import default_timer
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -253,6 +254,21 @@ class Latency:
         )
 
 
+def _clock(device: torch.device) -> Callable[[], float]:
+    """The time after all work on this device; torch's own clock waits for the current device, which may be another."""
+    if device.type not in ("cuda", "mps"):
+        return default_timer
+
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        else:
+            torch.mps.synchronize()
+        return default_timer()
+
+    return clock
+
+
 def latency(
     model: nn.Module,
     input_shape: Sequence[int],
@@ -280,7 +296,8 @@ def latency(
     model = _move(model, device)
     home, dtype = _device_and_dtype(model)
     images = torch.ones(batch_size, *shape, dtype=dtype, device=home)
-    timer = Timer("model(images)", globals={"model": model, "images": images}, num_threads=threads)
+    globals_ = {"model": model, "images": images}
+    timer = Timer("model(images)", timer=_clock(home), globals=globals_, num_threads=threads)
     with _eval_mode(model), torch.inference_mode():
         try:
             warm = timer.timeit(2).mean  # the first passes allocate memory and choose kernels

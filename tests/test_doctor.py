@@ -14,12 +14,17 @@ import torch
 import torch.nn.functional as F
 from doctor_faults import FAULTS, METHODS_OF_KDLIB, sound
 from doctor_setups import Case, Net, case
+from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
 
 from kdlib import data, methods, models
 from kdlib.adapters import Adapter
 from kdlib.distiller import Distiller
 from kdlib.doctor import CHECKS, Finding, Report, examine
+from kdlib.doctor.data import _shared
+from kdlib.doctor.report import Skip
+from kdlib.losses import kd
 from kdlib.study import method_specs
 from kdlib.study.method_specs import METHODS
 
@@ -365,3 +370,44 @@ def test_a_student_that_holds_its_teacher_shares_nothing_with_it() -> None:
     holder.own.eval()
     report = examine(student=holder, teacher=holder.teacher, step=step, batches=c.batches, optimizer=optimizer)
     assert report.find("student-mode")[0].severity == "fault"
+
+
+class Pictures(Dataset):
+    """Fifty pictures with a black border, as PIL gives them, as arrays, or in a dict."""
+
+    def __init__(self, kind: str, seed: int) -> None:
+        self.kind = kind
+        self.pixels = np.zeros((50, 32, 32, 3), dtype=np.uint8)
+        self.pixels[:, 8:24, 8:24] = np.random.default_rng(seed).integers(0, 255, (50, 16, 16, 3))
+
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, number: int) -> Any:
+        pixels = self.pixels[number]
+        given = {"pil": Image.fromarray, "array": np.array, "dict": lambda x: {"image": torch.from_numpy(x.copy())}}
+        return given[self.kind](pixels), 0
+
+
+@pytest.mark.parametrize("kind", ["pil", "array", "dict"])
+def test_pictures_are_shared_if_their_pixels_are_the_same(kind: str) -> None:
+    one = Pictures(kind, 0)
+    assert _shared(one, Pictures(kind, 1)) == (0, 50)
+    assert _shared(one, Pictures(kind, 0)) == (50, 50)
+
+
+def test_a_leak_far_behind_is_found_or_the_check_is_skipped() -> None:
+    everything = torch.arange(40_000.0)[:, None]
+    assert _shared(everything, everything[-5_000:]) == (5_000, 5_000)
+    with pytest.raises(Skip, match="40,000 samples"):
+        _shared(TensorDataset(everything), TensorDataset(everything[-5_000:]))
+
+
+def test_batches_with_pictures_of_two_sizes_are_examined() -> None:
+    def net(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+    batches = [(torch.randn(16, 3, size, size), torch.randint(0, 4, (16,))) for size in (16, 24)]
+    report = examine(student=net(0), teacher=net(1).eval(), loss=lambda s, t: kd(s, t, 4.0), batches=batches)
+    assert "normalisation" in report.skipped

@@ -237,3 +237,26 @@ def test_the_shipped_text_names_every_column_and_every_plan() -> None:
     assert set(RUN_COLUMNS) <= named
     assert all(f"kdlib study {plan}" in text for plan in PLANS)
     assert "kdlib study --again" in text
+
+
+def test_controls_alone_and_somebody_elses_readme_end_no_study(tmp_path: Path) -> None:
+    write(tmp_path, "controls")
+    (tmp_path / "README.md").write_text(SKELETON)
+    assert update_readme(tmp_path) == tmp_path / "README.md"
+    assert "No method has been run yet" in (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text("# My project\n")
+    assert update_readme(tmp_path) is None
+    assert (tmp_path / "README.md").read_text() == "# My project\n"
+
+
+def test_a_teacher_that_is_hardly_ahead_has_a_share_of_the_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synthetic.TEACHER", 0.9374)
+    base = {0: 0.9370, 1: 0.9371, 2: 0.9369}
+
+    def score(config: RunConfig, chance: random.Random) -> float | None:
+        return base[config.seed] + (0.006 + 0.0001 * config.seed) * (config.method == "kd")
+
+    write(tmp_path, seeds=range(3), score=score, skip=lambda config: config.method not in ("hard", "kd"))
+    found = results(folder=tmp_path)
+    assert found.gap_recovered("kd").mean > 10  # times the gap
+    assert len(found.table()) == 2

@@ -22,11 +22,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from tqdm import tqdm
 
-from kdlib import cli, data, measure, models, search, train, verdict
+from kdlib import cli, data, files, measure, models, search, train, verdict
 from kdlib.data import DataModule
-from kdlib.search import storage, task, workers
+from kdlib.search import judging, storage, task, workers
+from kdlib.search.task import Outcome
 from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED
+from kdlib.study.method_specs import Settings
 
 pytest.importorskip("optuna")
 
@@ -500,7 +503,40 @@ def test_a_trial_that_runs_on_another_machine_is_left_to_it(
     assert len(found.rows) == 5
 
 
+def test_a_trial_that_this_very_process_left_is_gone_on_with(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    import optuna
+
+    path = f"journal:{tmp_path / 'search.log'}"
+    options = {"teacher": teacher, "epochs": 9, "storage": path, **TINY}
+    search.run(blobs, trials=1, **options)
+    with storage.open_storage(path) as (store, _):  # a notebook that was interrupted, and calls again
+        study = optuna.load_study(study_name="search", storage=store)
+        study.ask().set_user_attr("start", [0, 0.0, time.time(), files.HOST, os.getpid()])
+    found = search.run(blobs, trials=2, **options)
+    assert [row["state"] for row in found.rows].count("running") == 0
+    assert len(found.rows) == 2
+
+
 # --- several workers
+
+
+def test_ctrl_c_while_arms_are_judged_does_not_wait_for_those_that_have_not_begun() -> None:
+    class Slow:
+        def run(self, *given: Any, **options: Any) -> Outcome:
+            time.sleep(1)
+            return Outcome(1, 1.0, 0.5, 0.5)
+
+    class Done:
+        def add(self, *given: Any) -> None: ...
+
+    arms = [judging.Arm(name, "s", Settings(), 0.0) for name in "abcdef"]
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        judging._train(arms, 0, [Slow(), Slow()], Done(), tqdm(disable=True))  # type: ignore[arg-type, list-item]
+    assert time.monotonic() - started < 2.5  # all six take three seconds
 
 
 def test_turns_are_taken_in_the_order_of_the_clocks_however_long_each_thread_takes() -> None:

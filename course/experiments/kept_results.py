@@ -19,7 +19,7 @@ from kdlib import models
 from kdlib.data import data_dir
 from kdlib.errors import unknown_name
 from kdlib.study import method_specs
-from kdlib.study.plans import TRIALS, Budget
+from kdlib.study.plans import TRIALS, Budget, mean_trial_scores
 from kdlib.study.predictions import PredictionsFile
 from kdlib.study.runs_file import read_rows
 
@@ -85,18 +85,15 @@ class KeptResults:
 
 
 def best_trial(method: str, folder: Path | None = None) -> float:
-    """The validation accuracy of the trial by which the study chose a method's settings.
+    """The validation accuracy, mean over the tuning seeds, of the settings that the study chose for a method.
 
     folder: of the trials, default data/results. Raises ValueError for a method without trials.
     """
     rows = read_rows(Budget().path(TRIALS, folder or data_dir() / "results"))
-    scores: dict[str, list[float]] = {}
-    for row in rows:
-        if row["validation_accuracy"]:
-            scores.setdefault(row["method"], []).append(float(row["validation_accuracy"]))
-    if method not in scores:
-        raise unknown_name("method with trials", method, scores)
-    return max(scores[method])
+    scores = mean_trial_scores(row for row in rows if row["method"] == method)
+    if not scores:
+        raise unknown_name("method with trials", method, {row["method"] for row in rows if row["validation_accuracy"]})
+    return max(scores.values())
 
 
 @lru_cache(maxsize=4)

@@ -19,7 +19,8 @@ from course.experiments import search_proxy, search_rows
 from course.experiments.search_rows import CONTROL, DEFAULTS, FOUND, RANDOM
 from kdlib import verdict
 from kdlib.data import data_dir
-from kdlib.study.method_specs import SETTING_NAMES
+from kdlib.study.method_specs import Settings
+from kdlib.study.plans import mean_trial_scores
 from kdlib.study.runs_file import read_rows
 from kdlib.verdict import Comparison
 
@@ -42,6 +43,8 @@ PROXIES = {  # what a network is ranked by before it is trained
 def stored_choices(folder: str | Path | None = None) -> pd.DataFrame:
     """For each method of each study: what the best of its trials gave, and what that setting gave in fresh seeds.
 
+    With several tuning seeds a trial is a setting with all of them, and what it gave is their mean.
+
     Trials and runs share the validation images; the seeds, so training images, order and initial weights, are others.
     Columns: study, method, trials, promised, kept (per cent of the validation images), excess (points), seeds.
     Only methods whose runs have the settings of the best trial. Raises FileNotFoundError for a folder without studies.
@@ -54,12 +57,13 @@ def stored_choices(folder: str | Path | None = None) -> pd.DataFrame:
         runs_path = path.with_name(path.name.replace("choose-", "methods-", 1))
         trials, runs = _by_method(read_rows(path)), _by_method(read_rows(runs_path))
         for method in trials.keys() & runs.keys():
-            best = max(trials[method], key=lambda row: float(row["validation_accuracy"]))
-            if all(best[name] == runs[method][0][name] for name in SETTING_NAMES):
-                promised = 100 * float(best["validation_accuracy"])
+            scores = mean_trial_scores(trials[method])
+            best = max(scores, key=lambda settings: scores[settings], default=None)
+            if best is not None and best == Settings.from_row(runs[method][0]):
+                promised = 100 * scores[best]
                 kept = float(np.mean([100 * float(row["validation_accuracy"]) for row in runs[method]]))
                 made.append(
-                    {"study": path.stem.removeprefix("choose-"), "method": method, "trials": len(trials[method])}
+                    {"study": path.stem.removeprefix("choose-"), "method": method, "trials": len(scores)}
                     | {"promised": promised, "kept": kept, "excess": promised - kept, "seeds": len(runs[method])}
                 )
     if not made:

@@ -38,7 +38,7 @@ from kdlib.search import judging
 from kdlib.search.task import TaskRunner
 from kdlib.study.method_specs import SETTING_NAMES
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, read_rows
+from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, read_rows, to_text
 
 DATA, TEACHER, STUDENT, METHOD = "fashion-mnist", "resnet20-fashion", "resnet8", "kd"
 FOUND, DEFAULTS, RANDOM, CONTROL = judging.FOUND, judging.DEFAULTS, judging.RANDOM, "defaults, tuned"
@@ -154,12 +154,24 @@ def _append(
     command: str,
     log: Callable[[str], object],
 ) -> None:
-    """Add the rows that the file has not yet."""
+    """Add the rows that the file has not yet; ValueError for one that it has of another budget or setting."""
     versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
     process = versions | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
     with RunsFile(path, columns, log).open() as file:
-        done = {tuple(row[name] for name in key) for row in file.rows}
-        missing = [row for row in rows if tuple(str(row[name]) for name in key) not in done]
+        done = {tuple(row[name] for name in key): row for row in file.rows}
+        missing = []
+        for row in rows:
+            old = done.get(tuple(str(row[name]) for name in key))
+            if old is None:
+                missing.append(row)
+                continue
+            for name in (*_BUDGET, *_SETTINGS):
+                if name in row and old[name] != to_text(row[name]):
+                    which = " ".join(old[one] for one in key)
+                    raise ValueError(
+                        f"{path} holds {which} with {name} {old[name]}, not {to_text(row[name])}. Choose another "
+                        "folder with --out."
+                    )
         if not missing:
             return
         session = SessionLog(path, command, len(file.rows))

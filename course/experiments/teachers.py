@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor, nn
 
-from kdlib import data, devices, measure, models, train
+from kdlib import data, devices, files, measure, models, train
 from kdlib.data import DataModule, data_dir
 from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
 from kdlib.methods import HardLabels, Logit, Method
@@ -138,6 +138,10 @@ def train_network(name: str, fashion: DataModule, folder: Path, epochs: int) -> 
     plan = TRAININGS[name]
     snapshots = {epoch: path_of(f"{name}, epoch {epoch}", folder) for epoch in plan.snapshots if epoch < epochs}
     final = path_of(name, folder)
+    if final.exists():
+        made = files.load_tensors(final)[1].get("epochs", epochs)
+        if made != epochs:
+            raise ValueError(f"{final} was trained for {made} epochs, not {epochs}. Choose another --cache.")
     if all(path.exists() for path in (final, *snapshots.values())):
         return
 

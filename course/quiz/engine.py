@@ -99,11 +99,11 @@ class Quiz:
         print(f"{count} question{'s' * (count != 1)} to answer once more.")
 
     def forget(self) -> None:
-        """Begin anew: forget all answers, in the progress file too."""
-        problem = progress_file.forget(GROUP)
+        """Begin anew: forget the answers to these questions, in the progress file too."""
+        problem = progress_file.forget(GROUP, self.states)
         self._round.clear()
         self.states = dict.fromkeys(self.states, "")
-        print(problem or "All answers are forgotten.")
+        print(problem or f"The answers to {len(self)} questions are forgotten.")
 
     @staticmethod
     def where(one: QuizQuestion) -> str:

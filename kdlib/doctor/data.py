@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,6 +76,8 @@ def normalisation(setup: Setup) -> Finding | None:
         one.inputs["teacher"].ndim != 4 or not one.inputs["teacher"].is_floating_point() for one in seen
     ):
         raise Skip("the teacher's inputs are no pictures of batch x channels x height x width")
+    if len({one.inputs["teacher"].shape[1:] for one in seen}) > 1:
+        raise Skip("the batches have pictures of different sizes")
     pictures = torch.cat([one.inputs["teacher"] for one in seen])
     if len(pictures) != len(found.labels) or pictures.shape[1] > 4:
         raise Skip("the teacher does not answer once for each picture")
@@ -238,19 +241,32 @@ def _shared(a: Any, b: Any) -> tuple[int, int]:
     return sum(one in seen for one in hashes), len(hashes)
 
 
-MOST_HASHED = 20_000  # samples of a split: reading more of a folder of pictures would take minutes
+MOST_HASHED = 20_000  # samples of a data set that are read one by one: more of a folder of pictures takes minutes
 
 
 def _hashes(split: Any) -> list[int]:
     """A number for each sample, by its content."""
     if isinstance(split, Tensor):
-        return [hash(row.numpy().tobytes()) for row in split[:MOST_HASHED].detach().cpu().contiguous()]
+        return [hash(_content(row)) for row in split.detach().cpu()]
     if not hasattr(split, "__getitem__") or not hasattr(split, "__len__"):
         raise Skip(f"the samples of a {type(split).__name__} cannot be read by their number")
+    if len(split) > MOST_HASHED:
+        raise Skip(f"a data set has {len(split):,} samples, and more than {MOST_HASHED:,} are not read one by one")
     found = []
-    for number in range(min(len(split), MOST_HASHED)):
+    for number in range(len(split)):
         sample = split[number]
         value = sample[0] if isinstance(sample, tuple | list) else sample
-        text = value.detach().cpu().contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value)
-        found.append(hash(text))
+        found.append(hash(_content(value)))
     return found
+
+
+def _content(value: Any) -> bytes:
+    """The bytes of a tensor, an array, a picture, a number or a text, or of a mapping of them."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    if isinstance(value, Mapping):
+        return b"".join(map(_content, value.values()))
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise Skip(f"a sample that is a {type(value).__name__} cannot be compared")
+    return array.tobytes()

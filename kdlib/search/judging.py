@@ -21,7 +21,7 @@ from kdlib.search.engine import Found, prepare, scratch_folder, search
 from kdlib.search.storage import load_optuna, open_storage
 from kdlib.search.task import outputs_folder
 from kdlib.search.trials import COMPLETE
-from kdlib.search.workers import Runner, open_runners
+from kdlib.search.workers import RemoteRunner, Runner, open_runners
 from kdlib.study.method_specs import Settings
 from kdlib.verdict import Comparison
 
@@ -285,6 +285,13 @@ def _train(arms: Sequence[Arm], seed: int, runners: list[Runner], done: Stored, 
         return
     with ThreadPoolExecutor(len(runners)) as executor:
         futures = {executor.submit(train, arm): arm for arm in arms}
-        for future in as_completed(futures):
-            done.add(futures[future], seed, future.result())
-            bar.update()
+        try:
+            for future in as_completed(futures):
+                done.add(futures[future], seed, future.result())
+                bar.update()
+        except BaseException:  # Ctrl-C, or a worker that was killed: arms that have not begun are not waited for
+            executor.shutdown(wait=False, cancel_futures=True)
+            for runner in runners:
+                if isinstance(runner, RemoteRunner):
+                    runner.end()  # its thread waits for it
+            raise

@@ -268,7 +268,8 @@ class Trials:
         if not self._shared or "start" not in trial.user_attrs:
             return False
         _, _, started, host, process = trial.user_attrs["start"]
-        dead = host == files.HOST and not files.is_alive(process)
+        # This process trains nothing when it begins: a notebook that was interrupted and called again.
+        dead = host == files.HOST and (process == os.getpid() or not files.is_alive(process))
         return not dead and time.time() - started < STALE_SECONDS
 
     def _take_interrupted(self, slot: int) -> FrozenTrial | None:

@@ -436,7 +436,8 @@ class Results:
         estimate = Estimate(method, group.title, group.spec.family, by_seed, problem, comparisons=comparisons)
         if problem:
             return estimate
-        found = verdict.compare(*sides, comparisons=max(1, comparisons), better=better or "higher")
+        # same_unit: shares of the gap to a teacher that is hardly ahead may be 10 and more
+        found = verdict.compare(*sides, comparisons=max(1, comparisons), better=better or "higher", same_unit=True)
         interval = replace(estimate, mean=found.mean, std=found.std, low=found.low, high=found.high)
         return replace(interval, comparisons=found.comparisons, verdict=found.verdict if better else None)
 

@@ -375,6 +375,20 @@ def _trials(tried: Mapping[MethodSpec, Sequence[Settings]], seeds: Iterable[int]
     ]
 
 
+def mean_trial_scores(rows: Iterable[Row]) -> dict[Settings, float]:
+    """From the trials of one method, the mean validation accuracy over the tuning seeds of each of the settings.
+
+    Settings that some seed has not, or with which one diverged, are left out: they cannot have been chosen.
+    """
+    texts: dict[Settings, list[str]] = {}
+    seeds: set[str] = set()
+    for row in rows:
+        texts.setdefault(Settings.from_row(row), []).append(row["validation_accuracy"])
+        seeds.add(row["seed"])
+    complete = {settings: found for settings, found in texts.items() if len(found) == len(seeds) and all(found)}
+    return {settings: sum(map(float, found)) / len(found) for settings, found in complete.items()}
+
+
 def _mean_scores(
     spec: MethodSpec, tried: Sequence[Settings], seeds: Sequence[int], rows: Iterable[Row]
 ) -> dict[Settings, float]:

@@ -24,14 +24,17 @@ EMPHASIS = {Verdict.BEATS: "**", Verdict.LOSES: "*", Verdict.INCONCLUSIVE: ""}  
 def update_readme(folder: str | Path) -> Path | None:
     """Bring both tables in `folder`/README.md up to date, from the CSV files and the JSON file beside each.
 
-    A folder without a README is left as it is (None is returned), and so is a README that is up to date.
-    Raises ValueError for a README without two markers for each table, or a file that cannot be read; OSError where
-    nothing can be written.
+    A folder without a README, or with one that has none of the markers, is left as it is (None is returned), and so is
+    a README that is up to date.
+    Raises ValueError for a README with some of the markers, but not two for each table, or a file that cannot be read;
+    OSError where nothing can be written.
     """
     path = Path(folder) / "README.md"
     if not path.is_file():
         return None
     new = old = path.read_text("utf-8")
+    if RUNS_MARKER not in old and GAINS_MARKER not in old:
+        return None  # somebody else's README
     for marker, table in ((RUNS_MARKER, runs_table), (GAINS_MARKER, gains_table)):
         parts = new.split(marker)
         if len(parts) != 3:
@@ -145,7 +148,8 @@ def _load_all(folder: Path) -> list[Results]:
     """The finished runs of every file of methods, by student, teacher, number of images and optimiser."""
     found = []
     for path in folder.glob("methods-*.csv"):
-        if rows := read_rows(path):
+        rows = read_rows(path)
+        if any(row["method"] == "hard" for row in rows):  # else there is nothing yet to compare with
             student, teacher = rows[0]["student"], rows[0]["teacher"]
             optimizer = rows[0].get("optimizer", SGD)  # `load` refuses a file without this column, by name
             images = int(rows[0]["images"])

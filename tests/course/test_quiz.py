@@ -272,3 +272,11 @@ def test_a_notebook_gets_controls_and_text(progress: Path) -> None:
 def test_without_ipywidgets_there_is_text(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "course.quiz.widget", None)
     assert set(quiz.Quiz()._repr_mimebundle_()) == {"text/plain"}
+
+
+def test_forgetting_one_lesson_keeps_the_answers_to_others(progress: Path) -> None:
+    progress.write_text('{"version": 1, "exercises": {"quiz.fair_twin": "done"}}')
+    assert main(["--lesson", "05", "--forget"]) == 0
+    assert "quiz.fair_twin" in progress.read_text()
+    assert main(["--forget"]) == 0
+    assert "quiz.fair_twin" not in progress.read_text()

@@ -12,12 +12,13 @@ from scipy import stats
 from torch import nn
 
 from course import plots
-from course.experiments import search_proxy, search_results, search_rows
+from course.experiments import kept_results, search_proxy, search_results, search_rows
 from course.experiments.search_proxy import Network
 from course.experiments.search_results import JudgedSearch, Proxies, kendall
 from course.experiments.search_rows import CONTROL, DEFAULTS, FOUND, RANDOM
 from kdlib import data, models
 from kdlib.data import DataModule
+from kdlib.study.method_specs import SETTING_NAMES
 from kdlib.study.runs_file import RunsFile, read_rows
 
 
@@ -188,7 +189,7 @@ def test_missing_rows_are_told_with_their_commands(tmp_path: Path) -> None:
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> None:
-    columns = ("method", "seed", *search_results.SETTING_NAMES, "validation_accuracy", "error")
+    columns = ("method", "seed", *SETTING_NAMES, "validation_accuracy", "error")
     with RunsFile(path, columns).open() as file:
         for row in rows:
             file.append(row)
@@ -249,3 +250,33 @@ def test_the_verdicts_are_read_off_paired_seeds_and_hold_together() -> None:
     assert judged.promised(RANDOM) == pytest.approx(85)
     with pytest.raises(ValueError, match="promises nothing"):
         judged.promised(DEFAULTS)
+
+
+def test_with_two_tuning_seeds_a_choice_is_of_their_mean(tmp_path: Path) -> None:
+    pairs = {0.1: (0.80, 0.60), 0.2: (0.75, 0.75), 0.3: (0.99, None)}  # the last one diverged with a seed
+    trials = [
+        {"method": "kd", "learning_rate": rate, "seed": seed}
+        | ({"validation_accuracy": value} if value else {"error": "diverged"})
+        for rate, values in pairs.items()
+        for seed, value in zip((1000, 1001), values, strict=True)
+    ]
+    runs = [{"method": "kd", "learning_rate": 0.2, "seed": seed, "validation_accuracy": 0.7} for seed in (0, 1)]
+    write(tmp_path / "choose-resnet8-resnet20-fashion-10000.csv", trials)
+    write(tmp_path / "methods-resnet8-resnet20-fashion-10000.csv", runs)
+    assert kept_results.best_trial("kd", tmp_path) == 0.75
+    (row,) = search_results.stored_choices(tmp_path).to_dict("records")
+    assert (row["trials"], row["promised"], row["kept"]) == (2, 75.0, pytest.approx(70.0))
+
+
+def test_rows_of_another_budget_are_refused(tmp_path: Path) -> None:
+    def add(**values: object) -> None:
+        row = {"search": "found", "trial": 0, "state": "complete", "learning_rate": 0.1, **values}
+        key = ("search", "trial")
+        search_rows._append(tmp_path / "t.csv", search_rows.TRIAL_COLUMNS, key, [row], "the command", lambda line: None)
+
+    add(epochs=6)
+    add(epochs=6)  # once more: nothing to add
+    with pytest.raises(ValueError, match="found 0 with epochs 6, not 12. Choose another folder"):
+        add(epochs=12)
+    with pytest.raises(ValueError, match=r"learning_rate 0\.1, not 0\.2"):
+        add(epochs=6, learning_rate=0.2)

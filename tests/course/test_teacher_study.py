@@ -460,3 +460,11 @@ def test_unread_files_of_rows(tmp_path: Path) -> None:
     write_students(tmp_path, ("article-student",))
     rows = read_rows(Budget().path("teachers-students", tmp_path))
     assert len(rows) == SEEDS * (1 + len(TEACHERS))
+
+
+def test_a_network_that_was_trained_for_other_epochs_is_refused(fashion: DataModule, tmp_path: Path) -> None:
+    network = models.build("resnet8", num_classes=10, in_channels=1, seed=0)
+    models.save(network, teachers.path_of("resnet8", tmp_path), half=True, epochs=4)
+    with pytest.raises(ValueError, match="trained for 4 epochs, not 8. Choose another --cache"):
+        teachers.train_network("resnet8", fashion, tmp_path, epochs=8)
+    teachers.train_network("resnet8", fashion, tmp_path, epochs=4)  # is there
