@@ -21,7 +21,7 @@ from course.sandbox import CallResult
 from course.specs import Case, CodeSpec, Mistake
 
 RTOL, ATOL = 1e-3, 1e-5  # single precision leaves about four good digits of a divergence times T^2
-STUB_BYTES = 12  # bytes of bytecode: enough for "pass", for "..." and for "loss = None; return loss"
+STUB_BYTES = 10  # bytes of bytecode: enough for "pass", for "..." and for "loss = None; return loss"
 NEXT_STEPS = {
     NameError: "A name is misspelt, or the cell that makes it has not been run.",
     AttributeError: "Look at what kind of object stands before the dot: print(type(...)).",
@@ -157,7 +157,7 @@ def _for_input(spec: CodeSpec, case: Case) -> str:
 
 def _is_stub(answer: Any, result: CallResult) -> bool:
     """Whether a function that returned None does nothing at all, and so is not filled in."""
-    code = getattr(answer, "__code__", None)
+    code = getattr(inspect.unwrap(answer), "__code__", None)
     if result.error is not None or result.value is not None or code is None:
         return False
     return not code.co_names and len(code.co_code) <= STUB_BYTES
@@ -368,6 +368,12 @@ def _shape_of(value: Any) -> tuple[int, ...]:
 
 
 def _describe_difference(spec: CodeSpec, attempt: _Attempt) -> str:
+    right, found = (_as_float64(value) for value in (attempt.expected, attempt.result.value))
+    if right is not None and found is not None and right.shape == found.shape and right.numel() > 12:
+        place = int((right - found).abs().nan_to_num(torch.inf, torch.inf).argmax())
+        index = ", ".join(str(int(one)) for one in torch.unravel_index(torch.tensor(place), right.shape))
+        values = (format_value(one.flatten()[place]) for one in (right, found))
+        return "For {} the answer at [{}] is {}; yours is {}.".format(_format_call(spec, attempt.case), index, *values)
     expected, given = format_value(attempt.expected), format_value(attempt.result.value)
     return f"For {_format_call(spec, attempt.case)} the answer is {expected}; yours is {given}."
 

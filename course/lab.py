@@ -55,7 +55,8 @@ def launch(lesson: Path, arguments: Sequence[str], folder: Path) -> None:
 
     token = secrets.token_hex(24)
     defaults = {f"--{name}": value for name, value in server_options(lesson, token, folder).items()}
-    overridden = {argument.partition("=")[0] for argument in arguments if "=" in argument}
+    given = (argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("--"))
+    overridden = {f"--{LabApp.aliases.get(name, name)}" for name in given}  # --ip is ServerApp.ip
     options = [f"{name}={value}" for name, value in defaults.items() if name not in overridden]
     for name in ("settings", "workspaces"):
         (folder / name).mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -38,7 +39,10 @@ def _grey(path: Path) -> Tensor:
         raise FileNotFoundError(f"There is no file {path}. Put the photo beside this notebook, or give its whole path.")
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits of grey, of which PIL would keep the lowest 8 levels only
+                upright = Image.fromarray((np.asarray(upright) // 256).clip(0, 255).astype(np.uint8))
+            upright = upright.convert("RGBA")
         upright.thumbnail((20 * SIDE, 20 * SIDE))  # averages the noise, a pixel of which would widen what is cut out
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise ValueError(f"{path} is not a picture that can be read ({error}); expected a PNG or JPEG file.") from error

@@ -13,6 +13,7 @@ end the process. This protects against mistakes, not against malice.
 from __future__ import annotations
 
 import ctypes
+import inspect
 import linecache
 import sys
 import threading
@@ -66,7 +67,7 @@ def call(function: Callable[..., Any], arguments: Sequence[Any], limit: float | 
             done.set()
 
     worker = threading.Thread(target=work, name="kdlib exercise", daemon=True)
-    learner_globals = getattr(function, "__globals__", None)
+    learner_globals = getattr(inspect.unwrap(function), "__globals__", None)  # under @torch.no_grad(), say
     seconds = TIME_LIMIT if limit is None else limit
     with _capture_output(worker, result), _disable_exit(learner_globals):
         worker.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -111,10 +112,11 @@ def from_top_k(given: Any, num_classes: int | None) -> Tensor:
             f"classes {tuple(classes.shape)} and {found[0]} {tuple(best.shape)} must have the same shape, N x k, "
             "with at least one class of at least one sample."
         )
-    if not isinstance(num_classes, int):
+    if not isinstance(num_classes, Integral) or isinstance(num_classes, bool):
         raise ValueError(
             f"The best few do not say how many classes there are: give num_classes, a whole number; got {num_classes}."
         )
+    num_classes = int(num_classes)
     if classes.min() < 0 or classes.max() >= num_classes or classes.shape[1] > num_classes:
         raise ValueError(
             f"The classes run from {int(classes.min())} to {int(classes.max())}; with num_classes={num_classes} they "

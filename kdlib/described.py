@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import types
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -61,6 +62,8 @@ def _text(value: Any, above: tuple[int, ...]) -> str:
     if isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, Tensor | np.ndarray):
+        if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":  # texts, dates, objects
+            return f"ndarray {value.shape} {_hash(repr(value.tolist()))}"
         tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
         return f"{type(value).__name__} {tuple(value.shape)} {fingerprint([tensor])[:12]}"
     if id(value) in above or len(above) > DEPTH:  # an object that holds itself
@@ -86,8 +89,10 @@ def _text(value: Any, above: tuple[int, ...]) -> str:
     if isinstance(value, nn.Module):
         weights = fingerprint(value.state_dict())[:12]
         return f"{type(value).__qualname__}({settings(value)}, {weights})"
-    kept = vars(value) if hasattr(value, "__dict__") else {}
-    return f"{type(value).__qualname__}({inner(kept) if kept else ''})"
+    kept = getattr(value, "__dict__", None)
+    if kept or type(value).__repr__ is object.__repr__:
+        return f"{type(value).__qualname__}({inner(kept) if kept else ''})"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))  # np.float32(0.3), range(3), itemgetter(1), torch.relu
 
 
 def _of_function(function: types.FunctionType, inner: Any) -> str:

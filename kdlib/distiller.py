@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from kdlib import losses, tasks
 from kdlib.adapters import Adapter
+from kdlib.ensembles import ConfidenceEnsemble, Specialists
 from kdlib.errors import explain_shape_errors
 from kdlib.guards import shared_tensors
 from kdlib.hooks import FeatureExtractor, ModelOutput
@@ -110,7 +111,7 @@ class Distiller(nn.Module):
         )
         # Not an nn.Module, so its network is none of this module's: no parameter, nothing in state_dict, no train().
         self.teacher = as_teacher(teacher, self.adapter, needs_logits=method.needs_teacher_logits)
-        if isinstance(teacher, Ensemble) and method.needs_teacher_logits:
+        if isinstance(teacher, Ensemble | ConfidenceEnsemble | Specialists) and method.needs_teacher_logits:
             teacher.check_task(self.task)
         if isinstance(self.teacher, FrozenTeacher) and method.needs_teacher:
             shared = shared_tensors(student, self.teacher.model)

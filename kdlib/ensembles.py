@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kdlib.adapters import Adapter
 from kdlib.errors import check_real, check_whole, unknown_name
 from kdlib.hooks import ModelOutput, find_logits
+from kdlib.tasks import MultiLabel, Task
 from kdlib.teachers import FrozenTeacher
 
 BASES = ("labels", "entropy")
@@ -103,6 +104,10 @@ class ConfidenceEnsemble(FrozenTeacher):
         output = super().__call__(batch, layers)
         logits = output.logits.float().transpose(0, 1)
         return ModelOutput(weighted_mean(logits, self._weights(logits, batch), self.temperature), output.features)
+
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError for a task in which the logits of a sample are not one choice among classes."""
+        _check_task("A ConfidenceEnsemble", task)
 
     def weights_of(self, batch: Any) -> Tensor:
         """The weights of the networks for each sample of a batch, K x B."""
@@ -193,8 +198,21 @@ class Specialists(nn.Module):
             )
         return logits.float()
 
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError for a gate, which is a softmax, in a task without one choice among classes."""
+        if self.gate is not None:
+            _check_task("The gate of Specialists", task)
+
     def extra_repr(self) -> str:
         return f"classes={self.classes}, num_classes={self.num_classes}"
+
+
+def _check_task(who: str, task: Task) -> None:
+    if isinstance(task, MultiLabel) or not task.has_classes:
+        raise ValueError(
+            f"{who} works on softmax probabilities, and the outputs of this task are not softened so. Take the "
+            "weighted mean of the outputs themselves: teachers.Ensemble(..., mean='geometric')."
+        )
 
 
 class _Together(nn.Module):

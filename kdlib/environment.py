@@ -108,7 +108,7 @@ def _versions(extra: str) -> list[Check]:
         wanted = Requirement(text)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
             continue
-        fix = f"pip install '{wanted}'"
+        fix = f"pip install '{text.partition(';')[0].strip()}'"  # with its marker pip would ignore it
         try:
             found = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:

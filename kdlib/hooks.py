@@ -161,9 +161,11 @@ class FeatureExtractor:
             else:
                 raw = self._forward(*args, **kwargs)
         logits = self._read_logits(raw)
-        if logits is None and self._needs_logits or not isinstance(logits, Tensor | None):
+        number = isinstance(logits, Tensor) and logits.ndim == 0  # such as a loss of its own
+        if logits is None and self._needs_logits or not isinstance(logits, Tensor | None) or number:
+            kind = "single number" if number else type(raw).__name__
             raise ValueError(
-                f"A {type(self.model).__name__} returned a {type(raw).__name__}; expected one tensor of logits, or a "
+                f"A {type(self.model).__name__} returned a {kind}; expected one tensor of logits, or a "
                 "dict or object with 'logits'. Wrap the model in a module whose forward returns its logits, or say "
                 "where they are: Adapter(logits=...)."
             )

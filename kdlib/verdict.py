@@ -70,7 +70,7 @@ class Comparison:
 
     def __str__(self) -> str:
         family = f", one of {self.comparisons}" if self.comparisons > 1 else ""
-        interval = f"{self.confidence:.0%} interval {self.low:+.4f} to {self.high:+.4f}{family}"
+        interval = f"{100 * self.confidence:g}% interval {self.low:+.4f} to {self.high:+.4f}{family}"
         return f"{self.verdict}: {self.mean:+.4f} ({interval}; {self.n} pairs)"
 
 

@@ -438,3 +438,10 @@ def test_answers_have_no_layers() -> None:
     batch = {"x": torch.randn(2, 5), "labels": torch.tensor([0, 1]), "index": torch.tensor([0, 1])}
     with pytest.raises(ValueError, match="holds no outputs of .'1'."):
         Distiller(network(0, inputs=5), cache, Feature({"1": "1"}), example=batch)
+
+
+def test_a_number_of_classes_may_be_one_of_numpy() -> None:
+    given = {"classes": [[0, 1]], "probabilities": [[0.5, 0.4]]}
+    assert answers.from_top_k(given, np.int64(10)).shape == (1, 10)
+    with pytest.raises(ValueError, match="a whole number; got True"):
+        answers.from_top_k(given, True)

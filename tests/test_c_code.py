@@ -564,3 +564,18 @@ def test_zig_takes_the_place_of_cc(small: str, tmp_path: Path, monkeypatch: pyte
     by_cc = load_c(tmp_path / "net.c")(pictures(4, 3, 2, 2))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert torch.equal(load_c(tmp_path / "net.c")(pictures(4, 3, 2, 2)), by_cc)
+
+
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.BatchNorm1d(9), nn.BatchNorm1d(27)])
+def test_a_layer_on_a_flattened_map_is_named(between: nn.Module, tmp_path: Path) -> None:
+    channels = 3 if isinstance(between, nn.BatchNorm1d) and between.num_features == 27 else 1
+    net = nn.Sequential(nn.Conv2d(1, channels, 3), nn.Flatten(), between, nn.Linear(9 * channels, 4))
+    with pytest.raises(ValueError, match="'2'.* after flattening"):
+        to_c(net, tmp_path / "net.c", pictures(8, 1, 5, 5))
+
+
+def test_a_compiled_network_is_written_as_the_network_itself(tmp_path: Path) -> None:
+    net, images = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval(), pictures(4, 1, 4, 4)
+    for name, model in (("plain", net), ("compiled", torch.compile(net))):
+        to_c(model, tmp_path / name / "net.c", images)
+    assert (tmp_path / "plain" / "net.c").read_text() == (tmp_path / "compiled" / "net.c").read_text()

@@ -272,3 +272,14 @@ def test_what_cannot_teach_is_refused_in_a_sentence(name: str) -> None:
     call, error, words = WRONG[name]
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+@pytest.mark.parametrize("kind", ["confidence", "gate"])
+def test_softmaxes_are_for_one_class_a_sample(task: str, kind: str) -> None:
+    method = Logit() if task == "multilabel" else Logit(loss=F.mse_loss, hard=F.mse_loss)
+    members = [nn.Linear(4, 3), nn.Linear(4, 3)]
+    gated = Specialists([nn.Linear(4, 2), nn.Linear(4, 1)], [(0, 2), (1,)], gate=nn.Linear(4, 3))
+    teacher = gated if kind == "gate" else ConfidenceEnsemble(members, by="entropy")
+    with pytest.raises(ValueError, match="softmax.*geometric"):
+        Distiller(nn.Linear(4, 3), teacher, method, task=task)

@@ -269,3 +269,10 @@ def test_an_extra_that_is_not_there_says_what_is_missing_and_how_to_add_it(monke
 def test_an_unknown_extra_is_refused(name):
     with pytest.raises(ValueError, match="extra"):
         environment.extra(name)
+
+
+def test_the_fix_for_a_package_of_an_extra_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ['pycocotools>=99; extra == "course"']
+    monkeypatch.setattr(environment.importlib.metadata, "requires", lambda name: asked)
+    fixes = [check.fix for check in environment.check(course=True).checks if check.name == "pycocotools"]
+    assert fixes == ["pip install 'pycocotools>=99'"]

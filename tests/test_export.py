@@ -539,3 +539,10 @@ def test_images_are_compared_in_an_even_spread(blobs: DataModule, network: nn.Mo
     assert chosen.labels.tolist() == [0, 1, 2]
     expected = train.evaluate(network, chosen, device="cpu", precision="fp32")
     assert (report.images, report.float_accuracy) == (3, expected.accuracy)
+
+
+def test_calibration_images_of_bytes_are_a_matter_of_the_images(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    net, images = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(4, 1, 4, 4)
+    with pytest.raises(TypeError, match="calibration are normalized images"):
+        export.to_executorch(net, tmp_path / "net.pte", images, (255 * images).byte())

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdlib import models
@@ -530,3 +530,12 @@ def test_a_layer_without_a_gradient_is_warned_about():
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("error")
             extractor(torch.zeros(2, 3))
+
+
+def test_a_network_that_gives_a_single_number_is_told() -> None:
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean()
+
+    with FeatureExtractor(Mean(), []) as extractor, pytest.raises(ValueError, match="single number; expected one tens"):
+        extractor(torch.ones(2, 3))

@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from torch import nn
 
 from kdlib import losses, methods, models, train
 from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, epoch_order
+from kdlib.described import describe
 from kdlib.errors import DivergedError
 from kdlib.files import load_tensors, save_tensors
 from kdlib.hooks import ModelOutput
@@ -974,3 +977,18 @@ def test_a_checkpoint_in_an_epoch_holds_no_half_made_gradient(blobs: DataModule,
             run(tmp_path / "stopped")
     resumed = run(tmp_path / "stopped", resume=True)
     assert same_weights(resumed.student, run(tmp_path / "whole").student)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (np.float32(0.3), np.float32(0.5)),
+        (range(3), range(5)),
+        (itemgetter(0), itemgetter(1)),
+        (torch.relu, torch.tanh),
+        (np.array(["a"]), np.array(["b"])),
+    ],
+)
+def test_settings_without_attributes_are_told_apart(a: Any, b: Any) -> None:
+    assert describe(a) != describe(b)
+    assert describe(a) == describe(copy.deepcopy(a))

@@ -478,3 +478,8 @@ def test_mcnemar_takes_right_and_wrong_alone() -> None:
 def test_options_of_networks_are_checked(options: Any) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         verdict.compare_networks([1, 0], [0, 1], **options)
+
+
+def test_a_confidence_below_one_is_not_shown_as_one() -> None:
+    shown = str(verdict.compare([0.90, 0.91, 0.92], [0.89, 0.90, 0.905], confidence=0.999))
+    assert "(99.9% interval" in shown

@@ -31,12 +31,16 @@ def first_number(text: str) -> Written | None:
 
 def all_numbers(text: str) -> list[Written]:
     """All numbers in a text; a hyphen between two numbers is no sign."""
-    return [_written(found) for found in NUMBER.findall(re.sub(r"(?<=\d)[-–](?=\d)", " ", text))]
+    return [_written(found) for found in NUMBER.findall(_without_hyphens(text))]
 
 
 def with_units(text: str) -> list[Written]:
-    """The numbers that stand before % or points."""
-    return [_written(number) for number, _ in WITH_UNIT.findall(text)]
+    """The numbers that stand before % or points; a hyphen between two numbers is no sign."""
+    return [_written(number) for number, _ in WITH_UNIT.findall(_without_hyphens(text))]
+
+
+def _without_hyphens(text: str) -> str:
+    return re.sub(r"(?<=\d)[-–](?=\d)", " ", text)
 
 
 def _written(text: str) -> Written:

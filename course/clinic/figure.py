@@ -19,7 +19,8 @@ def draw(course: Course, control: Course, before: Course | None = None) -> Figur
     fig, (left, right) = plots.figure(7.6, 2.5, 1, 2)
     epochs = range(1, len(course.accuracies) + 1)
     for name, values in course.terms.items():
-        left.plot(epochs, values, **TERMS[name].line(label=AXIS[name], marker=""))
+        role = TERMS.get(name, plots.NEUTRAL)  # a learner may name a term otherwise
+        left.plot(epochs, values, **role.line(label=AXIS.get(name, name), marker=""))
     left.axhline(0, color=plots.INK, linewidth=0.8)
     left.set(xlabel="epoch", ylabel="terms of the loss, weighted", title="what is minimised")
     lines = [(control.accuracies, plots.BASELINE.line(label="hard labels alone", marker=""))]

@@ -32,7 +32,7 @@ def complete(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     methods = {row["method"] for row in rows}
     by_seed: dict[str, set[str]] = {}
     for row in rows:
-        by_seed.setdefault(row["seed"], set()).add(row["method"])
+        by_seed.setdefault(row["seed"], set()).update([row["method"]] if row["test_ap50"] else [])  # else it diverged
     return [row for row in rows if by_seed[row["seed"]] == methods]
 
 
@@ -57,9 +57,15 @@ def gains(rows: Sequence[Mapping[str, str]], value: str = "test_ap50") -> pd.Dat
 
 def describe(rows: Sequence[Mapping[str, str]]) -> str:
     """The gains in AP50 and AP as lines of text; with one seed the scores alone, as it says nothing about spread."""
-    lines = []
+    lines = [
+        f"{row['method']}, seed {row['seed']}, diverged: the gains leave out that seed."
+        for row in rows
+        if not row["test_ap50"]
+    ]
+    if lines:
+        rows = complete(rows)
     if len({row["seed"] for row in rows}) < 2:
-        return "\n".join(f"{row['method']}: AP50 {100 * float(row['test_ap50'] or 'nan'):.1f}" for row in rows)
+        return "\n".join([*lines, *(f"{row['method']}: AP50 {100 * float(row['test_ap50']):.1f}" for row in rows)])
     for value in METRICS:
         table = gains(rows, value)
         lines.append(f"{value}: hard labels {table['baseline_score'][0]:.1f}")

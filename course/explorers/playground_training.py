@@ -283,6 +283,12 @@ class Training:
         """Forget the cached outputs, which change while the teacher is trained."""
         for name in ("_teacher_logits", "teacher_map"):
             self.__dict__.pop(name, None)
+        self._teacher_step = self.teacher.step
+
+    def _follow_teacher(self) -> None:
+        """Another training may have trained the shared teacher since its outputs were cached."""
+        if self._teacher_step != self.teacher.step:
+            self._clear_teacher_outputs()
 
     def update_settings(self, settings: Settings) -> None:
         """Continue with other settings.
@@ -313,6 +319,7 @@ class Training:
         """Train the students for a number of steps; the teacher first, if it is not trained yet."""
         while not self.teacher.is_trained:
             self.train_teacher(1)
+        self._follow_teacher()
         for _ in range(steps):
             if not self.rows:
                 self.rows.append(self.evaluate())
@@ -349,6 +356,7 @@ class Training:
     @torch.no_grad()
     def evaluate(self) -> LogRow:
         """The present accuracies, agreements and losses."""
+        self._follow_teacher()
         teacher = self._teacher_logits[len(self._distillation_points) :].argmax(dim=1)
         predictions = torch.stack((teacher, *self._students(self.test.points).argmax(dim=2)))
         accuracies = (predictions == self.test.labels).double().mean(dim=1).tolist()

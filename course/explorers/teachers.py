@@ -85,6 +85,12 @@ class Teachers(Explorer):
         control.options = options
         control.value = present if present in names else names[0]
 
+    def _assign(self, values: dict[str, Any]) -> None:
+        """The student first: which teachers there are depends on it."""
+        super()._assign({name: value for name, value in values.items() if name == "student"})
+        self.sync_controls()
+        super()._assign({name: value for name, value in values.items() if name != "student"})
+
     def inputs(self) -> tuple[TeacherResults, str, str, str]:
         state = self.state
         return self.results, state["student"], state["teacher"], state["measure"]

@@ -64,14 +64,12 @@ def _orders() -> list[Case]:
     accuracy = (93.9, 91.2, 84.1, 88.7, 92.6, 90.3)
     gain = (1.1, 1.3, -0.4, 0.6, 0.9, 0.7)
     skewed = (0.1, 0.2, 0.3, 0.4, 1000.0)
-    negative = "one number far from all others"
-    return [
-        Case((accuracy, gain), display=f"{[*accuracy]}, {[*gain]}"),
-        Case((same, other)),
-        Case((same, same[::-1])),
-        Case((skewed, (3.0, 1.0, 2.0, 5.0, 4.0)), negative, "Only the order counts: compare, do not average."),
-        Case(((5.0, -1.0, 2.0), (-3.0, -2.0, -9.0))),
-    ]
+    far = "one number far from all others"
+    pairs = (accuracy, gain), (same, other), (same, same[::-1]), ((5.0, -1.0, 2.0), (-3.0, -2.0, -9.0))
+    ordinary = [Case(([*x], [*y]), display=f"{[*x]}, {[*y]}") for x, y in pairs]
+    x, y = [*skewed], [3.0, 1.0, 2.0, 5.0, 4.0]
+    advice = "Only the order counts: compare, do not average."
+    return [*ordinary, Case((x, y), far, advice, f"{x}, {y}")]
 
 
 def _pearson(x: list[float], y: list[float]) -> float:

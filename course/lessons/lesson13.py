@@ -53,13 +53,13 @@ BETTER = QuestionSpec(
 )
 
 
-def flattery(promised: Tensor, kept: Tensor, orders: Tensor) -> Tensor:
+def flattery(promised: Tensor, kept: Tensor, orders: Tensor) -> float:
     """By how much the best trial of a search promises more than it keeps, the mean over searches."""
     gaps = []
     for order in orders:
         best = max(order, key=lambda trial: promised[trial])
         gaps.append(promised[best] - kept[best])
-    return torch.stack(gaps).mean()
+    return torch.stack(gaps).mean().item()
 
 
 Choose = Callable[[Tensor, Tensor, Tensor], Any]  # the setting that a search is said to find

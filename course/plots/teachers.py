@@ -122,10 +122,12 @@ def gain_against(
     """
     fig, grid = figure(9.6, 2.9 * math.ceil(len(measures) / 2), rows=math.ceil(len(measures) / 2), columns=2,
                        sharey=True, squeeze=False)  # fmt: skip
-    for axes, measure in zip(grid.flat, measures, strict=True):
+    for axes, measure in zip(grid.flat, measures, strict=False):
         draw_gains_against(axes, results, student, measure)
         found = results.tau(student, measure)
         axes.set_title(f"tau {found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})", fontsize=10, loc="left")
+    for axes in grid.flat[len(measures) :]:
+        axes.axis("off")
     for row in grid:
         row[0].set_ylabel("gain over hard labels (points)")
     handles, labels = grid.flat[0].get_legend_handles_labels()

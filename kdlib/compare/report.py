@@ -101,8 +101,9 @@ class Report:
                 "Teacher, training images and settings stay as they were."
             )
         notes.append(
-            f"In each table all intervals hold together with {self.confidence:.0%} (Bonferroni); the size of that "
-            "family is given. BEATS and LOSES are read off the interval: all of it is on the better or the worse side."
+            f"The intervals of one family hold together with {100 * self.confidence:g}% (Bonferroni); its size is "
+            "given with each table. BEATS and LOSES are read off the interval: all of it is on the better or the worse "
+            "side."
         )
         notes.append(
             "Temperatures were fitted on the validation images; 'repaired' means that the logits were divided by them, "

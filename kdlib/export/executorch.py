@@ -46,13 +46,14 @@ def to_executorch(model: nn.Module, path: str | Path, example: Tensor, calibrati
     check_path(path=path)
     partitioner, exir = need(PARTITIONER, "executorch.exir", extra="deploy")
     network, images = float_copy(model), check_images("example", example)
+    sample = None if calibration is None else calibration_sample(calibration)
     one = images[:1].clone(memory_format=torch.contiguous_format)
     check_output(network, one)
     with quiet():
         traced = trace(network, one, dynamic=False)
         with explain(model, "cannot be lowered to XNNPACK", "Replace that layer by one that is known there"):
-            if calibration is not None:
-                traced = torch.export.export(_quantize(traced.module(), calibration_sample(calibration)), (one,))
+            if sample is not None:
+                traced = torch.export.export(_quantize(traced.module(), sample), (one,))
             lowered = exir.to_edge_transform_and_lower(traced, partitioner=[partitioner.XnnpackPartitioner()])
             content = bytes(lowered.to_executorch().buffer)
     with atomic_write(path) as temporary:

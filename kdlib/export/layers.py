@@ -78,6 +78,7 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     finite.
     """
     _check(model, images)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     try:
         model = copy.deepcopy(model).eval().to("cpu", torch.float32)
     except RuntimeError as error:  # of weights that are computed from others, as masks of torch.nn.utils.prune do
@@ -277,12 +278,20 @@ class _Reader:
         where = f"the addition {name!r}"
         if len(node.args) != 2 or node.kwargs.get("alpha", 1) != 1 or not all(a in self.values for a in node.args):
             raise _unsupported(f"{where} of something that is no value of the network,")
+        for source in node.args:
+            self._refuse_flattened(source, where)  # type: ignore[arg-type]  # nodes, as the line above says
         names = [self.values[source].name for source in node.args]  # type: ignore[index]
         if self.shapes[names[0]] != self.shapes[names[1]]:
             raise _unsupported(f"{where} of different shapes, {self.shapes[names[0]]} and {self.shapes[names[1]]},")
         self._append(node, Layer("addition", name, (names[0], names[1]), node.name))
 
+    def _refuse_flattened(self, source: fx.Node, where: str) -> None:
+        """What was flattened still lies as a map, which only a linear layer knows."""
+        if self.shapes[source.name][1] != self.shapes[self.values[source].name][1]:
+            raise _unsupported(f"{where} after flattening")
+
     def _clamp(self, node: fx.Node, name: str, high: float | None) -> None:
+        self._refuse_flattened(self._input(node)[0], f"the activation {name!r}")
         layer = self._foldable(node, ("convolution", "linear", "addition"))
         if layer is not None:
             self._fold(node, layer, replace(layer, output=node.name, low=0.0, high=high))
@@ -291,6 +300,7 @@ class _Reader:
 
     def _normalize(self, node: fx.Node, name: str, where: str, module: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         """Fold a batch norm into the layer before it; where there is none, it is a 1 x 1 depthwise convolution."""
+        self._refuse_flattened(self._input(node)[0], where)
         if module.running_var is None or module.running_mean is None:
             raise _unsupported(f"{where} without running statistics")
         factor = (module.running_var + module.eps).rsqrt() * (module.weight.detach() if module.affine else 1)
@@ -301,8 +311,6 @@ class _Reader:
             self._fold(node, layer, replace(layer, output=node.name, weight=weight, bias=bias))
             return
         value = self._input(node)[1].name
-        if self.shapes[value][1] != len(factor):
-            raise _unsupported(f"{where} after flattening")
         weight = factor[:, None, None, None]
         self._append(node, Layer("convolution", name, (value,), node.name, Window(), weight, shift, len(factor)))
 

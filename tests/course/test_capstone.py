@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from course import capstone
+from course.capstone import numbers
 from course.capstone.__main__ import main
 from course.capstone.evidence import load_study
 from kdlib.study import plans
@@ -501,3 +502,7 @@ def test_a_report_that_is_not_there_is_told_with_the_way_to_one(tmp_path: Path) 
     for path, what in ((tmp_path / "report.md", "no file"), (tmp_path, "a folder")):
         with pytest.raises(OSError, match=rf"{what}.*course\.capstone draft"):
             capstone.read_report(path)
+
+
+def test_a_hyphen_between_two_numbers_is_no_sign() -> None:
+    assert [one.value for one in numbers.with_units("a gain of 0.3-1.2 points, and -2 % elsewhere")] == [1.2, -2.0]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from course import clinic
-from course.clinic import script, ward
+from course.clinic import figure, script, ward
 from course.clinic.cases import CASES, DIAGNOSES
 from course.clinic.exercise import Patient
 from course.clinic.script import Trainer
@@ -422,3 +422,9 @@ def test_hard_labels_are_the_same_student_without_a_teacher() -> None:
     for ours, theirs in zip(student.parameters(), trainer.student.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert F.cross_entropy(student.eval()(trainer.loader.images), trainer.loader.labels) > 2
+
+
+def test_a_term_of_another_name_is_drawn() -> None:
+    given, control = Course(None, {"kd": [1.0, 2.0]}, [0.1, 0.2]), Course(None, {"hard": [1.0, 2.0]}, [0.1, 0.2])
+    drawn = figure.draw(given, control)
+    assert [one.get_text() for one in drawn.axes[0].get_legend().get_texts()] == ["kd"]

@@ -23,7 +23,7 @@ from course.detection import centers, detector, experiment, scenes
 from course.detection.detector import Detector, adapter, detection_loss, heat_map_kd, method_named
 from course.detection.experiment import Budget, Experiment, Run, run_student, stored_answers
 from course.detection.figure import scene_alt, scene_figure
-from course.detection.gains import describe, gains
+from course.detection.gains import complete, describe, gains
 from course.detection.precision import average_precision
 from course.detection.scenes import MOST_PIECES, SIDES, SIZE, Scenes
 from kdlib import data, losses, train
@@ -653,3 +653,13 @@ def test_the_command_names_what_is_wrong_in_a_sentence(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "it is not a folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_diverged_run_does_not_hide_the_others() -> None:
+    rows = rows_with({"hard": 0.0, "features": 0.01}, 4)
+    lost = next(row for row in rows if (row["method"], row["seed"]) == ("features", "1"))
+    lost |= {"test_ap50": "", "test_ap75": "", "test_ap": ""}
+    told = describe(rows)
+    assert told.startswith("features, seed 1, diverged")
+    assert "test_ap50: hard labels" in told
+    assert {row["seed"] for row in complete(rows)} == {"0", "2", "3"}  # what `summary` takes

@@ -109,3 +109,11 @@ def test_what_the_question_on_the_figure_says_of_the_interval() -> None:
     other, *_ = mean_tau(list(np.append(values, [7.0, 8.0])), two_more + chance.normal(size=(1500, 8)))
     assert other < 0 < truth
     assert grade_question(lesson10.COVERS, "c").outcome is Outcome.CORRECT
+
+
+def test_tau_is_asked_of_lists_and_shows_them() -> None:
+    copied = code_grading.grade_code(lesson10.TAU, lambda x, y: lesson10.tau(x.copy(), y.copy()))
+    assert copied.outcome is Outcome.CORRECT
+    wrong = code_grading.grade_code(lesson10.TAU, lambda x, y: lesson10.tau(x, y) + 0.1 * (len(x) == 4))
+    assert wrong.outcome is Outcome.WRONG
+    assert "<tuple>" not in str(wrong)

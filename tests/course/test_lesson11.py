@@ -136,3 +136,14 @@ def test_what_a_lesson_writes_is_in_one_folder_of_its_own() -> None:
     assert Path.cwd() not in folder.parents
     (folder / "file.onnx").write_bytes(b"1")
     assert (scratch.folder() / "file.onnx").read_bytes() == b"1"
+
+
+def test_a_large_difference_is_shown_in_numbers() -> None:
+    def stored(values: Tensor, low: float, high: float) -> Tensor:
+        scale = (high - low) / 255
+        zero = round(-128 - low / scale)
+        return scale * (((values / scale).round() + zero).clamp(-128, 127).to(torch.int8) - zero)
+
+    graded = code_grading.grade_code(lesson11.INT8, stored)
+    assert graded.outcome is Outcome.WRONG
+    assert "yours is <" not in str(graded)

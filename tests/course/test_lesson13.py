@@ -119,3 +119,9 @@ def test_what_the_lesson_says_of_stored_choices() -> None:
     unlucky = choices[choices["study"] == "article-student-resnet50-fashion-10000"]["excess"]
     assert unlucky.mean() < 0
     assert (choices.groupby("study")["excess"].mean() > 0).sum() >= 5
+
+
+@pytest.mark.parametrize("change", [float, np.float32, torch.tensor])
+def test_a_number_is_right_in_any_form(change: Callable[[float], Any]) -> None:
+    graded = code_grading.grade_code(lesson13.FLATTERY, lambda *given: change(lesson13.flattery(*given)))
+    assert graded.outcome is Outcome.CORRECT

@@ -86,3 +86,10 @@ def test_what_is_no_picture_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)  # what PIL takes for an attack is far larger
     with pytest.raises(ValueError, match="not a picture that can be read"):
         own_picture.read(tmp_path / "empty.png")
+
+
+def test_sixteen_bits_of_grey(tmp_path: Path) -> None:
+    page = np.full((200, 200), 60_000, np.uint16)
+    page[50:150, 80:120] = 10_000
+    Image.fromarray(page).save(tmp_path / "deep.png")
+    assert (own_picture.read(tmp_path / "deep.png")[0] > 60).any()

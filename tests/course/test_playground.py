@@ -664,3 +664,13 @@ def test_the_command_runs_as_a_module_without_a_warning(tmp_path: Path) -> None:
     assert ran.stderr == ""
     assert "Step 5. Right: teacher" in ran.stdout
     assert pixels((tmp_path / "out.png").read_bytes()).std() > 10
+
+
+def test_a_teacher_that_another_training_trained_is_followed() -> None:
+    pt.get_teacher.cache_clear()
+    first = Training(Settings())
+    first.evaluate()  # what displaying it does
+    second = Training(Settings())
+    second.train(10)
+    first.train(10)
+    assert first.rows == second.rows

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import pytest
+import torch
 
 from course import sandbox
 
@@ -139,3 +140,11 @@ def test_the_learners_own_stop_is_passed_on() -> None:
     with pytest.raises(KeyboardInterrupt):
         sandbox.call(forever, (), limit=20)
     assert not learner_threads()
+
+
+def test_a_decorated_function_is_the_learners() -> None:
+    ZMQExitAutocall.called = 0
+    cell: dict[str, Any] = {"exit": ZMQExitAutocall(), "torch": torch}
+    exec("@torch.no_grad()\ndef answer():\n    exit()", cell)
+    assert isinstance(sandbox.call(cell["answer"], ()).error, SystemExit)
+    assert ZMQExitAutocall.called == 0

@@ -191,3 +191,18 @@ def test_without_rows_the_message_names_the_command(tmp_path: Path, monkeypatch:
     with pytest.raises(FileNotFoundError, match=r"course\.experiments\.teachers teachers"):
         explorers.Teachers()
     teacher_results.load.cache_clear()
+
+
+def test_student_and_teacher_can_be_set_together() -> None:
+    shown = explorers.Teachers()  # the shipped results
+    with pytest.raises(ValueError, match="teacher cannot be"):
+        shown.set(student="resnet8", teacher="resnet8 of resnet32")
+    shown.set(student="resnet8")
+    shown.set(student="article-student", teacher="resnet8 of resnet32")
+    assert shown.state["teacher"] == "resnet8 of resnet32"
+
+
+def test_any_number_of_measures_can_be_drawn() -> None:
+    results = teacher_results.load()
+    drawn = plots.gain_against(results, "article-student", ("accuracy", "size", "confidence"))
+    assert [axes.axison for axes in drawn.axes] == [True, True, True, False]

@@ -1,0 +1,31 @@
+"""How `python -m course.lab` passes options on to Jupyter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from course import lab, notebooks
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("options", [["--ip=0.0.0.0"], ["--ServerApp.ip=0.0.0.0"], ["--ServerApp.ip", "0.0.0.0"]])
+def test_an_option_overrides_what_the_course_sets(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    def initialize(argv: list[str]) -> None:
+        seen.extend(argv)
+        raise Stop
+
+    monkeypatch.setattr("jupyterlab.labapp.LabApp.initialize_server", initialize)
+    with pytest.raises(Stop):
+        lab.launch(notebooks.list_notebooks()[0], options, tmp_path)
+    assert not any(one.startswith("--ServerApp.ip=127") for one in seen)
+    assert any(one.startswith("--ServerApp.root_dir=") for one in seen)
+    assert seen[-len(options) :] == options
