@@ -310,7 +310,8 @@ def test_an_unwritable_path(tmp_path: Path):
 
 
 def test_every_shipped_model_that_is_listed_loads():
-    assert {"resnet8-fashion", "resnet20-fashion", "resnet50-fashion"} <= set(models.list_pretrained())
+    shipped = {"resnet8-fashion", "resnet20-fashion", "resnet20-fashion-v2", "resnet50-fashion", "resnet50-fashion-v2"}
+    assert shipped <= set(models.list_pretrained())
     for name in models.list_pretrained():
         assert models.load(name).config["architecture"]
 
