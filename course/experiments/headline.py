@@ -1,13 +1,16 @@
 """The job of `make distill`: the recipes that were tried for it, and what five seeds of it give.
 
-    python -m course.experiments.headline trials
-    python -m course.experiments.headline seeds
+    python -m course.experiments.headline trials [--teacher resnet50-fashion-v2]
+    python -m course.experiments.headline seeds [--teacher resnet50-fashion-v2]
 
 In about five minutes on two cores a ResNet-50 teaches a ResNet-18. The first command tries each of CANDIDATES with
 hard labels and with logits, on the validation split and with a seed that the job does not use, and the best of them
 with a second one. The second command does the job itself with seeds 0 to 4. A seed gives the images, their order and
 views, and the initial weights, the same for both students; the test set is read once for each network, when both are
 trained, and once more for what it answers for each image.
+
+With another teacher the recipe is the job's. Its trials are by logits alone, at the job's temperature and a higher one:
+hard labels have no teacher, and a better teacher may be a surer one.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from kdlib import devices, files, models, train
 from kdlib.data import data_dir, load_images
 from kdlib.distill import Job, build, distill
 from kdlib.errors import check_whole, exit_in_a_sentence
-from kdlib.methods import HardLabels
+from kdlib.methods import HardLabels, Logit
 from kdlib.recipes import Recipe
 from kdlib.study.predictions import PredictionsFile
 from kdlib.study.report import update_readme
@@ -42,7 +45,7 @@ from kdlib.verdict import Comparison, compare, compare_samples
 if TYPE_CHECKING:
     import pandas as pd
 
-HARD, LOGITS = "hard labels", "logits"
+HARD, LOGITS, HIGHER = "hard labels", "logits", "logits, T = 8"
 TRIALS, SEEDS = "headline-trials.csv", "headline.csv"
 TUNING_SEEDS = (1_000, 1_001)  # none of the job's
 FINALISTS = 3
@@ -97,32 +100,33 @@ def rows_of(rows: Sequence[dict[str, str]], **values: Any) -> list[dict[str, str
 # --- the trials
 
 
-def try_candidate(job: Job, methods: Sequence[str], cache: Path) -> Iterator[dict[str, Any]]:
-    """Train one student by each of these methods, and read the validation split; one row for each.
+def try_candidate(job: Job, names: Sequence[str], cache: Path) -> Iterator[dict[str, Any]]:
+    """Train a student by each of HARD, LOGITS and HIGHER that is named, and read the validation split; a row for each.
 
     cache: a folder for the teacher's outputs, which candidates with the same images, views and seed share.
     """
     images, teacher, student, logit = build(job)
+    methods = {HARD: HardLabels(), LOGITS: logit, HIGHER: Logit(temperature=8, alpha=0.1)}
     outputs = None
-    if LOGITS in methods:
+    if set(names) - {HARD}:
         outputs = CachedTeacher.build(
             teacher,
             images.train,
             augmentation=images.augmentation,
             seed=job.seed,
             views=job.views,
-            directory=cache / f"{len(images.train)}-{job.views}-{job.seed}",
+            directory=cache / f"{Path(str(job.teacher)).stem}-{len(images.train)}-{job.views}-{job.seed}",
             progress=False,
         )
-    for method in methods:
+    for name in names:
         started = time.perf_counter()
-        row = settings(job) | process() | {"method": method}
+        row = settings(job) | process() | {"method": name}
         try:
             result = train.fit(
                 copy.deepcopy(student),  # both begin with the same weights
                 images,
-                teacher=outputs if method == LOGITS else None,
-                method=logit if method == LOGITS else HardLabels(),
+                teacher=None if name == HARD else outputs,
+                method=methods[name],
                 epochs=job.epochs,
                 recipe=job.recipe,
                 views=job.views,
@@ -137,15 +141,20 @@ def try_candidate(job: Job, methods: Sequence[str], cache: Path) -> Iterator[dic
 
 
 def run_trials(
-    jobs: Sequence[Job], out: Path, cache: Path, command: str, log: Callable[[str], object] = print
+    jobs: Sequence[Job],
+    out: Path,
+    cache: Path,
+    command: str,
+    log: Callable[[str], object] = print,
+    methods: Sequence[str] = (HARD, LOGITS),
 ) -> list[dict[str, str]]:
-    """Try what is missing of these jobs, with both methods, and return all rows of the file.
+    """Try what is missing of these jobs, with each of the methods, and return all rows of the file.
 
     Raises ValueError while another process writes to the file, OSError where a file cannot be written.
     """
     with _rows(out / TRIALS, TRIAL_COLUMNS, command, log) as (file, session):
         for job in jobs:
-            missing = [one for one in (HARD, LOGITS) if not rows_of(file.rows, **settings(job), method=one)]
+            missing = [one for one in methods if not rows_of(file.rows, **settings(job), method=one)]
             for row in try_candidate(job, missing, cache) if missing else ():
                 file.append(row)
                 session.write(len(file.rows))
@@ -158,7 +167,8 @@ def best(rows: Sequence[dict[str, str]], seed: int = TUNING_SEEDS[0]) -> list[Jo
     """The candidates by the sum of both accuracies in the trials of a seed, without those of which one diverged."""
     sums = {}
     for job in CANDIDATES:
-        found = [row["validation_accuracy"] for row in rows_of(rows, **settings(replace(job, seed=seed)))]
+        trials = rows_of(rows, **settings(replace(job, seed=seed)))
+        found = [row["validation_accuracy"] for row in trials if row["method"] in (HARD, LOGITS)]
         if len(found) == 2 and all(found):
             sums[job] = sum(map(float, found))
     return sorted(sums, key=lambda job: -sums[job])
@@ -247,20 +257,24 @@ def tried(folder: Path | None = None) -> pd.DataFrame:
     """What every candidate gave with the first tuning seed, in per cent of the validation images, the worst first."""
     rows = read_frame((folder or data_dir() / "results") / TRIALS)
     recipe = ["images", "epochs", "batch_size", "optimizer", "learning_rate", "schedule"]
-    first = rows[rows["seed"] == TUNING_SEEDS[0]]
+    first = rows[
+        (rows["seed"] == TUNING_SEEDS[0]) & (rows["teacher"] == JOB.teacher) & rows["method"].isin((HARD, LOGITS))
+    ]
     both = 100 * first.pivot(index=recipe, columns="method", values="validation_accuracy")
     both["gain"] = both[LOGITS] - both[HARD]
     return both.sort_values(HARD).reset_index().rename_axis(columns=None)
 
 
-def done(folder: Path | None = None) -> pd.DataFrame:
-    """The job with its seeds, a row each; accuracies, of the test images, lie in [0, 1]."""
-    return read_frame((folder or data_dir() / "results") / SEEDS)
+def done(teacher: str = str(JOB.teacher), folder: Path | None = None) -> pd.DataFrame:
+    """The job with its seeds, by this teacher, a row each; accuracies, of the test images, lie in [0, 1]."""
+    rows = read_frame((folder or data_dir() / "results") / SEEDS)
+    return rows[rows["teacher"] == teacher].sort_values("seed", ignore_index=True)
 
 
 # --- the command
 
 Out = Annotated[Path | None, typer.Option(help="Folder of the rows; default: data/results.")]
+Other = Annotated[str | None, typer.Option("--teacher", help="Another teacher, by name, for the job's recipe.")]
 
 
 @contextmanager
@@ -281,21 +295,28 @@ def _command() -> str:
 def trials(
     out: Out = None,
     cache: Annotated[Path, typer.Option(help="Scratch folder for the teacher's outputs.")] = Path("runs/headline"),
+    teacher: Other = None,
 ) -> None:
-    """Try every candidate with hard labels and with logits, on the validation split."""
+    """Try every candidate by hard labels and by logits, on the validation split; or the job with another teacher."""
     run = partial(
         run_trials, out=out or data_dir() / "results", cache=cache, command=_command(), log=partial(print, flush=True)
     )
+    if teacher is not None:
+        run([replace(JOB, teacher=teacher, seed=seed) for seed in TUNING_SEEDS], methods=(LOGITS, HIGHER))
+        return
     rows = run([replace(job, seed=TUNING_SEEDS[0]) for job in CANDIDATES])
     run([replace(job, seed=TUNING_SEEDS[1]) for job in best(rows)[:FINALISTS]])
 
 
 def seeds(
-    count: Annotated[int, typer.Option("--seeds", min=1, help="How many: 0, 1, ...")] = 5, out: Out = None
+    count: Annotated[int, typer.Option("--seeds", min=1, help="How many: 0, 1, ...")] = 5,
+    out: Out = None,
+    teacher: Other = None,
 ) -> None:
     """Do the job of `make distill` with several seeds, and print a table."""
     folder = out or data_dir() / "results"
-    rows = run_seeds(JOB, count, folder, _command(), partial(print, flush=True))
+    job = JOB if teacher is None else replace(JOB, teacher=teacher)
+    rows = run_seeds(job, count, folder, _command(), partial(print, flush=True))
     print(f"\n{table(rows)}")
     if len(rows) > 1:
         found, over = gain(rows, folder)

@@ -396,8 +396,7 @@ MISSING = QuestionSpec(
                 "Without the constant it is. With the constant, the student of the shuffled logit still finds many.",
             ),
             Option(
-                "The teacher's view of single pictures makes it say the name; likeness of classes does much of "
-                "the rest",
+                "The teacher's view of single pictures makes it say so; likeness of classes does much of the rest",
                 "Only the teacher's own answers make it say so unaided; with a constant, means of classes find many.",
                 correct=True,
             ),

@@ -64,7 +64,7 @@ def test_every_candidate_was_tried_with_both_methods_and_the_job_is_the_best_of_
 
 
 def test_the_readme_has_the_table_of_the_seeds() -> None:
-    rows = seeds_of_the_course()
+    rows = headline.rows_of(seeds_of_the_course(), teacher=JOB.teacher)
     assert [row["seed"] for row in rows] == ["0", "1", "2", "3", "4"]
     for row in rows:
         assert headline.rows_of([row], **headline.settings(replace(JOB, seed=int(row["seed"]))))
@@ -207,6 +207,44 @@ def test_the_lesson_is_given_every_candidate_the_worst_baseline_first() -> None:
         assert re.search(
             rf"{job.images} +{job.epochs} +{batch} +{job.recipe.optimizer} +{rate} +{job.recipe.schedule}", text
         )
-    assert headline.done()["student_accuracy"].tolist() == [
-        float(row["student_accuracy"]) for row in seeds_of_the_course()
+    for teacher in {row["teacher"] for row in seeds_of_the_course()}:
+        own = [float(row["student_accuracy"]) for row in seeds_of_the_course() if row["teacher"] == teacher]
+        assert headline.done(teacher)["student_accuracy"].tolist() == own
+
+
+def test_another_teacher_is_tried_and_taught_by_in_rows_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        headline, "run_trials", lambda jobs, methods=(HARD, LOGITS), **given: asked.append((jobs, methods)) or []
+    )
+    monkeypatch.setattr(headline, "run_seeds", lambda job, *given: asked.append((job,)) or [])
+    monkeypatch.setattr(headline, "table", lambda rows: "")
+    headline.trials(out=tmp_path, teacher="resnet20-fashion")
+    headline.seeds(count=2, out=tmp_path, teacher="resnet20-fashion")
+    other = replace(JOB, teacher="resnet20-fashion")
+    assert asked == [
+        ([replace(other, seed=seed) for seed in TUNING_SEEDS], (LOGITS, headline.HIGHER)),
+        (other,),
     ]
+
+
+def test_trials_of_another_teacher_or_temperature_do_not_count_for_the_choice() -> None:
+    job = replace(CANDIDATES[0], seed=TUNING_SEEDS[0])
+
+    def row(job: Job, method: str, score: float) -> dict[str, str]:
+        texts = {name: to_text(value) for name, value in headline.settings(job).items()}
+        return texts | {"method": method, "validation_accuracy": str(score)}
+
+    rows = [row(job, HARD, 0.8), row(job, LOGITS, 0.9), row(job, headline.HIGHER, 0.99)]
+    rows.append(row(replace(job, teacher="resnet20-fashion"), LOGITS, 0.99))
+    assert headline.best(rows) == [CANDIDATES[0]]
+
+
+@pytest.mark.slow
+def test_a_higher_temperature_is_another_training(tmp_path: Path) -> None:
+    given = [SMALL], tmp_path, tmp_path / "cache", "the command", lambda line: None
+    rows = headline.run_trials(*given, methods=(LOGITS, headline.HIGHER))
+    assert [row["method"] for row in rows] == [LOGITS, headline.HIGHER]
+    assert rows[0]["validation_accuracy"] != rows[1]["validation_accuracy"]

@@ -77,7 +77,10 @@ def test_inputs_are_the_same_each_time_and_leave_the_random_numbers_alone(code: 
             if isinstance(x, torch.Tensor):
                 assert torch.equal(x, y)
             elif isinstance(x, list):
-                assert all(torch.equal(one, other) for one, other in zip(x, y, strict=True))
+                pairs = zip(x, y, strict=True)
+                assert all(
+                    torch.equal(*pair) if isinstance(pair[0], torch.Tensor) else pair[0] == pair[1] for pair in pairs
+                )
             elif not isinstance(x, nn.Module):
                 assert x == y
 
