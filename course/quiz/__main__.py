@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--report", action="store_true", help="what is right, and what to read again")
     how.add_argument("--print", action="store_true", help="print all questions")
     how.add_argument("--solutions", action="store_true", help="print all questions with their explanations")
-    how.add_argument("--forget", action="store_true", help="forget all answers")
+    how.add_argument("--forget", action="store_true", help="forget the answers to these questions")
     return parser
 
 

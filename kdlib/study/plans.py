@@ -307,7 +307,7 @@ def further_trials(
     tried = {}
     for spec in specs:
         first = spec.first_settings(optimizer)
-        means = _mean_scores(spec, first, seeds, rows)
+        means = _mean_scores(spec, first, rows)
         slowest = min(first, key=lambda settings: settings.learning_rate)
         best = max(means, key=lambda settings: means[settings]) if means else slowest
         tried[spec] = spec.further_settings(best, optimizer)
@@ -349,7 +349,7 @@ def _best_settings(spec: MethodSpec, rows: Sequence[Row], seeds: Iterable[int] |
             f"The trials of {spec.name!r} were made with the optimizer {' and '.join(map(repr, optimizers))}; expected "
             f"one of {', '.join(SHARED_SPACES)} for all. Restore the file of trials, or tune anew."
         )
-    means = _mean_scores(spec, tried, found, rows)
+    means = _mean_scores(spec, tried, rows)
     if not means:
         raise ValueError(
             f"Every trial of {spec.name!r} diverged; the errors in the trials' file say how. This student cannot be "
@@ -389,15 +389,7 @@ def mean_trial_scores(rows: Iterable[Row]) -> dict[Settings, float]:
     return {settings: sum(map(float, found)) / len(found) for settings, found in complete.items()}
 
 
-def _mean_scores(
-    spec: MethodSpec, tried: Sequence[Settings], seeds: Sequence[int], rows: Iterable[Row]
-) -> dict[Settings, float]:
-    """The mean score of each of the settings with which no seed diverged."""
-    scores = {
-        (Settings.from_row(row), int(row["seed"])): row["validation_accuracy"]
-        for row in rows
-        if row["method"] == spec.name
-    }
-    by_settings = {settings: [scores[settings, seed] for seed in seeds] for settings in tried}
-    # An empty text: that run diverged.
-    return {settings: sum(map(float, texts)) / len(texts) for settings, texts in by_settings.items() if all(texts)}
+def _mean_scores(spec: MethodSpec, tried: Sequence[Settings], rows: Iterable[Row]) -> dict[Settings, float]:
+    """The same of those of one method's settings that were tried, in that order: of equal ones the first is taken."""
+    scores = mean_trial_scores(row for row in rows if row["method"] == spec.name)
+    return {settings: scores[settings] for settings in tried if settings in scores}
