@@ -8,7 +8,9 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -25,6 +27,8 @@ EXTRAS = {  # what pip installs for an extra, by the names under which Python im
     "search": ("optuna",),
     "timm": ("timm",),
 }
+INTACT = "intact"
+OF_THE_LESSONS = ("course", "compress", "export", "search")  # without one of these some lesson stops
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def check(course: bool = False) -> EnvironmentReport:
 
     course: look also for what the notebooks need beside the library.
     """
-    return EnvironmentReport((*_versions("course" if course else ""), *_machine(), *_files()))
+    return EnvironmentReport((*_versions(OF_THE_LESSONS if course else ("",)), *_machine(), *_files()))
 
 
 def extra(name: str) -> Extra:
@@ -98,7 +102,7 @@ def extra(name: str) -> Extra:
     return Extra(name, tuple(package for package in EXTRAS[name] if importlib.util.find_spec(package) is None))
 
 
-def _versions(extra: str) -> list[Check]:
+def _versions(extras: Sequence[str]) -> list[Check]:
     checks = [Check("python", platform.python_version(), True)]
     try:
         requirements = importlib.metadata.requires("kdlib") or []
@@ -106,7 +110,7 @@ def _versions(extra: str) -> list[Check]:
         return [*checks, Check("kdlib", "not installed", False, "pip install -e . in the cloned repository")]
     for text in requirements:
         wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
+        if wanted.marker is not None and not any(wanted.marker.evaluate({"extra": extra}) for extra in extras):
             continue
         fix = f"pip install '{text.partition(';')[0].strip()}'"  # with its marker pip would ignore it
         try:
@@ -144,8 +148,18 @@ def _files() -> list[Check]:
     for wanted, marked in lines:
         name = marked.removeprefix("*")  # sha256sum's mark for binary files
         found = _state(where / name, wanted)
-        checks.append(Check(name, found, found.startswith("intact"), f"git checkout -- data/{name}"))
-    return checks
+        checks.append(Check(name, found, found.startswith(INTACT), f"git checkout -- data/{name}"))
+    return list(_folders_in_one_line(checks))
+
+
+def _folders_in_one_line(checks: Sequence[Check]) -> Iterator[Check]:
+    """The checks of files, those of a folder with several files as one where all are intact."""
+    for folder, group in groupby(checks, key=lambda one: one.name.partition("/")[0]):
+        files = list(group)
+        if len(files) > 1 and all(one.ok for one in files):
+            yield Check(f"{folder}/", f"{INTACT}, {len(files)} files", True)
+        else:
+            yield from files
 
 
 def _read(path: Path) -> bytes:
@@ -164,4 +178,4 @@ def _state(path: Path, wanted: str) -> str:
         return f"unreadable ({getattr(error, 'strerror', None) or error})"
     if hashlib.sha256(content).hexdigest() != wanted:
         return "truncated or altered"
-    return f"intact, {len(content) / 1e6:,.1f} MB"
+    return f"{INTACT}, {len(content) / 1e6:,.1f} MB"

@@ -76,7 +76,8 @@ def test_everything_is_checked():
 @pytest.mark.usefixtures("folder")
 def test_the_course_needs_more_than_the_library():
     library, course = ({check.name for check in environment.check(extra).checks} for extra in (False, True))
-    assert course - library == {"jupyterlab", "ipywidgets", "pycocotools"}
+    of_the_lessons = {"torch-pruning", "torchao", "onnx", "onnxscript", "onnxruntime", "optuna"}
+    assert course - library == {"jupyterlab", "ipywidgets", "pycocotools", *of_the_lessons}
     assert library <= course
 
 
@@ -117,6 +118,16 @@ def test_a_file_in_a_subfolder_is_named_with_it(folder: Path):
     (check,) = failed(environment.check())
     assert check.name == "results/table.csv"
     assert check.fix == "git checkout -- data/results/table.csv"
+
+
+def test_several_files_of_a_folder_are_one_line_while_all_are_intact(folder: Path):
+    (folder / "results" / "other.csv").write_bytes(b"z")
+    write_sums(folder, dict(sorted((FILES | {"results/other.csv": b"z"}).items())))
+    assert named(environment.check(), "results/").found == "intact, 2 files"
+    (folder / "results" / "other.csv").write_bytes(b"y")
+    (check,) = failed(environment.check())
+    assert check.name == "results/other.csv"
+    assert named(environment.check(), "results/table.csv").ok
 
 
 def test_a_folder_in_the_place_of_a_file(folder: Path):

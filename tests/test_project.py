@@ -117,7 +117,10 @@ def test_the_readme_gives_the_command_of_make_distill_to_those_who_have_no_make(
 
 def test_shipped_files_have_their_checksums_in_three_places_that_agree() -> None:
     sums = dict(reversed(line.split()) for line in (ROOT / "data" / "SHA256SUMS").read_text().splitlines())
-    shipped = {path.name for path in (ROOT / "data").iterdir() if path.suffix in (".gz", ".npy", ".safetensors")}
+    data = ROOT / "data"
+    files = [*data.iterdir(), *(data / "students").rglob("*"), *(data / "detectors").iterdir()]
+    kinds = (".gz", ".npy", ".safetensors")
+    shipped = {path.relative_to(data).as_posix() for path in files if path.suffix in kinds}
     assert set(sums) == shipped
     readme = (ROOT / "data" / "README.md").read_text()
     for name, value in sums.items():
