@@ -50,7 +50,7 @@ CHECKS: dict[str, Check] = {
     "student-gradient": student.gradient,
     "optimizer-parameters": student.optimizer,
     "clipping": student.clipping,
-    "feature-overwritten": student.taps,
+    "feature-overwritten": student.layer_outputs,
     "loss-ignores-teacher": loss.ignored,
     "loss-rows": loss.rows,
     "loss-probabilities": loss.probabilities,
@@ -344,6 +344,6 @@ def _observe_more(setup: Setup, collected: list[Any]) -> None:
             return
         seen = setup.observe(batch)
         # The graph of each would be kept otherwise.
-        seen.terms, seen.taps = {name: one.detach() for name, one in seen.terms.items()}, []
+        seen.terms, seen.layer_outputs = {name: one.detach() for name, one in seen.terms.items()}, []
         seen.logits = {role: one.detach() for role, one in seen.logits.items()}
         setup.observed.append(seen)

@@ -64,7 +64,7 @@ def _weight_of_soft_is_zero(setup: Setup) -> bool:
 
 
 def _learns_from_layers(setup: Setup) -> bool:
-    return any(tap.role == "teacher" for tap in setup.observed[0].taps)
+    return any(layer.role == "teacher" for layer in setup.observed[0].layer_outputs)
 
 
 def rows(setup: Setup) -> Finding | None:

@@ -25,7 +25,7 @@ ROLES = ("student", "teacher")
 
 
 @dataclass
-class Tap:
+class LayerOutput:
     """What a hook of the user's, or of a method, read: a layer's output, and whether it was written over later."""
 
     role: str
@@ -55,7 +55,7 @@ class Observed:
     labels: Tensor | None = None
     modes: dict[str, dict[str, bool]] = field(default_factory=lambda: {role: {} for role in ROLES})
     calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
-    taps: list[Tap] = field(default_factory=list)
+    layer_outputs: list[LayerOutput] = field(default_factory=list)
 
     @property
     def total(self) -> Tensor:
@@ -185,10 +185,10 @@ class DistillerSetup(Setup):
                 if isinstance(output, ModelOutput) and output.logits is not None:
                     seen.logits[role] = output.logits
                 if isinstance(output, ModelOutput) and role == "teacher":
-                    seen.taps += [
-                        Tap(role, name, x, _version(x))
+                    seen.layer_outputs += [
+                        LayerOutput(role, name, x, _version(x))
                         for name, x in output.features.items()
-                        if not any(tap.role == role and tap.name == name for tap in seen.taps)
+                        if not any(layer.role == role and layer.name == name for layer in seen.layer_outputs)
                     ]
             seen.labels = args[2]
 
@@ -450,7 +450,7 @@ def _watch(role: str, network: nn.Module, seen: Observed) -> Iterator[None]:
             seen.modes[role][name] = module.training
             # One of the hooks is this one; another reads the layer, and `network` itself is read for its logits.
             if name and len(module._forward_hooks) > 1 and isinstance(output, Tensor):
-                seen.taps.append(Tap(role, name, output, _version(output)))
+                seen.layer_outputs.append(LayerOutput(role, name, output, _version(output)))
 
         handles.append(module.register_forward_hook(after))
     try:

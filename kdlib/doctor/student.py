@@ -113,16 +113,16 @@ def clipping(setup: Setup) -> Finding | None:
     )
 
 
-def taps(setup: Setup) -> list[Finding]:
+def layer_outputs(setup: Setup) -> list[Finding]:
     """Is the output of a layer that is compared written over by the operation after it?"""
-    read = setup.observed[0].taps
+    read = setup.observed[0].layer_outputs
     if not read:
         raise Skip("no layer is read by a hook")
     findings, said = [], set()
-    for tap in read:
-        if tap.overwritten and (tap.role, tap.name) not in said:
-            said.add((tap.role, tap.name))
-            findings.append(overwritten(tap.role, tap.name))
+    for layer in read:
+        if layer.overwritten and (layer.role, layer.name) not in said:
+            said.add((layer.role, layer.name))
+            findings.append(overwritten(layer.role, layer.name))
     return findings
 
 

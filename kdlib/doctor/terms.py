@@ -83,11 +83,11 @@ def trivial(setup: Setup) -> list[Finding]:
         for name, value in taken.values.items():
             if abs(value) < 1e-12 and taken.norms[name] < 1e-12 and name not in off:
                 findings.append(_trivial(f"The term {name!r} is {value:g}, and so is its gradient on the student."))
-    for tap in setup.observed[0].taps:
-        what = _collapsed(tap.output)
-        if what and not any(repr(tap.name) in one.measured for one in findings):
-            findings.append(_trivial(f"The {tap.role}'s layer {tap.name!r} {what}."))
-    if not findings and len(taken.norms) == 1 and not setup.observed[0].taps:
+    for layer in setup.observed[0].layer_outputs:
+        what = _collapsed(layer.output)
+        if what and not any(repr(layer.name) in one.measured for one in findings):
+            findings.append(_trivial(f"The {layer.role}'s layer {layer.name!r} {what}."))
+    if not findings and len(taken.norms) == 1 and not setup.observed[0].layer_outputs:
         raise Skip("no term has a name of its own, and no layer is read by a hook")
     return findings
 
