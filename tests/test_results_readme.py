@@ -71,6 +71,17 @@ def test_a_command_is_shown_as_anyone_would_give_it(folder: Path) -> None:
     assert lines(folder)[2][2] == f"`kdlib study short --choices data/results/{name} --workers 2`"
 
 
+def test_a_file_in_a_folder_of_the_shipped_results_is_named_with_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDLIB_DATA", str(folder.parent))
+    name = next(folder.glob("*.csv")).name
+    session = {"command": f"kdlib study short --choices {name}", "hours": 1}
+    (folder / f"{Path(name).stem}.json").write_text(json.dumps({"sessions": [session]}))
+    update_readme(folder)
+    assert lines(folder)[2][2] == f"`kdlib study short --choices data/{folder.name}/{name}`"
+
+
 def test_the_rest_of_the_text_is_kept_and_twice_is_once(folder: Path) -> None:
     update_readme(folder)
     path = folder / "README.md"

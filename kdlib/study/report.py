@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlib import files
+from kdlib.data import data_dir
 from kdlib.study.analysis import Estimate, Results, load
 from kdlib.study.method_specs import SGD
 from kdlib.study.runs_file import read_rows, read_sessions, session_of_each_row
@@ -88,13 +89,15 @@ def _count(runs: Sequence[Mapping[str, str]]) -> str:
 def _command(session: Mapping[str, Any], folder: Path) -> str:
     """The command without folders of the one who ran it: files of `folder` are named as in the repository."""
     words, kept = shlex.split(session.get("command", "unknown")), []
+    shipped, folder = data_dir().resolve(), folder.resolve()
+    place = f"data/{folder.relative_to(shipped).as_posix()}" if shipped in folder.parents else "data/results"
     while words:
         word = words.pop(0)
         if (name := word.partition("=")[0]) in UNRELATED_OPTIONS:
             del words[: UNRELATED_OPTIONS[name] if name == word else 0]
         else:
             known = word.endswith(".csv") and (folder / Path(word).name).is_file()
-            kept.append(f"data/results/{Path(word).name}" if known else word)
+            kept.append(f"{place}/{Path(word).name}" if known else word)
     return shlex.join(kept)
 
 
