@@ -145,7 +145,7 @@ def _other_interval(name: str, evidence: Evidence, comparisons: int, over_seeds:
         sides = [results.score(one).by_seed for one in (name, results.baseline)]
         found = verdict.compare(*sides, comparisons=comparisons)
     else:
-        right = [results._right(one) for one in (name, results.baseline)]
+        right = [results.right(one) for one in (name, results.baseline)]
         if not all(right):
             return None
         found = verdict.compare_samples(*right, comparisons=comparisons)

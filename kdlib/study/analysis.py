@@ -312,7 +312,7 @@ class Results:
         is better, the difference is method minus baseline. The interval of a gain in test accuracy holds the scatter
         of the test images too, where the answers of every run are known."""
         gain = self._paired(method, metric)
-        sides = [self._right(name) for name in (method, self.baseline)]
+        sides = [self.right(name) for name in (method, self.baseline)]
         if metric != "test_accuracy" or gain.problem or not all(sides) or method == self.baseline:
             return gain
         found = verdict.compare_samples(*sides, comparisons=max(1, self.comparisons))
@@ -323,8 +323,11 @@ class Results:
     def _predictions(self) -> list[PredictionsFile]:
         return [PredictionsFile(path) for path in self.sources]
 
-    def _right(self, method: str) -> dict[int, np.ndarray]:
-        """By seed, for each test image whether the student was right; empty where one seed's answers are not known."""
+    def right(self, method: str) -> dict[int, np.ndarray]:
+        """By seed, for each test image whether the student was right; empty where one seed's answers are not known.
+
+        Two students of one seed are two networks: `verdict.compare_networks(right("kd")[0], right("hard")[0])`.
+        """
         found = {}
         for seed, row in self.group(method).by_seed.items():
             answers = [file.right(row.get("fingerprint", "")) for file in self._predictions]
