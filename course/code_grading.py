@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from course import sandbox
 from course.grading import INVALID, Feedback, Outcome
@@ -48,13 +48,15 @@ IMPORT_HINTS = {
 class _Attempt:
     """One case, the result of the learner's function on it, and what should have come out.
 
-    changed: the arguments that the function changed in place.
+    changed: the tensors among the arguments that the function changed in place. deviating: the modules among
+    `CodeSpec.side_effects` that it leaves in another state than the reference does.
     """
 
     case: Case
     result: CallResult
     expected: Any
     changed: tuple[str, ...]
+    deviating: tuple[str, ...]
 
     @property
     def correct(self) -> bool:
@@ -79,7 +81,7 @@ def _grade(spec: CodeSpec, answer: Any) -> Feedback:
     attempts: list[_Attempt] = []
     for case in spec.cases():
         attempt = _try_case(spec, answer, case)
-        feedback = _feedback_without_value(spec, answer, attempt, first=not attempts)
+        feedback = _feedback_without_value(spec, answer, attempt, attempts)
         if feedback is not None:
             if attempt.case.edge_case and not all(earlier.correct for earlier in attempts):
                 feedback = _wrong(spec, attempts)  # the edge case is not the first thing to correct
@@ -106,10 +108,10 @@ def values_match(given: Any, expected: Any, *, any_nonfinite: bool = False) -> b
 
 
 def _as_float64(value: Any) -> Tensor | None:
-    """A number, array or tensor as a float64 tensor, or None if it is something else."""
+    """A real number, array or tensor as a float64 tensor, or None if it is something else."""
     try:
         if isinstance(value, Tensor):
-            return value.detach().to("cpu", torch.float64)
+            return None if value.is_complex() else value.detach().to("cpu", torch.float64)
         if isinstance(value, (int, float)) or type(value).__module__ == "numpy":
             return torch.as_tensor(value, dtype=torch.float64)
     except Exception:
@@ -118,16 +120,27 @@ def _as_float64(value: Any) -> Tensor | None:
 
 
 def _try_case(spec: CodeSpec, answer: Any, case: Case) -> _Attempt:
-    given = copy.deepcopy(case.arguments)
-    result = sandbox.call(answer, given)
     names = list(inspect.signature(spec.reference).parameters)
-    pairs = zip(names, given, case.arguments, strict=True)
-    changed = tuple(name for name, now, before in pairs if isinstance(before, Tensor) and not torch.equal(now, before))
-    return _Attempt(case, result, spec.reference(*copy.deepcopy(case.arguments)), changed)
+    before = dict(zip(names, case.arguments, strict=True))
+    given, wanted = copy.deepcopy(before), copy.deepcopy(before)
+    result, expected = sandbox.call(answer, list(given.values())), spec.reference(*wanted.values())
+    tensors = [name for name in names if isinstance(before[name], Tensor)]
+    changed = tuple(name for name in tensors if not torch.equal(given[name], before[name]))
+    deviating = tuple(name for name in spec.side_effects if not _states_match(given[name], wanted[name]))
+    return _Attempt(case, result, expected, changed, deviating)
 
 
-def _feedback_without_value(spec: CodeSpec, answer: Any, attempt: _Attempt, *, first: bool) -> Feedback | None:
+def _states_match(given: nn.Module, expected: nn.Module) -> bool:
+    """Whether two modules have the same parameters and buffers."""
+    mine, theirs = given.state_dict(), expected.state_dict()
+    return mine.keys() == theirs.keys() and all(values_match(mine[name], theirs[name]) for name in theirs)
+
+
+def _feedback_without_value(
+    spec: CodeSpec, answer: Any, attempt: _Attempt, earlier: Sequence[_Attempt]
+) -> Feedback | None:
     """Feedback on a call that returned nothing to compare, or None if it returned something."""
+    first = not earlier
     result, input_note = attempt.result, "" if first else _for_input(spec, attempt.case)
     if result.timed_out:
         where = f" It was at {result.location}." if result.location else ""
@@ -142,7 +155,7 @@ def _feedback_without_value(spec: CodeSpec, answer: Any, attempt: _Attempt, *, f
     if unfinished or result.value is ... or (first and _is_stub(answer, result)):
         return Feedback(Outcome.NOT_ATTEMPTED, f"Write {spec.name} and run this cell again; .hint() helps.")
     if result.error is not None:
-        return _error_feedback(spec, attempt, first=first)
+        return _error_feedback(spec, attempt, earlier)
     if result.value is None:
         how = "its last line needs a return" if first else "each way through it needs a return"
         return Feedback(Outcome.WRONG, f"Your function gives back None: {how}.{input_note}", "no return")
@@ -163,7 +176,7 @@ def _is_stub(answer: Any, result: CallResult) -> bool:
     return not code.co_names and len(code.co_code) <= STUB_BYTES
 
 
-def _error_feedback(spec: CodeSpec, attempt: _Attempt, *, first: bool) -> Feedback:
+def _error_feedback(spec: CodeSpec, attempt: _Attempt, earlier: Sequence[_Attempt]) -> Feedback:
     error = attempt.result.error
     where = f" at {attempt.result.location}" if attempt.result.location else ""
     if isinstance(error, SystemExit):
@@ -171,11 +184,13 @@ def _error_feedback(spec: CodeSpec, attempt: _Attempt, *, first: bool) -> Feedba
         return Feedback(Outcome.ERROR, text, "exit")
     message = _error_message(error)
     text = f"Your function raised {type(error).__name__}{where}." + (f"\n    {message}" if message else "")
-    mistake = next((m for m in spec.mistakes if _raises_same_error(m, attempt)), None)
+    # The error alone does not tell: another mistake can fail on this input in the same way.
+    matching = (m for m in spec.mistakes if _raises_same_error(m, attempt) and _matches_mistake(m, earlier))
+    mistake = next(matching, None)
     if mistake is not None:
-        input_note = "" if first else f"\nThis was for {_format_call(spec, attempt.case)}."
+        input_note = f"\nThis was for {_format_call(spec, attempt.case)}." if earlier else ""
         return Feedback(Outcome.ERROR, f"{text}{input_note}\n{mistake.message}", mistake.name)
-    text += "" if first else _for_input(spec, attempt.case)
+    text += _for_input(spec, attempt.case) if earlier else ""
     step = next((step for kind, step in NEXT_STEPS.items() if isinstance(error, kind)), "")
     if type(error) is RuntimeError and not any(word in message for word in ("shape", "size", "dimension", "match")):
         step = ""
@@ -183,11 +198,14 @@ def _error_feedback(spec: CodeSpec, attempt: _Attempt, *, first: bool) -> Feedba
         step = f"Put {IMPORT_HINTS[error.name]} in the first line of the cell."
     elif "ellipsis" in message.lower():
         step = "One ... is still waiting for your code."
+    elif "xor" in message or "for ^" in message:
+        step = "In Python a power is **, and ^ is something else."
     elif "return_types" in message:
         step = "max(dim=...) and min(dim=...) give values and indices: take .values."
     elif not attempt.result.location and isinstance(error, TypeError):
         step = f"It should take these arguments: {', '.join(inspect.signature(spec.reference).parameters)}."
-    return Feedback(Outcome.ERROR, f"{text}\n{step or 'Call it yourself with the example to see where.'}")
+    step = step or f"Call it yourself with {'this input' if earlier else 'the example'} to see where."
+    return Feedback(Outcome.ERROR, f"{text}\n{step}")
 
 
 def _error_message(error: BaseException | None) -> str:
@@ -232,12 +250,12 @@ def _type_problem(value: Any, expected: Any) -> str:
 
 
 def _correct(spec: CodeSpec, answer: Any, attempts: Sequence[_Attempt]) -> Feedback:
-    cases = [attempt.case for attempt in attempts if not attempt.case.edge_case]
-    missed = _wrong_gradients(spec, answer, cases)
-    if missed:
-        text = f"The values are right, but not the gradient that {' and '.join(missed)} should receive. "
-        text += "Look for detach(), no_grad(), .item(), .numpy(), torch.tensor() or nn.Parameter() on the way."
-        return Feedback(Outcome.WRONG, text, "gradient")
+    problem = _gradient_problem(spec, answer, [attempt.case for attempt in attempts])
+    if problem:
+        return Feedback(Outcome.WRONG, problem, "gradient")
+    deviating = next((name for attempt in attempts for name in attempt.deviating), "")
+    if deviating:
+        return Feedback(Outcome.WRONG, spec.side_effects[deviating], "side effect")
     text = f"Right on all {len(attempts)} inputs. {spec.insight}".rstrip()
     changed = next((attempt.changed for attempt in attempts if attempt.changed), ())
     if changed:
@@ -246,14 +264,26 @@ def _correct(spec: CodeSpec, answer: Any, attempts: Sequence[_Attempt]) -> Feedb
     return Feedback(Outcome.CORRECT, text)
 
 
-def _wrong_gradients(spec: CodeSpec, answer: Any, cases: Sequence[Case]) -> list[str]:
-    """The arguments whose gradient differs from the one that the reference gives."""
-    wrong: dict[str, None] = {}
+def _gradient_problem(spec: CodeSpec, answer: Any, cases: Sequence[Case]) -> str:
+    """What is wrong with the gradients of a function whose values are right, or ""."""
     for case in cases if spec.grad_arguments else ():
-        pairs = zip(_gradients(answer, spec, case), _gradients(spec.reference, spec, case), strict=True)
-        correct = [values_match(given, expected) for given, expected in pairs]
-        wrong |= {name: None for name, fine in zip(spec.grad_arguments, correct, strict=True) if not fine}
-    return list(wrong)
+        given, expected = (_gradients(function, spec, case) for function in (answer, spec.reference))
+        triples = zip(spec.grad_arguments, given, expected, strict=True)
+        missed = [name for name, mine, theirs in triples if not values_match(mine, theirs)]
+        if not missed:
+            continue
+        which = f"the gradient that {' and '.join(missed)} should receive"
+        where = case.edge_case or _format_call(spec, case)
+        if not all(one is None or bool(one.isfinite().all()) for one in given):
+            text = f"The values are finite, but for {where}, {which} is not. What where() or nan_to_num() takes out of "
+            text += "a value stays in its gradient, and the root of 0 has an infinite one."
+        elif case.edge_case:
+            text = f"The values are right, but for {where}, {which} is another."
+        else:
+            text = f"The values are right, but not {which}. "
+            text += "Look for detach(), no_grad(), .item(), .numpy(), torch.tensor() or nn.Parameter() on the way."
+        return f"{text} {case.advice}".rstrip()
+    return ""
 
 
 @torch.enable_grad()  # a lesson may have switched it off
@@ -358,7 +388,8 @@ def _constant_factor(attempts: Sequence[_Attempt]) -> float | None:
     given, correct = torch.cat(outputs), torch.cat(targets)
     total = (correct * correct).sum()
     factor = float((given * correct).sum() / total) if total > 0 else 0.0
-    fits = factor != 0.0 and torch.allclose(given, factor * correct, rtol=RTOL, atol=ATOL)
+    # The outputs are scaled back, since those near 0 are within ATOL of any small multiple of the correct ones.
+    fits = factor != 0.0 and torch.allclose(given / factor, correct, rtol=RTOL, atol=ATOL)
     return factor if fits else None
 
 

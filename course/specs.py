@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,7 +138,8 @@ class CodeSpec(ExerciseSpec):
 
     stub: the unfilled function of the notebook. reference: the solution, whose source is shown. cases: makes the
     inputs; the first is the example that is shown. mistakes: known wrong functions. grad_arguments: the arguments that
-    must receive the correct gradient; the others, such as a teacher's logits, may be detached.
+    must receive the correct gradient; the others, such as a teacher's logits, may be detached. side_effects: for each
+    module among the arguments that has to end up as after the reference, what to say if only that is wrong.
     """
 
     stub: str = field(kw_only=True)
@@ -146,6 +147,7 @@ class CodeSpec(ExerciseSpec):
     cases: Callable[[], list[Case]] = field(kw_only=True)
     mistakes: tuple[Mistake, ...] = field(kw_only=True)
     grad_arguments: tuple[str, ...] = field(kw_only=True, default=())
+    side_effects: Mapping[str, str] = field(kw_only=True, default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)

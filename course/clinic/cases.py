@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 GITHUB = "https://github.com/"
 
@@ -98,6 +99,7 @@ class Case:
     """One patient. faults: letters of `DIAGNOSES`. cure: what stands in the script, and what should.
 
     seen: the figure in words. hints: the vaguest first. insight: what to learn from it. stories: of public code.
+    also: letters of what follows from the faults, each with a question that leads from it to them.
     """
 
     number: int
@@ -108,6 +110,7 @@ class Case:
     insight: str
     stories: tuple[tuple[str, str], ...] = ()
     shelves: bool = False
+    also: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def checks(self) -> set[str]:
@@ -153,6 +156,7 @@ CASES: dict[int, Case] = {
                     f"{GITHUB}labmlai/annotated_deep_learning_paper_implementations/issues/66",
                 ),
             ),
+            also={"i": "why does the student not appear in this term?"},
         ),
         Case(
             3,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from course.grading import Feedback, Outcome, wrap
 from kdlib.doctor import Report
 
 TIME_LIMIT = 60.0  # seconds for running, examining and training a script that was changed
+LARGE = 200.0  # logits of a student that is sure and wrong
 SAME = 1e-4  # of the length of a gradient: two ways to write one formula differ by less
 
 
@@ -85,23 +87,27 @@ class Patient:
             how = 'Give letters from "a" to "n" in quotes, as in name("c") or name("c", "d").'
             return Feedback(Outcome.ERROR, how, opening="This is no diagnosis yet")
         real = set(self.case.faults) or {"a"}
-        if given == real:
-            return Feedback(Outcome.CORRECT, f"{self._titles(real)}\n\n{self.case.insight}\n\n{self._told()}".strip())
+        if real <= given <= real | set(self.case.also):
+            text = f"{self._titles(given)}\n\n{self.case.insight}\n\n{self._stories()}"
+            return Feedback(Outcome.CORRECT, text.strip())
         wrong = sorted(given - real)
-        text = [f"{letter}) {DIAGNOSES[letter].title}.\n{self._sign(letter)}" for letter in wrong]
+        parts = [f"{letter}) {DIAGNOSES[letter].title}.\n{self._sign(letter)}" for letter in wrong]
         if given & real:
-            text.insert(0, f"{self._titles(given & real)}: that is right.")
+            parts.insert(0, f"{self._titles(given & real)}: that is right.")
         if not wrong:
-            text.append("And there is another fault.")
-        return Feedback(Outcome.WRONG, "\n\n".join(text), wrong[0] if wrong else "one of two")
+            parts.append("And there is another fault.")
+        return Feedback(Outcome.WRONG, "\n\n".join(parts), wrong[0] if wrong else "one of two")
 
     def _sign(self, letter: str) -> str:
+        """What to say of a letter that is none of the faults."""
+        if letter in self.case.also:
+            return f"True, and it follows from another fault: {self.case.also[letter]}"
         return DIAGNOSES[letter].sign
 
     def _titles(self, letters: set[str]) -> str:
         return "; ".join(f"{letter}) {DIAGNOSES[letter].title}" for letter in sorted(letters))
 
-    def _told(self) -> str:
+    def _stories(self) -> str:
         return "\n".join(f"Seen in: {what}.\n    {link}" for what, link in self.case.stories)
 
     # -------------------- the treatment
@@ -134,18 +140,17 @@ class Patient:
             return Feedback(Outcome.ERROR, f"It was stopped after {TIME_LIMIT:g} seconds."), None
         if result.error is not None:
             return Feedback(Outcome.ERROR, f"The script ended with {type(result.error).__name__}."), None
-        problem, report, gradient, course = result.value
-        if problem:
-            return Feedback(Outcome.ERROR, problem), None
-        return self._judge(report, gradient, course), course
+        if isinstance(result.value, str):
+            return Feedback(Outcome.ERROR, result.value), None
+        return self._judge(result.value), result.value.course
 
-    def _judge(self, report: Report, gradient: Tensor, course: Course) -> Feedback:
-        """By what the doctor finds now, and whether the gradient is the one that the author describes."""
-        found = {one.check for one in report.faults}
+    def _judge(self, trial: _Trial) -> Feedback:
+        """By what the doctor finds now, and whether it is the training that the author describes."""
+        found = {one.check for one in trial.report.faults}
         left = [letter for letter in self.case.faults if found & set(DIAGNOSES[letter].checks)]
         # A term that became 0 shows in the gradient; one that is 0 because alpha is 0 does no harm.
         expected = _consequences(self.case) | {"term-trivial"}
-        new = [one for one in report.faults if one.check not in expected]
+        new = [one for one in trial.report.faults if one.check not in expected]
         if left:
             gone = len(self.case.faults) - len(left)
             text = "One fault is gone, the other is not." if gone else "The fault is still there."
@@ -153,12 +158,22 @@ class Patient:
         if new:
             text = f"What was wrong is gone, but the doctor finds something else, {new[0].check}.\n\n{new[0].measured}"
             return Feedback(Outcome.WRONG, text, new[0].check)
-        wanted = script.prepare(self.cured_source).first_gradient()
-        if gradient.shape != wanted.shape or (gradient - wanted).norm() > SAME * wanted.norm():
+        cured = script.prepare(self.cured_source)
+        if not _same_gradient(trial.gradient, cured.first_gradient()):
             text = "The doctor finds no fault, but it is not the training that the first line describes: for the same "
             text += "batch the gradient is another one. Change only what is wrong."
             return Feedback(Outcome.WRONG, text, "another training")
-        before, after = (100 * one.accuracies[-1] for one in (self.course(), course))
+        if not _same_gradient(trial.large, cured.first_gradient(LARGE)):
+            text = "It is finite now, but a student that is sure and wrong gets another gradient than it should, or "
+            text += (
+                "none: a number added to a probability, or a clamp, hides how wrong it is. log_softmax needs neither."
+            )
+            return Feedback(Outcome.WRONG, text, "large logits")
+        if trial.shuffles != cured.loader.shuffle:
+            text = "Each batch is right, but now the training sees one order in every epoch. Its own loader has to "
+            text += "shuffle; where answers are stored, another one need not."
+            return Feedback(Outcome.WRONG, text, "order")
+        before, after = (100 * one.accuracies[-1] for one in (self.course(), trial.course))
         text = f"It trains as described. In this one run: {before:.1f} % before, {after:.1f} % now, "
         text += f"{100 * self.control().accuracies[-1]:.1f} % by hard labels alone."
         return Feedback(Outcome.CORRECT, text if self.case.faults else f"Nothing had to be changed. {text}")
@@ -177,7 +192,7 @@ class Patient:
         lines = [f"    - {line}" for line in old if line not in new] + [
             f"    + {line}" for line in new if line not in old
         ]
-        text = f"{self._titles(set(self.case.faults) or {'a'})}\n\n{self.case.insight}\n\n{self._told()}"
+        text = f"{self._titles(set(self.case.faults) or {'a'})}\n\n{self.case.insight}\n\n{self._stories()}"
         print(wrap("\n".join([text, "", *lines]).rstrip()))
 
 
@@ -186,16 +201,31 @@ def _consequences(case: Case) -> set[str]:
     return case.checks | ({"teacher-changes"} if case.checks & {"teacher-mode", "teacher-gradient"} else set())
 
 
-def _try(text: str) -> tuple[str, Report | None, Tensor | None, Course | None]:
-    """What is wrong with a script, or else the doctor's report, its first gradient and its training."""
+@dataclass(frozen=True)
+class _Trial:
+    """What a changed script does. gradient: the first one. large: the same for a student's logits of +-LARGE."""
+
+    report: Report
+    gradient: Tensor
+    large: Tensor
+    shuffles: bool
+    course: Course
+
+
+def _try(text: str) -> str | _Trial:
+    """What is wrong with a script, or else what it does."""
     try:
         trainer = script.prepare(text)
-        report, gradient = trainer.examine(), trainer.first_gradient()
-        return "", report, gradient, script.prepare(text).fit()
+        report, gradient, large = trainer.examine(), trainer.first_gradient(), trainer.first_gradient(LARGE)
+        return _Trial(report, gradient, large, trainer.loader.shuffle, script.prepare(text).fit())
     except ScriptError as error:
-        return str(error), None, None, None
+        return str(error)
     except Exception as error:
-        return script.explain(error, text), None, None, None
+        return script.explain(error, text)
+
+
+def _same_gradient(given: Tensor, wanted: Tensor) -> bool:
+    return given.shape == wanted.shape and bool((given - wanted).norm() <= SAME * wanted.norm())
 
 
 @functools.cache

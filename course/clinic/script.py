@@ -60,16 +60,22 @@ class Trainer:
     loss: Callable[..., Any] | None = None
     answers: Callable[[Batch], Tensor] | None = None
 
-    def first_gradient(self) -> Tensor:
+    def first_gradient(self, logits: float | None = None) -> Tensor:
         """The gradient of the loss on the student for one batch that is always the same.
 
         At its end stand, of all else that the optimiser holds, the number of weights and the length of their gradient.
+        logits: the size that the student's get, with their own signs; None leaves them as they are.
         """
         images, labels, numbers = (part[: self.loader.size] for part in self._everything())
         own = list(self.student.parameters())
         ids = {id(one) for one in own}
         others = [p for group in self.optimizer.param_groups for p in group["params"] if id(p) not in ids]
-        with torch.random.fork_rng(devices=[]):
+
+        def resize(head: nn.Module, features: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            """With the gradient of the output as it was."""
+            return None if logits is None else output + (logits * output.sign() - output).detach()
+
+        with torch.random.fork_rng(devices=[]), self.student.get_submodule("head").register_forward_hook(resize):
             torch.manual_seed(0)
             loss = torch.stack(list(self.step((images, labels, numbers)).values())).sum()
         found = torch.autograd.grad(loss, [*own, *others], allow_unused=True)

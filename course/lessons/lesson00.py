@@ -206,7 +206,7 @@ ONE_SEED = QuestionSpec(
                 "The same weights on the same images give the same accuracy: nothing new is learned.",
             ),
             Option(
-                "Repeating the pair with other seeds, at least five times, and looking at the gaps together",
+                "Repeating the pair with at least five other seeds, all gaps taken together",
                 "Each pair shares a seed, so its gap is due to the teacher and to chance; several gaps show how large "
                 "chance is, and an interval around their mean says whether 0 is still possible.",
                 correct=True,

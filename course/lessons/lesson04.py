@@ -251,6 +251,12 @@ SOFT_LOSS = CodeSpec(
             lambda s, z, t: _kl(_logs(s, t), _logs(z, t)) / t**2,
             "You divided by T^2. The factor has to make up for what the high temperature takes away: multiply.",
         ),
+        Mistake(
+            "the same logits on both sides",
+            lambda s, z, t: t**2 * _kl(_logs(z, t), _logs(z, t)),
+            "Your loss is 0 for every input. Do the same logits stand on both sides of the divergence? One side is the "
+            "student's, the other the teacher's.",
+        ),
         Mistake("log of a softmax", _log_of_softmax, _LOG),
         Mistake("over the batch", lambda s, z, t: _over_the_batch(s, z, t, 2), _BATCH),
         Mistake(

@@ -154,6 +154,11 @@ JOINT = CodeSpec(
             "they are.",
         ),
         Mistake(
+            "arguments of cross_entropy swapped",
+            lambda s, z, y, t, a: a * F.cross_entropy(y, s) + (1 - a) * _soft(s, z, t),
+            "cross_entropy takes the logits first, the labels second.",
+        ),
+        Mistake(
             "log-sum-exp without keepdim",
             lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _without_keepdim(s, z, t),
             "A sum over dim=1 has one dimension less, and B numbers do not fit beside B x C: keepdim=True is missing "
@@ -187,7 +192,7 @@ JOINT = CodeSpec(
         Mistake(
             "soft part missing",
             lambda s, z, y, t, a: a * _hard(s, y),
-            "The teacher does not come in: 1 - alpha times the soft loss is missing.",
+            "The soft part is 0: it is missing, or it has the same logits on both sides.",
         ),
         Mistake(
             "student and teacher swapped",
@@ -427,6 +432,12 @@ TRAIN_STEP = CodeSpec(
     stub="def train_step(student, teacher, images, labels, rate, temperature, alpha):\n    ...  # about ten lines",
     reference=train_step,
     cases=_steps,
+    side_effects={
+        "student": "The logits are right, but the student that was given has not made this one step: change its own "
+        "parameters, and not those of a copy.",
+        "teacher": "The logits are right, but your step also changed the teacher: only the student's parameters belong "
+        "in the optimiser, and the teacher stays in eval mode.",
+    },
     mistakes=(
         Mistake(
             "teacher in training mode",
@@ -466,7 +477,7 @@ TRAIN_STEP = CodeSpec(
         Mistake(
             "no teacher",
             _step(lambda s, z, y, t, a: a * _hard(s, y)),
-            "Nothing of the teacher reaches the student: 1 - alpha times the soft loss is missing, or detached.",
+            "The soft part is 0 or without a gradient: it is missing, detached, or has the same logits on both sides.",
         ),
         Mistake(
             "labels alone",

@@ -29,7 +29,10 @@ def _features() -> list[Case]:
     small = torch.tensor([[[[1.0, 0.0], [2.0, 0.0]], [[1.0, 1.0], [0.0, -1.0]]]])
     dead = torch.zeros(2, 3, 2, 2)
     dead[1, 0, 1, 1] = 2.0
-    advice = "Its length is 0, and 0/0 is NaN. Dividing by length.clamp(min=1e-12) leaves zeros zero."
+    advice = (
+        "Its length is 0, and 0/0 is NaN. With length = norm(dim=1, keepdim=True) of the rows, dividing by "
+        "length.clamp(min=1e-12) leaves zeros zero."
+    )
     return [Case((small,)), *random, Case((dead,), "a layer that answers an image with zeros only", advice)]
 
 
@@ -304,17 +307,22 @@ def _optimised() -> list[Case]:
         for layer in two:
             nn.init.zeros_(layer.bias)  # the same values in different parameters
 
-    def case(method: nn.Module, *parts: Any, edge_case: str = "", advice: str = "") -> Case:
+    def case(display: str, method: nn.Module, *parts: Any, edge_case: str = "", advice: str = "") -> Case:
         known = [p for part in parts for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
-        display = 'method, optimizer.param_groups[0]["params"]'
         return Case((method, known), edge_case, advice, display)
 
     return [
-        case(projection, student),
-        case(projection, student, projection),
-        case(two, student, two[0]),
-        case(gaussian, gaussian[0].weight, gaussian[1].bias),
+        case('method, optimizer.param_groups[0]["params"]', projection, student),
+        case("<a projection>, <the student's parameters and its own>", projection, student, projection),
+        case("<two layers>, <the student's parameters and those of the first layer>", two, student, two[0]),
         case(
+            "<a convolution and a batch norm>, <the first one's weight and the second one's bias>",
+            gaussian,
+            gaussian[0].weight,
+            gaussian[1].bias,
+        ),
+        case(
+            "<a projection>, <the student's parameters and those of a copy of the projection>",
             projection,
             student,
             copy.deepcopy(projection),

@@ -170,7 +170,7 @@ STRADDLES = QuestionSpec(
     answer_key=MultipleChoice(
         (
             Option(
-                "It helps, by 0.4 points, give or take 0.7",
+                "It helps, by 0.4 points, with an error of 0.7 at most",
                 "Zero lies in the interval: it would be no surprise if the method did nothing.",
             ),
             Option(
@@ -178,7 +178,7 @@ STRADDLES = QuestionSpec(
                 "Gains of up to 1.1 points lie in the interval, too: the seeds did not exclude them.",
             ),
             Option(
-                "No gain is shown, and one of a point is not excluded",
+                "No gain is shown, but one of a point is possible",
                 "That is all the interval says, and it is worth saying, with the number of seeds.",
                 correct=True,
             ),
@@ -306,8 +306,7 @@ CHOOSE = QuestionSpec(
                 "The teacher's layers are out of your reach; all you get are probabilities.",
             ),
             Option(
-                "Logits from the logarithms of the probabilities, settings by validation, ten seeds against hard "
-                "labels",
+                "Logits, from the logarithms of the probabilities, tuned and judged likewise",
                 "It can be done with what you get, and it is judged as the study judges.",
                 correct=True,
             ),

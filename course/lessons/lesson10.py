@@ -111,8 +111,9 @@ TAU = CodeSpec(
         "itertools.combinations(range(len(x)), 2) gives every pair once; n things have n (n - 1) / 2 pairs.",
     ),
     "tau knows only who comes before whom. So it does not matter that sizes run over three powers of ten while "
-    "accuracies differ by a few points, and one extreme teacher cannot make a correlation alone, as it can with "
-    "Pearson's r. scipy.stats.kendalltau is the tested twin, which also knows what to do with ties.",
+    "accuracies differ by a few points, and how far off an extreme teacher lies does not matter, as it does for "
+    "Pearson's r. Its place in the order does: one teacher of n stands in 2/n of all pairs, and can make a small tau "
+    "alone. scipy.stats.kendalltau is the tested twin, which also knows what to do with ties.",
     stub="def tau(x, y):\n    ...  # about six lines",
     reference=tau,
     cases=_orders,
@@ -176,7 +177,11 @@ COVERS = QuestionSpec(
     answer_key=MultipleChoice(
         (
             Option("With ten other seeds the mean is a little different", "That is exactly what it covers."),
-            Option("In a single seed the order is the opposite one", "Two of the ten seeds have it; more would, too."),
+            Option(
+                "In a single seed tau has the other sign",
+                "It has in two of the ten seeds for accuracy and confidence, in five for size, in none for the "
+                "calibration error. The interval covers seeds.",
+            ),
             Option(
                 "Two more teachers turn the order round",
                 "The teachers were fixed. Nothing in the interval knows of others.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -62,20 +63,29 @@ def through_int8(values: Tensor, low: float, high: float) -> Tensor:
 def _activations() -> list[Case]:
     generator = torch.Generator().manual_seed(11)
 
-    def case(size: int, low: float, high: float, stretch: float, edge: str = "", advice: str = "") -> Case:
-        values = low + (high - low) * torch.rand(size, generator=generator, dtype=torch.double)
-        values[0] = 0.0
+    def case(low: float, high: float, stretch: float = 1.0, edge: str = "", advice: str = "") -> Case:
+        values = low + (high - low) * torch.rand(40, generator=generator, dtype=torch.double)
+        # The zero point shows at the ends alone, where q is clipped: elsewhere it is added and taken off again.
+        values[:3] = values.new_tensor([0.0, low, high])
         return Case((values * stretch, low, high), edge, advice)
 
     beyond = "values beyond the range that was seen"
     clip = "int8 ends at -128 and 127: clip q before you go back."
     example = Case((torch.tensor([-1.0, -0.3, 0.0, 0.5, 1.2]).double(), -1.0, 1.5))
-    return [example, case(40, -0.7, 2.6, 1.0), case(40, 0.0, 6.0, 1.0), case(40, -0.7, 2.6, 1.5, beyond, clip)]
+    return [example, case(-0.7, 2.6), case(-0.8, 2.4), case(0.0, 6.0), case(-0.7, 2.6, 1.5, beyond, clip)]
 
 
-def _with(values: Tensor, low: float, high: float, *, steps: int = 255, ends: tuple[int, int] = (-128, 127)) -> Tensor:
+def _with(
+    values: Tensor,
+    low: float,
+    high: float,
+    *,
+    steps: int = 255,
+    ends: tuple[int, int] = (-128, 127),
+    whole: Callable[[float], int] = round,
+) -> Tensor:
     scale = (high - low) / steps
-    zero = round(ends[0] - low / scale)
+    zero = whole(ends[0] - low / scale)
     return scale * (((values / scale).round() + zero).clamp(*ends) - zero)
 
 
@@ -116,6 +126,8 @@ def _unclipped(values: Tensor, low: float, high: float) -> Tensor:
     scale = (high - low) / 255
     return scale * (values / scale).round()
 
+
+_WHOLE_ZERO = "Your zero point is cut off and not rounded: round() takes the nearest whole number."
 
 INT8 = CodeSpec(
     "through_int8",
@@ -169,6 +181,8 @@ INT8 = CodeSpec(
             _broken_zero_beside,
             "Your zero point is not a whole number, so q is none either and fits into no int8. Round it.",
         ),
+        Mistake("zero point cut off", lambda v, low, high: _with(v, low, high, whole=int), _WHOLE_ZERO),
+        Mistake("zero point rounded down", lambda v, low, high: _with(v, low, high, whole=math.floor), _WHOLE_ZERO),
         Mistake(
             "symmetric",
             _symmetric,

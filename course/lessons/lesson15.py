@@ -55,14 +55,14 @@ def factor(loss: Loss, student: Tensor, teacher: Tensor, temperature: float) -> 
     """How many times as long the student's gradient is as that of T^2 times the KL divergence."""
     student = student.clone().requires_grad_()
     (given,) = torch.autograd.grad(loss(student, teacher), student)
-    p, q = ((logits / temperature).softmax(dim=1) for logits in (student, teacher))
-    wanted = temperature * (p - q) / len(student)
+    q, p = ((logits / temperature).softmax(dim=1) for logits in (student, teacher))
+    wanted = temperature * (q - p) / len(student)
     return (given.norm() / wanted.norm()).item()
 
 
 def _kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    log_p, log_q = ((logits / temperature).log_softmax(dim=1) for logits in (student, teacher))
-    return (log_q.exp() * (log_q - log_p)).sum(dim=1)
+    log_q, log_p = ((logits / temperature).log_softmax(dim=1) for logits in (student, teacher))
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 @cache
@@ -94,6 +94,12 @@ def summed_over_batch(temperature: float) -> Loss:
     return lambda s, t: temperature**2 * _kl(s, t, temperature).sum()
 
 
+@cache
+def squared_difference(temperature: float) -> Loss:
+    """Logits matched, in place of probabilities: the gradient has another direction than the wanted one."""
+    return lambda s, t: ((s - t) / temperature).square().mean()
+
+
 def _cases() -> list[Case]:
     generator = torch.Generator().manual_seed(15)
 
@@ -107,6 +113,7 @@ def _cases() -> list[Case]:
         case(without_t_squared, 5, 7, 2.0, "a loss without T^2"),
         case(soft_cross_entropy, 8, 4, 3.0, "the loss of patient 5"),
         case(summed_over_batch, 3, 5, 1.0, "a loss summed over the batch"),
+        case(squared_difference, 4, 6, 2.0, "the squared difference of the softened logits"),
     ]
 
 
@@ -118,8 +125,8 @@ def _with(
     def wrong(loss: Loss, student: Tensor, teacher: Tensor, temperature: float) -> float:
         student = student.clone().requires_grad_()
         (given,) = torch.autograd.grad(loss(student, teacher), student)
-        p, q = ((logits / (temperature if soften else 1.0)).softmax(dim=1) for logits in (student, teacher))
-        wanted = temperature * (p - q) / len(student) * scale(temperature, len(student))
+        q, p = ((logits / (temperature if soften else 1.0)).softmax(dim=1) for logits in (student, teacher))
+        wanted = temperature * (q - p) / len(student) * scale(temperature, len(student))
         ratio = (given.norm() / wanted.norm()).item()
         return 1 / ratio if flip else ratio
 
@@ -133,8 +140,8 @@ def _of_values(loss: Loss, student: Tensor, teacher: Tensor, temperature: float)
 def _of_the_teacher(loss: Loss, student: Tensor, teacher: Tensor, temperature: float) -> float:
     teacher = teacher.clone().requires_grad_()
     (given,) = torch.autograd.grad(loss(student, teacher), teacher)
-    p, q = ((logits / temperature).softmax(dim=1) for logits in (student, teacher))
-    return (given.norm() / (temperature * (p - q) / len(student)).norm()).item()
+    q, p = ((logits / temperature).softmax(dim=1) for logits in (student, teacher))
+    return (given.norm() / (temperature * (q - p) / len(student)).norm()).item()
 
 
 MISTAKES = (
@@ -185,13 +192,13 @@ FACTOR = CodeSpec(
     9,
     "Write factor(loss, student, teacher, temperature): how many times as long the gradient of a soft loss is as it "
     "should be. loss is a function of student's and teacher's logits (B x C); take its gradient for the student's. "
-    "The right one is that of T^2 times the KL divergence, mean over the batch. By lesson 04 it is T * (p - q) / B, "
-    "where p and q are the probabilities of student and teacher at temperature T. Return one number, given.norm() / "
+    "The right one is that of T^2 times the KL divergence, mean over the batch. By lesson 04 it is T * (q - p) / B, "
+    "where p and q are the probabilities of teacher and student at temperature T. Return one number, given.norm() / "
     "wanted.norm().",
     (
         "student.clone().requires_grad_() is a copy that gets a gradient, and torch.autograd.grad(value, copy) gives "
         "a tuple with it.",
-        "p is (student / temperature).softmax(dim=1), q the same of the teacher.",
+        "q is (student / temperature).softmax(dim=1), p the same of the teacher.",
     ),
     "You have examined a loss without reading it. 1/C says that the mean ran over the classes, 1/T^2 that T^2 is "
     "missing, B that the batch was summed, and 1 that it is sound whatever its value looks like. The doctor does this "

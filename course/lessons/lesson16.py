@@ -69,12 +69,14 @@ def _answers() -> list[Case]:
         teacher = mistaken(labels, wrong)
         return Case((mistaken(teacher, 0.3), mistaken(labels, 0.4), teacher, labels), edge, advice)
 
+    student, control, *rest = case(90, 6, 0.3).arguments
     none = "a teacher without a mistake"
     example = Case(tuple(map(torch.tensor, ([0, 1, 1, 0], [0, 1, 2, 2], [0, 1, 1, 1], [0, 1, 2, 2]))))
     return [
         example,
         case(60, 4, 0.3),
         case(200, 10, 0.2),
+        Case((control, student, *rest)),  # exchanged, so that the answer is negative
         case(40, 5, 0.0, none, "There is nothing to repeat then: give 0.0 back before you divide."),
     ]
 
@@ -136,7 +138,8 @@ INHERITED = CodeSpec(
         "(student == teacher)[wrong].double().mean() is one share; the control's is made in the same way.",
     ),
     "Without the control the number looks frightening and says little: some pictures mislead everybody. In lesson 09 "
-    "students by hard labels repeat nearly two thirds of the mistakes of a teacher that they never met.",
+    "students by hard labels repeat nearly two thirds of the mistakes of a teacher that they never met. And a student "
+    "that is more accurate makes other mistakes, so the difference alone does not prove that any was handed down.",
     stub="def inherited(student, control, teacher, labels):\n    ...  # about five lines",
     reference=inherited,
     cases=_answers,

@@ -224,6 +224,21 @@ def test_the_right_name_and_no_other_is_right(number: int) -> None:
         assert one.grade_name(nonsense).outcome is Outcome.ERROR
 
 
+def test_what_follows_from_a_fault_may_be_named_with_it_and_is_not_enough_alone() -> None:
+    """Both sides of patient 2's soft loss are the teacher's, so the term gives the student no gradient."""
+    one = clinic.patient(2)
+    assert {"loss-ignores-teacher", "term-reach"} == {finding.check for finding in one.examine().faults}
+    both = one.grade_name("c", "i")
+    assert both.outcome is Outcome.CORRECT
+    assert DIAGNOSES["c"].title in both.text
+    alone = one.grade_name("i")
+    assert alone.outcome is Outcome.WRONG
+    assert "True, and it follows from another fault: why does the student not appear in this term?" in alone.text
+    assert DIAGNOSES["c"].title not in alone.text
+    assert one.grade_name("c", "d").outcome is one.grade_name("c", "i", "d").outcome is Outcome.WRONG
+    assert "True, and" not in clinic.patient(3).grade_name("i").text
+
+
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treatments are judged before their training is looked at."""
@@ -253,6 +268,7 @@ RIGHT: list[tuple[int, dict[str, str]]] = [
     (5, {}),
     (6, {"stored =": "    stored = torch.cat([teacher(x) for x, _, _ in Loader(shuffle=False)])"}),
     (6, {"stored =": "    stored = teacher(loader.images)"}),
+    (6, {"return stored": "return teacher(batch[0]).detach()"}),
     (7, {'return {"soft": soft}': 'return {"soft": soft * T * T}'}),
     (7, {"if not ALPHA": "if ALPHA is None:"}),
     (
@@ -328,6 +344,38 @@ def test_wrong_treatments_do_not_pass_and_are_told_why(number: int, pairs: dict[
     one = clinic.patient(number)
     found = one.grade_treatment(changes(one, pairs))
     assert (found.outcome, found.mistake) == (Outcome.WRONG, mistake), found
+
+
+EPSILON = "(F.softmax({} / T, dim=1) + 1e-12).log()"
+OTHERWISE: list[tuple[int, dict[str, str], str]] = [
+    (
+        6,
+        {"teacher, student": "teacher, student, loader = new_teacher().eval(), new_student(), Loader(shuffle=False)"},
+        "the training sees one order in every epoch",
+    ),
+    (
+        1,
+        {"student_probabilities = F": f"student_probabilities = {EPSILON.format('logits')}"},
+        "a student that is sure and wrong",
+    ),
+    (
+        10,
+        {
+            "optimizer =": "optimizer = torch.optim.SGD(student.parameters(), LEARNING_RATE, momentum=0.9)",
+            "ratio = ": f"ratio = {EPSILON.format('teacher(images)')} - {EPSILON.format('logits')}",
+        },
+        "log_softmax needs neither",
+    ),
+]
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(("number", "pairs", "words"), OTHERWISE)
+def test_a_treatment_without_a_fault_has_to_train_as_described(number: int, pairs: dict[str, str], words: str) -> None:
+    one = clinic.patient(number)
+    found = one.grade_treatment(changes(one, pairs))
+    assert found.outcome is Outcome.WRONG
+    assert words in found.text
 
 
 @pytest.mark.usefixtures("untrained")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import warnings
@@ -16,7 +17,7 @@ from torch import Tensor
 from course import exercises
 from course.grading import Feedback, Outcome
 from course.lessons import lesson01, lesson03, lesson04, lesson06, lesson07, lesson08
-from course.specs import CodeSpec
+from course.specs import CodeSpec, MultipleChoice
 
 soften, soft_loss = lesson04.soften, lesson04.soft_loss
 
@@ -27,6 +28,26 @@ def grade(answer: Any, name: str = "soft_loss", lesson: str = "04") -> Feedback:
 
 def text_of(feedback: Feedback) -> str:
     return " ".join(str(feedback).split())
+
+
+# What is asked.
+
+
+def questions() -> list[Any]:
+    """Every question with a few options and a known answer, of all lessons."""
+    specs = [
+        pytest.param(spec.answer_key, id=f"{number}-{spec.name}")
+        for number in exercises.list_lessons()
+        for spec in importlib.import_module(f"course.lessons.lesson{number}").EXERCISES.exercises
+        if isinstance(getattr(spec, "answer_key", None), MultipleChoice) and spec.answer_key.from_measurement is None
+    ]
+    return [one for one in specs if one.id != "00-history"]  # its options are names of columns
+
+
+@pytest.mark.parametrize("key", questions())
+def test_the_right_option_is_not_the_longest(key: MultipleChoice) -> None:
+    right = key.by_letter[key.correct_letter()]
+    assert len(right.text) < max(len(option.text) for option in key.options)
 
 
 # Not attempted.
@@ -133,6 +154,24 @@ def test_a_loss_without_a_gradient() -> None:
         grade(torch.no_grad()(soft_loss)),
     ):
         assert (feedback.outcome, feedback.mistake) == (Outcome.WRONG, "gradient")
+
+
+@pytest.mark.parametrize("same", [lambda s, z, t: kl_div_loss(s, s, t), lambda s, z, t: kl_div_loss(z, z, t)])
+def test_the_same_logits_on_both_sides_of_a_loss_are_named(same: Callable[..., Tensor]) -> None:
+    feedback = grade(same)
+    assert feedback.outcome is Outcome.WRONG
+    assert "Your loss is 0 for every input" in text_of(feedback)
+    assert "both sides" in text_of(feedback)
+    assert "always" not in text_of(feedback)
+
+
+def test_what_is_zero_but_for_rounding_is_no_multiple_of_the_right_answer() -> None:
+    noise = grade(lambda s, z, t: 0 * soft_loss(s, z, t) + 2e-5 * s[0, 0])
+    assert "always" not in text_of(noise)
+
+
+def test_a_small_factor_is_still_named() -> None:
+    assert "always 1e-05 times" in text_of(grade(lambda *a: lesson01.size_in_bytes(*a) / 1e5, "size_in_bytes", "01"))
 
 
 def numpy_loss(student: Tensor, teacher: Tensor, t: float) -> Tensor:
@@ -374,6 +413,21 @@ def test_next_steps(answer: Any, text: str) -> None:
     feedback = grade(answer, "soften")
     assert feedback.outcome is Outcome.ERROR
     assert text in text_of(feedback)
+
+
+@pytest.mark.parametrize("power", [lambda x, t: x * t ^ 2, lambda x, t: x * (t ^ 2)])
+def test_a_caret_is_no_power(power: Callable[[Tensor, float], Tensor]) -> None:
+    found = grade(lambda s, z, t: power(kl_div_loss(s, z, t), t))
+    assert found.outcome is Outcome.ERROR
+    assert "a power is **" in text_of(found)
+    assert ".float()" not in text_of(found)
+
+
+def test_the_next_step_is_taken_with_the_input_that_failed() -> None:
+    found = text_of(grade(lambda n, precision: n * int(precision[2:]) / 8, "size_in_bytes", "01"))
+    assert "'int8'" in found
+    assert "Call it yourself with this input" in found
+    assert "with the example" not in found
 
 
 def test_an_exception_that_cannot_be_printed() -> None:

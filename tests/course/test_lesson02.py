@@ -94,9 +94,3 @@ def test_the_measurement_decides_the_prediction(gain: float, letter: str) -> Non
 @pytest.mark.parametrize("gain", [float("nan"), 300.0, "much"])
 def test_what_is_no_gain_is_an_error(gain: object) -> None:
     assert grade_question(lesson02.SHORT, "a", gain).outcome is Outcome.ERROR
-
-
-def test_the_right_option_is_not_the_longest() -> None:
-    options = lesson02.LINES.answer_key.options
-    right = next(option for option in options if option.correct)
-    assert len(right.text) < max(len(option.text) for option in options)

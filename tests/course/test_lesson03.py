@@ -13,7 +13,7 @@ from torch import Tensor
 from course import code_grading
 from course.grading import Outcome, grade_question
 from course.lessons import lesson03
-from course.specs import CodeSpec, MultipleChoice
+from course.specs import CodeSpec
 
 SIMILARITY, NEAREST, ENTROPY = lesson03.SIMILARITY, lesson03.NEAREST, lesson03.ENTROPY
 
@@ -133,14 +133,6 @@ def test_wrong_answers_are_refused_and_named(spec: CodeSpec, answer: Callable[..
     found = code_grading.grade_code(spec, answer)
     assert found.outcome in (Outcome.WRONG, Outcome.ERROR)
     assert words in " ".join(found.text.split()), found
-
-
-@pytest.mark.parametrize("question", [lesson03.SHIRT, lesson03.MISSING])
-def test_the_right_option_is_not_the_longest(question: Any) -> None:
-    assert isinstance(question.answer_key, MultipleChoice)
-    lengths = {option.text: len(option.text) for option in question.answer_key.options}
-    right = next(option.text for option in question.answer_key.options if option.correct)
-    assert max(lengths, key=lambda text: lengths[text]) != right
 
 
 def test_every_letter_of_the_question_on_the_controls() -> None:

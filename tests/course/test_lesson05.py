@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -214,10 +215,38 @@ WRONG: list[tuple[Callable[..., Any], str]] = [
     (lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * soft(z, s, t), "swapped"),
     (lambda s, z, y, t, a: a * CE(s.softmax(1), y) + (1 - a) * soft(s, z, t), "softmax too many"),
     (lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * soft(s.softmax(1), z.softmax(1), t), "softmax too many"),
-    (lambda s, z, y, t, a: a * CE(s, y), "does not come in"),
+    (lambda s, z, y, t, a: a * CE(s, y), "it is missing"),
     (lambda s, z, y, t, a: (1 - a) * soft(s, z, t), "labels do not come in"),
     (lambda s, z, y, t, a: (a * CE(s, y) + (1 - a) * soft(s, z, t)).item(), "gradient"),
 ]
+
+
+def test_an_error_that_two_mistakes_can_raise_is_not_taken_for_the_other_one() -> None:
+    """Labels as if they were one-hot do not fit beside B x C either: there is no keepdim to add."""
+    found = code_grading.grade_code(
+        JOINT, lambda s, z, y, t, a: -a * (s.log_softmax(1) * y).sum(1).mean() + (1 - a) * soft(s, z, t)
+    )
+    assert found.outcome is Outcome.ERROR
+    assert "keepdim" not in found.text
+
+
+def test_cross_entropy_with_its_arguments_swapped_is_no_matter_of_types() -> None:
+    found = code_grading.grade_code(JOINT, lambda s, z, y, t, a: a * CE(y, s) + (1 - a) * soft(s, z, t))
+    assert found.outcome is Outcome.ERROR
+    assert "the logits first, the labels second" in found.text
+    assert ".float()" not in found.text
+
+
+@pytest.mark.parametrize("logits", [lambda s, z: (s, s), lambda s, z: (z, z), lambda s, z: (s, s.detach())])
+def test_the_same_logits_on_both_sides_are_named(logits: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+    def same(s: Tensor, z: Tensor, y: Tensor, t: float, a: float) -> Tensor:
+        first, second = logits(s, z)
+        return a * CE(s, y) + (1 - a) * losses.kd(first, second, t)
+
+    for spec, answer in ((JOINT, same), (lesson05.TRAIN_STEP, step_with(same))):
+        found = " ".join(code_grading.grade_code(spec, answer).text.split())
+        assert "The soft part is 0" in found
+        assert "the same logits on both sides" in found
 
 
 @pytest.mark.parametrize(("answer", "words"), WRONG)
@@ -250,10 +279,45 @@ STEPS: list[tuple[Callable[..., Any], str]] = [
     (step_with(lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * soft(s, z, t) / t**2), "T^2 is missing"),
     (step_with(lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * t**2 * soft(s, z, t)), "twice"),
     (step_with(lambda s, z, y, t, a: CE(s, y)), "plain training"),
-    (step_with(lambda s, z, y, t, a: a * CE(s, y)), "Nothing of the teacher"),
+    (step_with(lambda s, z, y, t, a: a * CE(s, y)), "it is missing"),
     (step_with(lambda s, z, y, t, a: -lesson05.joint_loss(s, z, y, t, a)), "minus sign"),
-    (step_with(lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * soft(s, z, t).detach()), "Nothing of the teacher"),
+    (step_with(lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * soft(s, z, t).detach()), "detached"),
 ]
+
+
+def trains_its_teacher(
+    s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, a: float
+) -> Tensor:
+    optimizer = torch.optim.SGD([*s.parameters(), *t.parameters()], lr=rate)
+    optimizer.zero_grad()
+    lesson05.joint_loss(s(x), t.eval()(x), y, temperature, a).backward()
+    optimizer.step()
+    return s(x)
+
+
+def asks_again_in_train_mode(s: nn.Module, t: nn.Module, x: Tensor, *rest: Any) -> Tensor:
+    logits = with_the_library(s, t, x, *rest)
+    t.train()(x)  # moves the statistics of batch norm
+    return logits
+
+
+def steps_with_a_copy(s: nn.Module, *rest: Any) -> Tensor:
+    return with_the_library(copy.deepcopy(s), *rest)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (trains_its_teacher, "also changed the teacher: only the student's parameters belong in the optimiser"),
+        (asks_again_in_train_mode, "also changed the teacher"),
+        (steps_with_a_copy, "not those of a copy"),
+    ],
+)
+def test_a_step_is_judged_by_what_it_leaves_behind_as_well(answer: Callable[..., Any], words: str) -> None:
+    found = code_grading.grade_code(lesson05.TRAIN_STEP, answer)
+    assert found.outcome is Outcome.WRONG
+    assert "The logits are right" in found.text
+    assert words in " ".join(found.text.split()), found
 
 
 @pytest.mark.parametrize(("answer", "words"), STEPS)

@@ -160,6 +160,43 @@ def test_a_right_answer_written_in_another_way_passes(spec: CodeSpec, answer: Ca
     assert code_grading.grade_code(spec, answer).outcome is Outcome.CORRECT
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda f: (energy(f) / energy(f).norm(dim=1, keepdim=True)).nan_to_num(0),
+        lambda f: torch.where(energy(f).any(1, keepdim=True), energy(f) / energy(f).norm(dim=1, keepdim=True), 0.0),
+        lambda f: energy(f) / energy(f).square().sum(1, keepdim=True).sqrt().clamp(min=1e-12),
+    ],
+)
+def test_a_gradient_that_is_not_finite_is_refused_where_the_map_is_finite(answer: Callable[[Tensor], Tensor]) -> None:
+    found = code_grading.grade_code(lesson06.ATTENTION, answer)
+    assert (found.outcome, found.mistake) == (Outcome.WRONG, "gradient")
+    text = " ".join(str(found).split())
+    assert "a layer that answers an image with zeros only" in text
+    assert "the gradient that features should receive is not" in text
+    assert "length.clamp(min=1e-12)" in text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda f: energy(f) / (energy(f).norm(dim=1, keepdim=True) + 1e-8),
+        lambda f: energy(f) / (energy(f).square().sum(1, keepdim=True) + 1e-12).sqrt(),
+        lambda f: torch.stack([row / row.norm() if row.any() else row for row in energy(f)]),
+    ],
+)
+def test_other_ways_to_keep_zeros_zero_pass(answer: Callable[[Tensor], Tensor]) -> None:
+    assert code_grading.grade_code(lesson06.ATTENTION, answer).outcome is Outcome.CORRECT
+
+
+def test_a_wrong_count_is_told_for_which_of_the_modules() -> None:
+    counted_all = code_grading.grade_code(
+        lesson06.FORGOTTEN, lambda m, o: lesson06.forgotten(m, o) or sum(p.numel() for p in m.parameters())
+    )
+    assert "the student's parameters and its own" in counted_all.text
+    assert "param_groups" not in counted_all.text  # that is the example, which is right
+
+
 def test_the_right_option_of_the_figure_is_not_the_longest() -> None:
     options = lesson06.SCALE.answer_key.by_letter
     right = lesson06.SCALE.answer_key.correct_letter()

@@ -102,6 +102,14 @@ def test_who_forgets_the_edge_is_told_so() -> None:
     assert "right on the same pictures" in found.text
 
 
+def test_who_forgets_the_edge_alone_is_not_called_one_sided() -> None:
+    """binomtest(0, 0) is the same error in a test with two sides and in one with one."""
+    found = code_grading.grade_code(lesson09.MCNEMAR, without_the_edge)
+    assert found.outcome is Outcome.ERROR
+    assert "binomtest refuses to work: return 1" in found.text
+    assert "one-sided" not in found.text
+
+
 # -------------------- questions
 
 

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from course import code_grading
+from course.experiments import teacher_results
 from course.grading import Outcome, grade_question
 from course.lessons import lesson10
 
@@ -95,20 +96,42 @@ def test_one_of_eleven_wins_by_chance_as_often_as_a_simulation_says() -> None:
 
 def test_what_the_question_on_the_figure_says_of_the_interval() -> None:
     """It holds the tau of many seeds nearly as often as it says, and other teachers may have quite another one."""
-    from course.experiments.teacher_results import mean_tau
-
     chance = np.random.default_rng(1)
     values, gains = np.arange(6.0), np.array([0.0, 0.4, 0.2, 0.7, 0.5, 0.9])
-    truth, *_ = mean_tau(list(values), gains + chance.normal(size=(1500, 6)))
+    truth, *_ = teacher_results.mean_tau(list(values), gains + chance.normal(size=(1500, 6)))
     held = 0
     for _ in range(150):
-        _, low, high = mean_tau(list(values), gains + chance.normal(size=(5, 6)))
+        _, low, high = teacher_results.mean_tau(list(values), gains + chance.normal(size=(5, 6)))
         held += low <= truth <= high
     assert held > 0.88 * 150
     two_more = np.append(gains, [-9.0, -9.5])
-    other, *_ = mean_tau(list(np.append(values, [7.0, 8.0])), two_more + chance.normal(size=(1500, 8)))
+    other, *_ = teacher_results.mean_tau(list(np.append(values, [7.0, 8.0])), two_more + chance.normal(size=(1500, 8)))
     assert other < 0 < truth
     assert grade_question(lesson10.COVERS, "c").outcome is Outcome.CORRECT
+
+
+def test_single_seeds_have_the_other_sign_as_often_as_the_explanation_says() -> None:
+    explained = " ".join(grade_question(lesson10.COVERS, "b").text.split())
+    results, student = teacher_results.load(), "article-student"
+    names, found = results.teachers(student), {}
+    for measure in lesson10.MEASURES:
+        values = [results.facts[name].measure(measure) for name in names]
+        scores = [[results.arms[student, name].accuracies[seed] for name in names] for seed in range(10)]
+        taus = [of_scipy(values, one) for one in scores]
+        found[measure] = sum(tau * sum(taus) < 0 for tau in taus)
+    assert found == {"accuracy": 2, "size": 5, "confidence": 2, "calibration": 0}
+    assert "two of the ten seeds for accuracy and confidence, in five for size, in none for" in explained
+
+
+def test_one_teacher_can_make_a_small_tau_alone() -> None:
+    insight = " ".join(code_grading.grade_code(lesson10.TAU, of_scipy).text.split())
+    assert "one teacher of n stands in 2/n of all pairs, and can make a small tau alone" in insight
+    results = teacher_results.load()
+    assert results.tau("article-student", "accuracy").low > 0
+    without = results.tau("article-student", "accuracy", without=["resnet20, epoch 1"])
+    assert without.low < without.value < 0 < without.high
+    tau_of_far = of_scipy([1.0, 2.0, 3.0, 1e6], [3.0, 2.0, 1.0, 4.0])
+    assert tau_of_far == of_scipy([1.0, 2.0, 3.0, 4.0], [3.0, 2.0, 1.0, 4.0]) == 0.0  # three of six pairs hold the last
 
 
 def test_tau_is_asked_of_lists_and_shows_them() -> None:

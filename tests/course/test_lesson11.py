@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,19 @@ def stored_in_bytes(values: Tensor, low: float, high: float) -> Tensor:
 def test_other_right_answers_pass(answer: Callable[..., Any]) -> None:
     found = code_grading.grade_code(lesson11.INT8, answer)
     assert found.outcome is Outcome.CORRECT, found
+
+
+@pytest.mark.parametrize(("whole", "words"), [(int, "cut off"), (math.floor, "cut off"), (math.ceil, "")])
+def test_the_zero_point_is_the_nearest_whole_number(whole: Callable[[float], int], words: str) -> None:
+    def answer(values: Tensor, low: float, high: float) -> Tensor:
+        scale = (high - low) / 255
+        zero = whole(-128 - low / scale)
+        return scale * (((values / scale).round() + zero).clamp(-128, 127) - zero)
+
+    found = code_grading.grade_code(lesson11.INT8, answer)
+    assert found.outcome is Outcome.WRONG
+    assert "clip" not in found.text  # it does
+    assert words in found.text
 
 
 @pytest.mark.parametrize(

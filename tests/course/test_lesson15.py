@@ -73,7 +73,30 @@ def with_a_detached_copy(loss: Loss, student: Tensor, teacher: Tensor, temperatu
     return torch.autograd.grad(loss(student.detach(), teacher), student)[0].norm().item()
 
 
-OTHER_WRONG = (largest_part, one_over_classes, without_return, with_a_detached_copy)
+def comparing(compare: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
+    """What is right only where the two gradients are proportional."""
+
+    def answer(loss: Loss, student: Tensor, teacher: Tensor, temperature: float) -> Any:
+        leaf = student.clone().requires_grad_()
+        (given,) = torch.autograd.grad(loss(leaf, teacher), leaf)
+        difference = (student / temperature).softmax(1) - (teacher / temperature).softmax(1)
+        return compare(given, temperature * difference / len(student)).item()
+
+    return answer
+
+
+OTHER_WRONG = (
+    largest_part,
+    one_over_classes,
+    without_return,
+    with_a_detached_copy,
+    comparing(lambda given, wanted: (given / wanted).mean()),
+    comparing(lambda given, wanted: given[0, 0] / wanted[0, 0]),
+    comparing(lambda given, wanted: given.max() / wanted.max()),
+    comparing(lambda given, wanted: given.abs().sum() / wanted.abs().sum()),
+    comparing(lambda given, wanted: (given * wanted).sum() / wanted.square().sum()),
+    comparing(lambda given, wanted: given[0].norm() / wanted[0].norm()),
+)
 
 
 @pytest.mark.parametrize("answer", [*(one.function for one in lesson15.MISTAKES), *OTHER_WRONG])

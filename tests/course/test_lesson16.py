@@ -68,7 +68,18 @@ def unguarded(student: Tensor, control: Tensor, teacher: Tensor, labels: Tensor)
     return ((student == teacher)[wrong].double().mean() - (control == teacher)[wrong].double().mean()).item()
 
 
-@pytest.mark.parametrize("answer", [unguarded, lambda *_: 0.0, lambda *_: None, lambda student, *_: student])
+def never_negative(student: Tensor, control: Tensor, teacher: Tensor, labels: Tensor) -> float:
+    return max(lesson16.inherited(student, control, teacher, labels), 0.0)
+
+
+def without_a_sign(student: Tensor, control: Tensor, teacher: Tensor, labels: Tensor) -> float:
+    return abs(lesson16.inherited(student, control, teacher, labels))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [unguarded, never_negative, without_a_sign, lambda *_: 0.0, lambda *_: None, lambda student, *_: student],
+)
 def test_other_wrong_answers_are_no_right_ones(answer: Callable[..., Any]) -> None:
     assert code_grading.grade_code(lesson16.INHERITED, answer).outcome is not Outcome.CORRECT
 

@@ -68,6 +68,11 @@ def test_the_example_alone_is_not_enough(code: CodeSpec) -> None:
     assert (verdict.outcome, verdict.mistake) == (Outcome.WRONG, "hard-coded")
 
 
+def test_inputs_that_are_shown_in_words_are_told_apart(code: CodeSpec) -> None:
+    shown = [case.display for case in code.cases() if case.display]
+    assert len(set(shown)) == len(shown)
+
+
 def test_inputs_are_the_same_each_time_and_leave_the_random_numbers_alone(code: CodeSpec) -> None:
     before = torch.get_rng_state()
     first, second = code.cases(), code.cases()

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
+import statistics
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from course import notebooks, quiz
 from course.quiz.__main__ import main
+from course.specs import Option
+from kdlib import study
+from kdlib.data import data_dir
+from kdlib.study.runs_file import read_rows
 
 NUMBERS = range(1, 31)
 
@@ -72,6 +79,36 @@ def test_the_section_to_read_again_is_in_the_lesson(one: quiz.QuizQuestion) -> N
     cells = json.loads(paths[0].read_text(encoding="utf-8"))["cells"]
     prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
     assert f"## {one.section}\n" in "\n\n".join(prose) + "\n"
+
+
+def option(name: str, words: str) -> Option:
+    """The option of a question that holds some words."""
+    (one,) = [one for one in quiz.QUESTIONS if one.name == name]
+    (found,) = [option for option in one.options if words in option.text]
+    return found
+
+
+def test_what_pairing_gains_is_what_the_rows_say() -> None:
+    shares = []
+    for path in sorted((data_dir() / "results").glob("methods-*.csv")):
+        row = read_rows(path)[0]
+        results = study.results("methods", student=row["student"], teacher=row["teacher"], images=int(row["images"]))
+
+        def spread(found: Mapping[int, float]) -> float:
+            return statistics.stdev(found.values())
+
+        hard = spread(results.score("hard").by_seed)
+        shares += [
+            spread(results.gain(name).by_seed) / math.hypot(hard, spread(results.score(name).by_seed))
+            for name in results.methods
+        ]
+    median = statistics.median(shares)
+    assert sum(share < 1 for share in shares) < len(shares)  # hence "as a rule"
+    assert f"by {1 - median:.0%} in the median".replace("%", " %") in option("paired", "drops out").explanation
+
+
+def test_a_distance_has_a_derivative() -> None:
+    assert option("needs_labels", "no derivative").explanation.startswith("They have one")
 
 
 # Answers.
