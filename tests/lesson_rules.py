@@ -216,6 +216,13 @@ def collapsed_outputs(lesson: Lesson) -> Iterator[str]:
             )
 
 
+def no_assertions(lesson: Lesson) -> Iterator[str]:
+    """A learner reads a number or a sentence; whether something is True is for tests to say."""
+    for number, cell in enumerate(lesson.code, 1):
+        for line in re.findall(r"^(?:.*: )?(?:True|False)$", output_text(cell), re.MULTILINE):
+            yield f"code cell {number} prints an assertion, {line!r}: print the number, or a sentence that says it"
+
+
 def self_contained(lesson: Lesson) -> Iterator[str]:
     """No installation, no download, no path, no silenced warning."""
     for number, cell in enumerate(lesson.code, 1):
@@ -260,5 +267,6 @@ RULES: list[Callable[[Lesson], Iterator[str]]] = [
     links,
     tags,
     collapsed_outputs,
+    no_assertions,
     self_contained,
 ]

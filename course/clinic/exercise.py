@@ -164,10 +164,9 @@ class Patient:
             text += "batch the gradient is another one. Change only what is wrong."
             return Feedback(Outcome.WRONG, text, "another training")
         if not _same_gradient(trial.large, cured.first_gradient(LARGE)):
-            text = "It is finite now, but a student that is sure and wrong gets another gradient than it should, or "
-            text += (
-                "none: a number added to a probability, or a clamp, hides how wrong it is. log_softmax needs neither."
-            )
+            text = "For this batch it is right, but a student that is sure and wrong gets another gradient than it "
+            text += "should, or none: a number added to a probability, or a clamp, hides how wrong it is. log_softmax "
+            text += "needs neither."
             return Feedback(Outcome.WRONG, text, "large logits")
         if trial.shuffles != cured.loader.shuffle:
             text = "Each batch is right, but now the training sees one order in every epoch. Its own loader has to "

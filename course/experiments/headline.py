@@ -159,7 +159,7 @@ def run_trials(
                 file.append(row)
                 session.write(len(file.rows))
                 score = row.get("error") or f"{row['validation_accuracy']:.2%}"
-                log(f"{_told(job)}: {row['method']} {score} on validation in {row['seconds']:.0f} s")
+                log(f"{_describe(job)}: {row['method']} {score} on validation in {row['seconds']:.0f} s")
     return file.rows
 
 
@@ -174,7 +174,7 @@ def best(rows: Sequence[dict[str, str]], seed: int = TUNING_SEEDS[0]) -> list[Jo
     return sorted(sums, key=lambda job: -sums[job])
 
 
-def _told(job: Job) -> str:
+def _describe(job: Job) -> str:
     recipe = job.recipe
     steps = f"{job.images:,} images, {job.epochs} epochs in batches of {recipe.batch_size}"
     return f"{steps}, {recipe.optimizer} at {recipe.learning_rate:g}, seed {job.seed}"

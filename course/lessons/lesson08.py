@@ -306,7 +306,7 @@ CHOOSE = QuestionSpec(
                 "The teacher's layers are out of your reach; all you get are probabilities.",
             ),
             Option(
-                "Logits, from the logarithms of the probabilities, tuned and judged likewise",
+                "Logits from log-probabilities, tuned by validation, ten seeds against hard labels",
                 "It can be done with what you get, and it is judged as the study judges.",
                 correct=True,
             ),

@@ -29,8 +29,8 @@ BAD = QuestionSpec(
     2,
     "Five teachers have learned 1,000 pictures each; one of them from labels of which 80 % were drawn at random. How "
     "many of the validation pictures does the mean of all five probabilities get right, beside the best single "
-    "teacher? Answer with .predict(...), measure, then call .check(points) with the mean's accuracy minus the best one's, in "
-    "points (hundredths).",
+    "teacher? Answer with .predict(...), measure, then call .check(points) with the mean's accuracy minus the best "
+    "one's, in points (hundredths).",
     (
         "What does a network say that has been told contradictory things about everything: something wrong, or little?",
         "A mean of probabilities listens more to whoever is sure. Who will be sure here?",

@@ -1,4 +1,4 @@
-"""The schematic of distillation that comes back in every lesson, with the parts that the lesson is about lit."""
+"""The schematic of distillation, in which the parts that a lesson is about have their colours."""
 
 from __future__ import annotations
 
