@@ -582,7 +582,7 @@ Some text.
 import socket, time
 reached = socket.socket().connect_ex(("192.0.2.1", 80))  # no such machine: it is refused, or the time is up
 time.sleep(2)
-print("the network is unreachable:", reached == 101, flush=True)
+print("the network is unreachable:", "yes" if reached == 101 else "no", flush=True)
 ```
 
 More text.
