@@ -39,9 +39,8 @@ WRONG = QuestionSpec(
     ),
     "A single run can fall either way, and the learning rate matters: over ten persons, with a rate of its own, such a "
     "student shows neither gain nor loss beside one without a teacher (+0.2 points, -7.6 to +7.9). One that is asked "
-    "for an answer which its input does not hold "
-    "can only learn the average answer, and the labels pull against that. Pairs that were mixed up are the classic "
-    "mistake in such projects, and no error tells.",
+    "for an answer which its input does not hold can only learn the average answer, and the labels pull against that. "
+    "Pairs that were mixed up are the classic mistake in such projects, and no error tells.",
     is_prediction=True,
     answer_key=MultipleChoice(
         (
