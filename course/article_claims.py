@@ -29,6 +29,7 @@ from course.experiments import (
 from course.experiments.several_results import Gain
 from kdlib import data, study, verdict
 from kdlib.study.analysis import Estimate, Results
+from kdlib.verdict import Comparison
 
 HOLDS, CONDITIONS, NOT_HERE, UNTESTED = "holds", "holds under conditions", "does not hold here", "not tested"
 VERDICTS = (HOLDS, CONDITIONS, NOT_HERE, UNTESTED)
@@ -84,9 +85,13 @@ def long_runs(student: str = "resnet8", teacher: str = "resnet20-fashion", optim
 def points(gain: Estimate | Gain) -> str:
     """A gain with its interval and verdict, in a few words."""
     if isinstance(gain, Gain):
-        found = gain.comparison
-        return _points(found.mean, found.low, found.high, str(found.verdict))
+        return _of(gain.comparison)
     return _points(100 * gain.mean, 100 * gain.low, 100 * gain.high, str(gain.verdict))
+
+
+def _of(found: Comparison) -> str:
+    """The same of a comparison that is in points already."""
+    return _points(found.mean, found.low, found.high, str(found.verdict))
 
 
 def _points(mean: float, low: float, high: float, verdict: str) -> str:
@@ -224,7 +229,7 @@ def _modalities() -> str:
     same, others = (
         gains[f"pairs, a teacher of {who}, over few labels alone"] for who in ("the same three", "three others")
     )
-    parts = [_points(one.mean, one.low, one.high, str(one.verdict)) for one in (few, same, others, all_labels)]
+    parts = [_of(one) for one in (few, same, others, all_labels)]
     return (
         f"A gyroscope taught by an accelerometer, with 14 labels: {parts[0]}; with pairs of three persons by a teacher "
         f"of these: {parts[1]}; by one of three others: {parts[2]}; with all labels: {parts[3]}."
@@ -248,7 +253,7 @@ def _larger() -> str:
 
     def over(student: str, question: str) -> str:
         one = answers[student][question]
-        return f"{_points(one.mean, one.low, one.high, str(one.verdict))}, one of {one.comparisons}"
+        return f"{_of(one)}, one of {one.comparisons}"
 
     return (
         f"Teachers of 8, 14, 20, 32 and 56 layers, trained alike, are worth {gains} points to a ResNet-8 with 2,000 "
@@ -292,8 +297,7 @@ def _no_better() -> str:
 
 def _searched() -> str:
     judged = search_results.load_judged()
-    gains = (judged.gain(name) for name in ("defaults", "random search"))
-    defaults, at_random = (_points(one.mean, one.low, one.high, str(one.verdict)) for one in gains)
+    defaults, at_random = (_of(judged.gain(name)) for name in ("defaults", "random search"))
     return (
         f"A search of four settings with 1,000 pictures, over untuned defaults: {defaults}; over a random search: "
         f"{at_random}. That it needs the teacher is not shown. On the map of alpha and T none beat the default."
