@@ -30,8 +30,9 @@ from typer.testing import CliRunner
 from kdlib import data, files, models, study, train, verdict
 from kdlib.checkpoints import Checkpointer
 from kdlib.data import DataModule
-from kdlib.study import analysis, command, method_specs, plans, runner, runs_file
+from kdlib.study import analysis, command, experiment, history, method_specs, plans, runner, runs_file
 from kdlib.study.experiment import Experiment, WorkerPool, derangement
+from kdlib.study.history import HistoryFile
 from kdlib.study.method_specs import (
     FAMILIES,
     FIRST_TRIALS,
@@ -1189,6 +1190,65 @@ def test_answers_for_other_images_and_damaged_files_are_refused(tmp_path: Path) 
     file.path.write_bytes(b"")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         PredictionsFile(path)
+
+
+# --- what each epoch measured ------------------------------------------------------------------------------------
+
+
+def test_epochs_are_kept_where_validation_is_cheap_and_change_no_run(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(study_config(budget, tmp_path), plan=plans.of_methods(["kd"]))
+    path = runner.run(config, progress=False)
+    assert not list(tmp_path.glob("*.history.*"))  # 48 training images for 30 of validation
+    monkeypatch.setattr(experiment, "LONG_EPOCH", 1)
+    kept = runner.run(replace(config, out=tmp_path / "kept"), progress=False)
+    assert timeless(content(kept)) == timeless(content(path))
+    options = {"student": budget.student, "teacher": budget.teacher, "images": 48}
+    results = analysis.load("methods", **options, folder=kept.parent)
+    for method in ("hard", "kd"):
+        accuracies = results.history(method)
+        assert {seed: len(values) for seed, values in accuracies.items()} == {0: budget.epochs, 1: budget.epochs}
+        last = {seed: values[-1] for seed, values in accuracies.items()}
+        assert last == {seed: float(row["validation_accuracy"]) for seed, row in results.runs(method).items()}
+        assert all(map(math.isfinite, sum(results.history(method, "loss").values(), [])))
+    assert analysis.load("methods", **options, folder=tmp_path).history("kd") == {}  # an older file
+
+
+def test_a_resumed_run_keeps_all_of_its_epochs(budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "LONG_EPOCH", 1)
+    config = replace(study_config(budget, tmp_path), plan=plans.of_methods(["kd"]), seeds=(0,))
+    whole = runner.run(replace(config, out=tmp_path / "whole"), progress=False)
+    save = Checkpointer.save
+
+    def interrupted(checkpointer: Checkpointer, *args: Any) -> None:
+        save(checkpointer, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(config, progress=False)
+    path = runner.run(config, progress=False)
+    for row in content(path):
+        for column in history.COLUMNS:
+            values = HistoryFile(path).values(row["fingerprint"], column)
+            assert values == HistoryFile(whole).values(row["fingerprint"], column)
+
+
+def test_an_unknown_column_and_a_damaged_history_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "methods-x.csv"
+    epochs = [{"loss": 2.0, "validation_loss": 1.5, "validation_accuracy": 0.25, "epoch": 1}]
+    HistoryFile(path).add("a", epochs)
+    HistoryFile(path).add("b", epochs * 3)  # another run keeps the first
+    assert HistoryFile(path).values("a", "validation_accuracy") == [0.25]
+    assert HistoryFile(path).values("b", "loss") == [2.0] * 3
+    assert HistoryFile(path).values("no such run", "loss") is None
+    with pytest.raises(ValueError, match="validation_accuracy"):
+        HistoryFile(path).values("a", "accuracy")
+    files.save_tensors(HistoryFile(path).path, {"a": torch.zeros(3)}, {})
+    with pytest.raises(ValueError, match="does not hold loss, .*Restore it, or move it away"):
+        HistoryFile(path)
 
 
 # --- several processes -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ search_space  ranges of settings, and a sample that covers them
 plans         which runs make up a study: trials that tune the settings, and the plans of runs
 experiment    how runs are made: data, teachers, a student, a row; several at a time
 runs_file     CSV files that survive a kill, and the JSON file beside each that says how it came about
+history       what each run measured after each epoch, beside its CSV file
 predictions   what each run's student answered for each test image, beside its CSV file
 runner        a whole study: go on with what is missing, plan it, repeat one run
 analysis      what finished runs say: accuracies, gains with verdicts, the gap recovered, costs

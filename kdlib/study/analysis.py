@@ -23,6 +23,7 @@ from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.errors import unknown_name
 from kdlib.study import method_specs
+from kdlib.study.history import HistoryFile
 from kdlib.study.method_specs import FAMILIES, METHODS, SETTING_NAMES, MethodSpec, Settings
 from kdlib.study.plans import PLANS, Budget, Row
 from kdlib.study.predictions import PredictionsFile
@@ -320,6 +321,10 @@ class Results:
         return replace(interval, over="seeds and test images")
 
     @cached_property
+    def _histories(self) -> list[HistoryFile]:
+        return [HistoryFile(path) for path in self.sources]
+
+    @cached_property
     def _predictions(self) -> list[PredictionsFile]:
         return [PredictionsFile(path) for path in self.sources]
 
@@ -335,6 +340,19 @@ class Results:
             if not known:
                 return {}
             found[seed] = known[0]
+        return found
+
+    def history(self, method: str, column: str = "validation_accuracy") -> dict[int, list[float]]:
+        """By seed, a value after each epoch; seeds whose epochs are not known are left out.
+
+        column: one of `history.COLUMNS`. ValueError, with near matches, for another.
+        """
+        found: dict[int, list[float]] = {}
+        for seed, row in self.group(method).by_seed.items():
+            for file in self._histories:
+                values = file.values(row.get("fingerprint", ""), column)
+                if values is not None:
+                    found[seed] = values
         return found
 
     def gap_recovered(self, method: str) -> Estimate:

@@ -38,7 +38,8 @@ from kdlib.study.plans import Budget, Row, RunConfig
 from kdlib.study.runs_file import BUDGET_COLUMNS, library_versions, machine_info, to_text
 from kdlib.teachers import CachedTeacher
 
-QUICK_VALIDATION = 100  # images that `fit` evaluates after every epoch; a study needs the last evaluation alone
+QUICK_VALIDATION = 100  # images that `fit` evaluates after an epoch where all of them would take long beside it
+LONG_EPOCH = 10  # training images for each validation image: from here on, to evaluate them all costs some 3 %
 CONTROL_TEACHER_SEED = 2000  # of untrained and own-size teachers: one for all seeds, as there is one reference
 
 
@@ -71,6 +72,11 @@ class Experiment:
     def num_images(self) -> int:
         """Training images of each run."""
         return self.budget.images or len(self.data.train)
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether each epoch ends with the whole validation split: only where that is cheap beside the epoch."""
+        return self.num_images >= LONG_EPOCH * len(self.data.validation)
 
     @property
     def device_options(self) -> DeviceOptions:
@@ -227,6 +233,7 @@ class SeedRunner:
             trained = time.perf_counter()
             metrics = train.evaluate(result.student, self.data.validation, **experiment.device_options)
             row["validation_accuracy"] = metrics.accuracy
+            row |= {"history": result.rows} if experiment.keeps_history else {}  # no column: in a file of its own
             row |= self._test_columns(result.student) if test else {}
         except FloatingPointError as error:
             checkpoint.unlink(missing_ok=True)
@@ -262,10 +269,11 @@ class SeedRunner:
         """
         experiment, budget = self.experiment, self.experiment.budget
         validation = self.data.validation
-        few = validation.select(torch.arange(min(QUICK_VALIDATION, len(validation))))
+        if not experiment.keeps_history:
+            validation = validation.select(torch.arange(min(QUICK_VALIDATION, len(validation))))
         return train.fit(
             experiment.build_student(config.seed),
-            replace(self.data, validation=few, test=cast(IndexedDataset, ForbiddenDataset())),
+            replace(self.data, validation=validation, test=cast(IndexedDataset, ForbiddenDataset())),
             teacher=self.teacher(config.spec.teacher),
             method=experiment.make_method(config),
             epochs=budget.epochs,

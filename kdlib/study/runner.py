@@ -23,6 +23,7 @@ from kdlib import files
 from kdlib.data import data_dir
 from kdlib.study import plans
 from kdlib.study.experiment import Experiment, WorkerPool
+from kdlib.study.history import HistoryFile
 from kdlib.study.method_specs import HARD, METHODS, TRIALS_PER_METHOD, MethodSpec, Settings
 from kdlib.study.plans import PLANS, TRIALS, TUNING_SEEDS, Budget, Plan, Row, RunConfig, TunedSettings, row_key
 from kdlib.study.predictions import PredictionsFile
@@ -344,6 +345,7 @@ class _Executor:
         self.experiment, self.pool, self.bar, self.estimate, self.command = experiment, pool, bar, estimate, command
         self.remaining: Counter[str] = Counter()
         self.logs: dict[Path, SessionLog] = {}
+        self.histories: dict[Path, HistoryFile] = {}
         self.predictions: dict[Path, PredictionsFile] = {}
 
     def set_remaining(self, remaining: Counter[str]) -> None:
@@ -364,7 +366,9 @@ class _Executor:
             with self.experiment.seed_runner(group, file.path) as runner:
                 self.bar.set_description(f"seed {group[0].seed}: ", refresh=True)
                 for config, row in self.pool.run(runner, missing, test=test):
-                    if "predicted" in row:  # before the row: a run that has a row has its answers too
+                    if "history" in row:  # before the row: a run that has a row has these two as well
+                        self._write_history(file, row)
+                    if "predicted" in row:
                         self._write_predictions(file, row)
                     file.append(row)
                     log.write(len(file.rows))
@@ -384,6 +388,11 @@ class _Executor:
             }
             log.facts["chosen"] = {**log.facts.get("chosen", {}), **facts}
             log.write(len(trials.rows))
+
+    def _write_history(self, file: RunsFile, row: Mapping[str, Any]) -> None:
+        if file.path not in self.histories:
+            self.histories[file.path] = HistoryFile(file.path)
+        self.histories[file.path].add(row["fingerprint"], row["history"])
 
     def _write_predictions(self, file: RunsFile, row: Mapping[str, Any]) -> None:
         if file.path not in self.predictions:
