@@ -14,6 +14,7 @@ compression     accuracy against cost, and gains, for ways of compressing
 mistakes        what mistakes in a loss cost, with labels and without
 modalities      recordings in two modalities, and each person
 learning_curve  accuracy against the number of training images
+epochs          validation accuracy after each epoch of long runs
 relations       matrices of relations and their differences, the triangle of three pictures
 heatmap         a study over alpha and temperature
 simplex         answers over three classes in a triangle, at several temperatures
@@ -39,6 +40,7 @@ from course.plots.compression import (
     stretch_accuracy,
 )
 from course.plots.diagram import FAMILIES, PARTS, schematic, schematic_alt
+from course.plots.epochs import accuracy_by_epoch, accuracy_by_epoch_alt
 from course.plots.forest_plot import forest, forest_alt, gap_recovered, gap_recovered_alt
 from course.plots.heatmap import (
     MAP_METRICS,
@@ -130,6 +132,8 @@ __all__ = [
     "Role",
     "accuracy_against_images",
     "accuracy_against_images_alt",
+    "accuracy_by_epoch",
+    "accuracy_by_epoch_alt",
     "axis_value",
     "blank",
     "by_person",

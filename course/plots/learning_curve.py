@@ -41,7 +41,7 @@ def accuracy_against_images(several: Sequence[Results], methods: Sequence[str] |
     several, names = _check(several, methods)
     fig, (left, right) = figure(10.4, 4.6, columns=2)
     base = several[0].baseline
-    for number, (name, role) in enumerate(_roles(several[0], [base, *names]).items()):
+    for number, (name, role) in enumerate(method_roles(several[0], [base, *names]).items()):
         shift = 1.035 ** (number - len(names) / 2)  # so that the intervals do not overlap
         _draw_line(left, several, [results.score(name) for results in several], role, shift)
         if name != base:
@@ -106,7 +106,7 @@ def _check(several: Sequence[Results], methods: Sequence[str] | None) -> tuple[l
     return several, names
 
 
-def _roles(results: Results, names: Sequence[str]) -> dict[str, Role]:
+def method_roles(results: Results, names: Sequence[str]) -> dict[str, Role]:
     """The role of each method's family; further methods of a family get its variants."""
     variants: Counter[str] = Counter()
     roles = {}

@@ -18,6 +18,7 @@ from synthetic import score, write
 from course import plots, readme_images
 from kdlib import study
 from kdlib.study.analysis import Results
+from kdlib.study.history import HistoryFile
 from kdlib.study.plans import RunConfig
 from kdlib.verdict import Verdict
 
@@ -42,7 +43,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder, "grid", score=troubled)
     for images, shift in ((1_000, -0.08), (55_000, 0.03)):
         write(folder, "short", images=images, score=lambda config, chance, s=shift: score(config, chance) + s)
+    keep_epochs(study.results(images=55_000, folder=folder))
     return folder
+
+
+def keep_epochs(results: Results) -> None:
+    """Three epochs for each run of hard labels and logits, but not for the seed 0."""
+    file = HistoryFile(results.sources[0])
+    for method, gain in (("hard", 0.0), ("kd", 0.01)):
+        for seed, row in results.runs(method).items():
+            accuracies = [0.8 + gain, 0.85 + 2 * gain, 0.9 + 0.001 * seed + gain]
+            epochs = [{"loss": 0.5, "validation_loss": 0.4, "validation_accuracy": value} for value in accuracies]
+            if seed > 0:
+                file.add(row["fingerprint"], epochs)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +94,7 @@ FIGURES = {
     "forest": lambda results, grid, several: plots.forest(results),
     "forest of a few": lambda results, grid, several: plots.forest(results, ["kd", "shuffled"]),
     "gap": lambda results, grid, several: plots.gap_recovered(results),
+    "epochs": lambda results, grid, several: plots.accuracy_by_epoch(several[0], ["kd"]),
     "images": lambda results, grid, several: plots.accuracy_against_images(several),
     **{f"map of {m}": lambda results, grid, several, m=m: plots.temperature_map(grid, m) for m in plots.MAP_METRICS},
 }
@@ -339,6 +353,31 @@ def test_results_that_do_not_fit_one_axis_are_refused(several: list[Results], tm
     full = min(several, key=lambda one: -len(one.methods))
     with pytest.raises(ValueError, match="19 methods are too many lines to distinguish: choose at most 8"):
         plots.accuracy_against_images([full])
+
+
+# Accuracy by epoch.
+
+
+def test_epochs_are_drawn_seed_by_seed_and_compared_with_the_same_seed(several: list[Results]) -> None:
+    fig = plots.accuracy_by_epoch(several[0], ["kd"])
+    left, right = fig.axes
+    assert [len(axes.lines) for axes in (left, right)] == [8, 5]  # four seeds have epochs; right a line at zero
+    assert left.get_legend_handles_labels()[1] == ["hard labels", "logits (KD)"]
+    assert list(left.lines[0].get_ydata()) == pytest.approx([80.0, 85.0, 90.1])
+    for line in right.lines[:4]:
+        assert list(line.get_ydata()) == pytest.approx([1.0, 2.0, 1.0])
+        assert list(line.get_xdata()) == [1, 2, 3]
+    assert "seeds 1, 2, 3, 4" in fig.get_suptitle()
+    text = plots.accuracy_by_epoch_alt(several[0], ["kd"])
+    assert "logits (KD), seed 4: 81.0, 87.0, 91.4" in text
+    assert "seed 0" not in text
+
+
+def test_results_without_epochs_are_refused(several: list[Results]) -> None:
+    with pytest.raises(ValueError, match="methods-.* has no epochs of hard"):
+        plots.accuracy_by_epoch(several[1])
+    with pytest.raises(ValueError, match="no method in methods-.* named 'attention'"):
+        plots.accuracy_by_epoch(several[0], ["attention"])
 
 
 # The map of alpha and temperature.

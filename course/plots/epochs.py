@@ -1,0 +1,77 @@
+"""Validation accuracy after each epoch of the long runs of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from course.plots.descriptions import describe_networks
+from course.plots.learning_curve import method_roles
+from course.plots.theme import BASELINE, figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from kdlib.study.analysis import Results
+
+
+def accuracy_by_epoch(results: Results, methods: Sequence[str] | None = None) -> Figure:
+    """Validation accuracy after each epoch, and how far each method is ahead of the baseline there; a line a seed.
+
+    methods: those to draw beside the baseline, default all. Seeds whose epochs are not known are left out. Raises
+    ValueError if a method has none at all (`Results.history`).
+    """
+    curves = _curves(results, methods)
+    fig, (left, right) = figure(10.4, 3.8, columns=2)
+    for name, role in method_roles(results, list(curves)).items():
+        for number, (seed, accuracies) in enumerate(curves[name].items()):
+            epochs = range(1, len(accuracies) + 1)
+            look = replace(role, label="" if number else role.label).line(linewidth=1.3, markersize=4)
+            left.plot(epochs, [100 * accuracy for accuracy in accuracies], **look)
+            if name != results.baseline and seed in curves[results.baseline]:
+                ahead = _ahead(accuracies, curves[results.baseline][seed])
+                right.plot(epochs, ahead, **{**look, "label": ""})
+    right.axhline(0, color=BASELINE.colour, linestyle=BASELINE.linestyle)
+    left.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    right.set(xlabel="epoch", ylabel=f"ahead of {results.title(results.baseline)} (points)")
+    seeds = ", ".join(map(str, _seeds(curves)))
+    fig.suptitle(f"{describe_networks(results)}; seeds {seeds}, a line each", x=0.01, ha="left", fontsize=10)
+    fig.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9, handlelength=3)
+    return fig
+
+
+def accuracy_by_epoch_alt(results: Results, methods: Sequence[str] | None = None) -> str:
+    """What `accuracy_by_epoch` shows, in words."""
+    curves = _curves(results, methods)
+    sentences = [f"Validation accuracy in % after each epoch, {describe_networks(results)}"]
+    for name, by_seed in curves.items():
+        for seed, accuracies in by_seed.items():
+            values = ", ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
+            sentences.append(f"{results.title(name)}, seed {seed}: {values}")
+    return ". ".join(sentences) + "."
+
+
+def _curves(results: Results, methods: Sequence[str] | None) -> dict[str, dict[int, list[float]]]:
+    """By method, the baseline first, and by seed, the accuracies as fractions."""
+    names = [results.baseline, *(results.methods if methods is None else methods)]
+    curves = {name: results.history(name) for name in names}
+    for name, by_seed in curves.items():
+        if not by_seed:
+            raise ValueError(
+                f"{results.sources[0].name} has no epochs of {name}. A study keeps them where it has at least ten "
+                "times as many training images as validation images; files of an older kdlib have none."
+            )
+    return curves
+
+
+def _ahead(accuracies: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    """The differences in points, epoch by epoch."""
+    return [100 * (ours - theirs) for ours, theirs in zip(accuracies, baseline, strict=True)]
+
+
+def _seeds(curves: Mapping[str, Mapping[int, object]]) -> list[int]:
+    return sorted({seed for by_seed in curves.values() for seed in by_seed})
+
+
+__all__ = ["accuracy_by_epoch", "accuracy_by_epoch_alt"]
