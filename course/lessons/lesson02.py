@@ -33,7 +33,7 @@ SHORT = QuestionSpec(
     ".check(gain) with the points by which the distilled one is ahead.",
     (
         "The teacher has seen all 55,000 pictures, the labels speak of 2,000. And how many steps are there?",
-        "The weights that are left know the clothes already. What is lost must be found again in 64 steps.",
+        "The weights that are left know the clothes already. What is lost must be found again in 60 steps.",
     ),
     "One pair of runs, judged by 2,000 pictures: a standard error of about 0.7 points for each accuracy. Whatever "
     "came out, it is a hint about this budget and no more. The rows with five seeds later in the lesson are "
