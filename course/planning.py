@@ -108,7 +108,9 @@ def simulate(plan: Plan, experiments: int = MANY, luck: int = 0) -> Simulated:
     seed_part = gains.var(1, ddof=1) / plan.seeds
     variance = seed_part + shared
     freedom = variance**2 / (seed_part**2 / (plan.seeds - 1))
-    margin = stats.t.isf((1 - plan.confidence) / (2 * plan.methods), freedom) * np.sqrt(variance)
+    tail = (1 - plan.confidence) / (2 * plan.methods)
+    of_both = stats.t.isf(tail, freedom) * np.sqrt(variance)
+    margin = np.maximum(of_both, stats.t.isf(tail, plan.seeds - 1) * np.sqrt(seed_part))
     return Simulated(plan, mean, mean - margin, mean + margin)
 
 
@@ -129,11 +131,6 @@ def smallest_gain(plan: Plan, wanted: float = 80) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if power(replace(plan, gain=middle)) >= wanted else (middle, high)
     return high
-
-
-def seeds_needed(plan: Plan, wanted: float = 80) -> int | None:
-    """The least number of seeds with which `wanted` of 100 experiments find the plan's gain; None beyond MOST_SEEDS."""
-    return next((count for count in range(2, MOST_SEEDS + 1) if power(replace(plan, seeds=count)) >= wanted), None)
 
 
 def false_alarm(methods: int, confidence: float = 0.95) -> float:

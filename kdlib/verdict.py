@@ -8,13 +8,14 @@ method. The interval is Student's t interval of the mean difference; the verdict
 else: BEATS if all of it lies above zero, LOSES if all of it lies below, INCONCLUSIVE otherwise.
 
 A new test set would give other accuracies as well. `compare_samples` takes what each run made of each test sample, and
-its interval holds both scatters: that of the seeds and that of the test samples. Teacher and settings stay fixed.
+its interval holds both scatters: that of the seeds and that of the test samples, and is never narrower than that of the
+seeds alone. Teacher and settings stay fixed.
 
 One network against another is `compare_networks`, and `mcnemar` its exact test: they hold the scatter of the test
 samples alone, and say nothing of the methods that the two networks were made by.
 
 Several comparisons are corrected by Bonferroni: of m methods each gets an interval at the level 1 - 0.05 / m, so that
-with a probability of at least 95 % all m intervals hold their true gains at once, however the methods depend on each
+with a probability of about 95 % or more all m intervals hold their true gains at once, however the methods depend on each
 other (they share a baseline). Holm's procedure rejects a little more often, but no simple intervals go with it: a
 method could beat the baseline by Holm while the interval drawn beside it contains zero. Here the picture and the
 word cannot contradict each other.
@@ -123,7 +124,9 @@ def compare_samples(
     method, baseline: by seed, one value for each of the same test samples in the same order (other values than 0 and 1
     too, such as losses). confidence, comparisons, better: as in `compare`.
     The differences form a table of seeds by samples, whose rows and columns are both drawn from more of their kind: the
-    variance of its mean is that of the two-way random effects model, with Satterthwaite's degrees of freedom. (A
+    variance of its mean is that of the two-way random effects model, with Satterthwaite's degrees of freedom; but the
+    interval is never narrower than that of the seeds alone or of the samples alone, which is needed where seeds are few
+    or comparisons many. (A
     bootstrap over seeds and samples together counts the scatter that belongs to neither about three times, Owen 2007,
     and gives wider intervals than needed; tests/test_verdict.py simulates how often each holds.)
     Raises what `compare` raises, and ValueError for less than two samples or runs with different numbers of them.
@@ -162,7 +165,9 @@ def compare_networks(
     first, second: one value for each sample, in the same order; the difference is first minus second. confidence,
     comparisons, better: as in `compare`. The interval covers the choice of the test samples and nothing else: another
     seed gives another network. Of zeros and ones it is the adjusted Wald interval of Bonett and Price (2012), which is
-    also right where the two hardly ever differ; of other values, such as losses, it is Student's t interval.
+    also right where the two hardly ever differ: at 95 % one sample is added to each kind that differs, and for a higher
+    confidence, as a family's intervals have it, a quarter of the squared quantile. Of other values, such as losses, it
+    is Student's t interval.
     Raises ValueError for less than two samples, other numbers of them, values that are not finite, or options out of
     range.
     """
@@ -175,9 +180,12 @@ def compare_networks(
     from scipy import stats
 
     n, differences = len(values[0]), values[0] - values[1]
-    gained, lost = ((differences == sign).sum() + 1 for sign in (1, -1))
-    share, middle = (gained + lost) / (n + 2), (gained - lost) / (n + 2)
-    margin = float(stats.norm.isf((1 - confidence) / (2 * comparisons))) * math.sqrt((share - middle**2) / (n + 2))
+    quantile = float(stats.norm.isf((1 - confidence) / (2 * comparisons)))
+    added = max(1.0, quantile**2 / 4)
+    gained, lost = (float((differences == sign).sum()) + added for sign in (1, -1))
+    size = n + 2 * added
+    share, middle = (gained + lost) / size, (gained - lost) / size
+    margin = quantile * math.sqrt((share - middle**2) / size)
     mean, std = float(differences.mean()), float(differences.std(ddof=1))
     low, high = max(-1.0, float(middle - margin)), min(1.0, float(middle + margin))
     return Comparison(n, mean, std, low, high, confidence, comparisons, _verdict(low, high, better))
@@ -250,13 +258,13 @@ def _margin_over_both(differences: np.ndarray, confidence: float, comparisons: i
     e, free_e = float((rest**2).sum()) / ((seeds - 1) * (samples - 1)), (seeds - 1) * (samples - 1)
     if a == b == 0:
         return math.inf  # no scatter to judge the mean by
-    total = a + b - e
-    if total <= max(a, b):  # one of the two scatters is estimated as less than none: it is taken as none
-        total, freedom = (a, free_a) if a >= b else (b, free_b)
-    else:
-        freedom = total**2 / (a**2 / free_a + b**2 / free_b + e**2 / free_e)
-    quantile = float(stats.t.isf((1 - confidence) / (2 * comparisons), freedom))
-    return quantile * math.sqrt(total / (seeds * samples))
+    # Never narrower than by the seeds alone or the samples alone: where a scatter comes out small by chance, the degrees
+    # of freedom of the sum jump up, and intervals of few seeds would miss far too often, those of a large family most.
+    found, total = [(a, float(free_a)), (b, float(free_b))], a + b - e
+    if total > max(a, b):  # else one of the two scatters is estimated as less than none, and taken as none
+        found.append((total, total**2 / (a**2 / free_a + b**2 / free_b + e**2 / free_e)))
+    tail = (1 - confidence) / (2 * comparisons)
+    return max(float(stats.t.isf(tail, free)) * math.sqrt(square / (seeds * samples)) for square, free in found)
 
 
 def _stacked(runs: Sequence[Any]) -> np.ndarray:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -12,6 +13,8 @@ from kdlib.data import DataModule, InMemoryDataset
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (ROOT / "notebooks", ROOT / "tests" / "browser")
 
+hypothesis.settings.register_profile("kdlib", deadline=None)  # a busy machine is no defect
+hypothesis.settings.load_profile("kdlib")
 torch.set_num_threads(1)  # the tests' networks are too small to gain by threads, and lose by waiting for them
 
 

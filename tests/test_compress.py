@@ -297,6 +297,26 @@ def test_the_gradient_passes_the_rounding_of_weights_unchanged(bits: int) -> Non
     assert torch.equal(coarse[0].parametrizations.weight.original.grad, factor)
 
 
+def test_a_channel_of_zeros_can_learn() -> None:
+    coarse = compress.prepare_qat(nn.Sequential(nn.Linear(3, 2, bias=False)), 4)
+    original = coarse[0].parametrizations.weight.original
+    with torch.no_grad():
+        original[0] = 0.0
+    coarse[0].weight.sum().backward()
+    assert torch.equal(original.grad, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(("seen", "limits"), [((2.0, 3.0), (0.0, 3.0)), ((-3.0, -1.0), (-3.0, 0.0))])
+def test_zero_stays_within_the_limits_of_activations(seen: tuple[float, ...], limits: tuple[float, float]) -> None:
+    model = compress.prepare_qat(nn.Sequential(nn.Linear(1, 1, bias=False)), 8, activation_bits=2)
+    with torch.no_grad():
+        model[0].parametrizations.weight.original.fill_(1.0)
+    values = torch.tensor(seen)[:, None]
+    ready = compress.calibrate(model.eval(), [values])
+    assert (float(ready[0].input_rounding.low), float(ready[0].input_rounding.high)) == limits
+    assert torch.equal(ready(values), values)  # whole steps of 1
+
+
 def test_activations_are_rounded_between_the_limits_that_were_seen() -> None:
     model = compress.prepare_qat(nn.Sequential(nn.Linear(1, 1, bias=False)), 8, activation_bits=2)
     with torch.no_grad():

@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 from torch import nn
 from tqdm import tqdm
 
@@ -85,7 +86,9 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             if not report(epoch, accuracy_of(settings) - 0.3 / epoch):
                 return task.Outcome(epoch, 0.0)
         accuracy = accuracy_of(settings) + 0.001 * random.Random(seed).random()
-        return task.Outcome(self.task.epochs, 0.0, accuracy, accuracy - 0.01 if test else None)
+        # On test another scatter, which is not the same for two settings at one seed.
+        tested = accuracy - 0.01 + 0.002 * random.Random(f"{settings} {seed}").random()
+        return task.Outcome(self.task.epochs, 0.0, accuracy, tested if test else None)
 
     monkeypatch.setattr(task.TaskRunner, "run", run)
     monkeypatch.setattr(task.TaskRunner, "prepare", lambda self, seed: None)
@@ -190,6 +193,12 @@ def test_without_a_pruner_every_trial_is_trained_to_its_end(
     found = search.run(blobs, teacher=teacher, trials=9, epochs=15, pruner=None, **TINY)
     assert [row["epochs"] for row in found.rows] == [15] * 9
     assert found.count(COMPLETE) == 9
+
+
+def test_magnitudes_are_searched_by_their_logarithm(blobs: DataModule, teacher: nn.Module, invented: list[Any]) -> None:
+    space = {"learning_rate": search.LogUniform(1e-4, 1.0)}
+    found = search.run(blobs, teacher=teacher, space=space, trials=40, epochs=1, pruner=None, sampler="random", **TINY)
+    assert 10 <= sum(row["learning_rate"] < 1e-2 for row in found.rows) <= 30  # drawn evenly, one in a hundred
 
 
 def test_tpe_looks_where_it_was_good_and_random_search_everywhere(
@@ -655,10 +664,11 @@ def test_the_verdicts_are_those_of_paired_fresh_seeds_on_the_test_set(judged: se
     assert list(arms) == ["found", "defaults", "random search"]
     assert arms["defaults"].settings == judged.found.task.spec.start
     assert (arms["defaults"].settings.temperature, arms["defaults"].settings.alpha) == (4, 0.1)
-    ours = judged.accuracies("found")
-    assert list(ours) == [0, 1, 2, 3]
+    assert list(judged.accuracies("found")) == [0, 1, 2, 3]
+    tested = {name: {row["seed"]: row["test_accuracy"] for row in judged.rows if row["arm"] == name} for name in arms}
     for name in ("defaults", "random search"):
-        assert judged.verdicts[name] == verdict.compare(ours, judged.accuracies(name), comparisons=2)
+        assert judged.verdicts[name] == verdict.compare(tested["found"], tested[name], comparisons=2)
+        assert judged.verdicts[name].std > 0
 
 
 def test_the_winners_curse_is_the_report_beside_the_mean_of_fresh_seeds_on_validation(judged: search.Judged) -> None:
@@ -666,7 +676,8 @@ def test_the_winners_curse_is_the_report_beside_the_mean_of_fresh_seeds_on_valid
     fresh = list(judged.accuracies("found", "validation_accuracy").values())
     assert curse.reported == judged.found.best.validation_accuracy
     assert curse.fresh == pytest.approx(sum(fresh) / 4)
-    assert curse.low <= curse.fresh <= curse.high
+    interval = stats.t.interval(0.95, 3, loc=curse.fresh, scale=stats.sem(fresh))
+    assert (curse.low, curse.high) == pytest.approx(interval)
     assert curse.excess == pytest.approx(curse.reported - curse.fresh)
     assert set(judged.curses) == {"found", "random search"}
 

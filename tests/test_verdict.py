@@ -234,6 +234,16 @@ def test_a_table_compares_within_groups_and_corrects_for_the_methods_of_a_group(
     assert (good["baseline_score"], good["score"], good["n"]) == (pytest.approx(0.715), pytest.approx(0.8165), 4)
 
 
+def test_runs_without_a_teacher_are_a_group_of_their_own() -> None:
+    assert len(verdict.table(study().assign(teacher=None))) == len(verdict.table(study()))
+
+
+def test_a_table_has_the_confidence_that_is_asked_for() -> None:
+    found = verdict.table(study(), confidence=0.8).set_index(["student", "method"])
+    alone = compare([0.1, 0.101, 0.102, 0.103], [0.0] * 4, comparisons=2, confidence=0.8)
+    assert tuple(found.loc[("a", "good"), ["low", "high"]]) == pytest.approx((alone.low, alone.high))
+
+
 def test_a_table_takes_other_columns_baselines_and_directions() -> None:
     rows = study().rename(columns={"method": "how", "seed": "run", "test_accuracy": "error"})
     options = {"by": "how", "pair": "run", "value": "error", "baseline": "same", "better": "lower"}
@@ -289,6 +299,26 @@ def test_the_interval_over_both_holds_the_truth_as_often_as_it_says(
     assert 0.95 - 4 * (0.95 * 0.05 / times) ** 0.5 < share < 0.98
 
 
+@pytest.mark.parametrize(("seeds", "family"), [(2, 1), (2, 14), (3, 14)])
+@pytest.mark.parametrize("scatters", [(0.006, 0.15, 0.25), (0.02, 0.1, 0.2)], ids=str)
+def test_few_seeds_and_many_comparisons_miss_no_more_often_than_they_say(
+    seeds: int, family: int, scatters: tuple[float, float, float]
+) -> None:
+    generator, times = np.random.default_rng(3), 1000
+    found = [compared(differences(generator, seeds, 400, *scatters), comparisons=family) for _ in range(times)]
+    missed, expected = np.mean([not one.low <= 0 <= one.high for one in found]), 0.05 / family
+    assert missed < 1.5 * expected + 3 * (expected / times) ** 0.5
+
+
+@given(st.integers(0, 1000), st.integers(2, 6), st.integers(1, 20))
+def test_the_interval_over_both_is_never_narrower_than_that_of_the_seeds(number: int, seeds: int, family: int) -> None:
+    table = differences(np.random.default_rng(number), seeds, 60, 0.02, 0.1, 0.2)
+    both = compared(table, comparisons=family)
+    alone = verdict.compare(dict(enumerate(table.mean(1))), dict.fromkeys(range(seeds), 0.0), comparisons=family)
+    assert both.low <= alone.low + 1e-12
+    assert both.high >= alone.high - 1e-12
+
+
 def test_seeds_alone_say_less_than_they_seem_to_where_the_test_samples_matter() -> None:
     generator, times, held = np.random.default_rng(4), 400, Counter()
     for _ in range(times):
@@ -316,6 +346,26 @@ def test_a_table_worked_out_by_hand() -> None:
     found = compared(np.array([[1.0, 0, 2], [1, 4, 4]]), confidence=0.5)
     assert (found.n, found.mean) == (2, 2.0)
     assert found.high - found.mean == pytest.approx(1.0 * stats.t.isf(0.25, 1))
+
+
+def test_a_table_with_both_scatters_worked_out_by_hand() -> None:
+    """Mean squares 3 of seeds, 6 of samples, 2 of the rest: 7 / 12 with 7^2 / (9 / 2 + 36 / 3 + 4 / 6) degrees."""
+    found = compared(np.array([[1.0, 5, 2, 0], [4, 4, 4, 2], [4, 3, 6, 1]]))
+    reach = stats.t.isf(0.025, 49 / (9 / 2 + 36 / 3 + 4 / 6)) * (7 / 12) ** 0.5
+    assert (found.mean, found.low, found.high) == pytest.approx((3, 3 - reach, 3 + reach))
+
+
+def test_a_family_widens_the_interval_over_both() -> None:
+    table = differences(np.random.default_rng(0), 5, 40, 1, 1, 1)
+    one, many, alone = compared(table), compared(table, comparisons=7), compared(table, confidence=1 - 0.05 / 7)
+    assert (many.low, many.high) == pytest.approx((alone.low, alone.high))
+    assert many.low < one.low < one.high < many.high
+
+
+def test_less_may_be_better_over_both() -> None:
+    table = differences(np.random.default_rng(0), 5, 40, 0.1, 0.1, 0.1) + 3
+    assert compared(table).verdict is Verdict.BEATS
+    assert compared(table, better="lower").verdict is Verdict.LOSES
 
 
 @given(st.permutations(range(4)), st.permutations(range(6)))
@@ -408,6 +458,18 @@ def test_an_interval_of_networks_stays_within_what_is_possible() -> None:
     assert 0.8 < found.low < 1
 
 
+@pytest.mark.parametrize(("n", "shares"), [(1000, (0.005, 0.0)), (1000, (0.01, 0.001)), (10_000, (0.0008, 0.0001))])
+def test_a_large_family_of_networks_misses_no_more_often_than_it_says(n: int, shares: tuple[float, float]) -> None:
+    generator, times, family = np.random.default_rng(8), 20_000, 42
+    draws, missed = generator.multinomial(n, [*shares, 1 - sum(shares)], size=times), 0
+    for (gained, lost, _), count in Counter(map(tuple, draws.tolist())).items():
+        first, second = (np.r_[np.full(one, 1), np.zeros(n - one)] for one in (gained, lost))
+        found = verdict.compare_networks(first, second[::-1], comparisons=family)
+        missed += count * (not found.low <= shares[0] - shares[1] <= found.high)
+    expected = 0.05 / family
+    assert missed / times <= expected + 3 * (expected / times) ** 0.5
+
+
 @pytest.mark.parametrize("shares", [(0.05, 0.03), (0.01, 0.01), (0.2, 0.05), (0.004, 0.001)])
 def test_an_interval_of_right_answers_holds_as_often_as_it_says(shares: tuple[float, float]) -> None:
     generator, times, held, n = np.random.default_rng(1), 2000, 0, 500
@@ -427,6 +489,15 @@ def test_an_interval_of_losses_holds_as_often_as_it_says() -> None:
         found = verdict.compare_networks(shared + own + 0.02, shared + other, better="lower")
         held += found.low <= 0.02 <= found.high
     assert held / times == pytest.approx(0.95, abs=0.033)
+
+
+def test_a_family_widens_the_interval_of_losses_too() -> None:
+    first, second = [0.1, 2.0, 0.4, 7.0], [0.2, 1.0, 0.3, 9.0]
+    many = verdict.compare_networks(first, second, comparisons=20, confidence=0.9)
+    low, high = stats.ttest_rel(first, second).confidence_interval(1 - 0.1 / 20)
+    assert (many.low, many.high) == pytest.approx((low, high))
+    clear = verdict.compare_networks([2.0, 2.1, 2.2], [1.0, 1.0, 1.1], better="lower")
+    assert clear.verdict is Verdict.LOSES
 
 
 def test_losses_are_compared_by_students_interval() -> None:

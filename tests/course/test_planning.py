@@ -73,9 +73,6 @@ def test_the_smallest_gain_is_found_as_often_as_was_wanted() -> None:
     gain = planning.smallest_gain(plan)
     assert planning.power(replace(plan, gain=gain)) == pytest.approx(80, abs=1)
     assert planning.smallest_gain(plan, wanted=90) > gain
-    needed = planning.seeds_needed(replace(plan, gain=gain))
-    assert needed == 6
-    assert planning.seeds_needed(Plan(0.01)) is None
 
 
 def test_the_same_luck_gives_the_same_experiments() -> None:
