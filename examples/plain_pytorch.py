@@ -40,6 +40,7 @@ def distil(
     """One epoch. The optimiser gets the weights of the student and of the projectors, never those of the teacher."""
     optimizer = torch.optim.SGD(distiller.parameters(), learning_rate)
     distiller.train()
+    optimizer.zero_grad()  # of an epoch before, whose last group of batches was not full
     for step, batch in enumerate(loader, start=1):
         losses = distiller(batch)
         (losses.total / accumulate).backward()

@@ -66,7 +66,8 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
         raise TypeError(f"Answers are a tensor of floats, samples x classes; got {got}.")
     if values.ndim < 2 or values.shape[0] == 0 or values.shape[-1] < 2:
         raise ValueError(
-            f"Answers have shape {tuple(values.shape)}; expected one row a sample and a column for each class."
+            f"Answers have shape {tuple(values.shape)}; expected one row a sample and a column for each class, two or "
+            "more. For a single number a sample, as in a regression, give a function from a batch to them as teacher."
         )
     values = values.float()
     if not bool(values.isfinite().all()):
@@ -77,8 +78,9 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
     negative = kind == "probabilities" and bool((values < 0).any())
     if negative or bool(((sums - 1).abs() > 0.01).any()):
         raise ValueError(
-            f"These are no {kind}: a row sums to between {sums.min():.4g} and {sums.max():.4g}, not to 1. Give "
-            "kind='logits', or, for the best few alone, kind='top_k'."
+            f"These are no {kind}: a row sums to between {sums.min():.4g} and {sums.max():.4g}, not to 1. If each is "
+            "the probability of a label of its own (a sigmoid), give torch.logit(p) with kind='logits'; if these are "
+            "the best few alone, kind='top_k'. Only numbers before a softmax are kind='logits'."
         )
     if kind == "log_probabilities":
         return values

@@ -98,7 +98,8 @@ def _text(value: Any, above: tuple[int, ...]) -> str:
 def _of_function(function: types.FunctionType, inner: Any) -> str:
     """Name, defaults, what it has kept, and the constants in it: two lambdas have the same name."""
     name = function.__qualname__
-    if function.__module__.partition(".")[0] in ("kdlib", "torch"):  # known by name; constants may differ by version
+    module = function.__module__ or ""  # none for what exec has made
+    if module.partition(".")[0] in ("kdlib", "torch"):  # known by name; constants may differ by version
         return f"{name}{inner(_kept(function)) if function.__closure__ else ''}"
     constants = _constants(function.__code__, function.__doc__)
     globals_ = {n: function.__globals__.get(n) for n in _names(function.__code__)}

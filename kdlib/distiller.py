@@ -57,8 +57,9 @@ class Distiller(nn.Module):
     belong to the loop.
 
     student: any nn.Module. teacher: an nn.Module, a `Teacher` (stored outputs, an ensemble), a function from a batch to
-    logits, or None for methods that need none. example: one batch, from which projectors get their sizes; methods
-    without projectors need none, but it lets mistakes show before the first step.
+    logits, or None for methods that need none. method: not copied, as `fit` does: a second distiller of the same method
+    goes on with the projectors that the first has trained. example: one batch, from which projectors get their sizes;
+    methods without projectors need none, but it lets mistakes show before the first step.
     adapter: what a batch is, see `Adapter`; default, a pair (inputs, labels) or a dict with "labels".
     task: what logits and labels mean: "classification", "multilabel", "segmentation", "token-classification",
     "regression", or a `tasks.Task`. compile: let torch.compile translate the student, as one program;
@@ -204,7 +205,8 @@ class Distiller(nn.Module):
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"The student gives logits of {shapes[0]}, the teacher of {shapes[1]}: losses on logits compare the "
-                "same classes of the same samples. Build the networks for the same classes, or choose a method that "
+                "same classes of the same samples. Build the networks for the same classes, pick those of the student "
+                "among the teacher's, Adapter(teacher_logits=lambda output: output[:, order]), or choose a method that "
                 "looks at features or relations."
             )
 

@@ -16,7 +16,7 @@ from kdlib.adapters import Adapter
 from kdlib.data import DataModule, IndexedDataset
 from kdlib.errors import check_kind, check_whole, explain_shape_errors
 from kdlib.tasks import Classification, Task
-from kdlib.teachers import FrozenTeacher
+from kdlib.teachers import Ensemble, FrozenTeacher
 
 HardLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -49,8 +49,9 @@ def evaluate(
     """Accuracy, loss and logits of a model on a whole dataset, not augmented; the model comes back as it was.
 
     dataset: a split of a `DataModule`, a torch Dataset, or a loader: anything that gives batches. batch_size: for a
-    split or a Dataset. role: what an error calls the model. adapter, task: what a loader's batches are, as for
-    `Distiller`. loss: of output and labels, for a task without classes.
+    split or a Dataset. role: what an error calls the model; "teacher" also reads the adapter's teacher_inputs and
+    teacher_logits. adapter, task: what a loader's batches are, as for `Distiller`. loss: of output and labels, for a
+    task without classes, or one that leaves out samples without a label: labels below 0 do not count then.
     Under torchrun every process must call it: of a split each computes its shard, and all get the same metrics.
     Raises ValueError for an empty dataset, inputs that the model cannot take, or labels of classes that it has not;
     TypeError for what gives no batches; FloatingPointError for logits that are not finite.
@@ -77,10 +78,16 @@ def evaluate(
         raise ValueError("A split holds images of one class each: leave out task and loss, or give a DataLoader.")
     config = devices.resolve(device, precision)
     # The same promise is wanted here: eval mode, no gradient, given back unchanged.
-    frozen = FrozenTeacher(model, read_inputs=adapter.student_inputs_of, read_logits=adapter.logits_of, role=role)
+    if role == "teacher":
+        read_inputs, read_logits = adapter.teacher_inputs_of, adapter.teacher_logits_of
+    else:
+        read_inputs, read_logits = adapter.student_inputs_of, adapter.logits_of
+    if isinstance(model, Ensemble):
+        model.check_task(task)
+    frozen = FrozenTeacher(model, read_inputs=read_inputs, read_logits=read_logits, role=role)
     if is_split:
         return _evaluate_split(frozen, dataset, config, batch_size, role)  # type: ignore[arg-type]
-    return _evaluate_batches(frozen, cast("Iterable[Any]", dataset), config, role, adapter, task, loss)
+    return _evaluate_batches(frozen, cast("Iterable[Any]", dataset), config, role, adapter, read_inputs, task, loss)
 
 
 @torch.no_grad()
@@ -117,6 +124,7 @@ def _evaluate_batches(
     config: devices.DeviceConfig,
     role: str,
     adapter: Adapter,
+    read_inputs: Callable[[Any], Any],
     task: Task,
     loss: HardLoss | None,
 ) -> Metrics:
@@ -124,34 +132,47 @@ def _evaluate_batches(
         raise ValueError(
             "This task has no classes, so no cross-entropy: say what is measured, evaluate(..., loss=F.mse_loss)."
         )
-    total, right, count, bad, kept = 0.0, 0.0, 0, 0, []
+    total, right, count, seen, bad, kept = 0.0, 0.0, 0, 0, 0, []
     with frozen.activate((), config):
         for given in loader:
             batch = devices.move_batch(given, config.device)
             labels = adapter.labels_of(batch)
             if labels is None:
                 raise ValueError("A batch without labels cannot be evaluated. Say where they are: Adapter(labels=...).")
-            with explain_shape_errors(role, adapter.student_inputs_of(batch)):
+            with explain_shape_errors(role, read_inputs(batch)):
                 logits = frozen(batch).logits.float()
             rows, row_labels = task.rows(logits, labels, role)
             assert row_labels is not None  # as the labels are there
             bad += int((~rows.isfinite()).flatten(1).any(1).sum()) if rows.ndim > 1 else int((~rows.isfinite()).sum())
             # Not torch's own cross-entropy, which leaves out labels of -100 and is silent about it.
             value = losses.label_smoothing(rows, row_labels, 0.0) if loss is None else loss(rows, row_labels)
-            total += value.item() * len(rows)
-            right += accuracy(rows, row_labels).item() * len(rows) if task.has_classes else float("nan")
-            count += len(rows)
+            counted = int(has_label(row_labels).sum()) if task.has_classes else len(rows)
+            if counted:
+                total += value.item() * counted
+                right += accuracy(rows, row_labels).item() * counted if task.has_classes else float("nan")
+            count += counted
+            seen += len(rows)
             if isinstance(task, Classification):
                 kept.append(rows.cpu())
     if count == 0:
-        raise ValueError("The loader gives no batch: there is nothing to evaluate on.")
-    _refuse_non_finite(bad, count, "samples", role)
+        nothing = "The loader gives no batch" if seen == 0 else "All samples are without a label (below 0)"
+        raise ValueError(f"{nothing}: there is nothing to evaluate on.")
+    _refuse_non_finite(bad, seen, "samples", role)
     return Metrics(right / count, total / count, torch.cat(kept) if kept else None)  # type: ignore[arg-type]
 
 
 def accuracy(rows: Tensor, labels: Tensor) -> Tensor:
-    """The share of rows N x C whose largest logit is at the label, or at the class with the largest share."""
-    return (rows.argmax(1) == (labels.argmax(1) if labels.ndim == 2 else labels)).float().mean()
+    """The share of rows N x C whose largest logit is at the label, or at the class with the largest share.
+
+    Of the rows that have a label: one below 0 stands for none. NaN where no row has one.
+    """
+    right = rows.argmax(1) == (labels.argmax(1) if labels.ndim == 2 else labels)  # never at a label below 0
+    return right.float().sum() / has_label(labels).sum()
+
+
+def has_label(labels: Tensor) -> Tensor:
+    """Which rows have a label, N: all where labels are the shares of the classes, N x C."""
+    return torch.ones(len(labels), dtype=torch.bool, device=labels.device) if labels.ndim == 2 else labels >= 0
 
 
 def _refuse_non_finite(bad: int, count: int, what: str, role: str) -> None:

@@ -102,7 +102,8 @@ def lock(path: str | Path, busy: str, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock file inside the block; it is released when the process ends, however it ends.
 
     busy: what to say if another process holds it: by default as the OSError that is raised, with `wait` on stderr,
-    once, before this one waits. Where the file system has no locks, or the folder cannot be written, nothing is held.
+    once, before this one waits ("" says nothing). Where the file system has no locks, or the folder cannot be written,
+    nothing is held.
     """
     handle = _acquire(Path(path), busy, wait)
     try:
@@ -128,7 +129,7 @@ def _acquire(path: Path, busy: str, wait: bool) -> int | None:
             os.close(handle)
             if not wait:
                 raise OSError(errno.EBUSY, busy) from error
-            if not said:
+            if busy and not said:
                 print(busy, file=sys.stderr)
             said = True
             continue

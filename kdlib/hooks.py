@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -77,7 +77,8 @@ class FeatureExtractor:
 
     layers: names as `named_modules()` gives them. Of a module that runs several times in one forward pass, "name#0" is
     the output of its first call, "name#-1" of its last. Of an output that is a tuple or a dict, "name[0]" or
-    "name[key]" is one part; a tuple that holds one tensor needs no such choice.
+    "name[key]" is one part; a tuple that holds one tensor needs no such choice. An output with positions first,
+    N x B x C, is given as B x N x C, unless N = B, which cannot be told apart.
     compile: torch.compile translates the model at the first call, which takes a minute or so, and then only this object
     runs it that way. weights: used by this object in place of the model's own of these names.
     read_logits: from what the model returns to its logits; default, see `find_logits`. needs_logits: whether a model
@@ -130,6 +131,20 @@ class FeatureExtractor:
         self._handles.clear()
         self._captured.clear()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside this block the model is without the hooks: a copy of it has none, and nothing is collected."""
+        handles, self._handles = self._handles, []
+        self._captured.clear()
+        there = [(handle.hooks_dict_ref(), handle.id) for handle in handles]
+        removed = [(hooks, key, hooks.pop(key)) for hooks, key in there if hooks]  # none of a layer that was replaced
+        try:
+            yield
+        finally:
+            for hooks, key, hook in removed:
+                hooks[key] = hook  # the same one: for another a compiled model would be translated anew
+            self._handles = handles
+
     @property
     def active(self) -> bool:
         """Whether the hooks are there, or none are needed."""
@@ -155,7 +170,8 @@ class FeatureExtractor:
             )
         self._captured.clear()
         args, kwargs = as_arguments(inputs)
-        with self._guard_hooks():
+        # torch.compile cannot translate the switch, and leaves out nested tensors by itself.
+        with self._guard_hooks(), nullcontext() if torch.compiler.is_compiling() else _plain_encoders():
             if self.weights:
                 raw = functional_call(self._forward, self.weights, args, kwargs)
             else:
@@ -205,6 +221,8 @@ class FeatureExtractor:
                 f"The output of {name!r} was overwritten in place by the layer after it (an inplace ReLU, as a "
                 "rule). Name that later layer, or set its inplace to False."
             )
+        if output.ndim == 3 and samples is not None and len(output) != samples == output.shape[1]:
+            return output.transpose(0, 1)  # positions come first, as torch's recurrent layers and encoders have them
         return output
 
     def _refuse_part(self, name: str, call: Any, samples: int | None) -> None:
@@ -219,6 +237,17 @@ class FeatureExtractor:
         if not self._compiled:
             return nullcontext()
         return torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
+
+
+@contextmanager
+def _plain_encoders() -> Iterator[None]:
+    """Without torch's fused encoders, which call no hooks, know no autocast on a CPU, and give zeros at padding."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

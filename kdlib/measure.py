@@ -120,8 +120,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     logits: N x C; labels: N, of VALIDATION examples: fitted where it is measured, it would flatter. It changes no
     answer, only how sure the network is of it: above 1 it was too sure, below 1 not sure enough. It is sought from
     1/100 to 100, and stays there where no minimum lies between: on examples that are all answered rightly, say, the
-    cross-entropy falls as long as the temperature does. Raises ValueError for empty or non-finite logits, or labels
-    that do not fit them.
+    cross-entropy falls as long as the temperature does. It is 1 where the cross-entropy is 0 there already. Raises
+    ValueError for empty or non-finite logits, or labels that do not fit them.
     """
     from scipy.optimize import minimize_scalar
 
@@ -133,8 +133,9 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     bound = math.log(LARGEST_TEMPERATURE)
     found = minimize_scalar(cross_entropy, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6})
-    # The cross-entropy is convex in 1 / temperature, so it has one minimum; the search stops short of a bound.
-    best = min((0.0, float(found.x), -bound, bound), key=cross_entropy)  # 1 where the temperature changes nothing
+    # The cross-entropy is convex in 1 / temperature, so it has one minimum; the search stops short of a bound, and
+    # anywhere on a plateau. Of equals the first is taken: 1 where the temperature changes nothing, then a bound.
+    best = min((0.0, -bound, bound, float(found.x)), key=cross_entropy)
     return min(max(math.exp(best), 1 / LARGEST_TEMPERATURE), LARGEST_TEMPERATURE)
 
 

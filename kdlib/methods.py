@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdlib import loss_table, losses
 from kdlib.errors import check_real
@@ -153,7 +154,8 @@ class WeightedSum(Method):
 class HardLabels(Method):
     """Plain training: cross-entropy with the labels, smoothed if asked (the control that needs no teacher).
 
-    hard: another loss, a function of the student's output and the labels, for what are no classes.
+    hard: another loss, a function of the student's output and the labels, for what are no classes. It gets rows N x C
+    (see `tasks`): pixels and tokens flattened, ignored ones left out; of several labels the pair (0, z).
     """
 
     needs_teacher = False
@@ -186,8 +188,9 @@ class Logit(Method):
     temperature: T > 0; L_soft always carries T^2. alpha: the weight of the hard-label loss, in [0, 1]; other code
     gives this letter to the soft loss. loss: "kd", "dkd", "dist", "standardized_kd", or a function of student and
     teacher logits, which sees to its own temperature. hard: in place of the cross-entropy, a function of the student's
-    output and the labels. options: further arguments of that loss, such as beta=8 for "dkd" (whose own alpha, the
-    weight of its target part, stays 1). A batch without labels needs alpha=0.
+    output and the labels. Both get rows N x C (see `tasks`): pixels and tokens flattened, ignored ones left out; of
+    several labels the pair (0, z). options: further arguments of that loss, such as beta=8 for "dkd" (whose own alpha,
+    the weight of its target part, stays 1). A batch without labels needs alpha=0.
     Raises ValueError for values out of range, with near matches for an unknown loss; TypeError for an option that
     the loss does not take.
     """
@@ -230,7 +233,7 @@ class Logit(Method):
             )
         if isinstance(task, MultiLabel) and self.loss in ("dkd", "standardized_kd"):
             # dkd splits the other classes, of which a pair has one; a pair's z-scores are -1 and 1, without gradient.
-            raise ValueError(f"{self.loss} needs more than the two classes of yes and no. Take 'kd' or 'dist'.")
+            raise ValueError(f"{self.loss} needs more than the two classes of yes and no. Take 'kd'.")
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
         logits = student.logits, _required(teacher, self).logits
@@ -312,7 +315,7 @@ class Feature(LayerMethod):
     to the teacher's width), "attention" (Zagoruyko and Komodakis 2017; needs no projection), "vid" (Ahn et al.
     2019; a learned mean and variance), or a function of projected student map and teacher map. Where the maps
     differ in height or width, the larger is average-pooled to the smaller; printing a run's method shows the
-    projectors. options: further arguments of that function.
+    projectors. Padded positions count as the others do. options: further arguments of that function.
     It has no term for the labels: write HardLabels() + Feature(...) or Logit() + Feature(...).
     """
 
@@ -333,7 +336,9 @@ class Relation(LayerMethod):
     teacher's width where these differ), "layer_correlation" (CKA), "layer_information" (matrix-based mutual
     information). Between samples, for each pair of layers: "rkd" (Park et al. 2019, distances plus twice the
     angles), "rkd_distance", "rkd_angle", "similarity" (Tung and Mori 2019), "correlation_congruence" (Peng et al.
-    2019), or a function of student and teacher outputs, flattened to B x D. options: further arguments of that loss.
+    2019), or a function of student and teacher outputs, flattened to B x D. Padded positions count as the others do.
+    Outputs with positions first, N x B x C, are turned, unless there are as many positions as samples: which of them
+    come first cannot be told then. options: further arguments of that loss.
     It has no term for the labels: write HardLabels() + Relation(...) or Logit() + Relation(...).
     """
 
@@ -390,6 +395,12 @@ def _check_hard(method: Method, hard: LossFunction | None, task: Task) -> None:
         raise ValueError(
             f"{name} takes the cross-entropy with the labels, and this task has no classes: give it a function of "
             f"student output and target, {name}(hard=F.mse_loss)."
+        )
+    binary = isinstance(hard, nn.BCEWithLogitsLoss) or hard is F.binary_cross_entropy_with_logits
+    if binary and isinstance(task, MultiLabel):  # of the two logits of a pair one is 0: half of the gradient
+        raise ValueError(
+            "With several labels leave hard out: binary cross-entropy is the default. pos_weight=w is "
+            "hard=nn.CrossEntropyLoss(weight=torch.tensor([1.0, w])) with labels that are floats."
         )
 
 

@@ -335,8 +335,8 @@ def load(name: str | Path) -> nn.Module:
     """A trained model: from the shipped ones by name, from a file written by `save`, or torchvision's.
 
     name: for instance "resnet20-fashion", "path/to/student.safetensors", the checkpoint of a run (its student as it
-    was then), "resnet50-imagenet" for torchvision's ImageNet weights (downloaded once; for 3 x 224 x 224 images), or
-    "timm:NAME" for timm's.
+    was then; with ema_decay the average, as `fit` gives it back), "resnet50-imagenet" for torchvision's ImageNet
+    weights (downloaded once; for 3 x 224 x 224 images), or "timm:NAME" for timm's.
     The model is in eval mode.
     Raises FileNotFoundError, OSError if a download fails, or ValueError for an unknown name, a truncated file, a
     pickle or weights that do not fit.
@@ -350,14 +350,11 @@ def load(name: str | Path) -> nn.Module:
     if not is_file(text) and not path.is_file():
         options = [*list_pretrained(), "resnet50-imagenet", "timm:NAME", "PATH.safetensors"]
         raise ValueError(f"{unknown_name('trained model', text, options)} Shipped ones are looked for in {data_dir()}.")
-    tensors, config = load_tensors(path)
-    if "facts" in config:  # a checkpoint, which holds more than the student
-        tensors = {n.removeprefix("student/"): t for n, t in tensors.items() if n.startswith("student/")}
-        facts = config["facts"]
-        config = (facts.get("config") if isinstance(facts, dict) else facts) or {}
+    tensors, config = _read(path)
     if not isinstance(config, dict) or "architecture" not in config:
         raise ValueError(
-            f"{path} does not say which architecture it holds. Build that model and call models.load_weights."
+            f"{path} does not say which architecture it holds. Build that model and call models.load_weights(model, "
+            "models.read_weights(path))."
         )
     shape: dict[str, Any] = {key: config.get(key) for key in ("num_classes", "in_channels", "stem", "image_size")}
     missing = [key for key, value in shape.items() if value is None]
@@ -370,6 +367,28 @@ def load(name: str | Path) -> nn.Module:
     if classes is not None:
         model.classes = tuple(classes)  # type: ignore[assignment]  # whose logits these are, in their order
     return model.eval()
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a safetensors file, by their names in the model; of a run's checkpoint those of its student.
+
+    For a network that `build` did not make: models.load_weights(model, models.read_weights(path)). With ema_decay they
+    are the average, as `fit` gives it back.
+    Raises FileNotFoundError, or ValueError for a truncated file or a pickle.
+    """
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The weights in a model's file or a checkpoint, and the description of the model."""
+    tensors, config = load_tensors(path)
+    if "facts" not in config:
+        return tensors, config
+    # A checkpoint, which holds more than the student.
+    prefix = "average/module." if "average/n_averaged" in tensors else "student/"
+    tensors = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    facts = config["facts"]
+    return tensors, (facts.get("config") if isinstance(facts, dict) else facts) or {}
 
 
 def _check_description(

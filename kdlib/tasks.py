@@ -129,7 +129,18 @@ class Regression(Task):
     has_classes: ClassVar[bool] = False
 
     def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+        if isinstance(labels, Tensor) and labels.shape != logits.shape and labels.numel() == logits.numel():
+            raise ValueError(
+                f"The {role} gives {tuple(logits.shape)} and the targets are {tuple(labels.shape)}: a loss would "
+                "broadcast them to every pair of samples. Give both one shape, by labels.unsqueeze(1)."
+            )
         return logits, labels
+
+    def prepare(
+        self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
+    ) -> tuple[ModelOutput, ModelOutput | None, Tensor | None]:
+        self.rows(student.logits, labels)
+        return student, teacher, labels  # the teacher's numbers are compared with the student's, not with the targets
 
 
 TASKS: dict[str, type[Task]] = {

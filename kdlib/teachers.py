@@ -31,7 +31,7 @@ from kdlib.errors import (
 from kdlib.files import checksum, fingerprint, lock, write_text
 from kdlib.guards import StateGuard
 from kdlib.hooks import FeatureExtractor, ModelOutput, find_logits
-from kdlib.tasks import MultiLabel, Task
+from kdlib.tasks import MultiLabel, Segmentation, Task
 
 
 class Teacher(Protocol):
@@ -184,7 +184,8 @@ class Ensemble(nn.Module):
     default, 1; votes do not depend on them. Layers of a member are named "members.0.layer3".
     `ensembles` has teachers whose weights differ from sample to sample, and such that know only some of the classes.
     read_logits: from what a member returns to its logits.
-    Shapes: members give logits of the same shape, classes last or, for maps B x C x H x W and volumes, second.
+    Shapes: members give logits of the same shape, classes last or, for maps B x C x H x W and volumes, second; of three
+    dimensions, second once a `Distiller`, `fit` or `evaluate` has been told task="segmentation".
     Raises ValueError for no members, numbers out of range, or logits that differ in shape, TypeError for no numbers.
     """
 
@@ -215,6 +216,7 @@ class Ensemble(nn.Module):
         self.weights = [weight / sum(weights) for weight in weights]
         self.temperatures, self.mean = temperatures, mean
         self._read_logits = read_logits or find_logits
+        self._classes: int | None = None  # their dimension, where a task has said it
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Every member's answer to the same inputs, combined."""
@@ -232,7 +234,7 @@ class Ensemble(nn.Module):
         scaled: list[Tensor] = [one.float() / t for one, t in zip(logits, self.temperatures, strict=True)]
         if self.mean == "geometric":
             return torch.stack([w * one for w, one in zip(self.weights, scaled, strict=True)]).sum(0)
-        classes = 1 if scaled[0].ndim > 3 else -1
+        classes = self._classes or (1 if scaled[0].ndim > 3 else -1)
         if self.mean == "vote":
             return _votes(scaled, self.weights, classes)
         terms = [
@@ -241,7 +243,7 @@ class Ensemble(nn.Module):
         return torch.stack(terms).logsumexp(0)
 
     def check_task(self, task: Task) -> None:
-        """Raise ValueError for a task in which the logits of a sample are not one choice among classes."""
+        """Read off where the classes are; ValueError where the logits of a sample are not one choice among them."""
         if self.mean != "geometric" and (isinstance(task, MultiLabel) or not task.has_classes):
             what = "The arithmetic mean of an ensemble is one of softmax probabilities"
             what = "An ensemble votes for one class of a softmax" if self.mean == "vote" else what
@@ -249,6 +251,7 @@ class Ensemble(nn.Module):
                 f"{what}, and the outputs of this task are not softened so. Take the weighted mean of the outputs "
                 "themselves: Ensemble(..., mean='geometric')."
             )
+        self._classes = 1 if isinstance(task, Segmentation) else None
 
     def extra_repr(self) -> str:
         return f"weights={self.weights}, temperatures={self.temperatures}, mean={self.mean}"

@@ -21,12 +21,12 @@ from kdlib.checkpoints import Checkpointer
 from kdlib.data import seed_for
 from kdlib.described import describe, settings
 from kdlib.distiller import Distiller
-from kdlib.evaluation import accuracy
+from kdlib.evaluation import accuracy, has_label
 from kdlib.files import fingerprint
 from kdlib.hooks import batch_size_of
 from kdlib.methods import Method
 from kdlib.recipes import Recipe
-from kdlib.training_log import COLUMNS, TrainingLog
+from kdlib.training_log import COLUMNS, LABELLED, TrainingLog
 
 MOST_EPOCHS = 1_000_000_000
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -177,6 +177,7 @@ class Trainer:
             self._update_weights()
         if self.distiller.task.has_classes and losses.labels is not None:
             values["train_accuracy"] = accuracy(losses.rows, losses.labels)
+            values[LABELLED] = has_label(losses.labels).float().mean()
         return values
 
     def _accumulation_group(self) -> tuple[int, int]:
@@ -231,7 +232,8 @@ class Trainer:
         evaluated = self.student if self.average is None else self.average.module
         diverged = f"The validation loss is not finite after epoch {epoch + 1} of {self.epochs}."
         try:
-            metrics = self.batches.evaluate(evaluated, self.method.hard_loss)
+            with self.distiller.extractor.paused():  # else it would keep the layers of all validation batches
+                metrics = self.batches.evaluate(evaluated, self.method.hard_loss)
         except FloatingPointError as error:  # logits that are not finite
             raise self.checkpointer.diverged(diverged) from error
         shown = ""
@@ -242,7 +244,8 @@ class Trainer:
             shown = f", validation {metrics.accuracy:.1%}" if math.isfinite(metrics.accuracy) else ""
         self.rows.append(row)
         if self.on_epoch_end:
-            with devices.isolate_rng(self.config.device):  # a callback may use up random numbers
+            # A callback may use up random numbers, and keep a copy of the student.
+            with devices.isolate_rng(self.config.device), self.distiller.extractor.paused():
                 self.on_epoch_end(epoch + 1, evaluated)
         self.progress_bar.set_description(f"epoch {epoch + 1}/{self.epochs}{shown}")
         if self.checkpointer.path:

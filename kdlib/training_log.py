@@ -14,6 +14,7 @@ from kdlib import distributed
 
 # What a row of the history has beside the terms of the method.
 COLUMNS = frozenset({"epoch", "seconds", "images", "loss", "train_accuracy", "validation_loss", "validation_accuracy"})
+LABELLED = "images: with a label"  # among the values of a step: their share, over which its accuracy is a mean
 
 
 class TrainingLog:
@@ -53,12 +54,16 @@ class TrainingLog:
         numbers = iter(torch.stack([one for *_, values in self._pending for one in values.values()]).tolist())
         for step, images, tensors in self._pending:
             values = {name: next(numbers) for name in tensors}  # a batch without labels has fewer
+            labelled = values.pop(LABELLED, 1.0) * images
             self._refuse_non_finite(step, values)
             for name, value in values.items():
+                count = labelled if name == "train_accuracy" else images
+                if count == 0:
+                    continue
                 # A checkpoint of before has no counts: all its images had every value.
                 before = self.sums.get("images", 0.0) if name in self.sums else 0.0
-                self.sums[f"images: {name}"] = self.sums.get(f"images: {name}", before) + images
-                self.sums[name] = self.sums.get(name, 0.0) + value * images
+                self.sums[f"images: {name}"] = self.sums.get(f"images: {name}", before) + count
+                self.sums[name] = self.sums.get(name, 0.0) + value * count
             self.sums["images"] = self.sums.get("images", 0.0) + images
         self._pending.clear()
         return values["loss"]

@@ -15,10 +15,10 @@ One network against another is `compare_networks`, and `mcnemar` its exact test:
 samples alone, and say nothing of the methods that the two networks were made by.
 
 Several comparisons are corrected by Bonferroni: of m methods each gets an interval at the level 1 - 0.05 / m, so that
-with a probability of about 95 % or more all m intervals hold their true gains at once, however the methods depend on each
-other (they share a baseline). Holm's procedure rejects a little more often, but no simple intervals go with it: a
-method could beat the baseline by Holm while the interval drawn beside it contains zero. Here the picture and the
-word cannot contradict each other.
+with a probability of about 95 % or more all m intervals hold their true gains at once, however the methods depend on
+each other (they share a baseline). Holm's procedure rejects a little more often, but no simple intervals go with it: a
+method could beat the baseline by Holm while the interval drawn beside it contains zero. Here the picture and the word
+cannot contradict each other.
 """
 
 from __future__ import annotations
@@ -258,8 +258,8 @@ def _margin_over_both(differences: np.ndarray, confidence: float, comparisons: i
     e, free_e = float((rest**2).sum()) / ((seeds - 1) * (samples - 1)), (seeds - 1) * (samples - 1)
     if a == b == 0:
         return math.inf  # no scatter to judge the mean by
-    # Never narrower than by the seeds alone or the samples alone: where a scatter comes out small by chance, the degrees
-    # of freedom of the sum jump up, and intervals of few seeds would miss far too often, those of a large family most.
+    # Never narrower than by the seeds alone or the samples alone: where a scatter comes out small by chance, the
+    # degrees of freedom of the sum jump up, and few seeds would miss far too often, in a large family most.
     found, total = [(a, float(free_a)), (b, float(free_b))], a + b - e
     if total > max(a, b):  # else one of the two scatters is estimated as less than none, and taken as none
         found.append((total, total**2 / (a**2 / free_a + b**2 / free_b + e**2 / free_e)))

@@ -122,8 +122,8 @@ MUTANTS = (
     Mutant(
         "standardized_kd: variance over C - 1",
         "losses/logits.py",
-        "scale = math.sqrt(student.shape[1])",
-        "scale = math.sqrt(student.shape[1] - 1)",
+        "scale = math.sqrt(classes)",
+        "scale = math.sqrt(classes - 1)",
         (LOGITS,),
     ),
     Mutant(

@@ -285,7 +285,11 @@ def best(classes: Any, probabilities: Any, **more: Any) -> dict[str, Any]:
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "one row": ({"given": LOGITS[0]}, ValueError, r"shape \(3,\).*row a sample"),
-    "one class": ({"given": LOGITS[:, :1]}, ValueError, r"shape \(7, 1\).*column for each class"),
+    "one class": (
+        {"given": LOGITS[:, :1]},
+        ValueError,
+        r"shape \(7, 1\).*column for each class, two or more.*regression",
+    ),
     "no sample": ({"given": LOGITS[:0]}, ValueError, r"shape \(0, 3\)"),
     "a number": ({"given": torch.tensor(1.0)}, ValueError, r"shape \(\)"),
     "nothing": ({"given": None}, TypeError, "tensor.*NoneType"),
@@ -299,6 +303,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "infinite": ({"given": with_value(1, 1, math.inf), "kind": "probabilities"}, ValueError, "not finite"),
     "unknown kind": ({"given": LOGITS, "kind": "logit"}, ValueError, "'logit'.*'logits'.*probabilities"),
     "logits as probabilities": ({"given": LOGITS, "kind": "probabilities"}, ValueError, "sums to.*kind='logits'"),
+    "sigmoids": ({"given": LOGITS.sigmoid(), "kind": "probabilities"}, ValueError, r"sigmoid.*torch\.logit\(p\)"),
     "percent": ({"given": 100 * LOGITS.softmax(1), "kind": "probabilities"}, ValueError, "100, not to 1"),
     "negative": (
         {"given": torch.tensor([[1.2, -0.2, 0.0]]), "kind": "probabilities"},

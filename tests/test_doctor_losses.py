@@ -43,6 +43,15 @@ def test_a_loss_is_told_with_its_temperature_and_its_weights(name: str, temperat
         assert found.temperature == pytest.approx(temperature, rel=1e-3)
 
 
+@pytest.mark.parametrize(("temperature", "weight"), [(1.0, 1e-4), (4.0, 1.2e-5), (16.0, 1e-4), (32.0, 0.01)])
+def test_what_rounding_cannot_tell_from_kd_is_kd(temperature: float, weight: float) -> None:
+    """With two classes a teacher of two softmaxes is near kd, and beside a large hard loss rounding hides the rest."""
+    labels = torch.arange(ROWS) % 2
+    found = identify(made("kd", temperature, weight, 1.0, 2, labels), labels)
+    assert found is not None
+    assert found.name == "kd"
+
+
 def test_no_two_known_losses_are_near_each_other() -> None:
     """At no temperature of the grid does another loss explain what the teacher changes, a hundred times over EXACT."""
     alike = {frozenset((first, other)) for first, others in LIKE.items() for other in others}

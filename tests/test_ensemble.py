@@ -277,6 +277,28 @@ def test_probabilities_of_one_choice_are_refused_where_there_is_none(task: str) 
     Distiller(nn.Linear(6, 3), Ensemble(networks), HardLabels(), task="multilabel")  # nobody asks it
 
 
+@pytest.mark.parametrize("mean", ["arithmetic", "vote"])
+@pytest.mark.parametrize(("task", "classes"), [("segmentation", 1), ("token-classification", 2)])
+def test_the_classes_of_three_dimensions_are_those_of_the_task(mean: str, task: str, classes: int) -> None:
+    logits = logits_of((4, 3, 5), 1)[0]
+    x, labels = torch.zeros(4), torch.zeros([n for d, n in enumerate(logits.shape) if d != classes]).long()
+    alone = logits if mean == "arithmetic" else 1e6 * F.one_hot(logits.argmax(classes)).movedim(-1, classes).float()
+    method, student = Logit(temperature=1, alpha=0), Fixed(torch.zeros_like(logits))
+    ensemble = Ensemble([Fixed(logits), Fixed(logits)], mean=mean)
+    found, wanted = (
+        Distiller(student, teacher, method, task=task)((x, labels)).total for teacher in (ensemble, Fixed(alone))
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_an_ensemble_is_evaluated_on_the_classes_of_the_task() -> None:
+    member = nn.Conv1d(3, 4, 1)
+    batches = [(torch.randn(6, 3, 5), torch.arange(30).view(6, 5) % 4)]
+    options: dict[str, Any] = {"task": "segmentation", "device": "cpu", "precision": "fp32"}
+    found, wanted = (train.evaluate(one, batches, **options) for one in (Ensemble([member, member]), member))
+    assert (found.accuracy, found.loss) == pytest.approx((wanted.accuracy, wanted.loss))
+
+
 # -------------------- what is no ensemble
 
 

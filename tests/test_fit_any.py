@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from kdlib import distributed, train
+from kdlib.adapters import Adapter
 from kdlib.data import NO_AUGMENTATION, DataModule, epoch_order
 from kdlib.ensembles import ConfidenceEnsemble
-from kdlib.hooks import ModelOutput
+from kdlib.hooks import FeatureExtractor, ModelOutput
 from kdlib.methods import Feature, HardLabels, Logit, Method, Terms
 from kdlib.recipes import Recipe
-from kdlib.teachers import Teacher
+from kdlib.teachers import FrozenTeacher, Teacher
 
 Batches = list[tuple[Tensor, Tensor]]
 RECIPE = Recipe(learning_rate=0.05, batch_size=8)
@@ -479,3 +481,120 @@ def test_a_validation_label_that_torch_would_leave_out_is_refused(blobs: DataMod
     student = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(ValueError, match="labels down to -100; expected 0 to 2"):
         train.evaluate(student, replace(split, labels=labels), device="cpu", precision="fp32")
+
+
+class Encoder(nn.Module):
+    """Two layers of torch's encoder over padded tokens, at their default settings."""
+
+    def __init__(self, width: int, seed: int, batch_first: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.batch_first = batch_first
+        self.embed = nn.Embedding(20, width)
+        layer = nn.TransformerEncoderLayer(width, 2, 2 * width, batch_first=batch_first)
+        self.enc = nn.TransformerEncoder(layer, 2, enable_nested_tensor=batch_first)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.embed(ids)
+        x = self.enc(x if self.batch_first else x.transpose(0, 1), src_key_padding_mask=~mask)
+        x = x if self.batch_first else x.transpose(0, 1)
+        return self.head((x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+
+def padded_batches() -> list[dict[str, Tensor]]:
+    """Batches of 6 sentences of 3 to 8 tokens, in 9 places."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 20, (4, 6, 9), generator=generator)
+    mask = torch.arange(9) < torch.randint(3, 9, (4, 6, 1), generator=generator)
+    return [{"ids": i, "mask": m, "labels": i[:, 0] % 3} for i, m in zip(ids, mask, strict=True)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("layer", [None, "enc.layers.0", "enc.layers.0.linear1"])
+def test_an_encoder_with_a_padding_mask_is_trained_and_evaluated(precision: str, layer: str | None) -> None:
+    given, method = padded_batches(), Logit() if layer is None else Logit() + Feature({layer: layer})
+    options: dict[str, Any] = {"teacher": Encoder(8, seed=1), "method": method, "precision": precision, "epochs": 1}
+    run = fit(Encoder(4, seed=0), given, validation=given, **options)
+    assert run.validation_accuracy == train.evaluate(run.student, given, device="cpu", precision=precision).accuracy
+
+
+def test_features_at_padded_positions_are_what_the_layer_computes_there() -> None:
+    teacher, batch = Encoder(8, seed=1), padded_batches()[0]
+    with torch.enable_grad():  # with a gradient torch takes the plain path
+        wanted = teacher.eval().enc(teacher.embed(batch["ids"]), src_key_padding_mask=~batch["mask"])
+    features = FrozenTeacher(teacher)(batch, ["enc"]).features["enc"]
+    torch.testing.assert_close(features, wanted)
+    assert torch.backends.mha.get_fastpath_enabled()  # the caller's own networks keep it
+
+
+def test_a_copy_made_in_the_callback_is_a_plain_network() -> None:
+    """And to copy, run and save it changes nothing."""
+    options: dict[str, Any] = {"teacher": net(9, seed=1), "method": Logit() + Feature({"1": "1"}), "epochs": 3}
+    options |= {"validation": batches(), "recipe": RECIPE}
+    kept: list[nn.Module] = []
+
+    def keep(epoch: int, student: nn.Module) -> None:
+        kept.append(copy.deepcopy(student))
+        student.eval()(batches()[0][0])
+
+    student = net()
+    with_copies, without = fit(student, batches(), on_epoch_end=keep, **options), fit(net(), batches(), **options)
+    assert [row["loss"] for row in with_copies.rows] == [row["loss"] for row in without.rows]
+    for one in (*kept, student):
+        assert not any(module._forward_hooks for module in one.modules())
+    pickle.dumps(kept)
+    assert same(weights(kept[-1]), weights(with_copies.student))
+
+
+def test_an_evaluation_in_the_callback_may_read_layers_too() -> None:
+    student, teacher, seen = net(), net(9, seed=1), []
+
+    def read(epoch: int, student: nn.Module) -> None:
+        with FeatureExtractor(student, ["1"]) as extractor:
+            seen.append(extractor(batches()[0][0]).features["1"].shape)
+
+    run = fit(student, batches(), teacher=teacher, method=Logit() + Feature({"1": "1"}), on_epoch_end=read)
+    assert seen == [(8, 6), (8, 6)]
+    assert len(run.rows) == 2
+
+
+@pytest.mark.parametrize("mark", [-1, -100])
+def test_samples_without_a_label_do_not_count_in_an_accuracy(mark: int) -> None:
+    """Of half of the samples the label is not known; one batch has none."""
+    whole = samples()
+    labels = torch.where(torch.arange(48) % 4 < 2, whole.tensors[1], mark)
+    labels[:8] = mark
+    known = labels >= 0
+    given = list(DataLoader(TensorDataset(whole.tensors[0], labels), 8))
+    loss = nn.CrossEntropyLoss(ignore_index=mark)
+    student, options = net(norm=False), {"device": "cpu", "precision": "fp32"}
+    found = train.evaluate(student, given, loss=loss, **options)
+    wanted = train.evaluate(student, [(whole.tensors[0][known], labels[known])], **options)
+    assert (found.accuracy, found.loss) == pytest.approx((wanted.accuracy, wanted.loss))
+    with pytest.raises(ValueError, match=f"ignore_index={mark}"):
+        train.evaluate(student, given, **options)
+    with pytest.raises(ValueError, match="without a label"):
+        train.evaluate(student, given[:1], loss=loss, **options)
+
+    teacher = net(9, seed=1)
+    method = Logit(alpha=0.5, hard=lambda z, y: F.cross_entropy(z, y, ignore_index=mark, reduction="sum") / len(z))
+    still = Recipe(learning_rate=1e-30, batch_size=8)
+    row = fit(student, given, teacher=teacher, method=method, epochs=1, recipe=still, validation=given).rows[0]
+    assert row["train_accuracy"] == pytest.approx(wanted.accuracy)
+    assert row["validation_accuracy"] == pytest.approx(wanted.accuracy)
+    bare = fit(student, given[:1], teacher=teacher, method=method, epochs=1)
+    assert "train_accuracy" not in bare.rows[0]
+
+
+def test_a_teacher_is_evaluated_on_its_own_inputs() -> None:
+    adapter = Adapter(inputs="table", teacher_inputs="image", labels="species", teacher_logits="answer")
+
+    class Teacher(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"answer": net(seed=1).eval()(x)}
+
+    given = [{"table": torch.zeros(8, 5), "image": x, "species": labels} for x, labels in batches()]
+    options = {"device": "cpu", "precision": "fp32"}
+    found = train.evaluate(Teacher(), given, adapter=adapter, role="teacher", **options)
+    assert found.accuracy == train.evaluate(net(seed=1), batches(), **options).accuracy

@@ -508,7 +508,7 @@ def test_a_layer_that_saw_a_part_of_the_batch_is_refused():
         extractor(torch.zeros(8, 3))
 
 
-def test_a_layer_may_have_the_batch_in_another_place():
+def test_samples_come_first_where_a_layer_has_positions_first():
     class Sequences(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -518,7 +518,8 @@ def test_a_layer_may_have_the_batch_in_another_place():
             return self.first(x.transpose(0, 1)).sum(dim=0)
 
     with FeatureExtractor(Sequences(), ["first"]) as extractor:
-        assert extractor(torch.zeros(8, 3, 2)).features["first"].shape == (3, 8, 2)
+        x = torch.randn(8, 3, 2)
+        assert torch.equal(extractor(x).features["first"], x)
 
 
 def test_a_layer_without_a_gradient_is_warned_about():

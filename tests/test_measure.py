@@ -235,6 +235,8 @@ def test_a_temperature_is_finite_where_there_is_no_best_one():
     logits, labels = torch.eye(3) * 0.01, torch.arange(3)
     assert measure.fit_temperature(logits, labels) == pytest.approx(0.01)  # all right: the sharper the better
     assert measure.fit_temperature(logits, labels.roll(1)) == pytest.approx(100)  # all wrong: the flatter the better
+    for margin in (1, 10):  # in float64 the cross-entropy is then 0 at many temperatures
+        assert measure.fit_temperature(margin * torch.eye(3), labels) == pytest.approx(0.01)
     assert measure.fit_temperature(torch.zeros(3, 3), labels) == 1  # it changes nothing
     for extreme in (1e4 * torch.eye(3), -1e4 * torch.eye(3), 1e-6 * torch.eye(3)):
         assert 0.01 <= measure.fit_temperature(extreme, labels) <= 100

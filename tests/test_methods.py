@@ -904,3 +904,30 @@ def test_create_lets_temperature_alpha_and_options_be_given():
 def test_create_refuses_what_the_methods_refuse(call: Callable[[], Method], error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         call()
+
+
+class Sequences(nn.Module):
+    """One recurrent layer over B x N numbers, which has samples or positions first."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.batch_first = batch_first
+        self.embed, self.rnn, self.head = nn.Embedding(9, 4), nn.GRU(4, 6, batch_first=batch_first), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        found, _ = self.rnn(x if self.batch_first else x.transpose(0, 1))
+        return self.head(found[:, -1] if self.batch_first else found[-1])
+
+
+@pytest.mark.parametrize("loss", ["rkd", "similarity"])
+def test_relations_are_those_of_samples_also_where_positions_come_first(loss: str) -> None:
+    x, method = torch.randint(0, 9, (5, 7), generator=torch.Generator().manual_seed(0)), Relation({"a": "a"}, loss)
+    teacher = ModelOutput(torch.zeros(5, 3), {"a": lin((5, 7, 6), 0.37, 0.2)})
+    found = []
+    for batch_first in (True, False):
+        with FeatureExtractor(Sequences(batch_first), ["rnn[0]"]) as extractor:
+            student = ModelOutput(torch.zeros(5, 3), {"a": extractor(x).features["rnn[0]"]})
+        found.append(torch.stack(list(method(student, teacher, None).values())))
+    torch.testing.assert_close(found[0], found[1])

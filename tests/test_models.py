@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kdlib import files, models
+from kdlib import files, models, train
 from kdlib.models import STEMS
 
 THIN = (8, 20, 32, 56)
@@ -395,6 +395,31 @@ def test_load_weights_sets_every_tensor():
     )
     for name, tensor in source.state_dict().items():
         torch.testing.assert_close(target.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_a_checkpoint_gives_back_the_student_of_the_run(tmp_path: Path, ema_decay: float | None):
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(8, 1, 28, 28, generator=generator), torch.arange(8)) for _ in range(3)]
+    options = {"epochs": 2, "ema_decay": ema_decay, "device": "cpu", "precision": "fp32", "progress": False}
+    run = train.fit(trained(), batches, checkpoint=tmp_path / "built.safetensors", **options)
+    loaded = models.load(tmp_path / "built.safetensors")
+    assert files.fingerprint(loaded.state_dict()) == files.fingerprint(run.student.state_dict())
+
+    own, again = (nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10)) for _ in range(2))
+    path = tmp_path / "own.safetensors"
+    run = train.fit(own, batches, checkpoint=path, **options)
+    with pytest.raises(ValueError, match="models.read_weights"):
+        models.load(path)
+    models.load_weights(again, models.read_weights(path))
+    assert torch.equal(again(batches[0][0]), run.student(batches[0][0]))
+
+
+def test_weights_are_read_from_a_models_file(tmp_path: Path):
+    source, target = trained(0), trained(1)
+    models.save(source, tmp_path / "m.safetensors")
+    models.load_weights(target, models.read_weights(tmp_path / "m.safetensors"))
+    assert files.fingerprint(target.state_dict()) == files.fingerprint(source.state_dict())
 
 
 def broken_weights() -> dict[str, dict[str, torch.Tensor]]:

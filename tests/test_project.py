@@ -170,6 +170,14 @@ def test_notebooks_holds_lessons_and_the_pages_that_they_link_to() -> None:
     assert [name for name in others if not re.search(rf"\]\({re.escape(name)}(#[^)]*)?\)", lessons)] == []
 
 
+def test_the_licence_names_every_folder_with_code() -> None:
+    licence = (ROOT / "LICENSE").read_text("utf-8")
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    folders = {line.partition("/")[0] + "/" for line in listed.splitlines() if "/" in line}
+    assert folders >= {"kdlib/", "course/", "examples/"}
+    assert not [folder for folder in folders if folder not in licence]
+
+
 def test_one_version_is_said_everywhere() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert kdlib.__version__ == version

@@ -76,6 +76,21 @@ def soft(task: str | Task, student: Tensor, teacher: Tensor, labels: Tensor | No
 # -------------------- several labels at once
 
 
+@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), F.binary_cross_entropy_with_logits])
+@pytest.mark.parametrize("method", [HardLabels, Logit])
+def test_binary_cross_entropy_is_refused_where_it_is_the_default(loss: Any, method: Any) -> None:
+    with pytest.raises(ValueError, match="leave hard out.*pos_weight"):
+        Distiller(nn.Linear(2, 3), nn.Linear(2, 3), method(hard=loss), task="multilabel")
+    Distiller(nn.Linear(2, 3), nn.Linear(2, 3), Logit(loss=F.mse_loss, hard=loss), task="regression")
+
+
+def test_a_weight_of_the_labels_that_are_there_is_one_of_the_cross_entropy() -> None:
+    z, y = logits("multilabel"), labels_for("multilabel").float()
+    method = HardLabels(hard=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])))
+    expected = F.binary_cross_entropy_with_logits(z, y, pos_weight=torch.tensor(3.0))
+    torch.testing.assert_close(distil("multilabel", method, z, None, y)[0]["hard"], expected)
+
+
 @pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.float64])
 def test_several_labels_are_binary_cross_entropy(kind: torch.dtype) -> None:
     z, y = logits("multilabel"), labels_for("multilabel")
@@ -192,7 +207,7 @@ def test_what_is_appended_as_padding_changes_neither_loss_nor_gradient(task: str
 def test_every_logit_loss_serves_every_task_with_classes(task: str, loss: str) -> None:
     method = Logit(temperature=2, alpha=0.3, loss=loss)
     if task == "multilabel" and loss in ("dkd", "standardized_kd"):
-        with pytest.raises(ValueError, match=rf"{loss} needs more than the two classes.*'kd'"):
+        with pytest.raises(ValueError, match=rf"{loss} needs more than the two classes.*'kd'\.$"):
             Distiller(nn.Linear(2, 2), nn.Linear(2, 2), method, task=task)
         return
     terms, gradient = distil(task, method, logits(task), logits(task, 1), labels_for(task))
@@ -270,6 +285,20 @@ def test_a_teacher_whose_numbers_would_be_broadcast_is_refused() -> None:
     z, t, y = torch.randn(B, 1), torch.randn(B), torch.randn(B, 1)
     with pytest.raises(ValueError, match=r"student gives.*\(4, 1\), the teacher of \(4,\)"):
         distil("regression", Logit(loss=F.mse_loss, hard=F.mse_loss), z, t, y)
+
+
+@pytest.mark.parametrize(("output", "targets"), [((16, 1), (16,)), ((8, 1, 6, 6), (8, 6, 6)), ((16,), (16, 1))])
+def test_targets_that_would_be_broadcast_are_refused(output: tuple[int, ...], targets: tuple[int, ...]) -> None:
+    network, x, y = Given(torch.randn(output)), torch.zeros(output[0]), torch.randn(targets)
+    options: dict[str, Any] = {"task": "regression", "device": "cpu", "precision": "fp32"}
+    method = HardLabels(hard=lambda z, y: (z - y).square().mean())
+    with pytest.raises(ValueError, match=r"every pair of samples.*labels\.unsqueeze\(1\)"):
+        train.fit(network, [(x, y)], method=method, epochs=1, progress=False, **options)
+    with pytest.raises(ValueError, match=r"every pair of samples.*labels\.unsqueeze\(1\)"):
+        train.evaluate(network, [(x, y)], loss=F.mse_loss, **options)
+    y = y.view(output)
+    train.fit(network, [(x, y)], method=method, epochs=1, progress=False, **options)
+    assert train.evaluate(network, [(x, y)], loss=F.mse_loss, **options).loss > 0
 
 
 def test_numbers_of_any_shape_stay_as_they_are() -> None:
@@ -355,7 +384,7 @@ def test_what_fits_no_task_is_refused_in_a_sentence(name: str) -> None:
     ("labels", "error", "words"),
     [
         (torch.full((B,), C), ValueError, r"lie in 0 \.\. 4"),
-        (torch.full((B,), -100), ValueError, r"lie in 0 \.\. 4.*-100"),
+        (torch.full((B,), -100), ValueError, r"lie in 0 \.\. 4.*ignore_index=-100"),
         (torch.zeros(B, dtype=torch.int32), TypeError, r"int32.*\.long\(\)"),
         (torch.zeros(B + 1, dtype=torch.int64), ValueError, r"\(4,\).*\(5,\)"),
         (torch.full((B, C), 0.5), ValueError, "sums to 1"),

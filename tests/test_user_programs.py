@@ -92,6 +92,10 @@ def loaders() -> dict[str, Any]:
     return {**loop(), "validation_loader": DataLoader(images(16), 8)}
 
 
+def saved() -> dict[str, Any]:
+    return {**loop(), "build_student": lambda: resnet(seed=2)}
+
+
 def pictures() -> dict[str, Any]:
     return {"train_pictures": Pictures(40), "test_pictures": Pictures(10, seed=1)}
 
@@ -166,7 +170,8 @@ def heat() -> dict[str, Any]:
 
 
 def other() -> dict[str, Any]:
-    return {**loop(), "other_classes": resnet(7, seed=1, name="resnet20")}
+    others = {"other_classes": resnet(7, seed=1, name="resnet20"), "other_order": resnet(12, seed=2, name="resnet20")}
+    return {**loop(), **others, "order": [3, 1, 0, 2, 11, 4, 5, 6, 10, 7]}
 
 
 def sequences() -> dict[str, Any]:
@@ -177,6 +182,7 @@ def sequences() -> dict[str, Any]:
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "A loop of your own": loop,
     "A DataLoader, and `fit`": loaders,
+    "Save and load the student": saved,
     "A Dataset of (PIL image, label)": pictures,
     "A DataLoader with mixup": mixing,
     "A teacher from timm": timm,

@@ -162,7 +162,7 @@ def _run(setup: Setup, started: float) -> Report:
 # What a finding explains is not said twice.
 _EXPLAINS = {
     "teacher-mode": ("normalisation", "teacher-smoothing"),
-    "teacher-probabilities": ("teacher-smoothing",),
+    "probabilities": ("teacher-smoothing",),
     "same-view": ("teacher-accuracy", "teacher-pairing"),
     "teacher-fresh": ("teacher-accuracy", "class-order", "normalisation", "teacher-pairing", "teacher-smoothing"),
     "class-order": ("teacher-accuracy", "teacher-worse"),

@@ -22,6 +22,7 @@ Known = Callable[[Tensor, Tensor, Tensor], Tensor]
 # tests/test_doctor_losses.py.
 EXACT = 3e-4
 ROUNDING = 3e-6  # of float32, in the gradient of a loss with a softmax
+LARGEST = 0.05  # residual that may be put down to rounding: beyond, rounding itself would pass for a loss
 TEMPERATURES = torch.logspace(-1, 5, 37, base=2, dtype=torch.float64)  # 0.5 to 32
 ZOOMS = 6  # each narrows the step between temperatures tenfold
 REFINED = 4  # of the losses that fit best on the grid, how many are fitted more closely
@@ -106,8 +107,11 @@ def identify(probes: Sequence[Probe], labels: Tensor | None, temperature: float 
     two of a pair differ by, which no loss on the labels has a part in; then what stands beside it.
     """
     fits = [_on_grid(name, probes, temperature) for name in KNOWN if name not in OTHERS]
-    fits.sort(key=lambda one: one.residual)
-    best = min((_refined(one, probes) for one in fits[:REFINED]), key=lambda one: one.residual)
+    fits.sort(key=_residual)
+    refined = [_refined(one, probes) for one in fits[:REFINED]]
+    # Where rounding may hide which of several it is, it is the most usual: KNOWN begins with that.
+    alike = [one for one in refined if one.residual <= _rounding(probes)]
+    best = min(alike, key=lambda one: list(KNOWN).index(one.name)) if alike else min(refined, key=_residual)
     if best.name == "student softmax twice" and abs(best.temperature - 1) < 1e-3:  # then it is the same
         best = replace(best, name="student softened softmax twice")
     if best.residual > _exact(probes):
@@ -146,11 +150,20 @@ def _tensor(temperature: float) -> Tensor:
     return torch.tensor([temperature], dtype=torch.float64)
 
 
+def _residual(one: Identified) -> float:
+    return one.residual
+
+
 def _exact(probes: Sequence[Probe]) -> float:
+    """The largest residual with which a loss counts as explained."""
+    return min(LARGEST, max(EXACT, _rounding(probes)))
+
+
+def _rounding(probes: Sequence[Probe]) -> float:
     """The largest residual that rounding can leave in the differences, which may be small beside the gradients."""
     gradients = torch.stack([one.gradient for one in probes]).double()
     differences = gradients[::2] - gradients[1::2]
-    return max(EXACT, ROUNDING * float(gradients.norm() / differences.norm().clamp(min=1e-300)))
+    return ROUNDING * float(gradients.norm() / differences.norm().clamp(min=1e-300))
 
 
 def _on_grid(name: str, probes: Sequence[Probe], temperature: float | None) -> Identified:

@@ -44,8 +44,8 @@ def ignored(setup: Setup) -> Finding | None:
     return Finding(
         "loss-ignores-teacher",
         FAULT,
-        "The gradient with respect to the student's logits stays the same to the last digit when the teacher's logits "
-        "are exchanged.",
+        "The gradient with respect to the student's logits changes by less than a hundred-thousandth of itself when "
+        "the teacher's logits are exchanged.",
         "Distillation is off: the student learns from its labels alone, or from nothing, and the loss may fall all "
         "the same.",
         "See that the soft loss is called with the student's logits and the teacher's, in this order and not detached.",

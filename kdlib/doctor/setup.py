@@ -167,8 +167,10 @@ class DistillerSetup(Setup):
         assert self.distiller is not None
 
         def put(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            outputs = dict(zip(ROLES, args, strict=False))
-            return (*(_replaced(outputs[role], logits.get(role)) for role in ROLES), *args[2:])
+            outputs, labels = dict(zip(ROLES, args, strict=False)), args[2]
+            if logits and isinstance(labels, Tensor):  # a sample has many rows, and a probe as few as are put in
+                labels = labels[: len(next(iter(logits.values())))]
+            return (*(_replaced(outputs[role], logits.get(role)) for role in ROLES), labels)
 
         handle = self.distiller.method.register_forward_pre_hook(put)
         try:

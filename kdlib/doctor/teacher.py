@@ -271,7 +271,7 @@ def probabilities(setup: Setup) -> list[Finding]:
         if alike and logits.shape[1] > 1 and _softened(setup, role):
             findings.append(
                 Finding(
-                    f"{role}-probabilities",
+                    "probabilities",
                     FAULT,
                     f"All outputs of the {role} lie in [0, 1] and those of a sample sum to 1, and the loss takes their "
                     "softmax.",

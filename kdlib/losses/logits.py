@@ -107,7 +107,8 @@ def dist(
     T^2 * (inter * (1 - mean_b r_b) + intra * (1 - mean_c r_c)) with Pearson's correlation r of
     softmax(logits / T): r_b between the two rows of a sample (how it ranks the classes), r_c between the
     two columns of a class (how it ranks the samples). Only the pattern counts: mixing a row with the
-    uniform distribution leaves r_b alone.
+    uniform distribution leaves r_b alone. With two classes r_b is 1 or -1 and has no gradient; only intra
+    teaches.
 
     Shapes: both B x C, with C >= 2. Scale: each bracket lies in [0, 2], 0 when perfectly correlated.
     Degenerate: a constant row or column (or a batch of one, whose columns are single numbers) has no
@@ -135,17 +136,23 @@ def standardized_kd(student_logits: Tensor, teacher_logits: Tensor, temperature:
 
     The student is then free in the scale of its logits, which a small model cannot always match.
 
-    Shapes: both B x C, with C >= 2. Scale: nats times T^2, as in kd.
+    Shapes: both B x C, with C >= 3. Scale: nats times T^2, as in kd.
     Degenerate: a constant row (spread below 1e-6 of its values) has z-score 0 and no gradient.
     Gradient: not detached from the teacher, as in kd.
-    Raises: as kd.
+    Raises: as kd; ValueError for fewer than 3 classes.
     Paper: Sun et al. 2024, arXiv:2403.01427.
     Published code disagrees: the paper divides by C in the variance, as here; the authors' code uses
         torch.std, which divides by C - 1 (the same as a temperature larger by sqrt(C / (C - 1))), and
         adds 1e-7 to it.
     """
     student, teacher = _logit_pair(student_logits, teacher_logits)
-    scale = math.sqrt(student.shape[1])  # a centred row of norm sqrt(C) has standard deviation 1
+    classes = student.shape[1]
+    if classes < 3:
+        raise ValueError(
+            f"standardized_kd needs at least 3 classes, got {classes}: the z-scores of two numbers are always -1 and "
+            "1, without gradient; use kd"
+        )
+    scale = math.sqrt(classes)  # a centred row of norm sqrt(C) has standard deviation 1
     return kd(scale * centred_unit(student), scale * centred_unit(teacher), temperature)
 
 
@@ -249,7 +256,13 @@ def _check_labels(labels: Tensor, logits: Tensor) -> None:
     # range stops the program there anyway.
     if labels.device.type == "cpu" and not 0 <= labels.min() <= labels.max() < classes:
         low, high = labels.min().item(), labels.max().item()
-        raise ValueError(f"labels must lie in 0 .. {classes - 1}, got values from {low} to {high}")
+        unlabelled = (
+            f". If {low} marks samples without a label, leave them out, or say so: hard=nn.CrossEntropyLoss("
+            f"ignore_index={low}) for a method, loss= for evaluate"
+        )
+        raise ValueError(
+            f"labels must lie in 0 .. {classes - 1}, got values from {low} to {high}{unlabelled if low < 0 else ''}"
+        )
 
 
 def _check_shares(labels: Tensor, logits: Tensor) -> Tensor:

@@ -503,6 +503,34 @@ def test_dkd_of_two_classes():
         dkd(s[:, :2], t[:, :2], torch.tensor([0, 1, 1, 0]))
 
 
+def test_standardized_kd_of_two_classes():
+    message = (
+        "standardized_kd needs at least 3 classes, got 2: the z-scores of two numbers are always -1 and 1, "
+        "without gradient; use kd"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        standardized_kd(s[:, :2], t[:, :2])
+
+
+def test_standardized_kd_of_three_classes():
+    student = s[:, :3].clone().requires_grad_()
+    loss = standardized_kd(student, t[:, :3])
+    loss.backward()
+    assert loss.item() == pytest.approx(kd_by_hand(z_scores(s[:, :3]), z_scores(t[:, :3]), 2), rel=1e-12)
+    assert student.grad.abs().max() > 1e-3
+
+
+def test_dist_of_two_classes_learns_from_the_columns_alone():
+    gradients = []
+    for inter, intra in ((1, 0), (0, 1), (1, 1)):
+        student = s[:, :2].clone().requires_grad_()
+        dist(student, t[:, :2], inter=inter, intra=intra).backward()
+        gradients.append(student.grad)
+    rows, columns, both = gradients
+    assert rows.abs().max() < 1e-6 < 1e-3 < columns.abs().max()
+    torch.testing.assert_close(both, columns)
+
+
 LABELLED = [lambda labels: dkd(s, t, labels), lambda labels: label_smoothing(s, labels)]
 
 
@@ -522,7 +550,11 @@ def test_bad_labels(call):
         with pytest.raises(ValueError, match=exactly(message)):
             call(bad)
     for bad, low, high in (([0, 1, 2, 5], 0, 5), ([-1, 0, 1, 2], -1, 2), ([-100, 1, 1, 1], -100, 1)):
-        message = f"labels must lie in 0 .. 4, got values from {low} to {high}"
+        advice = (
+            f". If {low} marks samples without a label, leave them out, or say so: hard=nn.CrossEntropyLoss("
+            f"ignore_index={low}) for a method, loss= for evaluate"
+        )
+        message = f"labels must lie in 0 .. 4, got values from {low} to {high}{advice if low < 0 else ''}"
         with pytest.raises(ValueError, match=exactly(message)):
             call(torch.tensor(bad))
 

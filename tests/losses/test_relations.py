@@ -364,7 +364,12 @@ def test_bad_layers(name):
             "{0}[0] (5, 2, 3, 3) and {0}[2] (4, 3, 2, 2) must hold the same batch of samples",
         ),  # fmt: skip # noqa: E501
         ([a, b, c[:, 0, 0, 0]], ValueError, "{}[2] must be batch x features, got shape (5,)"),
-        ([a[:1], b[:1]], ValueError, "{}[0] has 1 sample(s), relations need at least 2"),
+        (
+            [a[:1], b[:1]],
+            ValueError,
+            "{}[0] has 1 sample(s), relations need at least 2: leave out a last batch that is too small, "
+            "DataLoader(..., drop_last=True)",
+        ),
         ([a, 1.0], TypeError, "{}[1] must be a torch.Tensor, got float: use torch.as_tensor"),
     ]
     for call in layer_calls(name):
@@ -702,7 +707,10 @@ def test_bad_batches(loss):
 )
 def test_batches_too_small(loss, name, minimum):
     for size in range(1, minimum):
-        message = f"{name} has {size} sample(s), relations need at least {minimum}"
+        message = (
+            f"{name} has {size} sample(s), relations need at least {minimum}: leave out a last batch that is too "
+            "small, DataLoader(..., drop_last=True)"
+        )
         with pytest.raises(ValueError, match=exactly(message)):
             loss(e_s[:size], e_t[:size])
     assert torch.isfinite(loss(e_s[:minimum], e_t[:minimum]))
