@@ -16,10 +16,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from kdlib.files import write_text
+from kdlib.files import lock, write_text
 
 FILE_NAME = ".kdlib-progress.json"
 STATES = ("tried", "done")
@@ -79,7 +80,11 @@ def read() -> tuple[dict[str, str], str]:
 
 def forget(lesson: str, exercises: Collection[str] | None = None) -> str:
     """Forget exercises of one lesson, such as the quiz, default all; returns "", or a sentence if that failed."""
-    file = path()
+    with _alone() as file:
+        return _forget(file, lesson, exercises)
+
+
+def _forget(file: Path | None, lesson: str, exercises: Collection[str] | None) -> str:
     entries, problem = read()
     of_lesson = {name for name in entries if name.startswith(f"{lesson}.")}
     gone = of_lesson if exercises is None else of_lesson & {f"{lesson}.{one}" for one in exercises}
@@ -95,7 +100,11 @@ def forget(lesson: str, exercises: Collection[str] | None = None) -> str:
 
 def save(lesson: str, exercise: str, state: str) -> str:
     """Store that an exercise was "tried" or "done"; returns "", or a sentence if that failed."""
-    file = path()
+    with _alone() as file:
+        return _save(file, lesson, exercise, state)
+
+
+def _save(file: Path | None, lesson: str, exercise: str, state: str) -> str:
     if file is None:
         return ""
     entries, problem = read()
@@ -112,6 +121,17 @@ def save(lesson: str, exercise: str, state: str) -> str:
     except (OSError, ValueError) as error:
         return f"(Your progress could not be saved: {_reason(error)}. The exercises work without it.)"
     return ""
+
+
+@contextmanager
+def _alone() -> Iterator[Path | None]:
+    """The progress file, which no other process changes inside the block: each writes all that it has read."""
+    file = path()
+    if file is None or (os.path.exists(file) and not os.path.isfile(file)):  # no lock in /dev: nothing is written
+        yield file
+        return
+    with lock(file.with_name(f"{file.name}.lock"), "", wait=True):
+        yield file
 
 
 def _write(file: Path, entries: dict[str, str]) -> None:

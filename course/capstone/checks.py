@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from course.capstone.document import PLACEHOLDER, SECTIONS, Report
@@ -16,6 +16,7 @@ MOST_WORDS = 900
 SAME_STUDENT = 0.01  # by how much the accuracy of a student that was trained again may differ on another machine
 NOTHING = {"", "-", "?", "none", "unknown", "n/a", "not known", "no"}
 VERDICTS = ("BEATS", "LOSES", "INCONCLUSIVE")
+NEGATION = re.compile(r"\b(not|no|neither|nor)\b", re.IGNORECASE)
 TOO_MUCH = re.compile(r"\b(proves?|proven|significant(?:ly)?|certainly|always|guarantees?)\b", re.IGNORECASE)
 UNRELATED = {"--quiet": 0, "--workers": 1, "--cache": 1}  # options of a study that say nothing about its runs
 
@@ -111,6 +112,8 @@ def intervals(report: Report, evidence: Evidence) -> Iterator[str]:
                 f"there is no gain of {name} over hard labels in the column 'gain'. It is {100 * gain.mean:+.2f} "
                 "points."
             )
+        elif written.decimals == 0:
+            yield f"the gain of {name}, {written.text}, needs a decimal or two: gains are smaller than a point."
         elif not written.agrees(100 * gain.mean):
             yield f"the gain of {name}, {written.text} points, is not what the rows say: {100 * gain.mean:+.2f}."
         yield from _interval(name, all_numbers(row.get("interval", "")), gain, evidence)
@@ -121,6 +124,10 @@ def _interval(name: str, written: list[Written], gain: Any, evidence: Evidence) 
     shown = f"{expected[0]:+.2f} to {expected[1]:+.2f}"
     if len(written) != 2:
         yield f"the gain of {name} has no interval. The rows give {shown} points, over {gain.over}."
+        return
+    if any(one.decimals == 0 for one in written):
+        ends = " to ".join(one.text for one in written)
+        yield f"the interval of {name}, {ends}, needs a decimal or two: gains are smaller than a point."
         return
     if all(one.agrees(value) for one, value in zip(written, expected, strict=True)):
         return
@@ -161,13 +168,10 @@ def verdicts(report: Report, evidence: Evidence) -> Iterator[str]:
             yield f"the verdict of {name} is {of_method[name]}, by its interval; the table has {row.get('verdict')!r}."
     text = report.prose("Conclusion")
     sentences = re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
-    named = [(one, [name for name in of_method if _names(name, one)]) for one in sentences]
-    for sentence, methods in named:
-        words = [word for word in VERDICTS if word in sentence]
-        if len(words) == 1 and len(methods) == 1 and of_method[methods[0]] != words[0]:
-            yield f"the conclusion says {words[0]} of {methods[0]}, and its interval says {of_method[methods[0]]}."
-        if re.search(r"\b(beats|outperforms)\b", sentence) and not re.search(r"\b(not|no|neither|nor)\b", sentence):
-            for name in methods:
+    for sentence in sentences:
+        yield from _verdicts_of(sentence, of_method)
+        if re.search(r"\b(beats|outperforms)\b", sentence) and not NEGATION.search(sentence):
+            for name in dict.fromkeys(_named(of_method, sentence)):
                 if of_method[name] != "BEATS":
                     yield (
                         f"the conclusion says that {name} {_claim(sentence)}, and its interval says {of_method[name]}."
@@ -182,13 +186,29 @@ def verdicts(report: Report, evidence: Evidence) -> Iterator[str]:
         )
 
 
+def _verdicts_of(sentence: str, of_method: dict[str, str]) -> Iterator[str]:
+    """The verdicts that a sentence gives to methods and their intervals do not; as many of both belong together."""
+    methods, words = _named(of_method, sentence), re.findall(rf"\b(?:{'|'.join(VERDICTS)})\b", sentence)
+    if len(methods) == len(words):
+        for name, word in zip(methods, words, strict=True):
+            if of_method[name] != word:
+                yield f"the conclusion says {word} of {name}, and its interval says {of_method[name]}."
+        return
+    found = {name: of_method[name] for name in methods}
+    for word in dict.fromkeys(words):
+        if found and word not in found.values() and not NEGATION.search(sentence):
+            intervals = ", ".join(f"{name} {verdict}" for name, verdict in found.items())
+            yield f"the conclusion says {word} of {' and '.join(found)}, and their intervals say: {intervals}."
+
+
 def _claim(sentence: str) -> str:
     found = re.search(r"\b(beats|outperforms)\b", sentence)
     return found[0] if found else ""
 
 
-def _names(name: str, sentence: str) -> bool:
-    return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", sentence) is not None
+def _named(names: Collection[str], sentence: str) -> list[str]:
+    """The methods that a sentence names, in its order and as often as it does."""
+    return [word for word in re.findall(r"[\w+-]+", sentence) if word in names]
 
 
 def conclusion_numbers(report: Report, evidence: Evidence) -> Iterator[str]:

@@ -7,7 +7,7 @@ load_judged()        one search, and four settings in five fresh seeds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -121,16 +121,6 @@ class Proxies:
         """How well a proxy orders all students; KeyError for an unknown one."""
         return bootstrap_tau(proxy, self.values[proxy], self.accuracy)
 
-    def tau_at_equal(self, proxy: str, group: str = "depth") -> Tau:
-        """The same among students of one depth: pairs of different depths are not counted. The depths are pooled."""
-        groups = self.values[group]
-        same = groups[:, None] == groups[None, :]
-
-        def pooled(x: np.ndarray, y: np.ndarray, chosen: np.ndarray) -> float:
-            return _pooled(x, y, same[np.ix_(chosen, chosen)])
-
-        return bootstrap_tau(proxy, self.values[proxy], self.accuracy, pooled)
-
     def difference(self, proxy: str, other: str = "macs") -> tuple[float, float, float]:
         """Tau of one proxy minus tau of another, with its bootstrap interval: the same networks in both."""
         first, second, accuracy = self.values[proxy], self.values[other], self.accuracy
@@ -161,15 +151,11 @@ class Proxies:
         return made.sort_values("macs", ignore_index=True)
 
 
-def bootstrap_tau(name: str, x: np.ndarray, y: np.ndarray, statistic: Callable[..., float] | None = None) -> Tau:
-    """Kendall's tau of two values of the same networks, with its interval.
-
-    statistic: a function of the values of some networks and of their positions; default, tau of all pairs.
-    """
-    measure = statistic or (lambda first, second, _: kendall(first, second))
-    draws = [measure(x[chosen], y[chosen], chosen) for chosen in _resamples(len(x))]
+def bootstrap_tau(name: str, x: np.ndarray, y: np.ndarray) -> Tau:
+    """Kendall's tau of two values of the same networks, with its interval."""
+    draws = [kendall(x[chosen], y[chosen]) for chosen in _resamples(len(x))]
     low, high = np.quantile(draws, (0.025, 0.975))
-    return Tau(name, measure(x, y, np.arange(len(x))), float(low), float(high), len(x))
+    return Tau(name, kendall(x, y), float(low), float(high), len(x))
 
 
 def _resamples(count: int) -> np.ndarray:
@@ -178,12 +164,7 @@ def _resamples(count: int) -> np.ndarray:
 
 def kendall(x: np.ndarray, y: np.ndarray) -> float:
     """Kendall's tau-b; 0 where all values of one side are equal."""
-    return _pooled(x, y, np.ones((len(x), len(x)), dtype=bool))
-
-
-def _pooled(x: np.ndarray, y: np.ndarray, counted: np.ndarray) -> float:
-    """Tau-b over the pairs that are counted."""
-    a, b = (np.sign(side[:, None] - side[None, :]) * counted for side in (x, y))
+    a, b = (np.sign(side[:, None] - side[None, :]) for side in (x, y))
     untied = np.sqrt((a**2).sum() * (b**2).sum())
     return float((a * b).sum() / untied) if untied else 0.0
 

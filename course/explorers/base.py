@@ -10,7 +10,8 @@ from __future__ import annotations
 import html
 import io
 import math
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,7 +39,7 @@ class Explorer:
         inputs()                 the arguments of `compute` for the present values of the controls
         compute(...)             pure and cached
         build(figure)            draws everything once and returns the artists that change: cached and live ones
-        update(result)           updates the artists; calls `invalidate_cache()` if it changed a cached one
+        update(result)           updates the artists, the cached ones by `draw_cached()`
         describe_lines(result)   the text equivalent
         sync_controls()          optional: adapts one control to another
 
@@ -49,12 +50,16 @@ class Explorer:
     name: ClassVar[str] = "Explorer"
     alt: ClassVar[str] = ""  # what the figure shows, whatever the settings
     size: tuple[float, float] = (9.6, 3.3)  # inches of 90 pixels
+    # JupyterLab moves controls in another thread than cells run in. One lock for all explorers, as one playground
+    # pauses another; whoever holds it may enter `plots.style()`, and never the other way round.
+    _lock: ClassVar[Any] = threading.RLock()
 
     def __init__(self, **initial: Any) -> None:
         widgets = _ipywidgets()
         self.busy = False
         self.error = ""
         self._pending = False
+        self._shown: Any = None  # what the cached artists show
         self._background: Any = None  # pixels of all that never changes
         self._cached_background: Any = None  # the same with the cached artists on it
         self.controls: dict[str, Any] = self.make_controls(widgets)
@@ -96,6 +101,18 @@ class Explorer:
         """Update the artists so that they show a result of `compute`."""
         raise NotImplementedError
 
+    def draw_cached(self, shown: Any, draw: Callable[[], None]) -> None:
+        """Call `draw`, which changes cached artists, unless they show the same already; shown: what, as a value.
+
+        An interrupted cell may leave them half drawn. So what they show is forgotten before and noted at the end.
+        """
+        if shown == self._shown:
+            return
+        self._shown = None
+        draw()
+        self.invalidate_cache()
+        self._shown = shown
+
     def invalidate_cache(self) -> None:
         """Mark the cached artists as changed, so that they are drawn again."""
         self._cached_background = None
@@ -111,18 +128,20 @@ class Explorer:
 
     def set(self, **values: Any) -> None:
         """Set controls from code: explorer.set(temperature=2). Raises ValueError for values that are not possible."""
-        self.busy = True  # several controls, one update
-        try:
-            self._set_controls(values)
-        finally:
-            self.busy = False
-            self._on_change()
-        if self.error:
-            raise ValueError(self.error)
+        with self._lock:
+            self.busy = True  # several controls, one update
+            try:
+                self._set_controls(values)
+            finally:
+                self.busy = False
+                self._on_change()
+            if self.error:
+                raise ValueError(self.error)
 
     def describe(self) -> str:
         """The text equivalent of the figure: what it shows now, in words and numbers."""
-        return "\n".join(self.describe_lines(self.compute(*self.inputs())))
+        with self._lock:
+            return "\n".join(self.describe_lines(self.compute(*self.inputs())))
 
     @property
     def state(self) -> dict[str, Any]:
@@ -146,19 +165,20 @@ class Explorer:
     # What happens when a control changes.
 
     def _on_change(self, _change: Any = None) -> None:
-        if self.busy:
-            self._pending = True
-            return
-        self.busy = True
-        try:
-            self._refresh()
-        except Exception as error:
-            # A ValueError has a message for the learner; of any other error the type helps to find the cause.
-            self._show_error(str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
-        else:
-            self._show_error("")
-        finally:
-            self.busy = False
+        with self._lock:
+            if self.busy:
+                self._pending = True
+                return
+            self.busy = True
+            try:
+                self._refresh()
+            except Exception as error:
+                # A ValueError has a message for the learner; of any other error the type helps to find the cause.
+                self._show_error(str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+            else:
+                self._show_error("")
+            finally:
+                self.busy = False
 
     def _refresh(self) -> None:
         self._pending = True

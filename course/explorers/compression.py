@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BARS = ("bytes", "zipped_bytes", "macs", "time")
 BAR_LABELS = ("bytes", "zipped", "MACs", "time")
+BARS_END, MOST_BESIDE = 150, 115  # per cent: where their axis ends, and up to where a number has room beside its bar
 WORDS = {"bytes": "bytes", "zipped_bytes": "zipped bytes", "macs": "MACs"}
 
 
@@ -55,7 +56,6 @@ class Compression(Explorer):
     ) -> None:
         self.results = compression_results.load() if results is None else results
         self.latency = tuple(sorted((latency or {}).items()))
-        self._drawn = ""  # the cost whose map is drawn
         super().__init__(**initial)
 
     def make_controls(self, widgets: Any) -> dict[str, Any]:
@@ -127,7 +127,8 @@ class Compression(Explorer):
         self._bars = list(axes.barh(positions, [100.0] * len(BARS), 0.6, color=plots.NEUTRAL.colour))
         self._texts = [axes.text(1, y, "", va="center", fontsize=9) for y in positions]
         axes.set_yticks(positions, BAR_LABELS)
-        axes.set(xlim=(0, 150), ylim=(len(BARS) - 0.5, -0.5), xlabel="share of the whole ResNet-20 (%)", ylabel="cost")
+        axes.set(xlim=(0, BARS_END), ylim=(len(BARS) - 0.5, -0.5))
+        axes.set(xlabel="share of the whole ResNet-20 (%)", ylabel="cost")
         axes.set_xticks([0, 25, 50, 75, 100])
         axes.grid(visible=False, axis="y")
         return [*self._bars, *self._texts]
@@ -139,15 +140,16 @@ class Compression(Explorer):
 
     def update(self, result: Choice) -> None:
         cost, network = self.state["cost"], result.network
-        if cost != self._drawn:
-            self._drawn = cost
-            self._update_cached(cost)
-            self.invalidate_cache()
+        self.draw_cached(cost, lambda: self._update_cached(cost))
         self._ring.set_data([network.cost(cost)], [network.accuracy])
         for bar, text, share in zip(self._bars, self._texts, result.shares, strict=True):
-            bar.set_width(100 * (share or 0))
-            text.set_x(100 * (share or 0) + 3)
-            text.set_text("not measured" if share is None else f"{100 * share:.0f} %")
+            width = 100 * (share or 0)
+            bar.set_width(width)
+            text.set_text("not measured" if share is None else f"{width:.0f} %")
+            if width <= MOST_BESIDE:
+                text.set(x=width + 3, ha="left", color=plots.INK)
+            else:  # no room beside the bar, which may end beyond the axis
+                text.set(x=min(width, BARS_END) - 3, ha="right", color="white")
 
     def _update_cached(self, cost: str) -> None:
         for points, (_, _, members) in zip(self._points, self._groups, strict=True):

@@ -85,7 +85,6 @@ class Cost(Explorer):
     def __init__(self, networks: Sequence[TimedNetwork] | None = None, **initial: Any) -> None:
         self.networks = tuple(time_networks() if networks is None else networks)
         self.latency_model = LatencyModel.fit(self.networks)
-        self._drawn_limits: list[float | None] | None = None
         super().__init__(**initial)
 
     def make_controls(self, widgets: Any) -> dict[str, Any]:
@@ -166,10 +165,7 @@ class Cost(Explorer):
         budget = DEVICES[self.state["device"]]
         milliseconds = budget.seconds and 1e3 * budget.seconds
         limits = [budget.macs, milliseconds, budget.weight_bytes]
-        if limits != self._drawn_limits:
-            self._drawn_limits = limits
-            self._move_limits(limits)
-            self.invalidate_cache()
+        self.draw_cached(limits, lambda: self._move_limits(limits))
 
     def _move_limits(self, limits: Sequence[float | None]) -> None:
         """The lines of the limits, and what lies beyond them shaded; both are hidden where there is no limit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -154,7 +155,7 @@ class Ensemble(Explorer):
         (self._ring,) = right.plot([0.0], [0.0], color=plots.INK, **ring)
         self._right.set_label("right")
         self._wrong.set_label("wrong together")
-        right.set(xlim=(-0.05, 2.0), ylim=(-0.03, 1.03 * most))
+        right.set(xlim=(-0.05, 1.03 * math.log(len(classes))), ylim=(-0.03, 1.03 * most))
         right.set(xlabel="mean entropy of the teachers (nats)", ylabel="disagreement (nats)")
         plots.legend(right, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handlelength=1)
         return [], [self._picture, *self._bars, *self._marks, self._right, self._wrong, self._ring]

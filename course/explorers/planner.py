@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 40  # experiments in the left panel
+GAINS, ARROW = (-2.0, 3.0), 0.05  # points: the axis of the left panel, and the room for an arrow at its ends
 SEEDS = tuple(range(2, 21))
 IMAGES = (500, 1_000, 2_000, 5_000, 10_000, 50_000)
 WANTED = 80  # of 100 experiments: the usual aim
@@ -42,8 +43,9 @@ class Planner(Explorer):
     alt = (
         "Left: forty intervals below each other, one for each simulated experiment, blue circles where the verdict is "
         "BEATS, grey diamonds for INCONCLUSIVE, orange-red squares for LOSES; a solid line at zero, a dotted one at "
-        "the true gain. Right: a rising line, the experiments of 100 with the right verdict against the number of "
-        "seeds, with a ring at the chosen one and a dashed line at 80."
+        "the true gain, triangles at the ends of the axis for means beyond it. Right: a rising line, the experiments "
+        "of 100 with the right verdict against the number of seeds, with a ring at the chosen one and a dashed line "
+        "at 80."
     )
     size = (10.4, 4.2)
 
@@ -93,7 +95,9 @@ class Planner(Explorer):
             look = role.line(label, linestyle="", markersize=4)
             (points,) = left.plot([], [], **look)
             self._points.append(points)
-        left.set(xlim=(-2, 3), ylim=(SHOWN, -1), xlabel="gain (points of accuracy)", ylabel="experiment")
+        # At the ends of the axis, for means beyond it.
+        self._beyond = [left.scatter([], [], s=30, marker=marker) for marker in ("<", ">")]
+        left.set(xlim=GAINS, ylim=(SHOWN, -1), xlabel="gain (points of accuracy)", ylabel="experiment")
         plots.legend(left, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, columnspacing=1, handlelength=1.2)
         right.axhline(WANTED, color=plots.INK, linestyle="--", linewidth=1)
         (self._power,) = right.plot(SEEDS, [0] * len(SEEDS), color=plots.INK, marker=".", linewidth=1.5)
@@ -101,17 +105,22 @@ class Planner(Explorer):
         (self._ring,) = right.plot([SEEDS[0]], [0], color=plots.INK, **ring)
         right.set(xlim=(1, 21), ylim=(-3, 103), xlabel="seeds", ylabel="right verdicts (of 100 experiments)")
         right.set_xticks([2, 5, 10, 15, 20])
-        return [], [self._intervals, *self._points, self._truth, self._power, self._ring]
+        return [], [self._intervals, *self._points, *self._beyond, self._truth, self._power, self._ring]
 
     def update(self, result: Outcome) -> None:
         shown, rows = result.shown, np.arange(SHOWN)
         ends = np.stack([np.stack([shown.low, rows], 1), np.stack([shown.high, rows], 1)], 1)
-        colours = {value: role.colour for value, _, role in VERDICTS}
+        by_verdict = {value: role.colour for value, _, role in VERDICTS}
+        colours = np.array([by_verdict[int(value)] for value in shown.verdicts])
         self._intervals.set_segments(list(ends))
-        self._intervals.set_color([colours[int(value)] for value in shown.verdicts])
+        self._intervals.set_color(colours.tolist())
+        beyond = (shown.mean < GAINS[0], shown.mean > GAINS[1])
         for points, (value, _, _) in zip(self._points, VERDICTS, strict=True):
-            chosen = shown.verdicts == value
+            chosen = (shown.verdicts == value) & ~beyond[0] & ~beyond[1]
             points.set_data(shown.mean[chosen], rows[chosen])
+        for arrows, chosen, end in zip(self._beyond, beyond, (GAINS[0] + ARROW, GAINS[1] - ARROW), strict=True):
+            arrows.set_offsets(np.stack([np.full(chosen.sum(), end), rows[chosen]], 1))
+            arrows.set_facecolor(colours[chosen].tolist())
         self._truth.set_xdata([result.plan.gain] * 2)
         self._power.set_ydata(result.powers)
         self._ring.set_data([result.plan.seeds], [result.powers[SEEDS.index(result.plan.seeds)]])

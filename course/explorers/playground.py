@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -59,7 +58,6 @@ class Playground(Explorer):
         "around points with a wrong label. Right: two small plots of accuracy and loss against the training step."
     )
     size = SIZE
-    _lock: ClassVar[Any] = threading.RLock()  # JupyterLab moves controls in another thread than cells run in
     _running_playground: ClassVar[weakref.ref[Playground] | None] = None
 
     def __init__(self, steps: int = 600, **initial: Any) -> None:
@@ -125,8 +123,7 @@ class Playground(Explorer):
         return self._drawing.cached_artists, self._drawing.live_artists
 
     def update(self, result: Training) -> None:
-        if self._drawing.update(result, self.steps):
-            self.invalidate_cache()
+        self._drawing.update(result, self.steps, self.invalidate_cache)
         self._progress.value = self._progress_text()
 
     def describe_lines(self, result: Training) -> list[str]:
@@ -149,18 +146,6 @@ class Playground(Explorer):
 
     def __repr__(self) -> str:
         return f"{super().__repr__()}; step {self.training.step}"
-
-    def set(self, **values: Any) -> None:
-        with self._lock:
-            super().set(**values)
-
-    def describe(self) -> str:
-        with self._lock:
-            return super().describe()
-
-    def _on_change(self, change: Any = None) -> None:
-        with self._lock:
-            super()._on_change(change)
 
     def _refresh(self) -> None:
         steps, self._steps_due = self._steps_due, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,16 +59,20 @@ class PlaygroundFigure:
             *self.curves.artists,
         ]
 
-    def update(self, training: Training, steps: int) -> bool:
-        """Update the artists; returns whether cached ones changed. steps: of one run, for the x axis of the plots."""
+    def update(self, training: Training, steps: int, invalidate_cache: Callable[[], None]) -> None:
+        """Update the artists. steps: of one run, for the x axis of the plots. invalidate_cache: if cached ones changed.
+
+        As a cell may be interrupted anywhere, what cached artists show is forgotten before they change, and noted last.
+        """
         row, (teacher, baseline, distilled) = training.evaluate(), self.panels
-        cached_changed = self.curves.update(training, steps)
+        self.curves.update(training, steps, invalidate_cache)
         if training.teacher_map is not self._shown_teacher_map:
-            self._shown_teacher_map, cached_changed = training.teacher_map, True
-            sample = training.teacher.sample
+            self._shown_teacher_map, sample = None, training.teacher.sample
             teacher.show_map(training.teacher_map)
             teacher.show_points(sample.points[:TEACHER_POINTS_SHOWN], sample.labels[:TEACHER_POINTS_SHOWN])
             teacher.numbers.set_text(f"right {row.teacher_accuracy:.1%}")
+            invalidate_cache()
+            self._shown_teacher_map = training.teacher_map
         soft_colours = mix_colours(training.soft_labels().numpy())
         wrong = training.sample.points[training.sample.labels != training.sample.true_labels]
         for panel, probabilities in zip((baseline, distilled), training.student_maps(), strict=True):
@@ -81,7 +86,6 @@ class PlaygroundFigure:
             (distilled, row.distilled_accuracy, row.distilled_agreement),
         ):
             panel.numbers.set_text(f"right {accuracy:.1%}, as teacher {agreement:.1%}")
-        return cached_changed
 
 
 class _DecisionMap:
@@ -157,8 +161,8 @@ class _Curves:
         self._last_step = 0
         self.artists: list[Artist] = [*self.accuracies, *self._hard_losses, self._soft_loss]
 
-    def update(self, training: Training, steps: int) -> bool:
-        """Update the lines; returns whether the x axis changed."""
+    def update(self, training: Training, steps: int, invalidate_cache: Callable[[], None]) -> None:
+        """Update the lines, and the x axis, which is cached."""
         rows = training.rows
         x = [row.step for row in rows]
         networks = ("teacher", "baseline", "distilled")
@@ -169,10 +173,11 @@ class _Curves:
             line.set_data(x, values)
         width = min(steps, MAX_STEPS_SHOWN)
         last_step = max(1, -(-training.step // width)) * width
-        changed, self._last_step = last_step != self._last_step, last_step
-        if changed:
+        if last_step != self._last_step:
+            self._last_step = 0
             self.bottom.set(xlim=(0, last_step), xticks=(0, last_step // 2, last_step))
-        return changed
+            invalidate_cache()
+            self._last_step = last_step
 
 
 def _add_axes(figure: Figure, box: tuple[float, float, float, float], **options: Any) -> Axes:

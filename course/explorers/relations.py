@@ -141,7 +141,6 @@ class Relations(Explorer):
         for axes in (gap, space):
             axes.axis("off")
         self._axes = (left, right, trend)
-        self._drawn: tuple[str, str, str] | None = None
         self._roles = plots.roles_for(list(self.students))
         self._maps = [axes.imshow(np.zeros((2, 2)), aspect="auto", interpolation="nearest") for axes in (left, right)]
         look = {"fontweight": "bold", "color": plots.TEACHER.colour}
@@ -186,10 +185,8 @@ class Relations(Explorer):
 
     def update(self, result: RelationView) -> None:
         _, relation, layers, student, snapshot = self.inputs()
-        if (relation, layers, student) != self._drawn:
-            self._drawn = (relation, layers, student)
-            self._update_cached(result, RELATIONS[relation], layers)
-            self.invalidate_cache()
+        drawn = (relation, layers, student)
+        self.draw_cached(drawn, lambda: self._update_cached(result, RELATIONS[relation], layers))
         self._show_matrix(1, result.student, result, RELATIONS[relation])
         self._titles[1].set(text=f"{student}, {snapshot}", color=self._roles[student].colour)
         step = self.snapshots.index(snapshot)

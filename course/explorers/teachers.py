@@ -60,7 +60,6 @@ class Teachers(Explorer):
 
     def __init__(self, results: TeacherResults | None = None, **initial: Any) -> None:
         self.results = teacher_results.load() if results is None else results
-        self._drawn = ("", "")  # student and measure whose map is drawn
         super().__init__(**initial)
 
     def make_controls(self, widgets: Any) -> dict[str, Any]:
@@ -171,12 +170,9 @@ class Teachers(Explorer):
         self._seeds.set_ylim(min(scores) - 0.5, max(scores) + 0.5)
 
     def update(self, result: Choice) -> None:
-        state = self.state
-        if (state["student"], state["measure"]) != self._drawn:
-            self._drawn = state["student"], state["measure"]
-            self._move_map(*self._drawn)
-            self.invalidate_cache()
-        x = plots.axis_value(result.facts.measure(state["measure"]), state["measure"])
+        student, measure = self.state["student"], self.state["measure"]
+        self.draw_cached((student, measure), lambda: self._move_map(student, measure))
+        x = plots.axis_value(result.facts.measure(measure), measure)
         self._ring.set_data([x], [result.gain.comparison.mean])
         seeds = sorted(result.hard.accuracies)
         hard = [result.hard.accuracies[seed] for seed in seeds]

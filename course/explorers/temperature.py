@@ -103,7 +103,6 @@ class Temperature(Explorer):
 
     def build(self, figure: Figure) -> tuple[Iterable[Artist], Iterable[Artist]]:
         self._axes = figure.subplots(1, 4, width_ratios=(0.7, 1.25, 1.3, 1.3))
-        self._drawn: Any = None  # the image or logits whose curves are drawn
         parts = [self._build_image(), self._build_bars(), self._build_effective_classes(), self._build_gradient()]
         cached = [artist for artists, _ in parts for artist in artists]
         return cached, [artist for _, artists in parts for artist in artists]
@@ -154,10 +153,7 @@ class Temperature(Explorer):
     def update(self, result: Softened) -> None:
         logits, temperature = self.inputs()
         source = (logits, self._is_typed, self.state["picture"])
-        if source != self._drawn:
-            self._drawn = source
-            self._update_cached(logits)
-            self.invalidate_cache()
+        self.draw_cached(source, lambda: self._update_cached(logits))
         for number, patch in enumerate(self._bars):
             patch.set_width(result.probabilities[number] if number < len(logits) else 0.0)
         self._marker.set_data([temperature], [result.effective_classes])

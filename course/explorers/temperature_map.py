@@ -49,7 +49,6 @@ class TemperatureMap(Explorer):
 
     def __init__(self, results: Results | None = None, **initial: Any) -> None:
         self.results = study.results("grid") if results is None else results
-        self._drawn = ""  # the metric whose map is drawn
         super().__init__(**initial)
 
     def make_controls(self, widgets: Any) -> dict[str, Any]:
@@ -108,10 +107,7 @@ class TemperatureMap(Explorer):
 
     def update(self, result: CellDetails) -> None:
         metric, alpha, temperature = self.state.values()
-        if metric != self._drawn:
-            self._drawn = metric
-            self._update_cached(metric)
-            self.invalidate_cache()
+        self.draw_cached(metric, lambda: self._update_cached(metric))
         row, column = self._heatmap.positions[alpha, temperature]
         self._selection.set_xy((column - 0.49, row - 0.49))
         for points, estimate in ((self._seeds, result.value), (self._baseline, result.baseline)):

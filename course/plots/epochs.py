@@ -35,8 +35,9 @@ def accuracy_by_epoch(results: Results, methods: Sequence[str] | None = None) ->
     right.axhline(0, color=BASELINE.colour, linestyle=BASELINE.linestyle)
     left.set(xlabel="epoch", ylabel="validation accuracy (%)")
     right.set(xlabel="epoch", ylabel=f"ahead of {results.title(results.baseline)} (points)")
-    seeds = ", ".join(map(str, _seeds(curves)))
-    fig.suptitle(f"{describe_networks(results)}; seeds {seeds}, a line each", x=0.01, ha="left", fontsize=10)
+    known = _seeds(curves)
+    seeds = f"seeds {', '.join(map(str, known))}, a line each" if len(known) > 1 else f"seed {known[0]}"
+    fig.suptitle(f"{describe_networks(results)}; {seeds}", x=0.01, ha="left", fontsize=10)
     fig.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9, handlelength=3)
     return fig
 

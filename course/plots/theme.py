@@ -25,6 +25,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -123,16 +124,24 @@ STYLE: dict[Any, Any] = {
     "image.cmap": "cividis",
 }
 
+# matplotlib's settings are those of the whole process, and JupyterLab moves controls in another thread than cells run
+# in: a thread that entered `style()` while another is inside would take the course's look for the settings before.
+# Who also needs an explorer's lock takes that one first.
+_LOCK = threading.RLock()
+
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Inside the block new axes and texts have the course's look; afterwards matplotlib's settings are as before."""
+    """Inside the block new axes and texts have the course's look; afterwards matplotlib's settings are as before.
+
+    One thread at a time is inside, and others wait: so do not move an explorer's controls inside the block.
+    """
     from cycler import cycler
     from matplotlib import rc_context
 
     unnamed = (OTHER, NEUTRAL, OTHER.variant(1), NEUTRAL.variant(1))  # lines that were given no role
     cycle = cycler(color=[role.colour for role in unnamed], linestyle=[role.linestyle for role in unnamed])
-    with rc_context({**STYLE, "axes.prop_cycle": cycle}):
+    with _LOCK, rc_context({**STYLE, "axes.prop_cycle": cycle}):
         yield
 
 

@@ -78,14 +78,15 @@ class Quiz:
         chosen, how = one.key.parse(letter)
         if chosen is None:
             return wrap(f"This is not an answer yet. {how}")
-        problem = self._keep(one, chosen)
+        note = self.keep(number, chosen)
         verdict = "Right" if chosen == one.correct else "Wrong"
         text = f"{verdict}: {chosen}) {one.key.by_letter[chosen].text}\n\n{one.key.explanations(one.correct)}"
         read = f"Read again: {self.where(one)}." if chosen != one.correct else ""
-        return wrap("\n\n".join(filter(None, (text, read, problem))))
+        return wrap("\n\n".join(filter(None, (text, read, note))))
 
-    def _keep(self, one: QuizQuestion, letter: str) -> str:
-        """Store the first answer of this round; returns "", or a sentence for the learner."""
+    def keep(self, number: int, letter: str) -> str:
+        """Store an answer, unless another one counts already; returns "", or a sentence for the learner."""
+        one = self.question(number)
         if one.name in self._round or self.states[one.name] == RIGHT:
             return "(Your first answer counts; this one is not stored.)"
         self._round.add(one.name)

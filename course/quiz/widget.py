@@ -73,8 +73,8 @@ class Controls:
     def _on_button(self, _button: Any) -> None:
         number = self.number.value
         if self.button.description == "Answer":
-            self.quiz.grade(number, self.letters.value)
-            self.feedback.value = f'<div role="status" aria-live="polite">{self._explained(number)}</div>'
+            note = self.quiz.keep(number, self.letters.value)
+            self.feedback.value = f'<div role="status" aria-live="polite">{self._explained(number, note)}</div>'
             self._fill_list()
             self.button.description = "Next question"
             return
@@ -85,8 +85,8 @@ class Controls:
         report = html.escape(self.quiz.report_text())
         self.feedback.value = f'<div role="status"><pre style="line-height: 1.3">{report}</pre></div>'
 
-    def _explained(self, number: int) -> str:
-        """The verdict in bold, then every option with its explanation, and what to read again."""
+    def _explained(self, number: int, note: str) -> str:
+        """The verdict in bold and what to read again, then every option with its explanation, and the note if any."""
         one, chosen = self.quiz.question(number), self.letters.value
         verdict = "Right" if chosen == one.correct else f"Wrong. Read again: {self.quiz.where(one)}"
         rows = []
@@ -95,4 +95,5 @@ class Controls:
             weight = "600" if letter == chosen else "400"
             explanation = html.escape(option.explanation)
             rows.append(f'<span style="font-weight: {weight}">{letter}) {word}:</span> {explanation}')
-        return f"{PARAGRAPH}<b>{html.escape(verdict)}.</b></p>{PARAGRAPH}{'<br>'.join(rows)}</p>"
+        paragraphs = [f"<b>{html.escape(verdict)}.</b>", "<br>".join(rows), *([html.escape(note)] if note else [])]
+        return "".join(f"{PARAGRAPH}{text}</p>" for text in paragraphs)

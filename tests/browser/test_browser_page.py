@@ -231,7 +231,7 @@ def test_all_test_pictures_at_once(opened: Any, both: list[nn.Module], shown: tu
     right = [int((one == shown[1]).sum()) for one in answers]
     same = int((answers[0] == answers[1]).sum())
     said = opened.locator("#exam-result").inner_text()
-    assert said.startswith(f"Teacher {right[0]} right, student {right[1]} (float); they agree on {same}.")
+    assert said.startswith(f"{TEACHER} {right[0]} right, small {right[1]} (float); they agree on {same}.")
 
 
 def test_another_student(opened: Any) -> None:

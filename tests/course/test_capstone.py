@@ -195,6 +195,11 @@ FAULTY: dict[str, tuple[Callable[[str], str], str]] = {
     "no interval": (put("kd", 4, ""), r"^Intervals: the gain of kd has no interval"),
     "an interval from nowhere": (put("kd", 4, "+2.90 to +3.10"), r"^Intervals: .* does not follow from the rows"),
     "no gain": (put("kd", 3, ""), r"^Intervals: there is no gain of kd"),
+    "a gain in whole points": (put("kd", 3, "+3"), r"^Intervals: the gain of kd, \+3, needs a decimal"),
+    "an interval in whole points": (
+        put("kd", 4, "+1 to +5"),
+        r"^Intervals: the interval of kd, \+1 to \+5, needs a decimal",
+    ),
     "another gain": (put("kd", 3, "+9.99"), r"^Intervals: the gain of kd, \+9.99 points, is not what the rows say"),
     "the control is left out": (
         without_line("| shuffled |"),
@@ -255,6 +260,45 @@ def test_one_fault_is_refused_and_named(name: str, good: Path, tmp_path: Path) -
     found = faults(path)
     assert len(found) == 1, found
     assert re.search(message, found[0]), found
+
+
+def with_conclusion(text: str) -> list[str]:
+    """The faults of another conclusion of the shipped example, in which kd LOSES."""
+    report = capstone.read_report(EXAMPLE)
+    changed = replace(report, sections={**report.sections, "Conclusion": f"{text}\n"})
+    return [one for one in capstone.check(changed, capstone.read_evidence(report)) if one.startswith("Verdicts")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kd BEATS hard labels, and the control shuffled LOSES.",
+        "label-smoothing is INCONCLUSIVE, kd BEATS hard labels.",
+        "kd BEATS hard labels (INCONCLUSIVE: label-smoothing).",
+        "kd BEATS hard labels: with kd one gets further.",
+        "Unlike shuffled, kd BEATS hard labels.",
+    ],
+)
+def test_a_wrong_verdict_is_found_beside_other_methods_and_verdicts(text: str) -> None:
+    (fault,) = with_conclusion(text)
+    assert re.match(r"Verdicts: the conclusion says BEATS of .*\bkd\b", fault)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kd LOSES, shuffled LOSES and label-smoothing is INCONCLUSIVE.",
+        "kd, unlike label-smoothing, LOSES.",
+        "Both kd and shuffled, the control: LOSES.",
+        "Neither kd nor shuffled BEATS hard labels. So kd LOSES.",
+    ],
+)
+def test_right_verdicts_may_stand_in_one_sentence(text: str) -> None:
+    assert with_conclusion(text) == []
+
+
+def test_the_verdicts_of_the_shipped_example_are_right() -> None:
+    assert with_conclusion(capstone.read_report(EXAMPLE).sections["Conclusion"]) == []
 
 
 def test_the_best_seed_is_recognized(good: Path, tmp_path: Path) -> None:

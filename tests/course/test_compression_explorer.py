@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from PIL import Image
 from test_compression_results import write_sweep, write_trained
 
@@ -119,6 +120,21 @@ def test_ring_and_bars_are_drawn_where_they_are(results: CompressionResults) -> 
     assert (explorer._bars[3].get_width(), explorer._texts[3].get_text()) == (0, "not measured")
     left, right = explorer._map.get_xlim()
     assert all(left < other.macs < right for other in results.by_key.values())
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99, 1.15, 1.2, 1.3, 1.5, 1.7, 30.0])
+def test_a_number_lies_beside_its_bar_or_on_it_and_within_the_axes(results: CompressionResults, share: float) -> None:
+    explorer = explorers.Compression(results, {"channels": share}, way="channels")
+    axes = explorer.figure.axes[1]
+    bar, text = axes.patches[-1], axes.texts[-1]
+    assert text.get_text() == f"{100 * share:.0f} %"
+    first, last = axes.transData.inverted().transform(text.get_window_extent())[:, 0]
+    left, right = axes.get_xlim()
+    assert left < first < last < right
+    is_on_the_bar = last < bar.get_width()
+    assert is_on_the_bar or bar.get_width() < first
+    colours = np.array([to_rgb(one) for one in (text.get_color(), bar.get_facecolor() if is_on_the_bar else "white")])
+    assert np.abs(np.diff(colours, axis=0)).min() > 0.5
 
 
 def test_the_text_has_all_four_scales_and_the_verdict(explorer: explorers.Compression) -> None:

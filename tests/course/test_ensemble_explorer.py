@@ -138,6 +138,17 @@ def test_disagreement_is_nothing_for_one_and_the_logarithm_of_two_for_two_sure_o
     assert alone.together.argmax() == 0
 
 
+def test_teachers_that_know_nothing_lie_within_the_axes(dataset: InMemoryDataset) -> None:
+    nothing = torch.zeros(COUNT, 10)
+    classes = [f"class {number}" for number in range(10)]
+    explorer = explorers.Ensemble({"one": nothing, "other": nothing}, dataset, classes)
+    axes = explorer.figure.axes[2]
+    left, right = axes.get_xlim()
+    entropies = np.concatenate([line.get_xdata() for line in axes.lines])
+    assert entropies.max() == pytest.approx(math.log(10))
+    assert ((left < entropies) & (entropies < right)).all()
+
+
 def test_entropy_is_that_of_a_fair_coin_and_of_a_sure_thing() -> None:
     torch.testing.assert_close(entropy(torch.tensor([[0.5, 0.5], [1.0, 0.0]])), torch.tensor([math.log(2), 0.0]))
 

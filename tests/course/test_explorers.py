@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -255,6 +257,82 @@ def test_set_moves_what_depends_on_another_control_after_it() -> None:
         assert explorer.error
         explorer.set(show=teacher_sees.ALL)
         assert not explorer.error
+
+
+def test_a_control_that_another_thread_moves_at_the_end_of_an_update_is_not_lost() -> None:
+    """JupyterLab moves controls in another thread than cells run in."""
+    explorer = make("Temperature")
+    explorer.controls["logits"].value = "none"
+    assert explorer.error
+    slider = threading.Thread(target=lambda: setattr(explorer.controls["temperature"], "value", 8.0))
+
+    def move(_change: Any) -> None:
+        slider.start()
+        slider.join(0.5)  # it may have to wait for this update
+
+    explorer.view.children[1].observe(move, names="value")  # the status line, cleared last of all
+    explorer.set(logits="")
+    slider.join(10)
+    assert explorer.state["temperature"] == 8
+    assert explorer.png() == make("Temperature", **explorer.state).png()
+
+
+def test_a_cell_and_a_control_never_draw_at_the_same_time() -> None:
+    explorer, at_once, most = make("Temperature"), 0, 0
+    has_begun, describe_lines = threading.Event(), explorer.describe_lines
+
+    def slow(result: Any) -> list[str]:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        has_begun.set()
+        time.sleep(0.2)
+        at_once -= 1
+        return describe_lines(result)
+
+    explorer.describe_lines = slow
+    slider = threading.Thread(target=lambda: setattr(explorer.controls["temperature"], "value", 8.0))
+    slider.start()
+    assert has_begun.wait(10)
+    explorer.set(picture=2)
+    slider.join(10)
+    assert most == 1
+    assert explorer.state == {"picture": 2, "temperature": 8.0, "logits": ""}
+    assert explorer.png() == make("Temperature", **explorer.state).png()
+
+
+def interrupt(explorer: explorers.Explorer, **values: Any) -> None:
+    """Set controls in a cell that is interrupted while the picture is drawn."""
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explorer, "invalidate_cache", stop)
+        with pytest.raises(KeyboardInterrupt):
+            explorer.set(**values)
+
+
+@pytest.mark.parametrize("goes_back", [False, True])
+@pytest.mark.parametrize(
+    ("name", "rarely", "often"),
+    [
+        ("Compression", {"cost": "macs"}, {"way": "int8"}),
+        ("Cost", {"device": "microcontroller, 250 kB"}, {"depth": 56}),
+        ("Teachers", {"measure": "size"}, {"teacher": "resnet50-fashion"}),
+        ("Temperature", {"picture": 2}, {"temperature": 8.0}),
+        ("TemperatureMap", {"metric": "agreement with the teacher"}, {"temperature": 1.0}),
+    ],
+)
+def test_after_an_interrupted_cell_the_picture_fits_the_controls(
+    name: str, rarely: dict[str, Any], often: dict[str, Any], goes_back: bool
+) -> None:
+    """rarely, often: a control that changes what is cached as pixels, and one that does not."""
+    explorer = make(name)
+    before = {control: explorer.state[control] for control in rarely}
+    interrupt(explorer, **rarely)
+    explorer.set(**(before if goes_back else {}), **often)
+    assert explorer.png() == make(name, **explorer.state).png()
 
 
 def test_set_names_the_possible_values(untouched: explorers.Explorer) -> None:

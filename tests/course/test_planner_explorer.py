@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 from PIL import Image
 
 from course import explorers, planning, plots
@@ -107,6 +108,20 @@ def test_intervals_points_and_ring_are_drawn_where_they_are(explorer: explorers.
     assert list(explorer._truth.get_xdata()) == [0.6, 0.6]
     ring = [float(values[0]) for values in explorer._ring.get_data()]
     assert ring == pytest.approx([4, planning.power(Plan(0.6, 0.3, 4))])
+
+
+def test_means_beyond_the_axis_are_marked_at_its_ends(explorer: explorers.Planner) -> None:
+    plan = {"gain": 2.0, "spread": 1.0, "seeds": 2}
+    means = planning.simulate(Plan(*plan.values()), SHOWN, 1).mean
+    axes = explorer.figure.axes[0]
+    left, right = axes.get_xlim()
+    assert (means > right).any()
+    explorer.set(**plan)
+    points = [x for line in axes.lines if line.get_linestyle() == "None" for x in line.get_xdata()]
+    arrows = [x for marks in axes.collections if isinstance(marks, PathCollection) for x, _ in marks.get_offsets()]
+    assert len(arrows) == ((means < left) | (means > right)).sum()
+    assert len(points) + len(arrows) == SHOWN
+    assert all(left < x < right for x in (*points, *arrows))
 
 
 def test_the_text_has_the_plan_the_counts_and_what_would_do(explorer: explorers.Planner) -> None:

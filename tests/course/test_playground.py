@@ -321,6 +321,25 @@ def test_artists_are_changed_in_place(shown: Playground) -> None:
     assert all(one is other for one, other in zip(moving, [*shown._cached_artists, *shown._live_artists], strict=True))
 
 
+@pytest.mark.parametrize("change", ["the teacher", "the axis of the steps"])
+def test_after_an_interrupted_cell_the_picture_fits_the_training(change: str) -> None:
+    def train(explorer: Playground) -> None:
+        explorer.set(data="three spirals") if change == "the teacher" else explorer.step(50)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    interrupted, untouched = Playground(steps=40), Playground(steps=40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interrupted, "invalidate_cache", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(interrupted)
+    train(untouched)
+    for explorer in (interrupted, untouched):
+        explorer.set(temperature=1.0)
+    assert interrupted.png() == untouched.png()
+
+
 def test_the_blitted_picture_is_that_of_the_whole_figure(shown: Playground) -> None:
     shown.set(data="three spirals", unlabelled=100)
     shown.step(60)

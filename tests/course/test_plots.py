@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,6 +134,38 @@ def test_figures_leave_matplotlibs_settings_alone() -> None:
     before = dict(matplotlib.rcParams)
     fig, axes = labelled()
     plots.png(fig)
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.fixture
+def own_settings() -> Iterator[None]:
+    """Whatever a test does to matplotlib's settings, others do not see it."""
+    with matplotlib.rc_context():
+        yield
+
+
+@pytest.mark.usefixtures("own_settings")
+def test_threads_that_draw_at_once_leave_matplotlibs_settings_alone() -> None:
+    before = dict(matplotlib.rcParams)
+    first_is_in, first_may_leave, second_is_in, second_may_leave = (threading.Event() for _ in range(4))
+
+    def draw(is_in: threading.Event, may_leave: threading.Event) -> None:
+        with plots.style():
+            is_in.set()
+            may_leave.wait(10)
+
+    # The second enters before the first leaves, if it may, and leaves after it.
+    first = threading.Thread(target=draw, args=(first_is_in, first_may_leave))
+    second = threading.Thread(target=draw, args=(second_is_in, second_may_leave))
+    first.start()
+    assert first_is_in.wait(10)
+    second.start()
+    second_is_in.wait(0.2)
+    first_may_leave.set()
+    first.join(10)
+    assert second_is_in.wait(10)
+    second_may_leave.set()
+    second.join(10)
     assert dict(matplotlib.rcParams) == before
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -108,6 +109,31 @@ def test_an_unwritable_place(
     assert out.startswith("Correct")
     assert "could not be saved" in " ".join(out.split())
     assert "Lesson 04" in table(capsys)
+
+
+SAVE = """
+import sys
+from course import progress_file
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(40):
+    assert progress_file.save(sys.argv[1], f"e{number}", "done") == ""
+"""
+
+
+def test_two_kernels_keep_each_others_progress(progress_file: Path) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    kernels = [subprocess.Popen([sys.executable, "-c", SAVE, lesson], **pipes) for lesson in ("04", "05")]
+    for kernel in kernels:
+        assert kernel.stdout.readline() == "ready\n"
+    for kernel in kernels:
+        kernel.stdin.write("\n")
+        kernel.stdin.flush()
+    for kernel in kernels:
+        _, said = kernel.communicate(timeout=50)
+        assert (kernel.returncode, said) == (0, "")  # to wait for the other is nothing to tell
+    assert len(json.loads(progress_file.read_text())["exercises"]) == 80
+    assert [path.name for path in progress_file.parent.iterdir()] == [progress_file.name]
 
 
 def test_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -289,6 +289,28 @@ def test_the_controls_ask_grade_and_go_on(progress: Path) -> None:
     assert "1 of 30 right, 1 wrong" in controls.summary.value
 
 
+def test_the_controls_say_that_an_answer_could_not_be_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from course.quiz.widget import Controls
+
+    monkeypatch.setenv("KDLIB_PROGRESS", str(tmp_path))  # a folder is no file
+    controls = Controls(quiz.Quiz())
+    controls.letters.value = "a"
+    controls.button.click()
+    assert "could not be saved" in controls.feedback.value
+
+
+def test_the_controls_say_that_a_second_answer_is_not_stored(progress: Path) -> None:
+    from course.quiz.widget import Controls
+
+    controls = Controls(quiz.Quiz())
+    for letter in (wrong_letter(1), quiz.QUESTIONS[0].correct):
+        assert "first answer counts" not in controls.feedback.value
+        controls.letters.value = letter
+        controls.button.click()
+    assert "first answer counts" in controls.feedback.value
+    assert "lesson 00: wrong" in controls.number.options[0][0]
+
+
 def test_after_the_last_question_the_controls_report(progress: Path) -> None:
     from course.quiz.widget import Controls
 

@@ -104,6 +104,16 @@ def test_the_same_state_gives_the_same_picture(
     assert fresh.describe() == explorer.describe()
 
 
+@pytest.mark.parametrize("goes_back", [False, True])
+def test_after_an_interrupted_cell_the_picture_fits_the_controls(
+    explorer: explorers.Relations, teacher: nn.Module, students: dict, goes_back: bool
+) -> None:
+    before = {name: explorer.state[name] for name in ("relation", "layers")}
+    common.interrupt(explorer, relation=relation_matrices.CORRELATION)
+    explorer.set(**(before if goes_back else {}), snapshot="epoch 0")
+    assert explorer.png() == explorers.Relations(teacher, students, per_class=2, **explorer.state).png()
+
+
 def test_layers_to_choose_from_follow_the_relation(explorer: explorers.Relations) -> None:
     assert list(explorer.controls["layers"].options) == ["layer1 to layer2", "layer2 to layer3"]
     explorer.set(relation=relation_matrices.SIMILARITY, layers="layer3")

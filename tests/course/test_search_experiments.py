@@ -155,18 +155,6 @@ def test_a_proxy_that_is_size_in_disguise_has_the_tau_of_size() -> None:
     assert proxies.reliability() > 0.7
 
 
-def test_among_networks_of_one_depth_other_pairs_are_not_counted() -> None:
-    proxies = made_proxies()
-    found = proxies.tau_at_equal("macs").value
-    pairs = [
-        (proxies.values["macs"][i] - proxies.values["macs"][j]) * (proxies.accuracy[i] - proxies.accuracy[j])
-        for i in range(15)
-        for j in range(i)
-        if proxies.values["depth"][i] == proxies.values["depth"][j]
-    ]
-    assert found == pytest.approx(np.mean(np.sign(pairs)))
-
-
 def test_the_figure_of_proxies_names_every_tau() -> None:
     proxies = made_proxies()
     figure = plots.proxies_figure(proxies)

@@ -200,7 +200,7 @@ async function exam() {
     same += Number(said[0] === said[1]);
   }
   $("exam-result").textContent =
-    `Teacher ${right[0]} right, student ${right[1]} (${kind}); they agree on ${same}. ` +
+    `${networks[0].name} ${right[0]} right, ${networks[1].name} ${right[1]} (${kind}); they agree on ${same}. ` +
     `${labels.length} pictures are too few to say who is better.`;
   ask(); // the medians have changed
 }

@@ -20,12 +20,13 @@ export class Pad {
     this.changed = changed;
     this.history = [];
     this.last = null; // where the brush was, while it is down
+    this.pointer = null; // which mouse, finger or pen draws: a second finger would draw lines across the pad
     this.cursor = { x: this.side / 2, y: this.side / 2, down: false }; // of the keyboard
     this.clear();
     this.history = [];
     canvas.addEventListener("pointerdown", event => this.#press(event));
     canvas.addEventListener("pointermove", event => this.#drag(event));
-    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (this.last = null));
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, event => this.#release(event));
     canvas.addEventListener("keydown", event => this.#key(event));
     canvas.addEventListener("blur", () => this.#hideRing());
   }
@@ -80,7 +81,8 @@ export class Pad {
   }
 
   #press(event) {
-    if (event.button) return;
+    if (event.button || (this.pointer !== null && this.pointer !== event.pointerId)) return;
+    this.pointer = event.pointerId;
     this.canvas.setPointerCapture(event.pointerId);
     this.#hideRing();
     this.remember();
@@ -89,10 +91,15 @@ export class Pad {
   }
 
   #drag(event, pressed = false) {
+    if (event.pointerId !== this.pointer) return;
     if (!pressed && !(this.last && event.buttons)) return;
     const box = this.canvas.getBoundingClientRect();
     const scale = this.side / box.width;
     this.#stroke({ x: (event.clientX - box.left) * scale, y: (event.clientY - box.top) * scale });
+  }
+
+  #release(event) {
+    if (event.pointerId === this.pointer) this.pointer = this.last = null;
   }
 
   #stroke(point) {
