@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from course.plots.descriptions import describe_networks
 from course.plots.learning_curve import method_roles
-from course.plots.theme import BASELINE, figure
+from course.plots.theme import figure, legend
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,28 +17,23 @@ if TYPE_CHECKING:
 
 
 def accuracy_by_epoch(results: Results, methods: Sequence[str] | None = None) -> Figure:
-    """Validation accuracy after each epoch, and how far each method is ahead of the baseline there; a line a seed.
+    """Validation accuracy after each epoch; a line a seed.
 
     methods: those to draw beside the baseline, default all. Seeds whose epochs are not known are left out. Raises
     ValueError if a method has none at all (`Results.history`).
     """
     curves = _curves(results, methods)
-    fig, (left, right) = figure(10.4, 3.8, columns=2)
+    fig, axes = figure(5.4, 2.9)
     for name, role in method_roles(results, list(curves)).items():
-        for number, (seed, accuracies) in enumerate(curves[name].items()):
+        for number, accuracies in enumerate(curves[name].values()):
             epochs = range(1, len(accuracies) + 1)
             look = replace(role, label="" if number else role.label).line(linewidth=1.3, markersize=4)
-            left.plot(epochs, [100 * accuracy for accuracy in accuracies], **look)
-            if name != results.baseline and seed in curves[results.baseline]:
-                ahead = _ahead(accuracies, curves[results.baseline][seed])
-                right.plot(epochs, ahead, **{**look, "label": ""})
-    right.axhline(0, color=BASELINE.colour, linestyle=BASELINE.linestyle)
-    left.set(xlabel="epoch", ylabel="validation accuracy (%)")
-    right.set(xlabel="epoch", ylabel=f"ahead of {results.title(results.baseline)} (points)")
+            axes.plot(epochs, [100 * accuracy for accuracy in accuracies], **look)
+    axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
     known = _seeds(curves)
     seeds = f"seeds {', '.join(map(str, known))}, a line each" if len(known) > 1 else f"seed {known[0]}"
     fig.suptitle(f"{describe_networks(results)}; {seeds}", x=0.01, ha="left", fontsize=10)
-    fig.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9, handlelength=3)
+    legend(axes, loc="lower right")
     return fig
 
 
@@ -64,11 +59,6 @@ def _curves(results: Results, methods: Sequence[str] | None) -> dict[str, dict[i
                 "times as many training images as validation images; files of an older kdlib have none."
             )
     return curves
-
-
-def _ahead(accuracies: Sequence[float], baseline: Sequence[float]) -> list[float]:
-    """The differences in points, epoch by epoch."""
-    return [100 * (ours - theirs) for ours, theirs in zip(accuracies, baseline, strict=True)]
 
 
 def _seeds(curves: Mapping[str, Mapping[int, object]]) -> list[int]:
