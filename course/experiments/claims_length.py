@@ -1,8 +1,9 @@
 """Part "length": does distillation make training cheaper, and does the gain last when training is long?
 
 The student trains for 4, 8 and 16 passes over its 1,000 pictures, each a run of its own with a schedule of its own (a
-curve of one long run would compare unfinished schedules), by labels and by logits (alpha = 0.1). Four trials for each:
-four learning rates for labels, two learning rates at T = 1 and T = 4 for logits.
+curve of one long run would compare unfinished schedules), by labels and by logits (alpha = 0.1). Eight trials for each:
+eight learning rates for labels, four learning rates at T = 1 and T = 4 for logits. (Of a first search of four trials
+each, logits had taken the higher of only two rates at every length: both got more rates, and all was run anew.)
 
 Expected before the first run: logits need about half as many passes for the accuracy that labels end with, and the gain
 grows with length, because labels are learned by heart.
@@ -31,6 +32,8 @@ IMAGES = 1_000
 LENGTHS = (4, 8, 16)
 ALPHA = 0.1
 LABELS, LOGITS = "labels", "logits"
+HARD_RATES = (0.002, 0.003, 0.005, 0.007, 0.01, 0.014, 0.02, 0.04)
+SOFT_RATES = (0.005, 0.01, 0.02, 0.04)  # each at two temperatures: as many trials
 
 
 def by_labels(seed: int, setting: Setting, _: Chosen, epochs: int) -> nn.Module:
@@ -51,7 +54,7 @@ def name(way: str, epochs: int) -> str:
 
 def _arms(way: str) -> dict[str, Arm]:
     train = by_logits if way == LOGITS else by_labels
-    settings = soft_settings(0.005, 0.01) if way == LOGITS else hard_settings(0.002, 0.005, 0.01, 0.02)
+    settings = soft_settings(*SOFT_RATES) if way == LOGITS else hard_settings(*HARD_RATES)
     return {name(way, one): Arm(partial(train, epochs=one), settings, epochs=one) for one in LENGTHS}
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from course.experiments import (
     claims_results,
 )
 from course.experiments.claims_common import Arm, Part, Setting, images_of, other_images_of
+from kdlib import data
 from kdlib.study.runs_file import read_rows
 
 BASE = 2_000
@@ -337,10 +339,19 @@ def test_every_arm_gives_a_row(part: str, short: None) -> None:
         assert set(chosen.columns) <= set(row)
 
 
+def test_no_rate_of_the_lengths_lies_at_an_end_of_those_that_were_tried() -> None:
+    rows = pd.read_csv(data.data_dir() / "results" / "claims-length.csv")
+    assert set(rows["arm"]) == set(claims.PARTS["length"].arms)
+    for name, arm in claims.PARTS["length"].arms.items():
+        tried = [one.learning_rate for one in arm.settings]
+        (chosen,) = set(rows.loc[rows["arm"] == name, "learning_rate"])
+        assert min(tried) < chosen < max(tried), name
+
+
 def test_arms_have_equally_many_trials_or_take_settings_over() -> None:
     for name, part in claims.PARTS.items():
         tuned = {len(arm.settings) for arm in part.arms.values() if len(arm.settings) > 1}
-        assert tuned == ({2} if name == "faults" else {4})
+        assert tuned == {{"faults": 2, "length": 8}.get(name, 4)}
         for arm in part.arms.values():
             assert bool(arm.settings) != bool(arm.as_in)
             assert arm.as_in is None or part.arms[arm.as_in].settings
