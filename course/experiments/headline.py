@@ -67,7 +67,7 @@ CANDIDATES = (
     _SMALL(recipe=Recipe(learning_rate=0.01, batch_size=64)),
     _SMALL(recipe=Recipe(learning_rate=0.03, batch_size=64)),
     Job(images=10_000, epochs=3, views=2, recipe=_adamw(3e-3)),  # more pictures, a fifth more steps: for comparison
-    Job(images=10_000, epochs=3, views=3, recipe=Recipe(learning_rate=0.03)),  # the job until then
+    Job(images=10_000, epochs=3, views=3, recipe=Recipe(learning_rate=0.03)),  # the job before these trials
 )
 JOB = CANDIDATES[1]  # of those that take five minutes the best, with both seeds
 
