@@ -14,10 +14,10 @@ from types import ModuleType, SimpleNamespace
 
 import nbformat
 import pytest
-from lesson_rules import RULES, Lesson, links
+from lesson_rules import RULES, Lesson, links, output_text
 from nbformat import NotebookNode
 
-from course import exercises, notebooks
+from course import exercises, lab, notebooks
 from course.notebooks import HIDE_TAG, IGNORE_TAG, WIDGET_VIEW, LessonError
 
 LESSONS = notebooks.list_notebooks()
@@ -59,6 +59,25 @@ def test_a_lesson_has_its_exercises_and_they_are_unfilled(path: Path) -> None:
             predicted = [cell for cell in lesson.code if f".{task.name}.predict(...)" in cell.source]
             assert len(predicted) == 1
             assert lesson.code.index(predicted[0]) < lesson.code.index(checks[0])
+
+
+def test_the_sections_that_the_page_for_teachers_names_are_headings_of_that_lesson() -> None:
+    page = (notebooks.NOTEBOOKS_DIR / "for_teachers.md").read_text()
+    rows = dict(re.findall(r"^\| \[?(\d\d)\b[^|]*\|(.*)$", page, re.MULTILINE))
+    assert len(rows) == len(LESSONS)
+    missing = []
+    for number, row in rows.items():
+        headings = [re.split("[:,]", text)[0] for _, text in Lesson.read(notebooks.find(number)).headings]
+        named = [re.split("[:,]", name)[0] for name in re.findall(r"(?<!\*)\*([A-Z][^*]+)\*(?!\*)", row)]
+        missing += [(number, name) for name in named if name not in headings]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=NAMES)
+def test_no_output_has_a_verdict_of_fewer_than_five_seeds(path: Path) -> None:
+    shown = [output_text(cell) for cell in Lesson.read(path).code]
+    verdicts = r"(BEATS|LOSES)[^\n]{0,60}\b[2-4] (seeds|pairs)|\b[2-4] seeds[^\n|]{0,80}(BEATS|LOSES)"
+    assert [text for text in shown if re.search(verdicts, text)] == []
 
 
 # The rules, on small lessons.
@@ -552,6 +571,17 @@ def test_the_command_line(
     shutil.copy(tiny, tmp_path)
     assert notebooks.main(["--check"]) == 0
     assert capsys.readouterr().out == "2 notebooks in canonical form\n"
+
+
+@pytest.mark.parametrize("options", [["--check"], ["--text", "01"], ["01"]])
+def test_without_lessons_the_command_says_where_they_are(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(notebooks, "NOTEBOOKS_DIR", tmp_path)
+    assert notebooks.main(options) == 1
+    assert "There are no lessons in" in capsys.readouterr().err
+    assert lab.main([]) == 1
+    assert "There are no lessons in" in capsys.readouterr().err
 
 
 # The comparison.

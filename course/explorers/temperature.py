@@ -64,7 +64,7 @@ class Temperature(Explorer):
     alt = (
         "From left to right: the picture; its class probabilities at the chosen temperature and at T = 1; the "
         "effective number of classes against T, rising from 1 to all; the length of the soft loss's gradient against "
-        "T, falling as 1/T squared without the factor T squared and levelling off with it."
+        "T, with the factor T squared and without it."
     )
     size = (10.2, 3.3)
 

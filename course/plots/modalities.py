@@ -82,5 +82,5 @@ def by_person_alt(results: ModalityResults, pair: Pair) -> str:
     return (
         f"Test accuracy of ten persons. With few labels and pairs the student is better than with few labels alone for "
         f"{better} of {len(gains)} persons; the difference runs from {min(gains):.0f} to {max(gains):.0f} points. "
-        "Persons differ by tens of points in every arm."
+        "Persons differ by tens of points in every curve."
     )

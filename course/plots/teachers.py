@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from course.experiments.teacher_results import TeacherResults
 
 KINDS = {  # marker and words for each kind of teacher
-    "all images": ("s", "55,000 images"),
+    "all images": ("s", "55,000 images, or shipped"),
     "calibrated": ("P", "the same, calibrated"),
     "fewer images": ("o", "10,000 images"),
     "assistant": ("X", "taught by another one"),

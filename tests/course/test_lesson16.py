@@ -192,6 +192,15 @@ def test_no_student_of_the_study_is_ahead_of_its_teacher() -> None:
     assert all(70 < student < teacher for student, teacher in pairs)
 
 
+def test_a_gain_of_few_seeds_has_no_verdict() -> None:
+    for results, method in (
+        (article_claims.long_runs("resnet18", "resnet50-fashion-v2", "adamw"), "kd"),
+        (article_claims.main(), "kd"),
+    ):
+        words = article_claims.points(results.gain(method))
+        assert (len(results.seeds) >= 5) == any(verdict in words for verdict in ("BEATS", "LOSES", "INCONCLUSIVE"))
+
+
 def test_rows_of_the_table_are_of_one_line_and_four_cells() -> None:
     one = Claim("It works.", article_claims.HOLDS, lambda: "It did.", ("05",), article_claims.METHODS)
     text = article_claims.Table([one])._repr_markdown_().splitlines()[2]
