@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import steps
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdlib import devices, train
 from kdlib.distiller import Distiller
+from kdlib.measure import clock
 from kdlib.methods import Feature, Logit
 from kdlib.recipes import Recipe
 
@@ -38,12 +38,12 @@ def _kd(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 
 def loop_by_hand(config: devices.DeviceConfig, teacher: nn.Module) -> Callable[[], float]:
     """Batches from a DataLoader, a live teacher, the two losses, SGD; nothing is measured or shown."""
-    loader = _loader()
+    loader, now = _loader(), clock(config.device)
 
     def measure() -> float:
         student = config.move(steps.student()).train()
         optimizer = RECIPE.make_optimizer(student.parameters())
-        started = time.perf_counter()
+        started = now()
         for images, labels in loader:
             images, labels = config.move_images(images), devices.to_device(labels, config.device)
             with torch.no_grad(), config.autocast():
@@ -53,7 +53,7 @@ def loop_by_hand(config: devices.DeviceConfig, teacher: nn.Module) -> Callable[[
             optimizer.zero_grad(set_to_none=True)
             _kd(logits.float(), wanted.float(), labels).backward()
             optimizer.step()
-        return _rate(time.perf_counter() - started)
+        return _rate(now() - started)
 
     return measure
 
@@ -76,11 +76,12 @@ def formula_by_hand(config: devices.DeviceConfig, teacher: nn.Module) -> Callabl
     optimizer = RECIPE.make_optimizer([*student.parameters(), *project.parameters()])
     images, labels = steps.batch(config)
     maps: dict[str, Tensor] = {}
+    now = clock(config.device)
     student.layer3.register_forward_hook(lambda *given: maps.update(student=given[2]))
     teacher.layer3.register_forward_hook(lambda *given: maps.update(teacher=given[2]))
 
     def measure() -> float:
-        started = time.perf_counter()
+        started = now()
         for _ in range(steps.STEPS):
             with torch.no_grad(), config.autocast():
                 wanted = teacher(images)
@@ -92,7 +93,7 @@ def formula_by_hand(config: devices.DeviceConfig, teacher: nn.Module) -> Callabl
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        return _rate(time.perf_counter() - started)
+        return _rate(now() - started)
 
     return measure
 
@@ -103,17 +104,17 @@ def distiller_in_a_loop(config: devices.DeviceConfig, teacher: nn.Module) -> Cal
     method = Logit() + 10 * Feature(steps.LAST)
     distiller = Distiller(student, teacher, method, example=steps.batch(config)).train()
     optimizer = RECIPE.make_optimizer(distiller.parameters())
-    batch = steps.batch(config)
+    batch, now = steps.batch(config), clock(config.device)
 
     def measure() -> float:
-        started = time.perf_counter()
+        started = now()
         for _ in range(steps.STEPS):
             with config.autocast():
                 losses = distiller(batch)
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
             optimizer.step()
-        return _rate(time.perf_counter() - started)
+        return _rate(now() - started)
 
     return measure
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdlib import data, devices, models, train
 from kdlib.data import DataModule
+from kdlib.measure import clock
 from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
 from kdlib.recipes import Recipe
 from kdlib.teachers import CachedTeacher
@@ -47,7 +48,7 @@ def batch(config: devices.DeviceConfig) -> tuple[Tensor, Tensor]:
     """Images as the loop gives them to the network, made once."""
     generator = torch.Generator().manual_seed(0)
     images = config.move_images(torch.randn(BATCH, 1, 28, 28, generator=generator))
-    return images, torch.randint(0, 10, (BATCH,), generator=generator)
+    return images, devices.to_device(torch.randint(0, 10, (BATCH,), generator=generator), config.device)
 
 
 def plain_step(config: devices.DeviceConfig) -> Callable[[], float]:
@@ -55,16 +56,17 @@ def plain_step(config: devices.DeviceConfig) -> Callable[[], float]:
     network = config.move(student()).train()
     images, labels = batch(config)
     optimizer = Recipe().make_optimizer(network.parameters())
+    now = clock(config.device)
 
     def measure() -> float:
-        started = time.perf_counter()
+        started = now()
         for _ in range(STEPS):
             with config.autocast():
                 logits = network(images)
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(logits.float(), labels).backward()
             optimizer.step()
-        return STEPS * BATCH / (time.perf_counter() - started)
+        return STEPS * BATCH / (now() - started)
 
     return measure
 
@@ -73,11 +75,12 @@ def plain_step(config: devices.DeviceConfig) -> Callable[[], float]:
 def inference(network: nn.Module, config: devices.DeviceConfig) -> float:
     """Images a second through a network in inference mode."""
     images, _ = batch(config)
-    started = time.perf_counter()
+    now = clock(config.device)
+    started = now()
     for _ in range(STEPS // 2):
         with config.autocast():
             network(images)
-    return STEPS // 2 * BATCH / (time.perf_counter() - started)
+    return STEPS // 2 * BATCH / (now() - started)
 
 
 def fit_rate(fashion: DataModule, method: Method, outputs: nn.Module | CachedTeacher | None = None) -> float:

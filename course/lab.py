@@ -71,10 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 1 if JupyterLab cannot be started."""
     lessons = notebooks.list_notebooks()
     if not lessons:
-        return _print_error(
-            f"There are no lessons in {notebooks.NOTEBOOKS_DIR}. They are in the repository, not in the package: clone "
-            "it, and run make lab there."
-        )
+        return _print_error(notebooks.no_lessons())
     if importlib.util.find_spec("jupyterlab") is None:
         return _print_error("JupyterLab is not installed. Run make lab, or: pip install --editable '.[course]'")
     with tempfile.TemporaryDirectory(prefix="kdlib-lab-") as folder:

@@ -77,6 +77,14 @@ def list_notebooks() -> list[Path]:
     return sorted(NOTEBOOKS_DIR.glob("*.ipynb"))
 
 
+def no_lessons() -> str:
+    """What to say where `list_notebooks` finds none."""
+    return (
+        f"There are no lessons in {NOTEBOOKS_DIR}. They are in the repository, not in the package: clone it, and run "
+        "make lab there."
+    )
+
+
 def read(path: Path) -> NotebookNode:
     """A stored notebook; raises ValueError for a file that is not one."""
     try:
@@ -303,6 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     how.add_argument("--from", dest="source", type=Path, metavar="FILE.md", help="take the cells from this file")
     options = parser.parse_args(arguments)
     try:
+        if not list_notebooks():
+            raise LessonError(no_lessons())
         if options.source:
             return _write_all(
                 [NOTEBOOKS_DIR / f"{options.source.stem}.ipynb"], from_text(options.source.read_text(encoding="utf-8"))

@@ -25,8 +25,10 @@ class Adapter:
     index, as keyword arguments, or as it is if that is one field. teacher_inputs: default, the student's.
     labels: default, the second of a pair, or the field "labels" or "label" of a dict; a batch may have none.
     indices: the sample's numbers (int64, B), which stored outputs are found by; default, the field "index" of a dict.
-    Each of these is a key of a dict, a position in a tuple, or a function of the batch. Inputs that are a dict are a
-    network's keyword arguments, a tuple its positional ones.
+    Each of these is a key of a dict, a position in a tuple, or a function of the batch. A function is called several
+    times for a batch, for the teacher anew: it must give the same each time and leave the batch as it is, so augment in
+    the dataset or in the loader's collate_fn. Inputs that are a dict are a network's keyword arguments, a tuple its
+    positional ones.
     logits, teacher_logits: a key, a position, or a function of what the network returned; default,
     `hooks.find_logits`.
     """

@@ -22,6 +22,10 @@ from kdlib.tasks import Task
 from kdlib.teachers import Teacher
 
 MOST_STEPS = 1_000_000_000
+NOT_SHARED = (
+    "Every process would train on the same samples: an IterableDataset cannot be shared. Give a Dataset with a length, "
+    "or start one process."
+)
 
 
 class IndexedBatches:
@@ -228,8 +232,11 @@ def _as_loader(data: Any, name: str, batch_size: int, generator: torch.Generator
             f"{name} is a whole data set of pairs: give one of its splits and say who sees what, fit(student, "
             "data.train, validation=data.validation, adapter=Adapter(inputs=..., teacher_inputs=...))."
         )
+    shared = generator is not None and distributed.world_size() > 1
     if isinstance(data, IterableDataset):
-        return DataLoader(data, batch_size)
+        if shared:
+            raise ValueError(NOT_SHARED)
+        return DataLoader(data, batch_size, drop_last=generator is not None)
     if isinstance(data, Dataset):
         count = len(data)  # type: ignore[arg-type]  # a map-style dataset has a length
         if count == 0:
@@ -255,10 +262,17 @@ def _as_loader(data: Any, name: str, batch_size: int, generator: torch.Generator
             "list, which give their batches anew each time."
         )
     shards = isinstance(getattr(data, "sampler", None), DistributedSampler)
-    if generator is not None and distributed.world_size() > 1 and not shards:
+    if shared and isinstance(getattr(data, "dataset", None), IterableDataset):
+        raise ValueError(NOT_SHARED)
+    if shared and not shards:
         raise ValueError(
             "Every process would train on the same batches. Give the DataLoader a "
             "torch.utils.data.DistributedSampler, or give its Dataset."
+        )
+    if generator is None and distributed.world_size() > 1 and shards:
+        raise ValueError(
+            f"{name}: each process would measure another part. Give its Dataset, or a DataLoader without a "
+            "DistributedSampler."
         )
     return data
 

@@ -59,12 +59,14 @@ class Checkpointer:
         self,
         modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
+        options: list[dict[str, Any]],
         facts: dict[str, Any],
         device: torch.device,
     ) -> None:
         """Write modules, optimiser, JSON facts and random states; the checkpoint before stays until this is complete.
 
-        modules: by name; "student" is the one that `models.load` opens.
+        modules: by name; "student" is the one that `models.load` opens. options: the `plain_groups` of the optimiser
+        before its first step.
         Under torchrun every process calls it, to give its random state; the first one writes. Without a path nothing
         is written.
         """
@@ -80,7 +82,7 @@ class Checkpointer:
         for parameter, values in state["state"].items():
             for name, value in values.items():
                 (tensors if isinstance(value, Tensor) else scalars)[f"optimizer/{parameter}/{name}"] = value
-        metadata = {"facts": facts, "scalars": scalars, "param_groups": state["param_groups"]}
+        metadata = {"facts": facts, "scalars": scalars, "param_groups": plain_groups(optimizer), "options": options}
         files.save_tensors(self.path, tensors, metadata)
 
     def load(
@@ -116,14 +118,17 @@ class Checkpointer:
         with self._explained():
             state = _optimizer_state(tensors, metadata["scalars"])
             check(facts)
-            schemas.check_optimizer(optimizer, state, metadata["param_groups"])
-            for kind, own in devices.get_rng_states(device).items():
+            groups, own = metadata["param_groups"], plain_groups(optimizer)
+            schemas.check_optimizer(optimizer, state, groups, metadata.get("options", groups), own)
+            for kind, random_state in devices.get_rng_states(device).items():
                 if kind in rng_states:
-                    schemas.check_random_state(kind, rng_states[kind], own)
+                    schemas.check_random_state(kind, rng_states[kind], random_state)
         # Nothing was changed so far, and from here on nothing can fail.
         for part, module in modules.items():
             module.load_state_dict(_under(tensors, f"{part}/"))
-        optimizer.load_state_dict({"state": state, "param_groups": metadata["param_groups"]})
+        now = optimizer.state_dict()["param_groups"]
+        groups = [{n: _like(v, own.get(n)) for n, v in one.items()} for one, own in zip(groups, now, strict=True)]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
         devices.set_rng_states(rng_states, device)
         return facts
 
@@ -162,6 +167,25 @@ class Checkpointer:
                 f"{self.path} belongs to another run: it was {was}, now it is {now}. Resume with the same settings, or "
                 "choose another checkpoint to start anew."
             )
+
+
+def plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The groups of an optimiser as its state has them, with numbers in place of tensors of one number."""
+    groups = optimizer.state_dict()["param_groups"]
+    return [{name: _plain(value) for name, value in group.items()} for group in groups]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+def _like(value: Any, own: Any) -> Any:
+    """A saved value of a group, as a tensor where the optimiser keeps one."""
+    if isinstance(value, list) and isinstance(own, tuple | list) and len(value) == len(own):
+        return type(own)(_like(one, other) for one, other in zip(value, own, strict=True))
+    return torch.full_like(own, value) if isinstance(own, Tensor) else value
 
 
 def _optimizer_state(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[int, dict[str, Any]]:

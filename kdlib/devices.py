@@ -49,10 +49,13 @@ class DeviceConfig:
             return {}
         weights: dict[str, Tensor] = {}
         converted: dict[int, Tensor] = {}  # a weight that two layers share is one tensor afterwards, too
+        others = (module for module in model.modules() if type(module) not in AUTOCAST_LAYERS)
+        kept = {id(p) for module in others for p in module.parameters(recurse=False)}  # an embedding's, for instance
         for name, module in model.named_modules():
             if type(module) in AUTOCAST_LAYERS:  # a subclass may do more with its weights than multiply by them
                 for own, parameter in module.named_parameters(recurse=False):
-                    if own in ("weight", "bias"):  # not the parts from which weight_norm makes a weight
+                    # Not the parts from which weight_norm makes a weight, and none that stays float32 elsewhere.
+                    if own in ("weight", "bias") and id(parameter) not in kept:
                         if id(parameter) not in converted:
                             converted[id(parameter)] = parameter.detach().to(torch.bfloat16)
                         weights[f"{name}.{own}".lstrip(".")] = converted[id(parameter)]
@@ -64,12 +67,34 @@ class DeviceConfig:
             return model.to(self.device)
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
 
+    @contextlib.contextmanager
+    def borrow(self, model: nn.Module) -> Iterator[None]:
+        """Inside the block the model is on the device, as `move` does it; afterwards where and as it lay before."""
+        home = next((p.device for p in model.parameters()), torch.device("cpu"))
+        orders = {name: (t.shape, t.stride()) for name, t in _tensors(model) if t.ndim == 4 and t.is_contiguous()}
+        try:
+            self.move(model)
+            yield
+        finally:
+            model.to(home)
+            for name, tensor in _tensors(model):
+                shape, order = orders.get(name, (tensor.shape, tensor.stride()))
+                if shape == tensor.shape and order != tensor.stride():
+                    # Not contiguous(): it leaves the strides of a kernel of one pixel, and convolutions go by them.
+                    plain = torch.empty_strided(shape, order, dtype=tensor.dtype, device=tensor.device)
+                    tensor.data = plain.copy_(tensor.data)
+
     def move_images(self, images: Tensor) -> Tensor:
         """The images on the device, in the same memory order."""
         return to_device(images, self.device).to(memory_format=torch.channels_last)
 
     def __str__(self) -> str:
         return f"{self.device}, {'bfloat16' if self.bfloat16 else 'float32'}{', compiled' * self.compile}"
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def pin_memory(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -147,6 +172,16 @@ def set_rng_states(states: Mapping[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
     if "mps" in states and device.type == "mps":
         torch.mps.set_rng_state(states["mps"])
+
+
+def seed_rng(seed: int, device: torch.device) -> None:
+    """Seed what `get_rng_states` keeps; torch.manual_seed would seed all other devices, too."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def resolve(device: str = "auto", precision: str = "auto", compile: bool = False) -> DeviceConfig:

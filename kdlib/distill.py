@@ -113,6 +113,8 @@ def distill(
     """
     if not isinstance(job, Job):
         raise TypeError(f"job is a kdlib.distill.Job, such as Job(student='resnet8'); got {type(job).__name__}.")
+    if out is None and (resume or job.checkpoint_every is not None):
+        raise ValueError("resume and checkpoint_every belong to a run with a folder: give out='runs/student'.")
     if out is None:
         return _distill(job, None, resume=resume, progress=progress, echo=echo)
     with claim(out, RESULTS, resume=resume, overwrite=overwrite, echo=echo) as folder:

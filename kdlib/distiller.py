@@ -11,7 +11,7 @@ for batch in loader:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import reduce
 from operator import add
@@ -30,6 +30,8 @@ from kdlib.hooks import FeatureExtractor, ModelOutput
 from kdlib.methods import Method
 from kdlib.tasks import Task
 from kdlib.teachers import Ensemble, FrozenTeacher, Teacher, as_teacher
+
+READS = 4  # of the example's inputs: a function that flips a whole batch at random often does the same twice
 
 
 class Losses(NamedTuple):
@@ -136,9 +138,11 @@ class Distiller(nn.Module):
         """Run both networks on one batch: what cannot work fails now, and projectors get their sizes.
 
         Nothing in the networks changes. check: called with "student" or "teacher" and its logits as rows.
-        Raises ValueError for networks that do not fit each other or the batch.
+        Raises ValueError for networks that do not fit each other or the batch, and for an adapter whose function gives
+        the teacher other inputs than the student.
         """
         labels = self.adapter.labels_of(example)
+        self._refuse_different_views(example)
         modes = {module: module.training for module in self.student.modules()}
         self.student.eval()  # so that no batch statistic moves
         # Not translated: a program for this size of batch would be used once.
@@ -165,6 +169,23 @@ class Distiller(nn.Module):
             )
         self.method.setup(student, teacher)
         self.method.to(student.logits.device)
+
+    def _refuse_different_views(self, example: Any) -> None:
+        """Raise ValueError where both networks read their inputs by one function, which changes from call to call."""
+        shared = callable(self.adapter.inputs) and self.adapter.teacher_inputs is None
+        if not (shared and self.method.needs_teacher and isinstance(self.teacher, FrozenTeacher)):
+            return
+        first = _copies(self.adapter.student_inputs_of(example))
+        for _ in range(READS - 1):
+            again = _copies(self.adapter.student_inputs_of(example))
+            try:
+                torch.testing.assert_close(again, first, equal_nan=True)  # a GPU may round a sum in two ways
+            except AssertionError as error:
+                raise ValueError(
+                    "The function of Adapter(inputs=...) gives other inputs at each call, so teacher and student would "
+                    "see different views. Augment in the dataset or in the loader's collate_fn. If the views are meant "
+                    "to differ, give teacher_inputs, too."
+                ) from error
 
     def _prepare(
         self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
@@ -274,6 +295,14 @@ class Distiller(nn.Module):
 
 def _pairs(method: Method) -> str:
     return ", ".join(f"{a} -> {b}" for a, b in zip(method.student_layers, method.teacher_layers, strict=False))
+
+
+def _copies(inputs: Any) -> list[Tensor]:
+    """Copies of the tensors among a network's inputs, however deep they lie: a function may write into the batch."""
+    if isinstance(inputs, Tensor):
+        return [inputs.clone()]
+    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else ()
+    return [one for part in parts for one in _copies(part)]
 
 
 def _kind(value: Any) -> str:

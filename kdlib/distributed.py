@@ -3,7 +3,9 @@
     torchrun --nproc-per-node=2 -m kdlib distill --student resnet8
 
 Every process holds the whole model and sees its shard of each batch. Gradients are averaged, so a batch of 128 stays
-a batch of 128, however many processes share it. In a process that torchrun did not start, nothing here does anything.
+a batch of 128, however many processes share it. A mean over labelled samples, tokens or pixels is taken in each process
+and then averaged: a shard with few of them weighs as much as one with many, and one with none lowers the term. In a
+process that torchrun did not start, nothing here does anything.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -42,7 +45,10 @@ def process_group() -> Iterator[None]:
     if torch.cuda.is_available():
         gpus = torch.cuda.device_count()
         if _local_rank() >= gpus:
-            raise ValueError(f"torchrun started more processes here than there are GPUs: --nproc-per-node={gpus}.")
+            raise ValueError(
+                f"torchrun started more processes here than there are GPUs: give --nproc-per-node={gpus}, or set "
+                "CUDA_VISIBLE_DEVICES= (empty) to train on the CPU."
+            )
         torch.cuda.set_device(_local_rank())
         backend = "cpu:gloo,cuda:nccl"  # what is on a CPU, random states and sums, is exchanged too
     # DistributedDataParallel imports this, too. Imported after the start, its functions keep the group as a default:
@@ -75,16 +81,16 @@ def barrier() -> None:
         dist.barrier()
 
 
-def data_parallel(module: nn.Module, *, all_used: bool = True) -> nn.Module:
+def data_parallel(module: nn.Module) -> nn.Module:
     """The module in DistributedDataParallel: gradients averaged in every backward pass, weights from rank 0.
 
-    all_used: False when some parameters get no gradient, the same ones in every step. One process gets the module
-    itself.
+    Some parameters may get no gradient, the same ones in every step. One process gets the module itself.
     """
     if world_size() == 1:
         return module
-    # Not find_unused_parameters: that takes for used what leads to the student's output, which no term may look at.
-    return DistributedDataParallel(module, static_graph=not all_used, gradient_as_bucket_view=True)
+    # A static graph is one in which the same parameters get a gradient in every step: the first tells which. Not
+    # find_unused_parameters: that takes for used what leads to the student's output, which no term may look at.
+    return DistributedDataParallel(module, static_graph=True, gradient_as_bucket_view=True)
 
 
 def shard_batches(positions: Tensor, batch_size: int) -> Tensor:
@@ -116,12 +122,15 @@ def all_reduce(tensor: Tensor) -> None:
 
 
 def all_reduce_values(values: dict[str, float]) -> dict[str, float]:
-    """The sums of these values over the processes."""
+    """The sums of these values over the processes, by name; a process may lack some, or have them in another order."""
     if world_size() == 1:
         return dict(values)
-    sums = torch.tensor(list(values.values()), dtype=torch.float64)
+    names: list[list[str]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(names, list(values))
+    every = list(dict.fromkeys(chain.from_iterable(names)))
+    sums = torch.tensor([values.get(name, 0.0) for name in every], dtype=torch.float64)
     all_reduce(sums)
-    return dict(zip(values, sums.tolist(), strict=True))
+    return dict(zip(every, sums.tolist(), strict=True))
 
 
 def all_gather(tensor: Tensor) -> list[Tensor]:

@@ -148,6 +148,11 @@ def explain_shape_errors(role: str, inputs: Any) -> Iterator[None]:
                 f"The {role} cannot take {_described(inputs)} ({error}). Give it numbers of its own kind, as a rule by "
                 "images.float(), or for bytes by v2.ToDtype(torch.float32, scale=True)."
             ) from error
+        if "view size is not compatible" in str(error):
+            raise ValueError(
+                f"The {role} calls .view() on maps, which kdlib lays out channels last ({error}). Write x.flatten(1) "
+                "or x.reshape(...) in its forward."
+            ) from error
         if getattr(inputs, "ndim", 0) == 4 and isinstance(error, RuntimeError):
             channels, height, width = inputs.shape[1:]
             raise ValueError(

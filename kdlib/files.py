@@ -65,10 +65,12 @@ UMASK = _umask()  # once, while there is one thread: in between, another thread'
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
 
-    Raises OSError with the reason and what to do when the folder cannot be written or the disk is full; what
-    stood at `path` before is then unchanged.
+    A link stays, and the file that it points to is written. Raises OSError with the reason and what to do when the
+    folder cannot be written or the disk is full; what stood at `path` before is then unchanged.
     """
     path = Path(path)
+    if path.is_symlink():  # not replaced; the temporary file lies on the disk that it points to
+        path = Path(os.path.realpath(path))
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

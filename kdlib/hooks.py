@@ -171,7 +171,7 @@ class FeatureExtractor:
         self._captured.clear()
         args, kwargs = as_arguments(inputs)
         # torch.compile cannot translate the switch, and leaves out nested tensors by itself.
-        with self._guard_hooks(), nullcontext() if torch.compiler.is_compiling() else _plain_encoders():
+        with self._guard_hooks(), nullcontext() if torch.compiler.is_compiling() else plain_encoders():
             if self.weights:
                 raw = functional_call(self._forward, self.weights, args, kwargs)
             else:
@@ -240,7 +240,7 @@ class FeatureExtractor:
 
 
 @contextmanager
-def _plain_encoders() -> Iterator[None]:
+def plain_encoders() -> Iterator[None]:
     """Without torch's fused encoders, which call no hooks, know no autocast on a CPU, and give zeros at padding."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kdlib.errors import check_flags
+from kdlib.hooks import plain_encoders
 
 # torchmetrics, pandas and the timers are imported where they are used: together they take seconds to import.
 if TYPE_CHECKING:
@@ -212,9 +213,11 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
 
     input_shape: (C, H, W). Counts convolutions and matrix products (linear layers, attention); not biases,
     batch norm, activations, pooling or additions. It runs on a copy without the model's forward hooks, on the
-    meta device (no arithmetic, no weights) or, where that is impossible, on the model's own device.
+    meta device (no arithmetic, no weights) or, where that is impossible, on the model's own device; attention in steps,
+    as the counter does not know what torch makes of them in one.
     Raises ValueError when the model does not accept such an input.
     """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     shape = _image_shape(input_shape)
@@ -224,7 +227,8 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     for device in devices:
         images = torch.zeros(1, *shape, dtype=dtype, device=device)
         try:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
+            in_steps = sdpa_kernel(SDPBackend.MATH)
+            with plain_encoders(), in_steps, torch.no_grad(), FlopCounterMode(display=False) as counter:
                 copy_without_hooks(model, device)(images)
             return counter.get_total_flops() // 2
         except Exception as error:
@@ -255,19 +259,19 @@ class Latency:
         )
 
 
-def _clock(device: torch.device) -> Callable[[], float]:
+def clock(device: torch.device) -> Callable[[], float]:
     """The time after all work on this device; torch's own clock waits for the current device, which may be another."""
     if device.type not in ("cuda", "mps"):
         return default_timer
 
-    def clock() -> float:
+    def wait() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         else:
             torch.mps.synchronize()
         return default_timer()
 
-    return clock
+    return wait
 
 
 def latency(
@@ -298,7 +302,7 @@ def latency(
     home, dtype = _device_and_dtype(model)
     images = torch.ones(batch_size, *shape, dtype=dtype, device=home)
     globals_ = {"model": model, "images": images}
-    timer = Timer("model(images)", timer=_clock(home), globals=globals_, num_threads=threads)
+    timer = Timer("model(images)", timer=clock(home), globals=globals_, num_threads=threads)
     with _eval_mode(model), torch.inference_mode():
         try:
             warm = timer.timeit(2).mean  # the first passes allocate memory and choose kernels

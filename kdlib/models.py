@@ -349,7 +349,10 @@ def load(name: str | Path) -> nn.Module:
     path = Path(text) if is_file(text) else data_dir() / f"{text}.safetensors"
     if not is_file(text) and not path.is_file():
         options = [*list_pretrained(), "resnet50-imagenet", "timm:NAME", "PATH.safetensors"]
-        raise ValueError(f"{unknown_name('trained model', text, options)} Shipped ones are looked for in {data_dir()}.")
+        raise ValueError(
+            f"{unknown_name('trained model', text, options)} Shipped ones are looked for in {data_dir()}. If the data "
+            "folder lies elsewhere, set KDLIB_DATA to it."
+        )
     tensors, config = _read(path)
     if not isinstance(config, dict) or "architecture" not in config:
         raise ValueError(

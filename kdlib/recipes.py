@@ -20,7 +20,8 @@ class Recipe:
     """The settings of one training run, the same for every method that is compared.
 
     optimizer: "sgd" (Nesterov momentum), "adamw" or "rmsprop". learning_rate: its peak. momentum: for sgd.
-    weight_decay: applied to matrices and filters, not to biases and batch-norm scales. batch_size: at least 2.
+    weight_decay: applied to matrices and filters, not to parameters of one dimension (biases, norms of channels); norms
+    over maps and scales of shape C x 1 x 1 have more, and are decayed. batch_size: at least 2.
     schedule: "cosine" (after a linear warm-up over the share `warmup` of all steps, half a cosine to zero),
     "one-cycle" (linear up for 30 % of the steps, linear down to zero) or "constant". clip: largest norm of the
     gradient over the student's and the method's parameters together; None does not clip.
@@ -72,7 +73,7 @@ class Recipe:
         return peak * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser over these parameters, biases and norms without weight decay."""
+        """The optimiser over these parameters, those of one dimension (biases, norms of channels) not decayed."""
         trained = [p for p in parameters if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},

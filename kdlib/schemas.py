@@ -83,6 +83,7 @@ CHECKPOINT = {
     "facts": Field("a dictionary", _is_dict),
     "scalars": Field("a dictionary", _is_dict),
     "param_groups": Field("a list of dictionaries", _is_list(_is_dict)),
+    "options": Field("a list of dictionaries", _is_list(_is_dict), required=False),
 }
 FACTS = {
     "run": Field("a dictionary", _is_dict),
@@ -129,17 +130,29 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} holds values that are not finite")
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[Any, Mapping[str, Any]], groups: Any) -> None:
-    """Raise ValueError unless a saved state is one of this optimiser: groups, options, shapes and kinds."""
-    now = optimizer.state_dict()["param_groups"]
-    if len(groups) != len(now):
-        raise ValueError(f"it has {len(groups)} groups of parameters, not {len(now)}")
-    for group, own in zip(groups, now, strict=True):
-        if group.get("params") != own["params"]:
+def check_optimizer(
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[Any, Mapping[str, Any]],
+    groups: list[dict[str, Any]],
+    options: list[dict[str, Any]],
+    own: list[dict[str, Any]],
+) -> None:
+    """Raise ValueError unless a saved state is one of this optimiser: groups, options, shapes and kinds.
+
+    groups: those of the saved state. options: those with which its run began. own: those of this optimiser, which has
+    made no step.
+    """
+    if not len(groups) == len(options) == len(own):
+        raise ValueError(f"it has {len(groups)} groups of parameters, not {len(own)}")
+    counts = not type(optimizer).__module__.startswith("torch.optim.")  # others may count in their groups
+    for group, begun, mine in zip(groups, options, own, strict=True):
+        if group.get("params") != mine["params"]:
             raise ValueError("its groups hold other parameters")
-        for name in (group.keys() & own.keys()) - {"params", "lr", "initial_lr"}:
-            if json.dumps(group[name], default=str) != json.dumps(own[name], default=str):
-                raise ValueError(f"its {name} is {_short(group[name])}, not {_short(own[name])}")
+        for name in mine.keys() - {"params", "lr", "initial_lr"}:
+            for saved in (begun, group):
+                same = name not in saved or _as_json(saved[name]) == _as_json(mine[name])
+                if not same and not (counts and saved is group and _may_become(mine[name], saved[name])):
+                    raise ValueError(f"its {name} is {_short(saved[name])}, not {_short(mine[name])}")
         if "lr" in group and not (_is_number(group["lr"]) and 0 <= group["lr"] < math.inf):
             raise ValueError(f"its learning rate is {_short(group['lr'])}")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -152,6 +165,17 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[Any, Mappin
                 not value.is_floating_point() or (value.numel() > 1 and not _may_belong_to(tuple(value.shape), shape))
             ):
                 raise ValueError(f"its {name} of parameter {number} is {tuple(value.shape)}, {value.dtype}")
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def _may_become(before: Any, after: Any) -> bool:
+    """Whether an optimiser that counts may have made the one value of the other: a finite number, or a switch."""
+    if isinstance(before, bool) or isinstance(after, bool):
+        return isinstance(before, bool) and isinstance(after, bool)
+    return _is_number(before) and _is_number(after) and math.isfinite(after)
 
 
 def _may_belong_to(found: tuple[int, ...], parameter: tuple[int, ...]) -> bool:

@@ -114,25 +114,25 @@ class FrozenTeacher(Teacher):
 
     @contextmanager
     def activate(self, layers: Sequence[str], config: devices.DeviceConfig) -> Iterator[FrozenTeacher]:
-        """Inside the block the teacher is called on this device; afterwards modes and devices are as before."""
+        """Inside the block the teacher is called on this device; afterwards modes, device and memory are as before."""
         modes = {module: module.training for module in self.model.modules()}
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        try:
-            config.move(self.model)
-            self._guard = StateGuard(self.model, self._role)
-            self._config = config
-            weights = config.cast_weights(self.model)
-            extractor = FeatureExtractor(self.model, layers, compile=config.compile, weights=weights, **self._options)
-            with extractor as self._extractor:
-                yield self
-            self._guard.warn_of_changes()
-        finally:
-            if self._guard is not None:
-                self._guard.restore()
-            self._extractor = self._config = self._guard = None
-            self.model.to(device)
-            for module, training in modes.items():
-                module.training = training
+        with config.borrow(self.model):
+            try:
+                self._guard = StateGuard(self.model, self._role)
+                self._config = config
+                weights = config.cast_weights(self.model)
+                extractor = FeatureExtractor(
+                    self.model, layers, compile=config.compile, weights=weights, **self._options
+                )
+                with extractor as self._extractor:
+                    yield self
+                self._guard.warn_of_changes()
+            finally:
+                if self._guard is not None:
+                    self._guard.restore()
+                self._extractor = self._config = self._guard = None
+                for module, training in modes.items():
+                    module.training = training
 
     @property
     def fingerprint(self) -> str:

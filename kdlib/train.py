@@ -89,6 +89,9 @@ def fit(
 ) -> Result:
     """Train a student, and evaluate it after each epoch.
 
+    All of it is in train mode meanwhile, but for layers that come in eval mode and wholly frozen: their batch
+    statistics stay as well. Its weights come back on the device, and in the order in memory, that they had.
+
     data: a `DataModule`, whose validation split is read after each epoch and whose test split once, at the end; or a
     DataLoader, a torch Dataset, or anything that gives its batches anew in every epoch (`steps_per_epoch` where it does
     not say how many), with `validation` of the same kind.
@@ -109,7 +112,9 @@ def fit(
     on_epoch_end: called after each epoch's validation with its number, 1 for the first, and the student, to look at it
     or copy it.
     Under torchrun, inside `distributed.process_group()`, the processes share every batch; losses that relate the
-    samples of a batch then see the shard of one process.
+    samples of a batch then see the shard of one process. A mean over labelled samples, tokens or pixels is taken in
+    each process and then averaged: a shard with few of them weighs as much as one with many, and one with none lowers
+    the term.
     Raises ValueError when the pieces do not fit together, TypeError for data or a teacher of another kind,
     `errors.DivergedError`, a FloatingPointError, when a loss or a weight is not finite.
     """
@@ -168,6 +173,11 @@ def fit(
         ema_decay=ema_decay,
         on_epoch_end=on_epoch_end,
     )
+    if checkpoint is None and (resume or checkpoint_every is not None):
+        raise ValueError(
+            "resume and checkpoint_every belong to a checkpoint: give checkpoint='runs/student.checkpoint', or leave "
+            "them out."
+        )
     with trainer.progress_bar, trainer.prepare():
         trainer.sanity_check()
         if resume and trainer.checkpointer.exists():

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from kdlib import devices, distributed
 from kdlib.batches import IndexedBatches, LoaderBatches
-from kdlib.checkpoints import Checkpointer
+from kdlib.checkpoints import Checkpointer, plain_groups
 from kdlib.data import seed_for
 from kdlib.described import describe, settings
 from kdlib.distiller import Distiller
@@ -62,6 +62,7 @@ class Trainer:
         self._check_settings()
         self.total_steps = self.steps_per_epoch * self.epochs
         self.average: AveragedModel | None = None
+        self.resting = _frozen_in_eval_mode(self.student)
         self.log = TrainingLog(self.config.device, self.total_steps, self.checkpointer.diverged)
         self.run = self._describe_run()
 
@@ -113,9 +114,9 @@ class Trainer:
         with ExitStack() as stack:
             stack.enter_context(devices.isolate_rng(self.config.device))
             rank = distributed.rank()
-            torch.manual_seed(seed_for(self.seed, "process", rank) if rank else self.seed)  # each its own dropout
-            self.config.move(self.student)
-            stack.callback(self.student.to, home)
+            seed = seed_for(self.seed, "process", rank) if rank else self.seed  # each its own dropout
+            devices.seed_rng(seed, self.config.device)
+            stack.enter_context(self.config.borrow(self.student))
             stack.callback(self.method.to, home)
             if self.ema_decay is not None:  # before there are hooks, which a copy would have too
                 averaging = get_ema_multi_avg_fn(self.ema_decay)
@@ -137,7 +138,7 @@ class Trainer:
                 f"Nothing of this {type(self.student).__name__} can learn: it has no parameter that is not frozen. Set "
                 "requires_grad_(True) on the layers that are to be trained."
             )
-        self.model = distributed.data_parallel(self.distiller, all_used=self.method.trains_logits)
+        self.model = distributed.data_parallel(self.distiller)
         if self.make_optimizer is None:
             self.optimizer = self.recipe.make_optimizer(self.parameters)
         else:
@@ -148,6 +149,7 @@ class Trainer:
             if taken.isdisjoint(map(id, learning)):
                 raise ValueError(f"{_OPTIMIZER}; it gave one of other parameters, so that nothing would be trained.")
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.options = plain_groups(self.optimizer)  # as it begins: some count in their groups
 
     def fit(self) -> None:
         """All epochs that are left."""
@@ -172,6 +174,7 @@ class Trainer:
         first, size = self._accumulation_group()
         if self.step == first:
             self.optimizer.zero_grad(set_to_none=True)
+            self.distiller.zero_grad(set_to_none=True)  # also what this optimiser leaves alone: the clip counts it
         (losses.total / size if size > 1 else losses.total).backward()
         if self.step == first + size - 1:
             self._update_weights()
@@ -194,11 +197,23 @@ class Trainer:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.student)
+            self._copy_constants(self.average.module)
+
+    @torch.no_grad()
+    def _copy_constants(self, average: nn.Module) -> None:
+        """Of the buffers only the statistics have an average: indices would be rounded, and masks are infinite."""
+        kept = dict(average.named_buffers())
+        for name, buffer in self.student.named_buffers():
+            if name in kept and not name.endswith(("running_mean", "running_var")):
+                kept[name].copy_(buffer)
 
     def _train_epoch(self, epoch: int) -> None:
         started, before = time.perf_counter(), self.seconds
         first = self.step - epoch * self.steps_per_epoch
         self.student.train()
+        for name, module in self.student.named_modules():  # by name: SyncBatchNorm replaces modules
+            if name in self.resting:
+                module.training = False
         self.method.train()
         for batch in self.batches.epoch(epoch, first):
             self.log.append(self.step, self._samples(batch), self.train_step(batch))
@@ -213,6 +228,7 @@ class Trainer:
                 self.log.refuse_non_finite_weights(self.step, self.student, self.method)
                 self.save_checkpoint()
         self._read_log()
+        self.seconds = before + time.perf_counter() - started  # an accelerator was waited for until now
         self._end_epoch(epoch)
 
     def _samples(self, batch: Any) -> int:
@@ -307,7 +323,7 @@ class Trainer:
             "rows": self.rows,
             "sums": distributed.all_reduce_values(self.log.sums),
         }
-        self.checkpointer.save(self._modules, self.optimizer, facts, self.config.device)
+        self.checkpointer.save(self._modules, self.optimizer, self.options, facts, self.config.device)
 
     @property
     def _modules(self) -> dict[str, nn.Module]:
@@ -330,3 +346,16 @@ class Trainer:
         facts = self.checkpointer.load(self._modules, self.optimizer, run, self.config.device, self._check_position)
         self.step, self.seconds, self.rows = facts["step"], facts["seconds"], facts["rows"]
         self.log.sums = facts["sums"] if distributed.rank() == 0 else dict.fromkeys(facts["sums"], 0.0)
+
+
+def _frozen_in_eval_mode(model: nn.Module) -> set[str]:
+    """The names of the modules in eval mode without a parameter that learns, and of those in eval mode inside them.
+
+    Whoever froze them so wants their statistics to stay, too.
+    """
+    found: set[str] = set()
+    for prefix, module in model.named_modules():
+        parameters = list(module.parameters())
+        if parameters and not module.training and not any(p.requires_grad for p in parameters):
+            found.update(name for name, part in module.named_modules(prefix=prefix) if not part.training)
+    return found

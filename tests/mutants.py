@@ -188,7 +188,7 @@ MUTANTS = (
     Mutant(
         "rkd: distances by the Gram matrix in float32",
         "losses/relations.py",
-        "wide = rows.double()\n    centred = wide - wide.mean(dim=0)",
+        "wide = _off_mps(rows).double()\n    centred = wide - wide.mean(dim=0)",
         "centred = rows",
         (RELATIONS,),
     ),
@@ -360,15 +360,15 @@ MUTANTS = (
     Mutant(
         "gradients add up over the steps",
         "trainer.py",
-        "self.optimizer.zero_grad(set_to_none=True)",
+        "self.optimizer.zero_grad(set_to_none=True)\n            self.distiller.zero_grad(set_to_none=True)",
         "pass",
         PLAIN_LOOP,
     ),
     Mutant(
         "student trained in eval mode",
         "trainer.py",
-        "self.student.train()\n        self.method.train()",
-        "pass",
+        "self.student.train()\n        for name",
+        "pass\n        for name",
         (FIT_ANY,),
     ),
     Mutant(
@@ -398,7 +398,7 @@ MUTANTS = (
     Mutant(
         "resumed without the optimizer's state",
         "checkpoints.py",
-        'optimizer.load_state_dict({"state": state, "param_groups": metadata["param_groups"]})',
+        'optimizer.load_state_dict({"state": state, "param_groups": groups})',
         "pass",
         RESUMED,
     ),

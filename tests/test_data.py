@@ -112,6 +112,23 @@ def test_loading_again_gives_the_same_images_without_reading_again(monkeypatch):
     assert data.load("fashion-mnist").train.images is images
 
 
+def test_what_is_written_into_labels_is_not_there_when_loaded_again():
+    first = data.load("fashion-mnist")
+    kept = {part: (getattr(first, part).labels.clone(), getattr(first, part).indices.clone()) for part in PARTS}
+    unchanged = first.train.fingerprint
+    for part in PARTS:
+        getattr(first, part).labels[:1_000] = 0
+        getattr(first, part).indices.add_(1)
+    again = data.load("fashion-mnist")
+    for part in PARTS:
+        assert torch.equal(getattr(again, part).labels, kept[part][0])
+        assert torch.equal(getattr(again, part).indices, kept[part][1])
+    assert again.train.fingerprint == unchanged
+    changed = data.load("fashion-mnist").train
+    changed.labels[:1_000] = 0  # before anybody has asked for the fingerprint
+    assert changed.fingerprint != unchanged
+
+
 # --- subset and exclude_class
 
 
@@ -206,6 +223,8 @@ def test_the_folder_is_set_by_the_environment(copied: Path, monkeypatch, tmp_pat
     monkeypatch.setattr(sources, "__file__", str(tmp_path / "site" / "kdlib" / "data" / "sources.py"))
     monkeypatch.chdir(tmp_path)
     assert data.data_dir() == tmp_path / "data"  # an installed package has no data beside it
+    (tmp_path / "site" / "data").mkdir(parents=True)  # of another package
+    assert data.data_dir() == tmp_path / "data"
 
 
 def test_a_missing_file(copied: Path):
@@ -332,6 +351,26 @@ def test_making_several_batches_at_once_changes_none(colour: InMemoryDataset, mo
         assert torch.equal(batch.images, expected.images)
         assert torch.equal(batch.labels, expected.labels)
         assert torch.equal(batch.indices, expected.indices)
+
+
+@pytest.mark.parametrize("augmentation", [NO_AUGMENTATION, Augmentation(padding=1, flip=True)])
+def test_what_travels_to_a_gpu_is_pinned(colour: InMemoryDataset, augmentation: Augmentation, monkeypatch):
+    pinned: list[torch.Tensor] = []
+    sent: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+        sent.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(datasets, "pin_memory", pin)
+    monkeypatch.setattr(datasets, "to_device", send)
+    next(colour.iter_batches(8, augmentation=augmentation))
+    assert len(sent) == 2
+    assert {one.untyped_storage().data_ptr() for one in sent} == {one.untyped_storage().data_ptr() for one in pinned}
 
 
 def test_fashion_training_batches_have_mean_zero_and_std_one(fashion: DataModule):
@@ -871,6 +910,18 @@ def test_datasets_of_ones_own_that_overlap_are_refused() -> None:
             data.from_datasets(images, **{name: images}, **options)
     found = data.from_datasets(images[:10], validation=images[10:14], test=images[14:], **options)
     assert [len(split) for split in (found.train, found.validation, found.test)] == [10, 4, 6]
+
+
+def test_datasets_of_ones_own_are_scaled_by_their_training_images_alone() -> None:
+    held_out = set(sources.hold_out(100, 10)[1].tolist())  # for the test; they are white, the others black
+    images = [(torch.full((1, 4, 4), 255 * (i in held_out), dtype=torch.uint8), i % 2) for i in range(100)]
+    options: dict[str, Any] = {"classes": ("a", "b"), "image_size": 4, "in_channels": 1}
+    found = data.from_datasets(images, **options)
+    assert found.test.images.min() == 255
+    assert [split.mean for split in (found.train, found.validation, found.test)] == [(0.0,)] * 3
+    assert found.train.std == found.test.std == (0.001,)
+    given = data.from_datasets(images, mean=[0.25], std=[0.5], **options)
+    assert (given.train.mean, given.test.std) == ((0.25,), (0.5,))
 
 
 def picture_folder(path: Path, pixels: Any, classes: tuple[str, str] = ("cat", "dog")) -> DataModule:

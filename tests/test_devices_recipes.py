@@ -307,6 +307,13 @@ def test_biases_and_norms_are_not_decayed():
         assert (decayed["weight_decay"], free["weight_decay"]) == (0.02, 0.0)
 
 
+def test_norms_over_maps_are_decayed_and_norms_of_channels_are_not():
+    model = nn.ModuleList([nn.LayerNorm((3, 8, 8)), nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.BatchNorm2d(8)])
+    decayed, free = Recipe(weight_decay=0.02).make_optimizer(model.parameters()).param_groups
+    assert [id(p) for p in decayed["params"]] == [id(p) for p in model[0].parameters()]
+    assert [id(p) for p in free["params"]] == [id(p) for p in model[1:].parameters()]
+
+
 def test_frozen_parameters_are_left_out_and_an_iterator_is_read_once():
     model = network()
     model[0].requires_grad_(False)

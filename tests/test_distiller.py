@@ -223,6 +223,44 @@ def test_a_batch_is_what_the_adapter_says(
     assert torch.equal(found.total, expected.total)
 
 
+CHANGING: dict[str, Any] = {
+    "noise": lambda pair: pair[0] + torch.randn_like(pair[0]),
+    "noise in a part of them": lambda pair: {"x": pair[0], "more": [torch.rand(2)]},
+    "another size": lambda pair: pair[0][..., : int(torch.randint(1, 6, ()))],
+    "all flipped or none": lambda pair: pair[0].flip(-1) if torch.rand(()) < 0.5 else pair[0],
+    "in place": lambda pair: pair[0].mul_(0.5),
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_inputs_that_change_from_call_to_call_are_refused(student: Net, teacher: Net, batch: Pair, name: str) -> None:
+    torch.manual_seed(0)
+    adapter = Adapter(inputs=CHANGING[name], labels=1)
+    with pytest.raises(ValueError, match="inputs.*different views.*collate_fn"):
+        Distiller(student, teacher, Logit(), example=batch, adapter=adapter)
+
+
+def test_inputs_may_change_where_student_and_teacher_need_not_see_the_same(
+    student: Net, teacher: Net, batch: Pair
+) -> None:
+    noise = CHANGING["noise"]
+    Distiller(student, None, HardLabels(), example=batch, adapter=Adapter(inputs=noise, labels=1))
+    asked = Adapter(inputs=noise, teacher_inputs=lambda pair: pair[0], labels=1)  # a noisy student
+    Distiller(student, teacher, Logit(), example=batch, adapter=asked)
+    asked_by_name = Adapter(inputs=noise, labels=1)
+    Distiller(student, lambda pair: teacher(pair[0]), Logit(), example=batch, adapter=asked_by_name)
+
+
+def test_inputs_with_gaps_are_the_same_each_time(teacher: Net, batch: Pair) -> None:
+    class Filled(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.nan_to_num())
+
+    batch[0][0] = float("nan")
+    adapter = Adapter(inputs=lambda pair: pair[0] + 1, labels=1)
+    assert bool(Distiller(Filled(4), Filled(6), Logit(), example=batch, adapter=adapter)(batch).total.isfinite())
+
+
 def test_fields_are_the_batch_of_transformers_trainer(student: Net, teacher: Net, batch: Pair) -> None:
     distiller = Distiller(student.eval(), teacher, Logit())
     assert torch.equal(distiller(x=batch[0], labels=batch[1]).total, distiller(batch).total)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from two_processes import METHODS, fit_all
+from two_processes import METHODS, fit_all, fit_the_half_used
 
 from kdlib import distributed
 from kdlib.files import load_tensors
@@ -100,6 +100,21 @@ def test_averaged_weights_and_statistics_are_those_of_one_network(trained: dict[
     assert facts[0]["averaged"] == facts[1]["averaged"]
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_layer_that_nothing_looks_at_is_no_hindrance(trained: dict[str, Path], steps: int) -> None:
+    facts = [json.loads((trained["two"] / f"process-{rank}.json").read_text())["dataset"] for rank in (0, 1)]
+    assert facts[0]["half used"] == facts[1]["half used"]
+    for name, value in fit_the_half_used(steps).items():
+        torch.testing.assert_close(
+            torch.tensor(facts[0]["half used"][str(steps)][name]), torch.tensor(value), rtol=0, atol=1e-6
+        )
+
+
+def test_values_are_added_up_by_name(trained: dict[str, Path]) -> None:
+    facts = json.loads((trained["two"] / "process-0.json").read_text())["dataset"]
+    assert facts["sums"] == {"a": 1, "b": 7, "c": 3}
+
+
 def test_the_command_line_prints_and_writes_once(tmp_path: Path) -> None:
     options = ["--teacher", "resnet20-fashion", "--student", "resnet8", "--images", "128", "--epochs", "1"]
     options += ["--views", "1", "--batch-size", "64"]
@@ -117,6 +132,18 @@ def test_batches_that_cannot_be_shared_are_refused_with_advice(tmp_path: Path) -
     assert done.returncode != 0
     assert "2 processes cannot share batches of 33 images equally" in done.stderr
     assert "Traceback" not in done.stderr.partition("kdlib (process")[0]
+
+
+def test_fewer_gpus_than_processes_are_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with (
+        pytest.raises(ValueError, match=r"--nproc-per-node=1, or set CUDA_VISIBLE_DEVICES="),
+        distributed.process_group(),
+    ):
+        pass
 
 
 def test_a_process_of_its_own_needs_nothing() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,24 @@ def test_atomic_write_makes_folders_and_leaves_only_the_file(tmp_path: Path):
     files.write_text(str(path), "new")
     assert path.read_text() == "new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_link_points_to_is_written_and_the_link_stays(there: bool, tmp_path: Path):
+    disk, link = tmp_path / "disk", tmp_path / "folder" / "result.txt"
+    disk.mkdir()
+    link.parent.mkdir()
+    link.symlink_to(Path("..") / "disk" / "real.txt")
+    if there:
+        (disk / "real.txt").write_text("old")
+    with files.atomic_write(link) as temporary:
+        assert temporary.parent == disk  # a rename is only atomic within one file system
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert (disk / "real.txt").read_text() == link.read_text() == "new"
+    assert entries(disk) == ["real.txt"]
+    assert entries(link.parent) == ["result.txt"]
 
 
 def test_the_target_keeps_its_old_content_until_the_body_has_ended(tmp_path: Path):

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from kdlib import distributed, train
 from kdlib.adapters import Adapter
@@ -134,6 +134,36 @@ def test_whatever_gives_the_same_batches_gives_the_same_student(given: Any, opti
     run = fit(net(), given(), validation=given(), **options)
     assert same(weights(run.student), weights(expected.student))
     assert run.rows[-1]["validation_loss"] == expected.rows[-1]["validation_loss"]
+
+
+@pytest.mark.parametrize("given", [Stream(), DataLoader(Stream(), 4)], ids=["stream", "loader of a stream"])
+def test_several_processes_cannot_share_a_stream(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match="an IterableDataset cannot be shared"):
+        fit(net(), given, steps_per_epoch=6)
+
+
+def test_each_process_validates_on_the_whole_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    part = DataLoader(samples(), 8, sampler=DistributedSampler(samples(), num_replicas=2, rank=0))
+    with pytest.raises(ValueError, match="validation.*without a DistributedSampler"):
+        fit(net(), part, validation=part)
+
+
+def test_the_last_batch_of_a_stream_is_left_out_if_it_is_not_full() -> None:
+    class Longer(Stream):
+        def __len__(self) -> int:
+            return 17
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return iter(samples(17))
+
+    # It is a single sample, which has no batch statistics.
+    expected = fit(net(), list(DataLoader(samples(17), 8, drop_last=True)))
+    assert same(weights(fit(net(), Longer()).student), weights(expected.student))
+    assert fit(net(), batches(), validation=Longer()).rows[-1]["validation_loss"] == pytest.approx(
+        fit(net(), batches(), validation=samples(17)).rows[-1]["validation_loss"]
+    )
 
 
 def test_a_dataset_is_shuffled_by_the_seed_anew_in_each_epoch() -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from kdlib import measure
+from kdlib.devices import DeviceConfig
 
 SHAPE = (3, 8, 8)
 
@@ -393,6 +394,36 @@ def test_macs_falls_back_to_the_models_own_device():
         measure.macs(Awkward().to("meta"), (1, 2, 2))
 
 
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 48)
+
+    def forward(self, tokens):
+        q, k, v = self.layer(tokens).view(*tokens.shape[:2], 3, 2, 8).permute(2, 0, 3, 1, 4)
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+class Tokens(nn.Module):
+    """A layer on the pixels of an image as tokens; awkward: it looks at a value, which the meta device has not."""
+
+    def __init__(self, layer, awkward):
+        super().__init__()
+        self.layer, self.awkward = layer, awkward
+
+    def forward(self, images):
+        tokens = images.flatten(2).mT
+        return self.layer(tokens * 2 if self.awkward and tokens.sum().item() > 1e9 else tokens)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [(Attends(), 20_480), (nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 40_960)],
+)
+def test_macs_of_attention_are_the_same_where_the_meta_device_is_impossible(layer, expected):
+    assert [measure.macs(Tokens(layer, awkward), (16, 4, 4)) for awkward in (False, True)] == [expected, expected]
+
+
 def test_macs_does_not_run_the_models_forward_hooks():
     model, seen = tiny(), []
     model[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
@@ -677,6 +708,14 @@ def test_summary_with_latency(monkeypatch):
 def test_summary_needs_a_dict(models):
     with pytest.raises(ValueError, match="non-empty dict"):
         measure.summary(models, SHAPE)
+
+
+def test_the_benchmarks_work_where_the_networks_are(monkeypatch):
+    monkeypatch.syspath_prepend(Path(measure.__file__).parents[1] / "benchmarks")
+    import steps
+
+    images, labels = steps.batch(DeviceConfig(torch.device("meta"), False))
+    assert images.device.type == labels.device.type == "meta"
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdlib import files, models, train
+from kdlib.data import sources
 from kdlib.models import STEMS
 
 THIN = (8, 20, 32, 56)
@@ -328,6 +329,14 @@ def test_shipped_models_are_found_by_name(tmp_path: Path, monkeypatch):
         ValueError, match="no trained model named 'xyz'. Known: .*resnet50-imagenet, timm:NAME, PATH.safetensors"
     ):
         models.load("xyz")
+
+
+def test_a_wheel_says_where_shipped_models_are_looked_for(tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("KDLIB_DATA", raising=False)
+    monkeypatch.setattr(sources, "__file__", str(tmp_path / "site" / "kdlib" / "data" / "sources.py"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="resnet20-fashion.*looked for in .*set KDLIB_DATA"):
+        models.load("resnet20-fashion")
 
 
 def test_a_missing_path(tmp_path: Path):

@@ -103,6 +103,21 @@ def test_load_gives_what_a_user_expects() -> None:
     assert set(NAMES) <= set(data.list_datasets())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_written_into_a_data_set_is_not_there_when_loaded_again(name: str) -> None:
+    first = data.load(name)
+    for part in (first.train, first.validation, first.test):
+        tensors = [*part.inputs.values(), part.labels, part.indices, *([] if part.groups is None else [part.groups])]
+        for one in tensors:
+            one.zero_()
+    again = data.load(name)
+    for part in (again.train, again.validation, again.test):
+        assert all(bool(one.any()) for one in part.inputs.values())
+        assert part.labels.any()
+        assert len(part.indices.unique()) == len(part)
+        assert part.groups is None or part.groups.any()
+
+
 def test_windows_of_both_sensors_are_of_the_same_moment() -> None:
     """A movement that is fast for one sensor is fast for the other."""
     shoulder = data.load("shoulder-exercises").train

@@ -37,8 +37,8 @@ ORDER = (
     ),
     *("method_parser", "train", "trainer"),
     *("batches", "distiller", "checkpoints", "evaluation", "models", "ensembles", "teachers", "answers", "adapters"),
-    *("methods", "tasks", "loss_table", "projectors", "hooks", "guards", "training_log", "data"),
-    *("recipes", "devices", "distributed", "described", "files", "schemas", "measure", "verdict"),
+    *("methods", "tasks", "loss_table", "projectors", "measure", "hooks", "guards", "training_log", "data"),
+    *("recipes", "devices", "distributed", "described", "files", "schemas", "verdict"),
     *("losses", "errors"),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdlib import train, verdict
 from kdlib.data import DataModule, InMemoryDataset
 from kdlib.data.augment import NO_AUGMENTATION
+from kdlib.distill import Job, distill
 from kdlib.distiller import Distiller
 from kdlib.evaluation import evaluate
 from kdlib.hooks import ModelOutput
@@ -455,3 +457,183 @@ def test_a_checkpoint_of_an_older_version_that_says_less_is_resumed(tmp_path: Pa
         metadata["facts"]["run"].pop(name, None)
     files.save_tensors(path, tensors, metadata)
     assert len(resume(path, data=module(shift=1)).rows) == 2
+
+
+# -------------------- what a run leaves alone
+
+
+class Masked(nn.Module):
+    """Its buffers are indices and a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.BatchNorm2d(1), nn.Linear(64, CLASSES)
+        self.register_buffer("order", torch.arange(64))
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, 0.0, float("-inf")]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.norm(images).flatten(1)[:, self.order]) + self.mask.softmax(0)
+
+
+def test_an_average_of_weights_leaves_indices_and_masks_as_they_are() -> None:
+    torch.manual_seed(0)
+    student = Masked()
+    before = {name: value.clone() for name, value in student.named_buffers()}
+    run = fit(student, loader(), validation=loader(), ema_decay=0.9, epochs=3)
+    assert torch.equal(student.order, before["order"])
+    assert torch.equal(student.mask, before["mask"])
+    assert math.isfinite(run.rows[-1]["validation_loss"])
+    assert student.norm.num_batches_tracked == 9
+    assert not torch.equal(student.norm.running_mean, before["norm.running_mean"])
+
+
+def norms_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The norms of the gradients that the clip is given, step by step."""
+    norms, clip = [], nn.utils.clip_grad_norm_
+
+    def noting(*args: Any) -> Tensor:
+        norms.append(float(clip(*args)))
+        return torch.tensor(norms[-1])
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", noting)
+    return norms
+
+
+def test_gradients_of_weights_that_are_not_trained_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = norms_of_steps(monkeypatch)
+    torch.manual_seed(0)
+    recipe = Recipe(batch_size=8, schedule="constant", clip=1e9)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    last = student[3]
+
+    def of_the_last_layer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(last.parameters(), 1e-6)  # so slow that every epoch has nearly the same gradients
+
+    fit(student, list(loader()), recipe=recipe, optimizer=of_the_last_layer, epochs=5)
+    assert len(norms) == 15
+    assert norms[-3:] == pytest.approx(norms[:3], rel=1e-2)
+
+
+class Counting(torch.optim.SGD):
+    """Counts its steps in its groups, as Prodigy and Lookahead do, and takes half a step at every second one."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, lr)
+        for group in self.param_groups:
+            group["k"] = 0
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["k"] += 1
+            group["lr"] *= 0.5 if group["k"] % 2 == 0 else 1.0
+        return super().step(closure)
+
+
+OPTIMIZERS: dict[str, Any] = {
+    "a tensor for a rate": lambda p: torch.optim.AdamW(p, lr=torch.tensor(1e-2), foreach=False),
+    "one that counts": lambda p: Counting(p, 0.05),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimiser_with_more_than_constants_in_its_groups_is_resumed(tmp_path: Path, name: str) -> None:
+    options: dict[str, Any] = {"data": list(loader()), "optimizer": OPTIMIZERS[name], "epochs": 4}
+    whole = fit(net(), **options)
+    for last in (2, 3):  # stopped, resumed and stopped again
+
+        def stop(epoch: int, student: nn.Module, last: int = last) -> None:
+            if epoch == last:
+                raise Stop
+
+        with pytest.raises(Stop):
+            fit(net(), checkpoint=tmp_path / "a", resume=True, on_epoch_end=stop, **options)
+    resumed = fit(net(), checkpoint=tmp_path / "a", resume=True, **options)
+    assert same(resumed.student, state(whole.student))
+
+
+def test_frozen_layers_in_eval_mode_keep_their_statistics() -> None:
+    student = net()
+    student[1].eval().requires_grad_(False)
+    before = state(student[1])
+    fit(student)
+    assert same(student[1], before)
+
+
+def test_a_student_in_eval_mode_is_trained() -> None:
+    student = net().eval()
+    before = state(student[1])
+    fit(student)
+    assert not torch.equal(student[1].running_mean, before["running_mean"])
+
+
+@pytest.mark.parametrize("option", [{"checkpoint_every": 2}, {"resume": True}, {"resume": True, "other_threads": True}])
+def test_settings_of_a_checkpoint_need_one(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="belong to a checkpoint"):
+        fit(net(), module(), **option)
+
+
+@pytest.mark.parametrize(("changes", "resume"), [({"checkpoint_every": 2}, False), ({}, True)])
+def test_settings_of_a_checkpoint_need_a_folder(changes: dict[str, Any], resume: bool) -> None:
+    with pytest.raises(ValueError, match="belong to a run with a folder"):
+        distill(Job(student="resnet8", **changes), resume=resume)
+
+
+def test_a_run_on_the_cpu_leaves_the_seeds_of_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    student = net()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    fit(student, seed=5)
+    assert seeded == []
+
+
+# -------------------- the order of weights in memory
+
+
+def strides(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: value.stride() for name, value in model.state_dict().items()}
+
+
+def pointwise() -> nn.Sequential:
+    """With kernels of one pixel and of one channel, which count as contiguous in either order."""
+    return nn.Sequential(net()[0], nn.Conv2d(4, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Flatten(), nn.Linear(96, 4))
+
+
+USES: dict[str, Any] = {
+    "evaluated": lambda model: evaluate(model, loader(), **CPU),
+    "a teacher": lambda model: fit(net(1), teacher=model),
+    "a student that is refused": lambda model: fit(model, [(IMAGES, LABELS + CLASSES)]),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_network_is_given_back_with_its_weights_in_their_order(use: str) -> None:
+    model = pointwise().eval()
+    before = strides(model), model(IMAGES)
+    with contextlib.suppress(ValueError):
+        USES[use](model)
+    assert strides(model) == before[0]
+    assert torch.equal(model(IMAGES), before[1])
+    nn.utils.parameters_to_vector(model.parameters())
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_student_is_given_back_with_its_weights_in_their_order(memory: torch.memory_format) -> None:
+    student = pointwise().to(memory_format=memory)  # type: ignore[call-overload]  # torch's stub lacks it
+    before = strides(student)
+    fit(student, ema_decay=0.9)
+    assert strides(student) == before
+
+
+class LeNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.conv(images).view(len(images), -1))
+
+
+@pytest.mark.parametrize("call", [lambda: fit(LeNet()), lambda: evaluate(LeNet(), loader(), **CPU)])
+def test_a_view_of_maps_is_said_to_be_one(call: Any) -> None:
+    with pytest.raises(ValueError, match=r"calls \.view\(\).*flatten"):
+        call()

@@ -230,6 +230,29 @@ def test_frozen_computes_in_the_configs_precision(
     assert output.features["stem.0"].dtype == dtype
 
 
+class Tied(nn.Module):
+    """Reads words and gives logits of words by the same weights, as language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.middle, self.last = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9, bias=False)
+        self.norm = nn.LayerNorm(8)
+        self.last.weight = self.words.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.last(self.norm(self.words(words) + self.middle(self.words(words))))
+
+
+def test_frozen_with_tied_weights_gives_what_autocast_gives():
+    torch.manual_seed(0)
+    net, config = Tied().eval(), DeviceConfig(torch.device("cpu"), bfloat16=True)
+    words = torch.arange(18).view(6, 3) % 9
+    with torch.no_grad(), config.autocast():
+        expected = net(words)
+    with FrozenTeacher(net).activate([], config) as teacher:
+        assert torch.equal(teacher((words, None)).logits, expected)
+
+
 def test_frozen_is_compatible_with_any_images_and_any_view(net: Net, dataset: InMemoryDataset):
     assert FrozenTeacher(net).check_compatible(dataset, SHIFTS, 3) is None
     assert FrozenTeacher(net).views is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -355,6 +356,22 @@ def test_values_read_seldom_add_up_to_the_same_history(blobs: DataModule, reques
     assert same_weights(often.student, seldom.student)
     for a, b in zip(often.rows, seldom.rows, strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+@pytest.mark.usefixtures("read_seldom")
+def test_the_wait_for_an_accelerator_at_the_end_of_an_epoch_is_training_time(
+    blobs: DataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = TrainingLog.read
+
+    def waiting(log: TrainingLog) -> float | None:
+        time.sleep(0.1)
+        return read(log)
+
+    monkeypatch.setattr(TrainingLog, "read", waiting)
+    run = fit(small(), blobs, epochs=3)  # of three steps each: values are read after the last of them
+    assert run.seconds >= 0.3
+    assert [row["seconds"] >= 0.1 * row["epoch"] for row in run.rows] == [True] * 3
 
 
 @pytest.mark.usefixtures("read_seldom")

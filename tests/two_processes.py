@@ -137,12 +137,36 @@ def fit_a_dataset() -> dict[str, Any]:
     with_statistics = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3))
     averaged = train.fit(with_statistics, TensorDataset(images, labels), ema_decay=0.9, **options).student
     facts["averaged"] = {name: value.tolist() for name, value in averaged.state_dict().items()}
+    facts["half used"] = {str(steps): fit_the_half_used(steps) for steps in (1, 3)}
+    facts["sums"] = distributed.all_reduce_values(
+        {"a": 1.0, "b": 2.0} if distributed.rank() == 0 else {"b": 5.0, "c": 3.0}
+    )
     facts["orders"] = [list(shared_order(TensorDataset(images, labels), seed)) for seed in (0, 1)]
     try:
         train.fit(nn.Linear(8, 3), [(images, labels)], **options)
     except ValueError as error:
         facts["refused"] = str(error)
     return facts
+
+
+class HalfUsed(nn.Module):
+    """A student with a layer that nothing looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+
+def fit_the_half_used(steps: int) -> dict[str, Any]:
+    """Its weights after so many steps, each on the same samples; called by one process and by two."""
+    torch.manual_seed(0)
+    student, images, labels = HalfUsed(), torch.randn(16, 8), torch.arange(16) % 3
+    options: dict[str, Any] = {"epochs": steps, "recipe": Recipe(batch_size=16, schedule="constant"), "progress": False}
+    train.fit(student, TensorDataset(images, labels), device="cpu", precision="fp32", **options)
+    return {name: value.tolist() for name, value in student.state_dict().items()}
 
 
 def gloo_threads() -> list[str]:

@@ -172,6 +172,8 @@ def load(
     name: one of `list_datasets()`. root: where CIFAR is kept (default ~/.cache/kdlib), downloaded there if `download`.
     image_size: pixels of a side, and num_workers: decoding processes, for image folders. The size may stand in the
     name instead, as in "imagefolder@32:PATH": then every command and every row of results carries it along.
+    What a caller writes into labels, or into pairs, is not there when they are loaded again. The images of
+    Fashion-MNIST are shared by all who load them in this process: change a copy.
     Raises ValueError for an unknown name, FileNotFoundError for missing files, ValueError for altered ones.
     """
     kind, _, path = str(name).partition(":")
@@ -179,7 +181,7 @@ def load(
     if name in PAIRED_LOADERS:
         return load_paired(name)
     if name == "fashion-mnist":
-        parts = sources.fashion_mnist(sources.data_dir())
+        parts = sources.with_own_labels(sources.fashion_mnist(sources.data_dir()))
     elif name in sources.CIFAR_STATISTICS:
         parts = sources.cifar(name, root, download)
     elif kind in ("imagefolder", "imagenet") and path:
@@ -230,7 +232,7 @@ def from_datasets(
     train, validation, test: datasets of (image, label): PIL images or uint8 tensors C x H x W, and class numbers.
     Without validation or test, a tenth of the training samples is held out for it. image_size: the shorter side is
     resized to it and the centre cut out. in_channels: 1 for grey, 3 for colour. mean, std: of each channel, for pixels
-    in [0, 1]; default, of the training images. augmentation: may shift and flip.
+    in [0, 1]; default, of the training images without those held out. augmentation: may shift and flip.
     Raises TypeError for images that are no bytes, ValueError for labels without a class, or more images than fit.
     """
     if isinstance(classes, str) or not hasattr(classes, "__len__") or len(classes) < 2:

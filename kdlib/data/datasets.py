@@ -239,7 +239,7 @@ class InMemoryDataset:
         chunk = batch_size * max(1, CHUNK_SIZE // batch_size)
         for chosen in positions.split(chunk) if len(positions) else ():  # torch splits nothing into one empty part
             indices = self.indices[chosen]
-            images = augment(pin_memory(self.images[chosen], device), indices, augmentation, seed, view)
+            images = pin_memory(augment(self.images[chosen], indices, augmentation, seed, view), device)
             images = _normalize(images, self.mean, self.std, device)
             labels = to_device(pin_memory(self.labels[chosen], device), device)
             for parts in zip(

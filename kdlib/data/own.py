@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,30 +40,30 @@ def read_datasets(
     read = {
         name: _read(name, given, image_size, in_channels) for name, given in _given(train, validation, test).items()
     }
-    images, labels = read["train"]
     for name, (_, found) in read.items():
         if found.min() < 0 or found.max() >= num_classes:
             raise ValueError(
                 f"The {name} labels run from {int(found.min())} to {int(found.max())}, and {num_classes} classes are "
                 f"named: labels are numbers from 0 to {num_classes - 1}."
             )
-    shares = _statistics(images)
-    mean, std = tuple(shares[0] if mean is None else mean), tuple(shares[1] if std is None else std)
-    whole = InMemoryDataset(images, labels, torch.arange(len(labels)), mean, std)
-    splits: dict[str, InMemoryDataset] = {
-        name: InMemoryDataset(*read[name], torch.arange(len(read[name][1])), mean, std)
-        for name in ("validation", "test")
-        if name in read
+    unscaled = (0.0,) * in_channels, (1.0,) * in_channels  # until it is known which are the training images
+    splits = {
+        name: InMemoryDataset(images, labels, torch.arange(len(labels)), *unscaled)
+        for name, (images, labels) in read.items()
     }
+    tenth = max(1, len(splits["train"]) // 10)
     for name in ("test", "validation"):
         if name not in splits:  # a tenth of the training samples, the same on every machine
+            whole = splits["train"]
             if len(whole) < 10:
                 raise ValueError(
                     f"There is no {name} dataset, and of {len(whole)} samples no tenth can be held out: give one."
                 )
-            kept, held_out = hold_out(len(whole), max(1, len(labels) // 10))
-            splits[name], whole = whole.select(held_out), whole.select(kept)
-    return {"train": whole, **splits}
+            kept, held_out = hold_out(len(whole), tenth)
+            splits[name], splits["train"] = whole.select(held_out), whole.select(kept)
+    shares = _statistics(splits["train"].images)
+    mean, std = tuple(shares[0] if mean is None else mean), tuple(shares[1] if std is None else std)
+    return {name: replace(split, mean=mean, std=std) for name, split in splits.items()}
 
 
 def _given(train: Any, validation: Any, test: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ train.fit(student, batches, validation=shoulder.validation, teacher=teacher, ada
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -228,7 +229,7 @@ def load_paired(name: str, split: int = 0) -> PairedData:
     if name not in PAIRED_LOADERS:
         raise unknown_name("data set of pairs", name, PAIRED_LOADERS)
     check_whole(0, SPLITS - 1, split=split)
-    return PAIRED_LOADERS[name](data_dir(), split)
+    return copy.deepcopy(PAIRED_LOADERS[name](data_dir(), split))  # the caller may write into it
 
 
 @lru_cache(maxsize=SPLITS)  # `where` tells folders apart

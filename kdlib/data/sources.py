@@ -6,7 +6,8 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def data_dir() -> Path:
     if os.environ.get("KDLIB_DATA"):
         return Path(os.environ["KDLIB_DATA"])
     beside = Path(__file__).resolve().parents[2] / "data"
-    return beside if beside.is_dir() else Path.cwd() / "data"
+    # Beside an installed package there may be a folder of this name that is another's.
+    return beside if (beside / "SHA256SUMS").is_file() else Path.cwd() / "data"
 
 
 def verify(name: str) -> Path:
@@ -104,7 +106,7 @@ def in_memory_datasets(
     return {"train": whole.select(kept), "validation": whole.select(held_out), "test": test}
 
 
-@lru_cache(maxsize=2)  # checking 86 MB takes some tenths of a second; what is returned is never changed in place
+@lru_cache(maxsize=2)  # checking 86 MB takes some tenths of a second; `load` gives away `with_own_labels`
 def fashion_mnist(where: Path) -> dict[str, Any]:
     """Fashion-MNIST (Xiao et al. 2017): 55,000 / 5,000 / 10,000 grey images of 28 x 28 pixels.
 
@@ -136,6 +138,19 @@ def fashion_mnist(where: Path) -> dict[str, Any]:
             name: InMemoryDataset(part, label.long(), indices, mean=(0.2860,), std=(0.3530,))
             for part, (name, (label, indices)) in zip(images, parts.items(), strict=True)
         },
+    }
+
+
+def with_own_labels(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The same parts, whose labels and indices the caller may write into; the images are shared.
+
+    The datasets are new ones, so that their fingerprints are those of what they hold then.
+    """
+    return {
+        name: replace(part, labels=part.labels.clone(), indices=part.indices.clone())
+        if isinstance(part, InMemoryDataset)
+        else part
+        for name, part in parts.items()
     }
 
 

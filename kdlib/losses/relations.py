@@ -350,14 +350,20 @@ def _relative_distances(rows: Tensor) -> Tensor:
     return divide(distances, mean, noise=ROUNDING * torch.linalg.vector_norm(rows, dim=1).mean())
 
 
+def _off_mps(rows: Tensor) -> Tensor:
+    """The rows, on the CPU if they are on MPS, which has no float64 and, before 2026, no gradient of torch.cdist.
+
+    What is computed of them there is small, B x B.
+    """
+    return rows.cpu() if rows.device.type == "mps" else rows
+
+
 def _squared_distances(rows: Tensor) -> Tensor:
     """B x B squared distances, in float64, by |x|^2 + |y|^2 - 2 x.y on the rows less their mean.
 
     That takes a tenth of the time of all differences; but in float32 it loses all digits far from the origin.
     """
-    if rows.device.type == "mps":  # has no float64; this is small
-        rows = rows.cpu()
-    wide = rows.double()
+    wide = _off_mps(rows).double()
     centred = wide - wide.mean(dim=0)
     gram = inner(centred, centred)
     power = gram.diagonal()
@@ -375,7 +381,8 @@ def _distances(rows: Tensor) -> Tensor:
 def _cosines(rows: Tensor) -> Tensor:
     """B x B x B: entry [i, j, k] is the cosine of the angle at sample i between samples j and k."""
     # By differences: an angle between near samples needs more digits of their distance than a Gram matrix has.
-    squared = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
+    near = _off_mps(rows)
+    squared = torch.cdist(near, near, compute_mode="donot_use_mm_for_euclid_dist").square().to(rows)
     size = rows.square().sum(dim=1)
     noise = ROUNDING**2 * torch.maximum(size[:, None], size) + UNDERFLOW
     # Divided by an infinite length, cosine and gradient are zero. At length 0 the root has an infinite slope.

@@ -6,7 +6,6 @@ the run that was under way goes on at its last epoch.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 
 from kdlib import files
 from kdlib.data import data_dir
+from kdlib.measure import clock
 from kdlib.study import plans
 from kdlib.study.experiment import Experiment, WorkerPool
 from kdlib.study.history import HistoryFile
@@ -471,16 +471,16 @@ def probe(experiment: Experiment, steps: int = 3) -> float:
     student = device_config.move(experiment.build_student(0)).train()
     optimizer = recipe.make_optimizer(student.parameters())
     batch = next(experiment.data.train.iter_batches(recipe.batch_size, device=device_config.device))
-    started = 0.0
+    now, started = clock(device_config.device), 0.0
     for step in range(steps + 1):
         if step == 1:  # the first one warms up
-            started = time.perf_counter()
+            started = now()
         with device_config.autocast():
             logits = student(batch.images)
         F.cross_entropy(logits.float(), batch.labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-    seconds_per_image = (time.perf_counter() - started) / (steps * len(batch))
+    seconds_per_image = (now() - started) / (steps * len(batch))
     evaluated = 3 * len(experiment.data.validation)  # at the end, and the test set; without backward: about a third
     return seconds_per_image * (budget.epochs * experiment.num_images + evaluated / 3)
 

@@ -473,6 +473,31 @@ def test_rkd_ignores_rotation_scale_and_offset(seed, scale):
             assert close(loss(teacher, moved), expected)
 
 
+class OnMps(torch.Tensor):
+    """Says that it is on MPS, and does not do what is missing there: float64, and the gradient of cdist."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function == torch.Tensor.device.__get__:
+            return torch.device("mps")
+        if function in (torch.cdist, torch.Tensor.double):
+            raise NotImplementedError(f"{function.__name__} on MPS")
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return result.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else result
+
+
+@pytest.mark.parametrize("loss", [rkd_distance, rkd_angle])
+def test_distances_on_mps_are_taken_on_the_cpu(loss):
+    student = rows(0).float().requires_grad_()
+    there = student.detach().as_subclass(OnMps).requires_grad_()
+    found, expected = loss(there, rows(1).float().as_subclass(OnMps)), loss(student, rows(1).float())
+    found.backward()
+    expected.backward()
+    assert isinstance(found, OnMps)
+    assert found.item() == expected.item()
+    assert there.grad.tolist() == student.grad.tolist()
+
+
 @pytest.mark.parametrize("loss", [rkd_distance, rkd_angle])
 def test_rkd_far_from_the_origin_in_float32(loss):
     # On a grid of 1/64 the offset is exact in float32: only the loss could lose digits. Distances through
