@@ -71,18 +71,18 @@ class DeviceConfig:
     def borrow(self, model: nn.Module) -> Iterator[None]:
         """Inside the block the model is on the device, as `move` does it; afterwards where and as it lay before."""
         home = next((p.device for p in model.parameters()), torch.device("cpu"))
-        orders = {name: (t.shape, t.stride()) for name, t in _tensors(model) if t.ndim == 4 and t.is_contiguous()}
+        # Kept, not made anew at the end: that leaves holes in memory as large as the weights.
+        before = {name: t.data for name, t in _tensors(model) if t.ndim == 4 and t.is_contiguous()}
         try:
             self.move(model)
             yield
         finally:
             model.to(home)
             for name, tensor in _tensors(model):
-                shape, order = orders.get(name, (tensor.shape, tensor.stride()))
-                if shape == tensor.shape and order != tensor.stride():
+                kept = before.get(name, tensor.data)
+                if kept.shape == tensor.shape and kept.stride() != tensor.stride():
                     # Not contiguous(): it leaves the strides of a kernel of one pixel, and convolutions go by them.
-                    plain = torch.empty_strided(shape, order, dtype=tensor.dtype, device=tensor.device)
-                    tensor.data = plain.copy_(tensor.data)
+                    tensor.data = kept.to(tensor).copy_(tensor.data)
 
     def move_images(self, images: Tensor) -> Tensor:
         """The images on the device, in the same memory order."""
