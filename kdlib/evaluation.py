@@ -40,7 +40,7 @@ def evaluate(
     *,
     device: str = "auto",
     precision: str = "auto",
-    batch_size: int = 500,
+    batch_size: int = 250,
     role: str = "model",
     adapter: Adapter | None = None,
     task: str | Task = "classification",
