@@ -574,6 +574,7 @@ def test_a_layer_on_a_flattened_map_is_named(between: nn.Module, tmp_path: Path)
         to_c(net, tmp_path / "net.c", pictures(8, 1, 5, 5))
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_written_as_the_network_itself(tmp_path: Path) -> None:
     net, images = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval(), pictures(4, 1, 4, 4)
     for name, model in (("plain", net), ("compiled", torch.compile(net))):

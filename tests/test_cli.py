@@ -56,6 +56,7 @@ def finished(small_test_set: Any, tmp_path_factory: pytest.TempPathFactory) -> t
     return out, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_distill_writes_student_history_curves_and_report(finished: tuple[Path, str]) -> None:
     out, _ = finished
     student = models.load(out / "student.safetensors")
@@ -88,6 +89,7 @@ def test_the_last_line_is_one_json_object_with_what_was_measured(
     assert report["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_the_table_names_both_students_and_warns_of_one_seed(finished: tuple[Path, str]) -> None:
     _, printed = finished
     assert "resnet8, hard labels " in printed
@@ -96,6 +98,7 @@ def test_the_table_names_both_students_and_warns_of_one_seed(finished: tuple[Pat
     assert "is run on 192 images in 1 view." in printed
 
 
+@pytest.mark.slow
 def test_baseline_and_student_start_from_the_same_weights(small_test_set: Any, tmp_path: Path) -> None:
     """Distilling by hard labels is the baseline itself: equal in every digit."""
     assert call("distill", *TINY, "--method", "hard", "--out", tmp_path, "--precision", "fp32") == 0
@@ -119,6 +122,7 @@ def test_no_baseline_leaves_it_out_and_views_0_runs_the_teacher_live(
     assert not any(name.startswith("baseline") for name in pd.read_csv(tmp_path / "history.csv"))
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_given_weights(small_test_set: Any, tmp_path: Path) -> None:
     options = ["--images", 64, "--epochs", 1, "--learning-rate", 1e-9, "--quiet", "--out", tmp_path]
     assert call("train", "--start", "resnet20-fashion", *options) == 0
@@ -131,6 +135,7 @@ def test_training_goes_on_from_given_weights(small_test_set: Any, tmp_path: Path
     torch.testing.assert_close(on.fc.weight, before.fc.weight)
 
 
+@pytest.mark.slow
 def test_a_cache_is_used_again_and_refused_for_another_teacher(
     small_test_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -146,6 +151,7 @@ def test_a_cache_is_used_again_and_refused_for_another_teacher(
     assert "was built for another teacher" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_teachers_teach_together(small_test_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     other = tmp_path / "other.safetensors"
     models.save(models.build("resnet8", num_classes=10, in_channels=1, seed=5), other)
@@ -275,6 +281,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_command_trains_by_any_method(tiny_run: list[Any], tmp_path: Path, method: str) -> None:
     assert call("distill", *tiny_run, "--method", method, "--out", tmp_path) == 0
@@ -391,12 +398,14 @@ def own_teacher(own_images: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out / "model.safetensors"
 
 
+@pytest.mark.slow
 def test_train_takes_the_image_size_for_a_folder(own_teacher: Path) -> None:
     teacher = models.load(own_teacher)
     assert teacher.config["image_size"] == 32
     assert teacher.config["num_classes"] == 3
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_images_or_classes_is_refused_before_it_is_run(
     own_images: str, own_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], small_test_set: Any
 ) -> None:
@@ -420,6 +429,7 @@ def test_a_teacher_of_other_images_or_classes_is_refused_before_it_is_run(
     assert "gives 2 logits, but there are labels up to 2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_distill_writes_checkpoints_within_an_epoch(own_images: str, own_teacher: Path, tmp_path: Path) -> None:
     steps, save = [], Trainer.save_checkpoint
     with pytest.MonkeyPatch.context() as patch:

@@ -193,6 +193,7 @@ def test_a_method_that_is_better_at_every_seed_beats_the_baseline(several: Repor
 # --- fidelity and calibration
 
 
+@pytest.mark.slow
 def test_fidelity_by_plain_loops(several: Report) -> None:
     teacher, labels = logits_of(TEACHER).double(), DATA.test.labels.tolist()
     said = teacher.argmax(1).tolist()
@@ -451,6 +452,7 @@ def test_markdown_tables_hold_any_name() -> None:
     assert all(line == line.rstrip() for line in str(report).splitlines())
 
 
+@pytest.mark.slow
 def test_it_is_saved_whole_and_never_overwrites_unasked(single: Report, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "er"
     single.save(folder)
@@ -467,6 +469,7 @@ def test_it_is_saved_whole_and_never_overwrites_unasked(single: Report, tmp_path
     single.save(folder, overwrite=True)
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_drawn_leaves_the_earlier_picture(
     single: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,6 +486,7 @@ def test_a_report_that_cannot_be_drawn_leaves_the_earlier_picture(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["several", "single", "plain", "long names"])
 def test_the_figure_shows_all_of_its_texts(kind: str, several: Report, single: Report) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -700,6 +704,7 @@ def call(*arguments: Any) -> int:
 QUICK = ("--device", "cpu", "--precision", "fp32", "--quiet")
 
 
+@pytest.mark.slow
 def test_the_command_pairs_the_files_of_folders(
     shelf: Path, short: DataModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -442,6 +442,7 @@ def test_packed_weights_come_back_and_take_so_many_bits(name: str, bits: int, tm
     assert measure.zipped_bytes(packed) < size
 
 
+@pytest.mark.slow
 def test_zeros_show_in_zipped_bytes_and_nowhere_else() -> None:
     model = build("resnet20")
     sparse = compress.finalize(compress.prune_weights(model, 0.9))

@@ -217,6 +217,7 @@ def test_scrambled_phases_keep_the_spectrum_and_no_shape() -> None:
     assert all(torch.corrcoef(both[:, number])[0, 1].abs() < 0.2 for number in range(4))
 
 
+@pytest.mark.slow
 def test_pictures_of_nothing_are_no_picture_of_a_class_to_the_shipped_teacher(fashion: DataModule) -> None:
     few = fashion.validation.select(torch.arange(200))
     teacher = models.load("resnet20-fashion")

@@ -770,6 +770,7 @@ def test_views_of_another_size_have_another_fingerprint(tree: Path):
     assert len(fingerprints) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("content", "num_workers"), [(b"", 0), (b"this is no image", 0), ("half", 0), ("half", 1)])
 def test_a_broken_image_is_named(tmp_path: Path, monkeypatch, content: bytes | str, num_workers: int):
     # How long torch waits for a worker that has failed: 5 seconds otherwise.

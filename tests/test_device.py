@@ -165,6 +165,7 @@ def test_plain_cores_compute_the_same(small: Path, report: DeviceReport, monkeyp
     assert plain.instructions > 1.1 * report.instructions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "classes", "error", "words"),
     [

@@ -34,6 +34,7 @@ def said(report: Report) -> set[str]:
     return {one.check for one in report.findings}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found(name: str) -> None:
     """In one set-up each; the benchmark takes ten."""
@@ -42,6 +43,7 @@ def test_a_fault_is_found(name: str) -> None:
     assert found <= set(CHECKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_a_sound_set_up_is_left_alone(seed: int) -> None:
     name, arguments = sound(seed)
@@ -50,6 +52,7 @@ def test_a_sound_set_up_is_left_alone(seed: int) -> None:
     assert report.sound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS_OF_KDLIB)
 def test_methods_of_kdlib_are_sound(name: str) -> None:
     c = case(3, temperature=4.0, alpha=0.3)
@@ -101,6 +104,7 @@ LEGITIMATE: dict[str, Callable[..., Tensor]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEGITIMATE)
 def test_other_losses_are_no_fault(name: str) -> None:
     assert on_logits(LEGITIMATE[name]).faults == ()
@@ -251,6 +255,7 @@ def assert_same(before: Any, after: Any, name: str = "") -> None:
         assert before == after, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["distiller", "loss", "step"])
 def test_networks_optimiser_batches_and_chance_come_back(form: str) -> None:
     c = case(2, norm="batch", dropout=0.3)

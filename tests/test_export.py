@@ -63,6 +63,7 @@ def left_in(folder: Path) -> list[str]:
 # The files give the network's answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [1, 5])
 def test_an_onnx_file_gives_the_networks_logits_for_batches_of_any_size(
     given: int, network: nn.Module, images: Tensor, tmp_path: Path
@@ -140,6 +141,7 @@ def test_c_is_reached_through_its_module(network: nn.Module, blobs: DataModule, 
     assert left_in(tmp_path) == ["net.c"]
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_the_same_every_time_and_does_not_say_where_it_was_made(
     network: nn.Module, images: Tensor, tmp_path: Path
 ) -> None:
@@ -152,6 +154,7 @@ def test_an_onnx_file_is_the_same_every_time_and_does_not_say_where_it_was_made(
 # The network is left as it was, and nothing is printed
 
 
+@pytest.mark.slow
 def test_the_network_is_left_as_it_was(network: nn.Module, images: Tensor, tmp_path: Path) -> None:
     model = copy.deepcopy(network).train()
     next(model.children()).eval()  # frozen by hand
@@ -218,6 +221,7 @@ def tampered(write: Callable[..., Path], amount: float) -> Callable[..., Path]:
     return altered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "amount"), [("onnx", 0.02), ("onnx-int8", 2.0)])
 def test_a_tampered_export_is_refused_and_nothing_is_left(
     name: str, amount: float, network: nn.Module, blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -232,6 +236,7 @@ def test_a_tampered_export_is_refused_and_nothing_is_left(
     assert (tmp_path / "before.onnx").read_text() == "stood here"
 
 
+@pytest.mark.slow
 def test_int8_that_was_calibrated_on_nothing_is_refused(
     network: nn.Module, images: Tensor, blobs: DataModule, tmp_path: Path
 ) -> None:
@@ -347,6 +352,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("call", "kind", "said"), BAD.values(), ids=BAD)
 def test_bad_input_ends_in_a_sentence(call: Callable, kind: type[Exception], said: str, tmp_path: Path) -> None:
     with pytest.raises(kind, match=said) as raised:
@@ -387,6 +393,7 @@ def test_classes_in_another_order_are_noticed(blobs: DataModule, tmp_path: Path)
         export.export(model, tmp_path / "net.onnx", "onnx", blobs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "name", "extra"),
     [
@@ -429,6 +436,7 @@ def test_an_onnx_file_of_other_inputs_is_refused(tmp_path: Path) -> None:
         export.load_onnx(tmp_path / "sum.onnx")
 
 
+@pytest.mark.slow
 def test_a_truncated_onnx_file_and_images_of_another_shape_are_refused(
     network: nn.Module, images: Tensor, tmp_path: Path
 ) -> None:
@@ -515,6 +523,7 @@ def test_the_command_refuses_in_one_sentence(
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
+@pytest.mark.slow
 def test_what_was_refused_is_not_in_the_folder_and_what_was_kept_is_reported(
     network: nn.Module, blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -529,6 +538,7 @@ def test_what_was_refused_is_not_in_the_folder_and_what_was_kept_is_reported(
     assert (tmp_path / "model.onnx").exists()
 
 
+@pytest.mark.slow
 def test_images_are_compared_in_an_even_spread(blobs: DataModule, network: nn.Module, tmp_path: Path) -> None:
     """Of images in the order of their classes the first would be of one class alone."""
     order = blobs.test.labels.argsort(stable=True)
@@ -541,6 +551,7 @@ def test_images_are_compared_in_an_even_spread(blobs: DataModule, network: nn.Mo
     assert (report.images, report.float_accuracy) == (3, expected.accuracy)
 
 
+@pytest.mark.slow
 def test_calibration_images_of_bytes_are_a_matter_of_the_images(tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     net, images = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(4, 1, 4, 4)

@@ -61,6 +61,7 @@ def test_softening_and_ensembles_refuse_what_overflows(temperature: float) -> No
         Ensemble([torch.nn.Flatten()], temperatures=[temperature])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
 @pytest.mark.parametrize("which", ["a model", "the sums"])
 def test_check_does_not_wait_for_a_pipe(which: str, tmp_path: Path) -> None:
@@ -103,6 +104,7 @@ def test_a_device_is_no_progress_file_and_stays_as_it_is(
     assert place.is_symlink()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
 def test_a_pipe_is_no_progress_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

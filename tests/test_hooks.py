@@ -465,6 +465,7 @@ def test_float_gives_logits_and_features_in_float32_and_keeps_their_gradient():
     assert ModelOutput(torch.ones(1, 2)).float().features == {}
 
 
+@pytest.mark.slow
 def test_a_compiled_model_can_be_read_again_at_other_layers(monkeypatch: pytest.MonkeyPatch):
     """Dynamo takes hooks for fixed: the program that was traced first would pass over new ones."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))

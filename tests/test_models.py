@@ -47,6 +47,7 @@ def test_names():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 28), (3, 32)], ids=["grey 28", "colour 32"])
 @pytest.mark.parametrize("name", models.list_models())
 def test_every_model_runs_forward_and_backward(name: str, size: tuple[int, int]):
@@ -284,6 +285,7 @@ def test_half_precision_keeps_three_digits_in_half_the_bytes(tmp_path: Path):
     assert half < 0.6 * full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [70_000.0, -70_000.0])
 def test_half_precision_refuses_what_it_cannot_hold(tmp_path: Path, value: float):
     model = trained()

@@ -27,6 +27,7 @@ CONFTEST = notebooks.NOTEBOOKS_DIR.parent / "conftest.py"
 # The stored lessons.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=[rule.__name__ for rule in RULES])
 @pytest.mark.parametrize("path", LESSONS, ids=NAMES)
 def test_every_lesson_keeps_every_rule(path: Path, rule: Callable) -> None:
@@ -375,6 +376,7 @@ def test_links_to_a_page_in_markdown_are_followed(tmp_path: Path) -> None:
         assert list(links(lesson)) == problems
 
 
+@pytest.mark.slow
 def test_a_written_notebook_is_canonical(tiny: Path) -> None:
     assert notebooks.problems(tiny) == []
     text = tiny.read_text()
@@ -416,6 +418,7 @@ def test_collapsed_outputs_follow_from_the_tag_alone(tiny: Path, tmp_path: Path)
     assert "jupyter" not in kept.metadata  # nbformat permits it for code
 
 
+@pytest.mark.slow
 def test_a_notebook_with_collapsed_outputs_becomes_a_page(tiny: Path) -> None:
     nbconvert = pytest.importorskip("nbconvert")
     notebook = notebooks.read(tiny)
@@ -425,6 +428,7 @@ def test_a_notebook_with_collapsed_outputs_becomes_a_page(tiny: Path) -> None:
     assert "A dot." in page
 
 
+@pytest.mark.slow
 def test_writing_again_changes_only_cells_that_are_not_compared(tiny: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(tiny, tmp_path))
     assert notebooks.write(path)  # the time is another one
@@ -436,6 +440,7 @@ def test_writing_again_changes_only_cells_that_are_not_compared(tiny: Path, tmp_
     assert before == after
 
 
+@pytest.mark.slow
 def test_writing_a_notebook_that_gives_the_same_leaves_the_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "01_sum.ipynb"
     assert notebooks.write(path, notebooks.from_text("A sum.\n\n```python\n1 + 1\n```\n"))
@@ -445,6 +450,7 @@ def test_writing_a_notebook_that_gives_the_same_leaves_the_file_alone(tmp_path: 
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -550,6 +556,7 @@ def test_lessons_are_found_by_number_name_and_path(tiny: Path, tmp_path: Path, m
         notebooks.find("01")
 
 
+@pytest.mark.slow
 def test_the_command_line(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

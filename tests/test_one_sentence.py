@@ -65,6 +65,7 @@ def bomb(path: Path) -> None:
     path.write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[12 + len(header) + 4 :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["truncated", "text", "empty", "bomb"])
 def test_a_broken_picture_is_named_in_one_sentence(
     kind: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -135,6 +136,7 @@ KINDS: dict[str, tuple[Callable[..., Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_error_is_one_sentence(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

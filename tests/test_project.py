@@ -60,6 +60,7 @@ def test_pyproject_and_environment_ask_for_the_same_things() -> None:
     assert len(lines) == len(set(lines))
 
 
+@pytest.mark.slow
 def test_pip_can_read_what_conda_hands_it(tmp_path: Path) -> None:
     """conda writes the lines below `pip:` into a requirements file, in which fewer options are allowed."""
     lines = re.findall(r"^      - (.*)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
@@ -194,6 +195,7 @@ def test_the_workflow_runs_commands_that_exist() -> None:
     assert {word.split()[1] for word in commands if word.startswith("make ")} <= set(targets)
 
 
+@pytest.mark.slow
 def test_importing_kdlib_loads_nothing_that_is_not_used_yet() -> None:
     heavy = ["matplotlib", "ipywidgets", "torchmetrics", "typer", "pandas", "scipy"]
     code = "import sys; from kdlib import data, methods, models, train; "
@@ -202,6 +204,7 @@ def test_importing_kdlib_loads_nothing_that_is_not_used_yet() -> None:
     assert loaded.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_readmes_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example is executed as it stands, with fewer images."""
     from kdlib import train

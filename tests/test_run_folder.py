@@ -22,6 +22,7 @@ with claim(sys.argv[1], ("a",), resume=False, overwrite=False):
 """
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_folder_that_is_in_use_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
     first = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
@@ -76,6 +77,7 @@ with files.atomic_write(sys.argv[1]) as temporary:
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_swept_by_the_next_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
     path = tmp_path / "student.checkpoint"
     runs = [subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE) for _ in range(2)]
@@ -102,6 +104,7 @@ def test_a_file_of_the_users_is_not_removed_by_the_proof_that_a_folder_can_be_wr
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(".writable", "mine")]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
 @pytest.mark.parametrize(("umask", "mode"), [("0o077", 0o600), ("0o022", 0o644), ("0o002", 0o664)])
 def test_files_are_as_shared_as_the_umask_says(tmp_path: Path, umask: str, mode: int) -> None:

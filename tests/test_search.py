@@ -103,6 +103,7 @@ def points(found: search.Found) -> list[dict[str, Any]]:
 # --- the search itself
 
 
+@pytest.mark.slow
 def test_the_best_trial_is_the_complete_one_with_the_highest_validation_accuracy(
     blobs: DataModule, teacher: nn.Module, trainings: list[int]
 ) -> None:
@@ -142,6 +143,7 @@ def test_what_was_found_trains_to_the_accuracy_that_was_reported(blobs: DataModu
     assert result.validation_accuracy == pytest.approx(found.best.validation_accuracy, abs=0.07)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_trials_and_another_seed_others(blobs: DataModule, teacher: nn.Module) -> None:
     first, again, other = (
         search.run(blobs, teacher=teacher, trials=7, epochs=4, seed=seed, **TINY) for seed in (3, 3, 4)
@@ -254,6 +256,7 @@ def test_weight_and_layers_of_a_feature_loss_are_searched(blobs: DataModule, tea
 # --- width and depth within limits
 
 
+@pytest.mark.slow
 def test_networks_beyond_the_limit_are_never_trained_and_do_not_count(
     blobs: DataModule, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -297,6 +300,7 @@ def test_the_cost_of_a_smaller_network_is_counted_by_its_macs(
         assert row["cost"] == pytest.approx(2 * row["macs"] / largest)
 
 
+@pytest.mark.slow
 def test_latency_is_measured_once_and_kept_for_a_search_that_goes_on(
     blobs: DataModule, teacher: nn.Module, invented: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -341,6 +345,7 @@ def test_a_network_of_an_impossible_depth_or_width_is_unknown(name: str) -> None
 # --- stopped, killed, gone on with
 
 
+@pytest.mark.slow
 def test_called_again_it_trains_nothing_and_with_more_trials_what_is_missing(
     blobs: DataModule, teacher: nn.Module, trainings: list[int], tmp_path: Path
 ) -> None:
@@ -356,6 +361,7 @@ def test_called_again_it_trains_nothing_and_with_more_trials_what_is_missing(
     assert points(more) == points(whole)
 
 
+@pytest.mark.slow
 def test_a_search_stopped_within_a_trial_goes_on_with_that_trial(
     blobs: DataModule, teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,6 +449,7 @@ def _stored_states(folder: Path) -> list[str]:
             optuna.load_study(study_name="search", storage=f"sqlite:///{folder / storage.FILE}").trials]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_another_search_in_the_same_place_is_refused_and_says_what_differs(
     blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
 ) -> None:
@@ -463,6 +470,7 @@ def test_another_search_in_the_same_place_is_refused_and_says_what_differs(
             search.run(blobs, **{**options, **change})
 
 
+@pytest.mark.slow
 def test_what_a_killed_search_has_left_of_its_teacher_does_not_hinder_another_one(
     blobs: DataModule, teacher: nn.Module, tmp_path: Path
 ) -> None:
@@ -531,6 +539,7 @@ def test_a_trial_that_this_very_process_left_is_gone_on_with(
 # --- several workers
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_arms_are_judged_does_not_wait_for_those_that_have_not_begun() -> None:
     class Slow:
         def run(self, *given: Any, **options: Any) -> Outcome:
@@ -587,6 +596,7 @@ def threaded(invented: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judging, "open_runners", open_runners)
 
 
+@pytest.mark.slow
 def test_two_workers_are_at_work_at_the_same_time_and_share_the_trials_evenly(
     blobs: DataModule, teacher: nn.Module, threaded: None, tmp_path: Path
 ) -> None:
@@ -659,6 +669,7 @@ def test_random_search_gets_the_same_cost_and_a_little_more_rather_than_less(jud
     assert tried.isdisjoint(row["learning_rate"] for row in judged.found.rows)
 
 
+@pytest.mark.slow
 def test_the_verdicts_are_those_of_paired_fresh_seeds_on_the_test_set(judged: search.Judged) -> None:
     arms = {arm.name: arm for arm in judged.arms}
     assert list(arms) == ["found", "defaults", "random search"]
@@ -682,6 +693,7 @@ def test_the_winners_curse_is_the_report_beside_the_mean_of_fresh_seeds_on_valid
     assert set(judged.curses) == {"found", "random search"}
 
 
+@pytest.mark.slow
 def test_a_judgement_that_was_made_is_not_made_again_and_more_seeds_are_added(
     judged: search.Judged, invented: list[Any]
 ) -> None:
@@ -700,6 +712,7 @@ def test_random_search_is_not_compared_with_itself(blobs: DataModule, teacher: n
     assert judged.random is None
 
 
+@pytest.mark.slow
 def test_the_default_student_is_the_largest_one_within_the_limits(
     blobs: DataModule, teacher: nn.Module, invented: list[Any]
 ) -> None:
@@ -734,6 +747,7 @@ def test_each_run_of_the_judge_reads_the_test_set_once_and_the_seeds_draw_their_
     assert all(0 <= row["test_accuracy"] <= 1 for row in judged.rows)
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_said_and_is_in_no_mean(judged: search.Judged) -> None:
     rows = tuple({**row, "error": "The loss is nan", "test_accuracy": None} if (row["arm"], row["seed"]) ==
                  ("defaults", 1) else row for row in judged.rows)  # fmt: skip
@@ -747,6 +761,7 @@ def test_a_diverged_run_is_said_and_is_in_no_mean(judged: search.Judged) -> None
 # --- what it writes
 
 
+@pytest.mark.slow
 def test_report_tables_facts_and_picture(judged: search.Judged, tmp_path: Path) -> None:
     folder = tmp_path / "report"
     judged.save(folder)
@@ -808,6 +823,7 @@ def command_data(blobs: DataModule, teacher: nn.Module, monkeypatch: pytest.Monk
     ]
 
 
+@pytest.mark.slow
 def test_the_command_searches_judges_and_writes(
     command_data: list[Any], invented: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -831,6 +847,7 @@ def test_the_command_searches_judges_and_writes(
     assert not list(out.glob(".outputs*"))
 
 
+@pytest.mark.slow
 def test_the_command_searches_the_student_within_a_limit_and_without_a_judge(
     command_data: list[Any], invented: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -867,6 +884,7 @@ BAD_COMMANDS: dict[str, tuple[list[Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD_COMMANDS)
 def test_what_the_command_cannot_do_is_said_in_a_sentence(
     name: str, command_data: list[Any], invented: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture

@@ -324,6 +324,7 @@ def two_threads() -> Any:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_is_said(tmp_path: Path, two_threads: None) -> None:
     path = tmp_path / "checkpoint"
     stopped(path)
@@ -333,6 +334,7 @@ def test_another_number_of_threads_is_said(tmp_path: Path, two_threads: None) ->
     assert len(resume(path, other_threads=True).rows) == 2
 
 
+@pytest.mark.slow
 def test_the_same_number_of_threads_goes_on(tmp_path: Path, two_threads: None) -> None:
     path = tmp_path / "checkpoint"
     stopped(path)

@@ -570,6 +570,7 @@ class Sealed:
         raise RuntimeError("the length of the test set was read")
 
 
+@pytest.mark.slow
 def test_tuning_never_touches_the_test_set(
     budget: Budget, blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -583,6 +584,7 @@ def test_tuning_never_touches_the_test_set(
     assert not [name for name in TRIAL_COLUMNS if "test" in name or name == "agreement"]
 
 
+@pytest.mark.slow
 def test_every_method_gets_equally_many_trials_and_its_best_is_used(finished: Path) -> None:
     (path,) = finished.glob("choose-*.csv")
     trials = content(path, TRIAL_COLUMNS)
@@ -686,6 +688,7 @@ def test_the_best_of_a_family_without_trials_is_not_guessed() -> None:
         PLANS["short"].variants({"kd": TunedSettings(METHODS["kd"].start, "somewhere", 0.9)})
 
 
+@pytest.mark.slow
 def test_methods_tuned_alike_share_a_file(finished: Path, budget: Budget) -> None:
     more = {"seeds": (0,), "tuning_seeds": (1000,)}
     with pytest.raises(ValueError, match="settings tuned on article-student.* and on defaults: .*only where"):
@@ -744,6 +747,7 @@ def test_trials_of_another_search_are_refused_before_anything_runs(
                 attempt(config)
 
 
+@pytest.mark.slow
 def test_choices_of_another_budget_are_taken_or_made_anew(finished: Path, budget: Budget, tmp_path: Path) -> None:
     (file,) = finished.glob("choose-*.csv")
     options = {"trials_file": file, "defaults": False, "seeds": (0,), "tuning_seeds": (1000,)}
@@ -1077,6 +1081,7 @@ def test_scores_lie_where_they_must(finished: Path) -> None:
     assert frame["error"].isna().all()
 
 
+@pytest.mark.slow
 def test_another_optimizer_has_files_trials_and_start_settings_of_its_own(budget: Budget, tmp_path: Path) -> None:
     other = replace(budget, epochs=1, optimizer="adamw")
     plan = plans.of_methods(["kd"])

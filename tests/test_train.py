@@ -286,6 +286,7 @@ def stop_at(step: int, blobs: DataModule, path: Path, optimizer: str) -> None:
 STOPS = [*(("sgd", step) for step in range(2, 9)), *((kind, step) for kind in ("adamw", "rmsprop") for step in (3, 5))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "stop"), STOPS)
 def test_rule_5_stopped_anywhere_and_resumed_is_never_stopped(
     blobs: DataModule, tmp_path: Path, never_stopped: Callable[[str], train.Result], optimizer: str, stop: int
@@ -941,6 +942,7 @@ def real_teacher(few_images: DataModule) -> CachedTeacher:
     return CachedTeacher.build(models.load("resnet20-fashion"), few_images.train, layers=layers, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_family_trains_a_real_student_and_lowers_its_own_term(
     few_images: DataModule, real_teacher: CachedTeacher, name: str

@@ -56,6 +56,7 @@ def assert_same(module: data.DataModule) -> None:
         assert (split.mean, split.std, split.fingerprint) == (wanted.mean, wanted.std, wanted.fingerprint)
 
 
+@pytest.mark.slow
 def test_the_images_are_mapped_and_the_same(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -70,6 +71,7 @@ def test_the_images_are_mapped_and_the_same(folder: Path) -> None:
         assert str(folder / FILE) in Path("/proc/self/maps").read_text()
 
 
+@pytest.mark.slow
 def test_a_second_start_unpacks_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_again()
     opened = sources.parse_idx
@@ -82,6 +84,7 @@ def test_a_second_start_unpacks_nothing(folder: Path, monkeypatch: pytest.Monkey
     assert len(load_again().train) == 55_000
 
 
+@pytest.mark.slow
 def test_what_a_program_changes_reaches_nobody_else(folder: Path) -> None:
     first = load_again()
     before = (folder / FILE).read_bytes()
@@ -90,6 +93,7 @@ def test_what_a_program_changes_reaches_nobody_else(folder: Path) -> None:
     assert_same(load_again())
 
 
+@pytest.mark.slow
 def test_each_split_has_a_storage_of_its_own(folder: Path) -> None:
     """A copy of the validation split is not a copy of all images."""
     load_again()
@@ -97,6 +101,7 @@ def test_each_split_has_a_storage_of_its_own(folder: Path) -> None:
         assert split.images.untyped_storage().nbytes() == count * 784
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "a folder", "longer"])
 def test_a_damaged_copy_is_never_used(folder: Path, damage: str) -> None:
     load_again()
@@ -132,18 +137,21 @@ def test_the_packed_files_are_verified_all_the_same(folder: Path) -> None:
         load_again()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_leaves_it_to_the_users_own(folder: Path, tmp_path: Path) -> None:
     (folder / ".unpacked").write_text("")  # no folder can be made here, whoever asks
     assert_same(load_again())
     assert (tmp_path / "home" / ".cache" / "kdlib" / "fashion-mnist.bin").is_file()
 
 
+@pytest.mark.slow
 def test_no_place_at_all_is_no_error(folder: Path, tmp_path: Path) -> None:
     (folder / ".unpacked").write_text("")
     (tmp_path / "home").write_text("")
     assert_same(load_again())
 
 
+@pytest.mark.slow
 def test_a_copy_of_other_contents_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is unpacked is what is expected, or it is not written."""
     monkeypatch.setattr(sources, "UNPACKED_SHA256", "0" * 64)
@@ -151,6 +159,7 @@ def test_a_copy_of_other_contents_is_refused(folder: Path, monkeypatch: pytest.M
     assert not (folder / FILE).exists()
 
 
+@pytest.mark.slow
 def test_processes_that_start_together(folder: Path) -> None:
     code = "from kdlib import data; d = data.load('fashion-mnist'); print(d.train.fingerprint, d.test.fingerprint)"
     command = [sys.executable, "-c", code]

@@ -228,6 +228,7 @@ def test_a_program_is_short(title: str) -> None:
         ast.parse(block)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", CODE)
 def test_a_program_trains_the_student_and_nothing_else(
     title: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture

@@ -139,6 +139,7 @@ def test_pure_noise_is_inconclusive_in_all_of_many_comparisons_at_the_stated_rat
     assert clean >= 0.94  # at least 95 %, with the room of three standard errors below it that 500 studies need
 
 
+@pytest.mark.slow
 def test_five_more_seeds_cost_confidence_unless_all_methods_get_them() -> None:
     """What data/results/README.md and lesson 08 say: for some methods all intervals hold in 92 %, for all in 95."""
     chance = np.random.default_rng(7)
@@ -287,6 +288,7 @@ def compared(table: np.ndarray, **options: Any) -> verdict.Comparison:
     return verdict.compare_samples(dict(enumerate(table)), dict.fromkeys(range(len(table)), 0 * table[0]), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [5, 10])
 @pytest.mark.parametrize("scatters", [(0.006, 0.15, 0.25), (0.006, 0, 0.25), (0, 0.2, 0.2), (0.02, 0.1, 0.2)], ids=str)
 def test_the_interval_over_both_holds_the_truth_as_often_as_it_says(
@@ -299,6 +301,7 @@ def test_the_interval_over_both_holds_the_truth_as_often_as_it_says(
     assert 0.95 - 4 * (0.95 * 0.05 / times) ** 0.5 < share < 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "family"), [(2, 1), (2, 14), (3, 14)])
 @pytest.mark.parametrize("scatters", [(0.006, 0.15, 0.25), (0.02, 0.1, 0.2)], ids=str)
 def test_few_seeds_and_many_comparisons_miss_no_more_often_than_they_say(
@@ -310,6 +313,7 @@ def test_few_seeds_and_many_comparisons_miss_no_more_often_than_they_say(
     assert missed < 1.5 * expected + 3 * (expected / times) ** 0.5
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000), st.integers(2, 6), st.integers(1, 20))
 def test_the_interval_over_both_is_never_narrower_than_that_of_the_seeds(number: int, seeds: int, family: int) -> None:
     table = differences(np.random.default_rng(number), seeds, 60, 0.02, 0.1, 0.2)

@@ -15,6 +15,8 @@ from course.explorers import attention
 from kdlib import data, losses, models, projectors
 from kdlib.hooks import FeatureExtractor
 
+pytestmark = pytest.mark.slow  # it draws
+
 Networks = dict[str, nn.Module]
 MOVES = {
     "picture": 2,

@@ -143,6 +143,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_files_that_are_no_student(kind: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write, words = FILES[kind]
@@ -182,6 +183,7 @@ NPMS: dict[str, tuple[str, str, Callable[[Path], object] | None, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NPMS)
 def test_an_npm_that_fails(kind: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, errors, write, words = NPMS[kind]
@@ -302,6 +304,7 @@ def test_the_name_of_a_file_changes_with_its_contents(tmp_path: Path) -> None:
     assert all(url.startswith("/files/a-b-float-") for url in urls)
 
 
+@pytest.mark.slow
 def test_the_pictures_are_those_of_the_test_set(fashion: DataModule) -> None:
     pixels, labels = site.sample_pictures(fashion)
     assert labels == 4 * list(range(10))
@@ -331,6 +334,7 @@ def test_students_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     assert networks.labels_of([str(tmp_path / "distill" / "student.safetensors")]) == ["distill/student"]
 
 
+@pytest.mark.slow
 def test_a_network_is_exported_once_and_again_when_its_weights_change(
     tmp_path: Path, fashion: DataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:

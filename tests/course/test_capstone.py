@@ -252,6 +252,7 @@ FAULTY: dict[str, tuple[Callable[[str], str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTY)
 def test_one_fault_is_refused_and_named(name: str, good: Path, tmp_path: Path) -> None:
     change, message = FAULTY[name]

@@ -134,6 +134,7 @@ def test_a_run_that_diverges_is_a_row_with_its_error() -> None:
     assert "test_accuracy" not in row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -18,6 +18,8 @@ from course.experiments import compression_results
 from course.experiments.compression import HARD, KD, RAW
 from course.experiments.compression_results import CompressionResults
 
+pytestmark = pytest.mark.slow  # it draws
+
 widgets = pytest.importorskip("ipywidgets")
 
 VIEW = "application/vnd.jupyter.widget-view+json"

@@ -157,6 +157,7 @@ def test_nothing_beats_the_front_and_the_front_beats_all_else(results: Compressi
     assert results.front(cost)[-1].accuracy == max(one.accuracy for one in results.by_key.values())
 
 
+@pytest.mark.slow
 def test_the_figures_say_in_words_what_they_show(results: CompressionResults) -> None:
     plots.check_labels(plots.pareto(results, tuple(results_module.COSTS)))
     gains = results.gains()
@@ -180,6 +181,7 @@ def test_every_network_is_drawn_where_it_is(results: CompressionResults) -> None
     assert {"half of channels removed", "2 bits", "ResNet-8, fresh weights"} <= set(names)
 
 
+@pytest.mark.slow
 def test_texts_of_the_map_do_not_cover_each_other(results: CompressionResults) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
@@ -196,6 +198,7 @@ def test_texts_of_the_map_do_not_cover_each_other(results: CompressionResults) -
 # The sweep.
 
 
+@pytest.mark.slow
 def test_the_sweep_measures_what_the_library_counts(fashion: DataModule, tmp_path: Path, monkeypatch) -> None:
     few = replace(fashion, train=fashion.train.select(torch.arange(64)), test=fashion.test.select(torch.arange(40)))
     chosen = [("resnet20", None, 32), ("zeros 50", 0.5, 32), ("channels", 0.5, 32), ("int4", None, 4)]
@@ -213,6 +216,7 @@ def test_the_sweep_measures_what_the_library_counts(fashion: DataModule, tmp_pat
     assert again == list(rows.values())
 
 
+@pytest.mark.slow
 def test_the_shipped_rows_are_there_and_agree_with_the_shipped_network() -> None:
     found = results_module.load()
     network = models.load("resnet20-fashion")

@@ -31,6 +31,8 @@ from kdlib.distiller import Distiller
 from kdlib.study.runs_file import read_rows
 from kdlib.tasks import MultiLabel
 
+pytestmark = pytest.mark.slow  # it draws
+
 C = centers.NUM_CLASSES
 SMALL = Budget(
     4, 6, scenes=24, validation_scenes=8, test_scenes=8, epochs=1, batch_size=8, teacher_scenes=30, teacher_epochs=1
@@ -396,7 +398,6 @@ def fitted(student: Detector, drawn: Scenes, name: str, answers: Any, epochs: in
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["heat map", "features"])
 def test_distilling_through_fit_lowers_the_distance_to_the_teacher(name: str, drawn: Scenes) -> None:
     teacher = fitted(detector_of(6, 1), drawn, "hard", None, epochs=6).student
@@ -407,7 +408,6 @@ def test_distilling_through_fit_lowers_the_distance_to_the_teacher(name: str, dr
     assert rows[-1][term] < 0.8 * rows[0][term]
 
 
-@pytest.mark.slow
 def test_the_same_seed_trains_the_same_student_to_the_bit(drawn: Scenes) -> None:
     answers = stored_answers(detector_of(6, 1), drawn)
     first, second = (fitted(detector_of(4, 0), drawn, "heat map", answers, epochs=1).student for _ in range(2))
@@ -491,7 +491,6 @@ def same_runs(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{name: text for name, text in row.items() if name not in ("seconds", "latency_ratio")} for row in rows]
 
 
-@pytest.mark.slow
 def test_a_stopped_experiment_goes_on_and_ends_as_one_that_was_not(small: Experiment, tmp_path: Path) -> None:
     whole = small.run(2, "whole", silent)
     assert [(row["method"], row["seed"]) for row in whole] == [
@@ -518,7 +517,6 @@ def test_a_stopped_experiment_goes_on_and_ends_as_one_that_was_not(small: Experi
     assert all("test" not in name for name in read_rows(stopped.trials_path)[0])
 
 
-@pytest.mark.slow
 def test_trials_read_no_test_scene_and_runs_read_them_once(small: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment.trained_teacher(SMALL, small.cache)
     read: list[str] = []
@@ -538,7 +536,6 @@ def test_trials_read_no_test_scene_and_runs_read_them_once(small: Experiment, mo
     assert row["latency_ratio"] > 0
 
 
-@pytest.mark.slow
 def test_a_run_that_diverges_has_a_row_with_its_reason(small: Experiment) -> None:
     row = run_student(SMALL, Run("hard", 0, 1e30), small.cache, test=True)
     assert "not finite" in row["error"]
@@ -550,7 +547,6 @@ def test_each_way_of_learning_has_the_same_number_of_trials() -> None:
     assert set(experiment.SETTINGS) | set(experiment.TUNED_BY) == set(detector.METHODS)
 
 
-@pytest.mark.slow
 def test_a_teacher_in_a_damaged_file_is_refused(small: Experiment) -> None:
     experiment.trained_teacher(SMALL, small.cache)
     (path,) = small.cache.glob("*.safetensors")
@@ -645,7 +641,6 @@ def test_importing_loads_nothing_heavy() -> None:
     assert found.strip() == "[]"
 
 
-@pytest.mark.slow
 def test_the_command_names_what_is_wrong_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     command = [sys.executable, "-m", "course.detection", "--cache", str(tmp_path / "file"), "--out", str(tmp_path)]

@@ -17,6 +17,8 @@ from kdlib.data import InMemoryDataset
 from kdlib.ensembles import confidence_weights, weighted_mean
 from kdlib.teachers import Ensemble
 
+pytestmark = pytest.mark.slow  # it draws
+
 widgets = pytest.importorskip("ipywidgets")
 
 VIEW = "application/vnd.jupyter.widget-view+json"

@@ -70,6 +70,7 @@ def test_not_attempted_is_one_line_that_names_the_hint(stub: Any) -> None:
     assert ".hint()" in str(feedback)
 
 
+@pytest.mark.slow
 def test_a_notebook_that_nobody_filled_in(capsys: pytest.CaptureFixture[str]) -> None:
     def run() -> str:
         exercises._load.cache_clear()
@@ -559,6 +560,7 @@ def secrets(spec: Any) -> list[str]:
     return [option.explanation for option in getattr(spec.answer_key, "options", ()) if option.explanation]
 
 
+@pytest.mark.slow
 def test_only_solution_gives_the_solution_away(capsys: pytest.CaptureFixture[str]) -> None:
     for number in exercises.list_lessons():
         q = exercises.load(number)

@@ -24,6 +24,8 @@ from course.explorers.teacher_outputs import teacher_outputs
 from kdlib import data, losses, measure, models
 from kdlib.data import DataModule
 
+pytestmark = pytest.mark.slow  # it draws
+
 widgets = pytest.importorskip("ipywidgets")
 
 VIEW = "application/vnd.jupyter.widget-view+json"

@@ -131,6 +131,7 @@ def test_a_trial_trains_as_the_job_does(tmp_path: Path) -> None:
     assert logits == pytest.approx(last["student validation_accuracy"], abs=0.02)  # its outputs are stored in 16 bits
 
 
+@pytest.mark.slow
 def test_what_diverges_is_a_row_and_no_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(*args: Any, **kwargs: Any) -> None:
         raise FloatingPointError("The loss is nan.")

@@ -54,6 +54,7 @@ def test_runs_are_those_of_the_study(tmp_path: Path) -> None:
     assert longer.weights == ""
 
 
+@pytest.mark.slow
 def test_the_further_epochs_cost_what_the_teachers_outputs_cost() -> None:
     teacher = measure.macs(models.load("resnet20-fashion"), (1, 28, 28))
     student = 3 * measure.macs(models.load("resnet8-fashion"), (1, 28, 28))  # forward, and twice that backward

@@ -13,6 +13,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--ip=0.0.0.0"], ["--ServerApp.ip=0.0.0.0"], ["--ServerApp.ip", "0.0.0.0"]])
 def test_an_option_overrides_what_the_course_sets(
     options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

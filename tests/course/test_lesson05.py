@@ -130,6 +130,7 @@ def test_a_training_step_may_be_written_in_several_ways(answer: Callable[..., An
     assert found.outcome is Outcome.CORRECT, found
 
 
+@pytest.mark.slow
 def test_wrong_training_steps_are_told_apart() -> None:
     def forgotten_backward(
         s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, a: float
@@ -237,6 +238,7 @@ def test_cross_entropy_with_its_arguments_swapped_is_no_matter_of_types() -> Non
     assert ".float()" not in found.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logits", [lambda s, z: (s, s), lambda s, z: (z, z), lambda s, z: (s, s.detach())])
 def test_the_same_logits_on_both_sides_are_named(logits: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
     def same(s: Tensor, z: Tensor, y: Tensor, t: float, a: float) -> Tensor:
@@ -320,6 +322,7 @@ def test_a_step_is_judged_by_what_it_leaves_behind_as_well(answer: Callable[...,
     assert words in " ".join(found.text.split()), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "words"), STEPS)
 def test_wrong_steps_are_refused_and_named(answer: Callable[..., Any], words: str) -> None:
     found = code_grading.grade_code(lesson05.TRAIN_STEP, answer)

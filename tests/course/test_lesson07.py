@@ -115,6 +115,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum() / a.square().sum().sqrt() / b.square().sum().sqrt()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "answer", "part"), WRONG)
 def test_a_wrong_answer_gets_the_message_that_names_the_mistake(
     spec: CodeSpec, answer: Callable[..., Any], part: str

@@ -143,6 +143,7 @@ def test_more_pictures_help_where_more_seeds_do_not() -> None:
     assert lesson09.REMEDY.answer_key.correct_letter() == "a"
 
 
+@pytest.mark.slow
 def test_a_temperature_moves_probabilities_and_no_answers() -> None:
     generator = torch.Generator().manual_seed(1)
     student = 3 * torch.randn(400, 10, generator=generator)

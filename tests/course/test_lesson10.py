@@ -94,6 +94,7 @@ def test_one_of_eleven_wins_by_chance_as_often_as_a_simulation_says() -> None:
         assert grade_question(lesson10.FALSE, answer).outcome is Outcome.WRONG
 
 
+@pytest.mark.slow
 def test_what_the_question_on_the_figure_says_of_the_interval() -> None:
     """It holds the tau of many seeds nearly as often as it says, and other teachers may have quite another one."""
     chance = np.random.default_rng(1)

@@ -101,6 +101,7 @@ def arena(model: nn.Module) -> int:
     return memory.plan(c_code.lifetimes(network))[1]
 
 
+@pytest.mark.slow
 def test_what_lowers_the_ram_and_what_does_not() -> None:
     """What the question on the figure rests on."""
     shape = {"num_classes": 10, "in_channels": 1, "seed": 0}

@@ -99,6 +99,7 @@ OTHER_WRONG = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [*(one.function for one in lesson15.MISTAKES), *OTHER_WRONG])
 def test_wrong_answers_do_not_pass(answer: Callable[..., Any]) -> None:
     found = code_grading.grade_code(lesson15.FACTOR, lambda *arguments: answer(*arguments))

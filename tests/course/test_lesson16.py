@@ -132,6 +132,7 @@ def test_every_claim_names_lessons_and_rows_that_are_there() -> None:
     assert {claim.verdict for claim in CLAIMS} == set(VERDICTS)
 
 
+@pytest.mark.slow
 def test_the_table_in_the_lesson_is_what_the_rows_say_now() -> None:
     stored = [
         output.data

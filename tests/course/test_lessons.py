@@ -37,6 +37,7 @@ def test_every_exercise_says_what_it_should() -> None:
             assert all(len(line) <= 88 or line.startswith("    ") for line in repr(exercise).splitlines())
 
 
+@pytest.mark.slow
 def test_the_solution_as_printed_passes_its_own_check(code: CodeSpec, capsys: pytest.CaptureFixture[str]) -> None:
     exercise = exercises.CodeExercise("00", code)
     exercise.solution()
@@ -54,6 +55,7 @@ def test_the_stub_runs_and_is_not_attempted(code: CodeSpec) -> None:
     assert code_grading.grade_code(code, namespace[code.name]).outcome is Outcome.NOT_ATTEMPTED
 
 
+@pytest.mark.slow
 def test_every_known_mistake_is_named(made: tuple[CodeSpec, Mistake]) -> None:
     code, mistake = made
     verdict = code_grading.grade_code(code, lambda *arguments: mistake.function(*arguments))

@@ -19,6 +19,7 @@ def photo(path: Path, clothing: np.ndarray, *, background: int = 250) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_teacher_answers_a_photo_of_a_picture_as_it_answers_the_picture(tmp_path: Path) -> None:
     fashion, teacher = data.load("fashion-mnist"), models.load("resnet20-fashion").eval()
     pictures = fashion.test.images[:100]

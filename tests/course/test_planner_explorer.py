@@ -14,6 +14,8 @@ from course import explorers, planning, plots
 from course.explorers.planner import IMAGES, SEEDS, SHOWN
 from course.planning import Plan
 
+pytestmark = pytest.mark.slow  # it draws
+
 widgets = pytest.importorskip("ipywidgets")
 
 VIEW = "application/vnd.jupyter.widget-view+json"

@@ -24,6 +24,8 @@ from course.explorers import playground_training as pt
 from course.explorers.playground_training import Settings, Training, run_playground
 from kdlib import losses
 
+pytestmark = pytest.mark.slow  # it draws
+
 widgets = pytest.importorskip("ipywidgets")
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -163,7 +165,6 @@ def test_with_argmax_the_teacher_is_a_source_of_hard_labels() -> None:
         Playground(argmax="yes")
 
 
-@pytest.mark.slow
 def test_most_of_the_gain_is_corrected_labels_and_soft_ones_add_to_it() -> None:
     """Lesson 05's claim: labels, the teacher's best class, its soft labels, each ahead of the one before."""
     cases = [[run_playground(300, Settings(seed=seed, argmax=argmax))[-1] for seed in range(6)] for argmax in (1, 0)]
@@ -226,14 +227,12 @@ def test_the_teacher_knows_its_data_and_students_do_not_change_it(name: str) -> 
     assert training.teacher.step == pt.TEACHER_STEPS
 
 
-@pytest.mark.slow
 def test_distilling_helps_in_the_default_setting() -> None:
     gain = gains(10)
     assert gain.mean() > 0.1  # 0.19 when this was written
     assert (gain > 0).sum() >= 9
 
 
-@pytest.mark.slow
 def test_it_helps_less_with_right_labels_and_next_to_nothing_with_many() -> None:
     noisy, few, many = gains(5), gains(5, noise=0.0), gains(5, noise=0.0, points=200)
     assert noisy.mean() > few.mean() > many.mean()
@@ -660,7 +659,6 @@ def test_starting_with_what_is_impossible_is_an_error(shown: Playground) -> None
 # The picture for the README.
 
 
-@pytest.mark.slow
 def test_the_command_writes_the_same_picture_twice(tmp_path: Path) -> None:
     out = [tmp_path / "one.png", tmp_path / "new" / "two.png"]
     for path in out:
@@ -675,7 +673,6 @@ def test_the_command_writes_the_same_picture_twice(tmp_path: Path) -> None:
     assert out[0].stat().st_size < 300_000
 
 
-@pytest.mark.slow
 def test_the_command_runs_as_a_module_without_a_warning(tmp_path: Path) -> None:
     module = "course.readme_images"
     command = [sys.executable, "-W", "error", "-m", module, "playground", str(tmp_path / "out.png"), "--steps", "5"]

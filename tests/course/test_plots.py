@@ -25,6 +25,8 @@ from course import plots
 from course.plots import theme
 from kdlib import distill
 
+pytestmark = pytest.mark.slow  # it draws
+
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"}
 
 

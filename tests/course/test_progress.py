@@ -121,6 +121,7 @@ for number in range(40):
 """
 
 
+@pytest.mark.slow
 def test_two_kernels_keep_each_others_progress(progress_file: Path) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     kernels = [subprocess.Popen([sys.executable, "-c", SAVE, lesson], **pipes) for lesson in ("04", "05")]

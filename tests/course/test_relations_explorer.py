@@ -15,6 +15,8 @@ from course.explorers import relation_matrices, relations
 from kdlib import data, losses, models
 from kdlib.hooks import FeatureExtractor
 
+pytestmark = pytest.mark.slow  # it draws
+
 MOVES = {
     "relation": relation_matrices.SIMILARITY,
     "layers": "layer2",

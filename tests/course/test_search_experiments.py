@@ -66,6 +66,7 @@ def test_there_are_fifteen_networks_the_smallest_first() -> None:
     assert networks[-1] == Network(16, 20)
 
 
+@pytest.mark.slow
 def test_all_networks_are_scored_with_two_kinds_of_teacher(tiny: DataModule) -> None:
     teacher = models.load("resnet20-fashion")
     scores = search_proxy.score_all(teacher, tiny, batch=8, seeds=1)

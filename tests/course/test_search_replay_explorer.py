@@ -13,6 +13,8 @@ from test_search_replay import made_replay
 from course import explorers, plots
 from course.experiments.search_replay import RANDOM, TPE, Replay
 
+pytestmark = pytest.mark.slow  # it draws
+
 widgets = pytest.importorskip("ipywidgets")
 
 VIEW = "application/vnd.jupyter.widget-view+json"

@@ -73,6 +73,7 @@ def test_every_way_has_the_same_trials_and_a_variant_takes_over(made: list[sever
     assert not any("test" in column for column in trials[0])
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_repeated(made: list[several.Run], tmp_path: Path) -> None:
     run(tmp_path, seeds=1)
     content = several.path("own", tmp_path).read_text()

@@ -22,6 +22,8 @@ from kdlib.study.history import HistoryFile
 from kdlib.study.plans import RunConfig
 from kdlib.verdict import Verdict
 
+pytestmark = pytest.mark.slow  # it draws
+
 LOST = "seed 3 diverged (The loss is nan (not a number) at step 7.)"
 
 

@@ -18,6 +18,8 @@ from course.experiments.teacher_results import REFERENCE, TeacherResults
 from course.experiments.teacher_students import HARD
 from course.experiments.teachers import TEACHERS
 
+pytestmark = pytest.mark.slow  # it draws
+
 widgets = pytest.importorskip("ipywidgets")
 
 VIEW = "application/vnd.jupyter.widget-view+json"

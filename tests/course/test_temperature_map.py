@@ -20,6 +20,8 @@ from kdlib.study.analysis import Results
 from kdlib.study.plans import RunConfig
 from kdlib.verdict import Verdict
 
+pytestmark = pytest.mark.slow  # it draws
+
 widgets = pytest.importorskip("ipywidgets")
 
 VIEW = "application/vnd.jupyter.widget-view+json"

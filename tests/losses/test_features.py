@@ -84,6 +84,7 @@ def test_attention_value():
     assert attention(f_s, f_t).item() == pytest.approx(0.0134155669, abs=1e-9)
 
 
+@pytest.mark.slow
 @few
 @given(seed=seeds)
 def test_attention_is_the_formula(seed):
