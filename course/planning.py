@@ -9,7 +9,8 @@ A gain is that of a method over a baseline in points of accuracy. What is measur
     what the test images add, because they are a sample: on some images exactly one of the two networks is right
 
 The last part has a share that is the same at every seed, because all seeds are tested on the same images. The interval
-is that of `kdlib.verdict.compare_samples`, which holds seeds and test images.
+is that of `kdlib.verdict.compare_samples`, which holds seeds and test images, and is never narrower than that of the
+seeds alone or of the images alone.
 """
 
 from __future__ import annotations
@@ -109,8 +110,11 @@ def simulate(plan: Plan, experiments: int = MANY, luck: int = 0) -> Simulated:
     variance = seed_part + shared
     freedom = variance**2 / (seed_part**2 / (plan.seeds - 1))
     tail = (1 - plan.confidence) / (2 * plan.methods)
-    of_both = stats.t.isf(tail, freedom) * np.sqrt(variance)
-    margin = np.maximum(of_both, stats.t.isf(tail, plan.seeds - 1) * np.sqrt(seed_part))
+    seeds_alone = stats.t.isf(tail, plan.seeds - 1) * np.sqrt(seed_part)
+    images_alone = stats.norm.isf(tail) * np.sqrt(shared + own / plan.seeds)
+    both = stats.t.isf(tail, freedom) * np.sqrt(variance)
+    both[seed_part <= own / plan.seeds] = 0  # seeds differ no more than by their images: there is one scatter, not two
+    margin = np.maximum(np.maximum(both, seeds_alone), images_alone)
     return Simulated(plan, mean, mean - margin, mean + margin)
 
 

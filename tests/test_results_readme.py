@@ -225,7 +225,10 @@ def test_a_seed_that_diverged_leaves_no_mean(folder: Path) -> None:
 # The README that is shipped.
 
 
-@pytest.mark.parametrize("readme", [SHIPPED.parent / name / "README.md" for name in (".", "long", "long/new-views")])
+FOLDERS = (".", "long", "long/new-views", "long/sixty-epochs")
+
+
+@pytest.mark.parametrize("readme", [SHIPPED.parent / name / "README.md" for name in FOLDERS])
 def test_the_shipped_table_is_up_to_date(tmp_path: Path, readme: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If not: python -c "from kdlib.study.report import update_readme; update_readme('data/results')", or its long."""
     data = SHIPPED.parents[1]

@@ -87,6 +87,18 @@ class ClaimResults:
         found = verdict.compare(*sides, comparisons=comparisons, better=better, same_unit=True)
         return Gain(arm, baseline, found)
 
+    def gain_over_gain(self, pair: Sequence[str], other: Sequence[str], *, comparisons: int = 1) -> Gain:
+        """How much more one arm gains over its baseline than another over its own, seed by seed, in points.
+
+        pair, other: an arm and its baseline each. That one gain has a verdict and the other has none does not say it.
+        """
+        gains = []
+        for arm, baseline in (pair, other):
+            without = self.values(baseline)
+            gains.append({seed: accuracy - without[seed] for seed, accuracy in self.values(arm).items()})
+        found = verdict.compare(*gains, comparisons=comparisons, same_unit=True)
+        return Gain(f"gain of {pair[0]}", f"gain of {other[0]}", found)
+
     def compare(self, baseline: str, arms: Sequence[str] | None = None, column: str = ACCURACY) -> list[Gain]:
         """Each of these arms (default: all) against one; the 95 % intervals hold together (Bonferroni)."""
         chosen = [name for name in (self.arms if arms is None else arms) if name != baseline]

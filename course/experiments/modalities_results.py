@@ -1,4 +1,4 @@
-"""What the rows of `modalities` say: accuracies by arm, gains with intervals over persons, and the grid.
+"""What the rows of `modalities` say: accuracies by arm, gains with intervals over splits, and the grid.
 
     results = modalities_results.load()
     print(results.table())
@@ -60,11 +60,11 @@ LATER = (  # asked after these had been answered: had the teacher told the label
 
 @dataclass(frozen=True)
 class Scores:
-    """One arm: test accuracies in per cent by split, and by person where there are persons."""
+    """One arm: test accuracies in per cent by split, and by split and person where there are persons."""
 
     arm: str
     by_split: tuple[tuple[int, float], ...]
-    by_person: tuple[tuple[int, float], ...]
+    by_person: tuple[tuple[int, int, float], ...]
 
     @property
     def mean(self) -> float:
@@ -73,13 +73,24 @@ class Scores:
 
     @property
     def units(self) -> dict[int, float]:
-        """What intervals are over: persons, or splits where no persons are known."""
-        return dict(self.by_person or self.by_split)
+        """What was tested: each person, or each split where no persons are known."""
+        return {person: value for _, person, value in self.by_person} or dict(self.by_split)
+
+    @property
+    def by_network(self) -> dict[int, float]:
+        """What intervals are over: splits, each the mean of its persons if there are any.
+
+        The persons of a split share a student, a teacher, labels and a learning rate, so their gains are alike.
+        """
+        values: dict[int, list[float]] = {}
+        for split, _, value in self.by_person:
+            values.setdefault(split, []).append(value)
+        return {split: sum(those) / len(those) for split, those in values.items()} or dict(self.by_split)
 
 
 @dataclass(frozen=True)
 class Gain:
-    """One arm against another, paired by person (or split), in points of accuracy."""
+    """One arm against another, paired by split, in points of accuracy."""
 
     title: str
     comparison: verdict.Comparison
@@ -113,10 +124,19 @@ class ModalityResults:
     def gains(self, pair: Pair) -> list[Gain]:
         """QUESTIONS whose two arms are there; the intervals of a pair hold together with 95 % (Bonferroni).
 
-        They are over persons, each tested once by networks that saw nothing of this person; of the digits, whose
-        writers are not known, over splits.
+        They are over splits: the persons of a split are tested by the same networks.
         """
         return self._answers(pair, QUESTIONS)
+
+    def first(self, pair: Pair) -> Gain:
+        """The first of QUESTIONS by itself: its interval has not the width that asking the others costs.
+
+        ValueError if it has not been run with two splits or more.
+        """
+        found = self._answers(pair, QUESTIONS[:1])
+        if not found:
+            raise ValueError(f"{QUESTIONS[0][0]!r} has no two splits of {pair}. Make them: {COMMAND}")
+        return found[0]
 
     def later(self, pair: Pair) -> list[Gain]:
         """LATER, as a family of their own, where student and teacher have three training persons each."""
@@ -127,10 +147,10 @@ class ModalityResults:
         asked = [one for one in questions if {one[1], one[2]} <= there]
         made = []
         for title, arm, other in asked:
-            sides = self.arm(pair, arm).units, self.arm(pair, other).units
+            sides = self.arm(pair, arm).by_network, self.arm(pair, other).by_network
             shared = sorted(sides[0].keys() & sides[1].keys())
             if len(shared) > 1:
-                first, second = ({unit: side[unit] for unit in shared} for side in sides)
+                first, second = ({split: side[split] for split in shared} for side in sides)
                 found = verdict.compare(first, second, comparisons=len(asked), same_unit=True)
                 made.append(Gain(title, found))
         return made
@@ -147,8 +167,9 @@ class ModalityResults:
 
 def _scores(arm: str, rows: Sequence[dict[str, str]]) -> Scores:
     by_split = sorted((int(row["split"]), 100 * float(row["test_accuracy"])) for row in rows)
-    parts = [one.split(":") for row in rows for one in row["by_person"].split()]
-    return Scores(arm, tuple(by_split), tuple(sorted((int(person), 100 * float(value)) for person, value in parts)))
+    parts = [(int(row["split"]), one.split(":")) for row in rows for one in row["by_person"].split()]
+    by_person = sorted((split, int(person), 100 * float(value)) for split, (person, value) in parts)
+    return Scores(arm, tuple(by_split), tuple(by_person))
 
 
 def summarize(rows: Sequence[dict[str, str]]) -> tuple[tuple[tuple[Pair, str, int], Scores], ...]:

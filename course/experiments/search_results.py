@@ -86,7 +86,8 @@ def _by_method(rows: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str,
 class Tau:
     """Kendall's tau of a proxy and the accuracy, with a 95 % bootstrap interval over networks.
 
-    1: the same order, 0: no relation, -1: the opposite order.
+    1: the same order, 0: no relation, -1: the opposite order. Tau-b: where one side alone has ties, it ends before
+    that (three depths of five networks: 0.845), and the interval of a complete order shows only which were drawn.
     """
 
     proxy: str

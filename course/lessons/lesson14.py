@@ -37,8 +37,8 @@ WRONG = QuestionSpec(
         "Soft labels also keep a student from being too sure, whatever they say. Is that worth something here?",
         "What does the loss ask of a student whose input says nothing about the answer?",
     ),
-    "A single run can fall either way, and the learning rate matters: over ten persons, with a rate of its own, such a "
-    "student shows neither gain nor loss beside one without a teacher (+0.2 points, -7.6 to +7.9). One that is asked "
+    "A single run can fall either way, and the learning rate matters: over five splits, with a rate of its own, such a "
+    "student shows neither gain nor loss beside one without a teacher (+0.2 points, -9.9 to +10.3). One that is asked "
     "for an answer which its input does not hold can only learn the average answer, and the labels pull against that. "
     "Pairs that were mixed up are the classic mistake in such projects, and no error tells.",
     is_prediction=True,

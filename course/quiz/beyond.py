@@ -182,9 +182,9 @@ BEYOND = (
     QuizQuestion(
         "14",
         "unit",
-        "Ten persons",
-        "Thousands of windows of ten persons are at hand. Why is the interval over the persons, and not over "
-        "the windows?",
+        "Ten persons, five splits",
+        "Thousands of windows of ten persons are at hand, two of whom are tested in each of five splits. Why is the "
+        "interval over the splits, and not over the windows?",
         (
             wrong(
                 "Over windows it would be too wide to show any gain at all.",
@@ -201,7 +201,7 @@ BEYOND = (
             right(
                 "Windows of a person are alike, and new persons are what counts.",
                 "The question is what a watch does for somebody who buys it. For that, ten persons are ten "
-                "observations.",
+                "observations at most: two who are tested by the same networks count as one.",
             ),
         ),
     ),

@@ -11,11 +11,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from course import code_grading
+from course import code_grading, notebooks
 from course.grading import Outcome, grade_question
 from course.lessons import lesson08
 from course.specs import CodeSpec
-from kdlib import losses, verdict
+from kdlib import losses, study, verdict
 
 
 def accuracies(seeds: int, seed: int) -> Tensor:
@@ -72,3 +72,22 @@ def test_logarithms_of_probabilities_do_for_logits() -> None:
 def test_thirteen_seeds_halve_the_interval_of_five() -> None:
     width = {n: stats.t.ppf(0.975, n - 1) / math.sqrt(n) for n in (5, 12, 13)}
     assert width[13] <= width[5] / 2 < width[12]
+
+
+def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not by two verdicts over hard labels. It rests on the same pictures, order and weights in both files."""
+    cells = notebooks.read(notebooks.find("08")).cells
+    (source,) = [cell.source for cell in cells if cell.source.startswith("larger = study.results(")]
+    wide = study.results("methods", student="resnet8", images=10_000)
+    scope = {"study": study, "verdict": verdict, "wide": wide}
+    exec(source, scope)
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("over the same from the ResNet-20:") + 1
+    assert [tuple(line.split()[:2]) for line in lines[start:]] == [
+        ("kd", "INCONCLUSIVE:"),
+        ("kd+rkd", "LOSES:"),
+        ("vid", "LOSES:"),
+        ("similarity", "LOSES:"),
+    ]
+    hard = scope["larger"].score("hard").by_seed
+    assert hard == {seed: wide.score("hard").by_seed[seed] for seed in hard}

@@ -125,3 +125,9 @@ def test_what_the_lesson_says_of_stored_choices() -> None:
 def test_a_number_is_right_in_any_form(change: Callable[[float], Any]) -> None:
     graded = code_grading.grade_code(lesson13.FLATTERY, lambda *given: change(lesson13.flattery(*given)))
     assert graded.outcome is Outcome.CORRECT
+
+
+def test_the_lesson_says_where_tau_ends() -> None:
+    text = "\n".join(cell.source for cell in notebooks.read(notebooks.find("13")).cells)
+    assert "a complete order then gives $\\pm 0.85$; with three sharing a width $\\pm 0.93$" in text
+    assert "-1 if one is the reverse of the other. (This is tau-b" in text

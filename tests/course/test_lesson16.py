@@ -187,6 +187,29 @@ def test_numbers_of_the_experiments_on_claims_agree_with_the_rows() -> None:
     assert f"drawn shapes {shapes:.0f} %" in found("The data of the teacher")
 
 
+def test_the_gain_at_sixteen_passes_is_larger_than_at_eight_and_not_shown_to_be_larger_than_at_four() -> None:
+    length = claims_results.load("length")
+    pairs = {n: [claims_length.name(way, n) for way in ("logits", "labels")] for n in claims_length.LENGTHS}
+    eight, four = (length.gain_over_gain(pairs[16], pairs[n], comparisons=2).comparison for n in (8, 4))
+    assert (eight.verdict, four.verdict) == ("BEATS", "INCONCLUSIVE")
+    assert [round(value, 1) for value in (eight.mean, eight.low, eight.high)] == [1.6, 0.8, 2.4]
+    assert [round(value, 1) for value in (four.mean, four.low, four.high)] == [1.1, -0.6, 2.9]
+    gains = {n: length.gain(*pair).comparison.mean for n, pair in pairs.items()}
+    assert eight.mean == pytest.approx(gains[16] - gains[8])
+    assert "gain_over_gain(both[16], both[fewer], comparisons=2)" in "".join(cell.source for cell in cells())
+
+
+def test_a_larger_teacher_is_compared_with_the_smaller_one_by_the_same_seeds() -> None:
+    for method, word in (("kd", "INCONCLUSIVE"), ("kd+rkd", "LOSES"), ("vid", "LOSES"), ("similarity", "LOSES")):
+        comparison = article_claims.larger_teacher(method)
+        assert (comparison.verdict, comparison.n, comparison.comparisons) == (word, 5, 7), method
+    large, small = (
+        accuracies(f"methods-resnet8-{teacher}-fashion-10000", method="vid") for teacher in ("resnet50", "resnet20")
+    )
+    gain = 100 * statistics.mean(large[seed] - small[seed] for seed in large)
+    assert f"VID {gain:+.1f} points" in found("A larger and better teacher")
+
+
 def test_no_student_of_the_study_is_ahead_of_its_teacher() -> None:
     pairs = article_claims.best_against_teacher()
     assert len(pairs) == len(article_claims.BUDGETS)

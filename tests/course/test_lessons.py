@@ -127,6 +127,7 @@ def test_every_option_is_explained(question: QuestionSpec) -> None:
 # What the exercises state, against the library and the shipped teacher.
 
 
+@pytest.mark.slow
 def test_solutions_agree_with_their_twins_in_the_library() -> None:
     generator = torch.Generator().manual_seed(5)
     s, t = (torch.randn(7, 6, generator=generator) * 3 for _ in range(2))

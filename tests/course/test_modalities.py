@@ -27,6 +27,7 @@ from course.experiments.modalities import (
     WRONG,
     Arm,
 )
+from kdlib import verdict
 from kdlib.data import HIDDEN, PairedDataset, load_paired
 
 BY_NAME = {arm.name: arm for arm in ARMS}
@@ -55,6 +56,7 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 LEVELS = {"teacher": 0.7, FEW: 0.4, PAIRED: 0.64, WRONG: 0.3, EVERY: 0.65, "features": 0.41}
+WOBBLE = {"features": 0.02, FEW: 0.005}  # up and down from split to split, none in the mean
 
 
 def write_results(folder: Path) -> None:
@@ -63,7 +65,7 @@ def write_results(folder: Path) -> None:
     for split in range(5):
         jitter = 0.01 * split
         for name, base in LEVELS.items():
-            noise = 0.02 * (-1) ** split if name == "features" else 0.0
+            noise = WOBBLE.get(name, 0.0) * (1, -1, 0, -1, 1)[split]
             rows.append(row({"teacher": TEACHER, **BY_NAME}[name], PAIR, split, base + jitter + noise))
         rows.append(row(Arm(FEW, labels=10, taught="nobody"), PAIR, split, 0.5 + jitter))
         rows += [row(BY_NAME[name], PAIRS[2], split, LEVELS[name] + jitter) for name in (FEW, PAIRED)]
@@ -263,7 +265,7 @@ def test_the_grid_wants_the_rates_of_the_pairs(tmp_path: Path) -> None:
 # -------------------- what the rows say
 
 
-def test_gains_are_over_persons_and_hold_together(results: modalities_results.ModalityResults) -> None:
+def test_gains_are_over_splits_and_hold_together(results: modalities_results.ModalityResults) -> None:
     gains = {gain.title: gain.comparison for gain in results.gains(PAIR)}
     assert set(gains) == {
         "pairs over few labels alone",
@@ -272,13 +274,60 @@ def test_gains_are_over_persons_and_hold_together(results: modalities_results.Mo
         "features over few labels alone",
         "student (pairs) over its teacher",
     }
-    assert all(one.n == 10 and one.comparisons == 5 for one in gains.values())
+    assert all(one.n == 5 and one.comparisons == 5 for one in gains.values())
     found = gains["pairs over few labels alone"]
     assert found.mean == pytest.approx(24)
     assert (str(found.verdict), str(gains["wrong pairs over few labels alone"].verdict)) == ("BEATS", "LOSES")
     assert str(gains["features over few labels alone"].verdict) == "INCONCLUSIVE"
     (of_digits,) = results.gains(PAIRS[2])
     assert of_digits.comparison.n == 5  # no persons are known
+
+
+def test_two_persons_who_share_networks_count_as_one(tmp_path: Path) -> None:
+    few, gains = 0.4, (0.1, 0.35, 0.2, 0.05, 0.25)
+    rows = []
+    for split, gain in enumerate(gains):  # both persons of a split gain as much
+        rows += [row(BY_NAME[FEW], PAIR, split, few), row(BY_NAME[PAIRED], PAIR, split, few + gain)]
+        for one, accuracy in zip(rows[-2:], (few, few + gain), strict=True):
+            one["by_person"] = f"{2 * split + 1}:{accuracy + 0.1:.6f} {2 * split + 2}:{accuracy - 0.1:.6f}"
+    write(modalities.path_in(tmp_path), rows)
+    results = modalities_results.load(tmp_path)
+    (found,) = (gain.comparison for gain in results.gains(PAIR))
+    expected = verdict.compare([100 * gain for gain in gains], [0.0] * 5, same_unit=True)
+    assert found.n == 5
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert len(results.arm(PAIR, PAIRED).units) == 10  # the figure shows every person
+
+
+def test_a_split_is_the_mean_of_its_persons_and_not_of_their_windows(tmp_path: Path) -> None:
+    one = row(BY_NAME[FEW], PAIR, 3, 0.5) | {"by_person": "7:0.300000 8:0.600000"}  # 8 has more windows
+    write(modalities.path_in(tmp_path), [one])
+    scores = modalities_results.load(tmp_path).arm(PAIR, FEW)
+    assert scores.by_network == {3: pytest.approx(45)}
+    assert scores.units == {7: pytest.approx(30), 8: pytest.approx(60)}
+    write(modalities.path_in(tmp_path), [one | {"by_person": ""}])
+    modalities_results.load.cache_clear()
+    assert modalities_results.load(tmp_path).arm(PAIR, FEW).by_network == {3: pytest.approx(50)}
+
+
+def test_by_itself_a_question_pays_for_no_others(results: modalities_results.ModalityResults) -> None:
+    first, among = results.first(PAIR), results.gains(PAIR)[0]
+    assert first.title == among.title == "pairs over few labels alone"
+    assert (first.comparison.comparisons, among.comparison.comparisons) == (1, 5)
+    assert first.comparison.low > among.comparison.low
+
+
+@pytest.mark.parametrize("pair", PAIRS[:2], ids=str)
+def test_five_splits_decide_the_first_question_by_itself_and_not_as_one_of_nine(pair: modalities.Pair) -> None:
+    results = modalities_results.load()
+    assert str(results.first(pair).comparison.verdict) == "BEATS"
+    assert [str(gain.comparison.verdict) for gain in results.gains(pair)] == ["INCONCLUSIVE"] * 9
+
+
+def test_five_splits_do_not_decide_what_a_teacher_of_other_people_is_worth() -> None:
+    others, same = (gain.comparison for gain in modalities_results.load().later(PAIR))
+    assert (str(others.verdict), str(same.verdict)) == ("INCONCLUSIVE", "BEATS")
+    assert others.n == same.n == 5
 
 
 def test_scores_and_table_are_means_in_per_cent(results: modalities_results.ModalityResults) -> None:

@@ -32,7 +32,7 @@ def test_without_the_scatter_of_images_the_power_is_that_of_the_t_test(
 def test_intervals_hold_the_true_gain_as_often_as_they_say(seeds: int, images: int) -> None:
     for gain in (0.0, 0.7):
         simulated = planning.simulate(Plan(gain, 0.3, seeds, images))
-        assert 0.92 <= simulated.covered <= 0.975
+        assert 0.92 <= simulated.covered <= 0.98  # more than 0.95 with few seeds, as the widest of three counts
     nothing = planning.simulate(Plan(0.0, 0.3, seeds, images))
     assert nothing.right == nothing.covered  # INCONCLUSIVE is right where zero is inside
 
@@ -50,7 +50,17 @@ def test_the_interval_is_that_of_the_library() -> None:
         found = verdict.compare_samples(*sides)
         widths.append(100 * (found.high - found.low))
     simulated = planning.simulate(plan)
-    assert np.median(widths) == pytest.approx(np.median(simulated.high - simulated.low), rel=0.1)
+    for share in (0.1, 0.5):  # narrow ones too, where the seeds happen to lie close together
+        expected = np.quantile(simulated.high - simulated.low, share)
+        assert np.quantile(widths, share) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize(("seeds", "images", "methods"), [(2, 500, 1), (5, 2_000, 1), (5, 2_000, 15)])
+def test_no_interval_is_narrower_than_that_of_the_images_alone(seeds: int, images: int, methods: int) -> None:
+    simulated = planning.simulate(Plan(0.5, 0.1, seeds, images, methods))
+    variance = planning.DISAGREE * (planning.SHARED + (1 - planning.SHARED) / seeds) / images
+    of_images = 100 * stats.norm.isf(0.025 / methods) * variance**0.5
+    assert ((simulated.high - simulated.low) / 2).min() >= of_images * (1 - 1e-9)  # but for rounding
 
 
 def test_more_seeds_and_images_help_and_more_methods_do_not() -> None:

@@ -135,6 +135,14 @@ def test_tau_is_that_of_scipy_also_with_ties() -> None:
     assert kendall(np.ones(4), np.arange(4)) == 0
 
 
+def test_a_complete_order_with_ties_ends_before_one() -> None:
+    """What lesson 13 says of three depths of five networks, and of five widths of three."""
+    depth, width = np.repeat([8.0, 14.0, 20.0], 5), np.repeat([4.0, 6.0, 8.0, 12.0, 16.0], 3)
+    assert kendall(-depth + 1e-6 * np.arange(15), depth) == pytest.approx(-0.845, abs=5e-4)
+    assert kendall(width + 1e-6 * np.arange(15), width) == pytest.approx(0.926, abs=5e-4)
+    assert kendall(np.arange(15), np.arange(15)) == 1
+
+
 def made_proxies() -> Proxies:
     width, depth = (side.ravel().astype(float) for side in np.meshgrid((4, 6, 8, 12, 16), (8, 14, 20)))
     macs = width**2 * (depth - 2)
