@@ -30,7 +30,7 @@ class Adapter:
     the dataset or in the loader's collate_fn. Inputs that are a dict are a network's keyword arguments, a tuple its
     positional ones.
     logits, teacher_logits: a key, a position, or a function of what the network returned; default,
-    `hooks.find_logits`.
+    `hooks.find_logits`, which refuses a tuple of an embedding and logits: logits=1.
     """
 
     inputs: Field | None = None

@@ -54,7 +54,8 @@ class Distiller(nn.Module):
 
     `parameters()` and `state_dict()` are those of the student and of the method's projectors, never the teacher's. The
     teacher is in eval mode and without gradient at every call, whatever `train()` says, and follows its inputs to their
-    device, not to their dtype. Losses are computed in float32, under autocast too. Optimiser, accumulation of
+    device, not to their dtype. Losses are computed in float32, under autocast too, but for what a method of one's own
+    reads in `ModelOutput.raw`, which stays as the network gave it: call .float() on it. Optimiser, accumulation of
     gradients, DistributedDataParallel (static_graph=True for methods that do not look at the logits) and the rest
     belong to the loop.
 
@@ -159,7 +160,7 @@ class Distiller(nn.Module):
         if teacher is not None:
             teacher = teacher.to(student.logits.device).float()
         student = student.float()
-        rows, teacher_rows, _ = self._prepare(student, teacher, labels)
+        rows, teacher_rows, _ = self._prepare(example, student, teacher, labels)
         self._check_rows(rows, teacher_rows, check)
         if not self.method.trains_logits and not any(one is student.logits for one in student.features.values()):
             warnings.warn(
@@ -188,13 +189,15 @@ class Distiller(nn.Module):
                 ) from error
 
     def _prepare(
-        self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
+        self, batch: Any, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
     ) -> tuple[ModelOutput, ModelOutput | None, Tensor | None]:
         """Logits as rows; a teacher whose logits nobody reads may have those of another task, or none."""
+        marks = self.task.without_labels(batch, student.logits) if labels is None else labels
         if self.method.needs_teacher_logits:
-            return self.task.prepare(student, teacher, labels)
-        student, _, labels = self.task.prepare(student, None, labels)
-        return student, teacher, labels
+            student, teacher, row_labels = self.task.prepare(student, teacher, marks)
+        else:
+            student, _, row_labels = self.task.prepare(student, None, marks)
+        return student, teacher, None if labels is None else row_labels
 
     def _check_rows(
         self, student: ModelOutput, teacher: ModelOutput | None, check: Callable[[str, Tensor], None] | None
@@ -284,7 +287,7 @@ class Distiller(nn.Module):
         device = output.logits.device
         if teacher is not None:
             teacher = teacher.to(device).float()
-        student, teacher, labels = self._prepare(output.float(), teacher, labels)
+        student, teacher, labels = self._prepare(batch, output.float(), teacher, labels)
         self._check_shapes(student, teacher)  # a loss of one's own may broadcast B x 1 and B to B x B
         with torch.autocast(device.type, enabled=False):
             terms = self._terms(student, teacher, labels)

@@ -18,7 +18,7 @@ from kdlib.adapters import Adapter
 from kdlib.errors import check_real, check_whole, unknown_name
 from kdlib.hooks import ModelOutput, find_logits
 from kdlib.tasks import MultiLabel, Task
-from kdlib.teachers import FrozenTeacher
+from kdlib.teachers import FrozenTeacher, shown_reader
 
 BASES = ("labels", "entropy")
 
@@ -204,7 +204,7 @@ class Specialists(nn.Module):
             _check_task("The gate of Specialists", task)
 
     def extra_repr(self) -> str:
-        return f"classes={self.classes}, num_classes={self.num_classes}"
+        return f"classes={self.classes}, num_classes={self.num_classes}{shown_reader(self._read_logits)}"
 
 
 def _check_task(who: str, task: Task) -> None:
@@ -232,6 +232,9 @@ class _Together(nn.Module):
                 f"{', '.join(shapes)}. Where are they? Give read_logits."
             )
         return torch.stack([one.float() for one in logits], dim=1)
+
+    def extra_repr(self) -> str:
+        return shown_reader(self._read_logits).removeprefix(", ")
 
 
 def _networks(members: Any, least: int, example: str) -> list[nn.Module]:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -20,6 +20,11 @@ def unknown_name(kind: str, name: object, options: Iterable[str]) -> ValueError:
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     shown = ", ".join(options[:40]) + (f", ... ({len(options)} in all)" if len(options) > 40 else "")
     return ValueError(f"There is no {kind} named {name!r}. {hint}Known: {shown}.")
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three of these names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 class DivergedError(FloatingPointError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -25,8 +26,9 @@ HardLoss = Callable[[Tensor, Tensor], Tensor]
 class Metrics:
     """How a model does on a dataset.
 
-    accuracy: in [0, 1], over all decisions between classes; NaN for a task without classes. loss: the mean
-    cross-entropy in nats, or of the loss that was given. logits: of a classifier, N x C; None for other tasks.
+    accuracy: in [0, 1], over all decisions between classes; NaN for a task without classes, and for labels in a dict,
+    which only a loss can read. loss: the mean cross-entropy in nats, or of the loss that was given. logits: of a
+    classifier, N x C; None for other tasks.
     """
 
     accuracy: float
@@ -82,12 +84,11 @@ def evaluate(
         read_inputs, read_logits = adapter.teacher_inputs_of, adapter.teacher_logits_of
     else:
         read_inputs, read_logits = adapter.student_inputs_of, adapter.logits_of
-    if isinstance(model, Ensemble):
-        model.check_task(task)
     frozen = FrozenTeacher(model, read_inputs=read_inputs, read_logits=read_logits, role=role)
-    if is_split:
-        return _evaluate_split(frozen, dataset, config, batch_size, role)  # type: ignore[arg-type]
-    return _evaluate_batches(frozen, cast("Iterable[Any]", dataset), config, role, adapter, read_inputs, task, loss)
+    with model.lent_to(task) if isinstance(model, Ensemble) else nullcontext():
+        if is_split:
+            return _evaluate_split(frozen, dataset, config, batch_size, role)  # type: ignore[arg-type]
+        return _evaluate_batches(frozen, cast("Iterable[Any]", dataset), config, role, adapter, read_inputs, task, loss)
 
 
 @torch.no_grad()
@@ -146,10 +147,11 @@ def _evaluate_batches(
             bad += int((~rows.isfinite()).flatten(1).any(1).sum()) if rows.ndim > 1 else int((~rows.isfinite()).sum())
             # Not torch's own cross-entropy, which leaves out labels of -100 and is silent about it.
             value = losses.label_smoothing(rows, row_labels, 0.0) if loss is None else loss(rows, row_labels)
-            counted = int(has_label(row_labels).sum()) if task.has_classes else len(rows)
+            has_classes = task.has_classes and isinstance(row_labels, Tensor)  # of a dict only the loss knows which
+            counted = int(has_label(row_labels).sum()) if has_classes else len(rows)
             if counted:
                 total += value.item() * counted
-                right += accuracy(rows, row_labels).item() * counted if task.has_classes else float("nan")
+                right += accuracy(rows, row_labels).item() * counted if has_classes else float("nan")
             count += counted
             seen += len(rows)
             if isinstance(task, Classification):

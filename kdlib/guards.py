@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from kdlib.errors import few
 
 
 class StateGuard:
@@ -26,7 +27,7 @@ class StateGuard:
                 if tensor is not None and name not in module._non_persistent_buffers_set:
                     full = f"{path}.{name}".lstrip(".")
                     self._buffers.append((full, module, name, tensor, tensor.detach().clone()))
-        self._parameters = {name: (p, _version(p)) for name, p in model.named_parameters()}
+        self._parameters = {name: (p, writes_to(p)) for name, p in model.named_parameters()}
 
     def _changed_buffers(self) -> dict[str, nn.Module]:
         """Name and module of each persistent buffer that holds something else than before."""
@@ -36,7 +37,7 @@ class StateGuard:
 
     def _changed_parameters(self) -> list[str]:
         now = dict(self._model.named_parameters())
-        return [n for n, (p, version) in self._parameters.items() if now.get(n) is not p or _version(p) != version]
+        return [n for n, (p, version) in self._parameters.items() if now.get(n) is not p or writes_to(p) != version]
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -56,7 +57,7 @@ class StateGuard:
         self.restore()
         self._model.eval()
         raise ValueError(
-            f"The {self._role}'s forward runs a part of it in train mode ({_few(modes or moved)}): its answers would "
+            f"The {self._role}'s forward runs a part of it in train mode ({few(modes or moved)}): its answers would "
             "depend on chance or on the other samples of a batch, and batch statistics would move. Remove the call of "
             "train() from its forward; it is always asked in eval mode."
         )
@@ -71,7 +72,7 @@ class StateGuard:
         ):
             if names:
                 warnings.warn(
-                    f"While the teacher was used, something wrote to its {kind} {_few(names)}: its own forward, or a "
+                    f"While the teacher was used, something wrote to its {kind} {few(names)}: its own forward, or a "
                     f"callback. {after}, but its answers may have changed in between.",
                     stacklevel=2,
                 )
@@ -83,8 +84,10 @@ def shared_tensors(student: nn.Module, teacher: nn.Module) -> list[str]:
     return [name for name, tensor in _state(teacher) if _place(tensor) in own]
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def writes_to(tensor: Tensor) -> int:
+    """How often torch has counted a write to a tensor."""
+    # It does not count in inference mode, where asking is an error.
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _state(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -108,8 +111,3 @@ def _equal(now: Tensor | None, copy: Tensor) -> bool:
     if now.device.type == "meta" or torch.equal(now, copy):
         return True
     return now.is_floating_point() and torch.allclose(now, copy, rtol=0, atol=0, equal_nan=True)
-
-
-def _version(tensor: Tensor) -> int:
-    # torch counts the writes to a tensor, but not in inference mode, where asking is an error
-    return 0 if tensor.is_inference() else tensor._version

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kdlib.errors import unknown_name
+from kdlib.guards import writes_to
 
 LOGIT_FIELDS = ("logits", "out")
 
@@ -24,7 +25,7 @@ class ModelOutput:
     """What a network gives for a batch: its logits and, by layer name, the outputs of the layers asked for.
 
     logits: batch first, B x C for a classifier; None where the network gives none, which only methods accept that look
-    at its layers alone. raw: what the network returned, for methods of one's own.
+    at its layers alone. raw: what the network returned, as it was and in its dtype, for methods of one's own.
     """
 
     logits: Tensor
@@ -160,8 +161,8 @@ class FeatureExtractor:
         """The model's output for a batch. inputs: a tensor, or a tuple or dict of the arguments of its forward.
 
         Raises ValueError when a layer did not run, ran several times and none of its calls was chosen, gives no tensor,
-        or when a later layer wrote over its output, and when the model gives no logits; RuntimeError outside the
-        `with` block, unless no layers were asked for.
+        or when a later layer wrote over its output, and when the model gives no logits, or a tuple in which they cannot
+        be told from an embedding; RuntimeError outside the `with` block, unless no layers were asked for.
         """
         if not self.active:
             raise RuntimeError(
@@ -177,6 +178,14 @@ class FeatureExtractor:
             else:
                 raw = self._forward(*args, **kwargs)
         logits = self._read_logits(raw)
+        several = _tensors_by_position(raw)
+        if logits is None and self._needs_logits and len(several) > 1:
+            shapes = ", ".join(str(tuple(one.shape)) for one in several.values())
+            choices = " or ".join(f"Adapter(logits={position})" for position in several)
+            raise ValueError(
+                f"A {type(self.model).__name__} returned a {type(raw).__name__} of tensors {shapes}; which are the "
+                f"logits? Say it: {choices}; of a teacher it is teacher_logits."
+            )
         number = isinstance(logits, Tensor) and logits.ndim == 0  # such as a loss of its own
         if logits is None and self._needs_logits or not isinstance(logits, Tensor | None) or number:
             kind = "single number" if number else type(raw).__name__
@@ -216,7 +225,7 @@ class FeatureExtractor:
             raise ValueError(f"{name!r} asks for call {number} of a layer that ran {len(calls)} time(s), from 0 on.")
         output, version = _choose(name, calls[number], parts.item)
         self._refuse_part(name, Captured(output, version), samples)
-        if _version(output) != version:
+        if writes_to(output) != version:
             raise ValueError(
                 f"The output of {name!r} was overwritten in place by the layer after it (an inplace ReLU, as a "
                 "rule). Name that later layer, or set its inplace to False."
@@ -264,25 +273,34 @@ def batch_size_of(inputs: Any) -> int | None:
 
 
 def find_logits(output: Any) -> Tensor | None:
-    """The logits in what a model returned: a tensor itself, of a tuple its first part, or the field "logits" or "out".
+    """The logits in what a model returned: a tensor itself, the field "logits" or "out", or of a tuple its first part.
 
-    These names are those of transformers and of torchvision's segmentation networks. None where there are no logits.
+    These names are those of transformers and of torchvision's segmentation networks. None where there are no logits,
+    and where tensors of a tuple differ in their classes: which are the logits, and which an embedding, cannot be seen.
     """
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor) and output[0].ndim > 1:
-        return output[0]
     for name in LOGIT_FIELDS:
         found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(found, Tensor):
             return found
-    return None
+    tensors = _tensors_by_position(output)
+    if 0 not in tensors:
+        return None
+    widths = [one.shape[1 if one.ndim > 3 else -1] for one in tensors.values()]
+    return tensors[0] if all(width == widths[0] for width in widths) else None  # auxiliary heads have the same classes
+
+
+def _tensors_by_position(output: Any) -> dict[int, Tensor]:
+    """The tensors in a tuple or list that could be logits: those of two or more dimensions."""
+    parts = enumerate(output) if isinstance(output, tuple | list) else ()
+    return {position: part for position, part in parts if isinstance(part, Tensor) and part.ndim > 1}
 
 
 def _capture(output: Any) -> Any:
     """What a layer gave, with each tensor in it as `Captured`."""
     if isinstance(output, Tensor):
-        return Captured(output, _version(output))
+        return Captured(output, writes_to(output))
     if isinstance(output, Mapping):
         return {key: _capture(value) for key, value in output.items() if isinstance(value, Tensor)}
     if isinstance(output, tuple | list):
@@ -310,8 +328,3 @@ def _choose(name: str, output: Any, item: str | None) -> Captured:
         shown = ", ".join(repr(f"{layer}[{key}]") for key in choices) or "none; name a layer inside it"
         raise ValueError(f"The layer of {name!r} returns a {kind}, not a tensor. Choose one of its tensors: {shown}.")
     return choices[item]
-
-
-def _version(output: Tensor) -> int:
-    # torch counts the writes to a tensor, but not in inference mode, where asking is an error
-    return 0 if output.is_inference() else output._version

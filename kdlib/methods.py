@@ -64,7 +64,9 @@ class Method(nn.Module):
         """Named terms, each a scalar; their sum is the loss.
 
         student, teacher: outputs for the same batch (teacher None if not needed); their logits are N x C, one row for
-        each decision between classes (see `tasks`). labels: int64, N, or float, N x C; None if the batch has none.
+        each decision between classes (see `tasks`). Logits and features are in float32; `raw` is as the network gave
+        it, under autocast in bfloat16: call .float() on what is read there. labels: int64, N, or float, N x C; None if
+        the batch has none.
         """
         raise NotImplementedError
 
@@ -316,6 +318,9 @@ class Feature(LayerMethod):
     2019; a learned mean and variance), or a function of projected student map and teacher map. Where the maps
     differ in height or width, the larger is average-pooled to the smaller; printing a run's method shows the
     projectors. Padded positions count as the others do. options: further arguments of that function.
+    Maps are B x C x H x W; channels last are refused where the other layer's map shows them, not where both networks
+    have them. A function of one's own gets B x C x H x W of both, as many channels as the teacher has: tokens of both
+    networks come as B x C x N x 1, vectors as B x C x 1 x 1, so a cosine over the channels takes dim=1.
     It has no term for the labels: write HardLabels() + Feature(...) or Logit() + Feature(...).
     """
 
@@ -361,14 +366,22 @@ def create(
 ) -> Method:
     """The method of a loss in `loss_table.LOSSES`, by the loss's name alone, with weight 1.
 
-    layers: for features and relations. temperature, alpha, options: default, what the study chose for a logit loss.
-    Raises what the method raises.
+    layers: for features and relations. temperature, alpha: for logit losses; default, what the study chose. options:
+    further arguments of the loss.
+    Raises ValueError for settings that belong to another sort of loss, and what the method raises.
     """
     spec = loss_table.find(loss)
     if spec.family is Family.LOGIT:
+        if layers:
+            raise ValueError(f"{loss} compares logits and takes no layers; got {layers!r}. Leave them out.")
         temperature = spec.temperature if temperature is None else temperature
         alpha = spec.alpha if alpha is None else alpha
         return Logit(temperature, alpha, loss, **{**spec.options, **options})
+    if (temperature, alpha) != (None, None):
+        raise ValueError(
+            f"temperature and alpha belong to losses on logits, such as 'kd'; {loss} takes a weight, and labels a term "
+            f"of their own: HardLabels() + 10 * create({loss!r}, layers)."
+        )
     kind = Feature if spec.family is Family.FEATURE else Relation
     return kind(layers or {}, loss, **{**spec.options, **options})
 

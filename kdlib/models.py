@@ -487,7 +487,8 @@ def stage_layers(model: nn.Module) -> list[str]:
 
     Raises ValueError for a model whose stages are not known: name the layers from `named_modules()` yourself.
     """
-    found = [name for name, _ in model.named_children() if name.startswith(("layer", "pool"))]
+    # Not "layers": that is a container of the stages.
+    found = [name for name, _ in model.named_children() if re.fullmatch(r"(layer|pool)\d+", name)]
     if found:
         return found
     stages = getattr(model, "feature_info", None)  # timm's networks know theirs

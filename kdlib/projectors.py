@@ -123,6 +123,7 @@ class WidthProjector(Projector):
 
     def __init__(self, pair: str, student: Tensor, teacher: Tensor) -> None:
         super().__init__(pair, student, teacher)
+        _refuse_channels_last(student, teacher, pair)
         inputs, outputs = as_map(student, pair).shape[1], as_map(teacher, pair).shape[1]
         self.channels = (inputs, outputs)
         self.conv = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, bias=False)
@@ -137,7 +138,8 @@ class Alignment(NamedTuple):
     grids: of student and teacher, the height and width (or depth, height and width) in which tokens lie; None for what
     needs no such reading. size: the common grid at which they are compared.
     Tokens B x N x C: as many of both are compared one by one; one more on one side is a class token, which is left out.
-    Otherwise they are read as a square grid, row by row, a class token before it left out, and pooled like a map.
+    Otherwise they are read row by row as a grid in the proportions of the other layer's map, or as a square where it
+    has none, a class token before it left out, and pooled like a map.
     """
 
     grids: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
@@ -148,6 +150,7 @@ class Alignment(NamedTuple):
         """The correspondence of two example outputs; ValueError where there is none."""
         for output in (student, teacher):
             channels_of(output, pair)
+        _refuse_channels_last(student, teacher, pair)
         if student.ndim == teacher.ndim == 3:
             counts = student.shape[1], teacher.shape[1]
             if abs(counts[0] - counts[1]) <= 1:
@@ -176,6 +179,21 @@ def channels_of(output: Tensor, pair: str) -> int:
     return output.shape[-1] if output.ndim == 3 else output.shape[1]
 
 
+def _refuse_channels_last(student: Tensor, teacher: Tensor, pair: str) -> None:
+    """Raise ValueError where of two maps one has the other's proportions only if its channels come last."""
+    if not student.ndim == teacher.ndim == 4:
+        return
+    for output, other in ((student, teacher), (teacher, student)):
+        height, width = other.shape[2:]
+        as_first = output.shape[2] * width / (output.shape[3] * height)  # 1 where the proportions are the same
+        if not 0.8 < as_first < 1.25 and output.shape[1] * width == output.shape[2] * height:
+            raise ValueError(
+                f"In {pair} a layer gives {tuple(output.shape)}, which looks like B x H x W x C (channels last, as in "
+                "a Swin); expected B x C x H x W. Name a layer that gives that ('permute' in torchvision's Swin), or "
+                "wrap the network so that an nn.Identity gets x.permute(0, 3, 1, 2), and name that."
+            )
+
+
 def _token_counts(*outputs: Tensor) -> list[int]:
     return [output.shape[1] for output in outputs if output.ndim == 3]
 
@@ -185,21 +203,23 @@ def _positions(output: Tensor) -> tuple[int, ...]:
 
 
 def _grid(tokens: Tensor, other: Tensor, pair: str) -> tuple[int, int] | None:
-    """The height and width in which tokens lie: those of a map with as many positions, else a square."""
+    """The height and width in which tokens lie: those or the proportions of a map, else a square."""
     if tokens.ndim != 3:
         return None
     count = tokens.shape[1]
     if other.ndim == 4 and other.shape[2] * other.shape[3] in (count, count - 1):
         return other.shape[2], other.shape[3]
+    height, width = other.shape[2:] if other.ndim == 4 else (1, 1)
     for positions in (count, count - 1):  # without and with a class token
-        side = math.isqrt(positions)
-        if side and side * side == positions:
-            return side, side
+        rows = math.isqrt(positions * height // width)
+        if rows and positions % rows == 0 and rows * width == positions // rows * height:
+            return rows, positions // rows
     if other.ndim == 2 or math.prod(_positions(other)) == 1:
         return count, 1
+    wanted = "square grid" if height == width else "grid of the map's proportions"
     raise ValueError(
         f"In {pair} {count} tokens of one network are compared with {tuple(other.shape)} of the other, and they are no "
-        "square grid, with or without a class token. Name layers whose positions correspond, or a method without "
+        f"{wanted}, with or without a class token. Name layers whose positions correspond, or a method without "
         "positions, such as Relation(loss='similarity')."
     )
 

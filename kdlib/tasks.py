@@ -6,6 +6,7 @@ serves every task. Positions that do not count are left out, so a mean over rows
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -31,6 +32,10 @@ class Task:
         role: what an error calls the network. Raises ValueError for shapes that are not those of the task.
         """
         raise NotImplementedError
+
+    def without_labels(self, batch: Any, logits: Tensor) -> Tensor | None:
+        """What stands in for the labels of a batch that has none, to say which positions count; None: all do."""
+        return None
 
     def prepare(
         self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
@@ -101,22 +106,29 @@ class Segmentation(Task):
     def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
         positions = (len(logits), *logits.shape[2:])
         _check_positions(logits, labels, positions, role, "batch x classes x positions")
-        return _rows_of_positions(logits.movedim(1, -1), labels, self.ignore_index)
+        return _rows_of_positions(logits.movedim(1, -1), labels, self)
 
 
 @dataclass(frozen=True)
 class TokenClassification(Task):
     """A class for every token: logits B x L x C, labels int64, B x L, as transformers has them.
 
-    Tokens labelled ignore_index, padding above all, do not count. Of a language model the label is the next token:
-    shift the labels, not the logits.
+    Tokens labelled ignore_index, padding above all, do not count; in a batch without labels those do not whose
+    "attention_mask" is 0. Of a language model the label is the next token: shift the labels, not the logits.
     """
 
     ignore_index: int = -100
 
     def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
         _check_positions(logits, labels, tuple(logits.shape[:-1]), role, "batch x positions x classes")
-        return _rows_of_positions(logits, labels, self.ignore_index)
+        return _rows_of_positions(logits, labels, self)
+
+    def without_labels(self, batch: Any, logits: Tensor) -> Tensor | None:
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        if not isinstance(mask, Tensor) or mask.shape != logits.shape[:-1]:
+            return None
+        counted = int(self.ignore_index == 0)  # any number but the ignored one
+        return torch.where(mask.to(logits.device) > 0, counted, self.ignore_index)
 
 
 @dataclass(frozen=True)
@@ -188,13 +200,23 @@ def _check_positions(
         )
 
 
-def _rows_of_positions(logits: Tensor, labels: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor | None]:
+def _rows_of_positions(
+    logits: Tensor, labels: Tensor | None, task: Segmentation | TokenClassification
+) -> tuple[Tensor, Tensor | None]:
     """logits: classes last."""
-    rows = logits.flatten(0, -2)
+    rows, ignore_index = logits.flatten(0, -2), task.ignore_index
     if labels is None:
         return rows, None
     flat = labels.flatten()
-    return _select(rows, flat, flat != ignore_index)
+    rows, kept = _select(rows, flat, flat != ignore_index)
+    # A loss on the labels that leaves these out would not be enough: the soft loss would count them.
+    if kept.device.type == "cpu" and bool((kept < 0).any()):
+        low = int(kept.min())
+        raise ValueError(
+            f"There are labels of {low}, which are no class and not the ignored {ignore_index}. If {low} marks what "
+            f"does not count, say so: task=tasks.{type(task).__name__}(ignore_index={low})."
+        )
+    return rows, kept
 
 
 def _select(rows: Tensor, labels: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,6 +225,7 @@ def _select(rows: Tensor, labels: Tensor, counts: Tensor) -> tuple[Tensor, Tenso
     number = int(counts.sum())
     if number == 0:
         raise ValueError(
-            "No position of this batch counts: all its labels are the ignored one. Leave such batches out."
+            "No position of this batch counts: all its labels are the ignored one, or all of it is padding. Leave such "
+            "batches out."
         )
     return (rows, labels) if number == len(labels) else (rows[counts], labels[counts])

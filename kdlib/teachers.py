@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from kdlib import answers, devices, distributed, schemas
 from kdlib.adapters import Adapter
 from kdlib.data import NO_AUGMENTATION, Augmentation, Batch, IndexedDataset, view_fingerprint
+from kdlib.described import describe
 from kdlib.errors import (
     LARGEST_WHOLE,
     check_flags,
@@ -185,8 +186,9 @@ class Ensemble(nn.Module):
     `ensembles` has teachers whose weights differ from sample to sample, and such that know only some of the classes.
     read_logits: from what a member returns to its logits.
     Shapes: members give logits of the same shape, classes last or, for maps B x C x H x W and volumes, second; of three
-    dimensions, second once a `Distiller`, `fit` or `evaluate` has been told task="segmentation".
-    Raises ValueError for no members, numbers out of range, or logits that differ in shape, TypeError for no numbers.
+    dimensions, second where a `Distiller`, `fit` or `evaluate` is told task="segmentation".
+    Raises ValueError for no members, numbers out of range, logits that differ in shape, or a second `Distiller` for
+    which the classes lie elsewhere; TypeError for no numbers.
     """
 
     def __init__(
@@ -216,7 +218,7 @@ class Ensemble(nn.Module):
         self.weights = [weight / sum(weights) for weight in weights]
         self.temperatures, self.mean = temperatures, mean
         self._read_logits = read_logits or find_logits
-        self._classes: int | None = None  # their dimension, where a task has said it
+        self._segments: bool | None = None  # whether classes are second in three dimensions; None: no task has said it
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Every member's answer to the same inputs, combined."""
@@ -234,7 +236,7 @@ class Ensemble(nn.Module):
         scaled: list[Tensor] = [one.float() / t for one, t in zip(logits, self.temperatures, strict=True)]
         if self.mean == "geometric":
             return torch.stack([w * one for w, one in zip(self.weights, scaled, strict=True)]).sum(0)
-        classes = self._classes or (1 if scaled[0].ndim > 3 else -1)
+        classes = 1 if self._segments or scaled[0].ndim > 3 else -1
         if self.mean == "vote":
             return _votes(scaled, self.weights, classes)
         terms = [
@@ -243,7 +245,11 @@ class Ensemble(nn.Module):
         return torch.stack(terms).logsumexp(0)
 
     def check_task(self, task: Task) -> None:
-        """Read off where the classes are; ValueError where the logits of a sample are not one choice among them."""
+        """Read off where the classes are.
+
+        Raises ValueError where the logits of a sample are not one choice among them, and where an earlier task has its
+        classes elsewhere: what is trained there would get other answers from now on.
+        """
         if self.mean != "geometric" and (isinstance(task, MultiLabel) or not task.has_classes):
             what = "The arithmetic mean of an ensemble is one of softmax probabilities"
             what = "An ensemble votes for one class of a softmax" if self.mean == "vote" else what
@@ -251,10 +257,34 @@ class Ensemble(nn.Module):
                 f"{what}, and the outputs of this task are not softened so. Take the weighted mean of the outputs "
                 "themselves: Ensemble(..., mean='geometric')."
             )
-        self._classes = 1 if isinstance(task, Segmentation) else None
+        segments = isinstance(task, Segmentation)
+        if self.mean != "geometric" and self._segments not in (None, segments):
+            second, last = "the second dimension of the logits", "the last dimension"
+            here, before = (second, last) if segments else (last, second)
+            raise ValueError(
+                f"This ensemble takes its mean over {before}, where the task that it was given to first has its "
+                f"classes; those of {type(task).__name__} are {here}. Make a second Ensemble of the same members."
+            )
+        self._segments = segments
+
+    @contextmanager
+    def lent_to(self, task: Task) -> Iterator[None]:
+        """Inside the block the classes are where this task has them, whatever the ensemble is used for elsewhere."""
+        before, self._segments = self._segments, None
+        try:
+            self.check_task(task)
+            yield
+        finally:
+            self._segments = before
 
     def extra_repr(self) -> str:
-        return f"weights={self.weights}, temperatures={self.temperatures}, mean={self.mean}"
+        shown = f"weights={self.weights}, temperatures={self.temperatures}, mean={self.mean}"
+        return shown + shown_reader(self._read_logits)
+
+
+def shown_reader(read_logits: Callable[[Any], Any]) -> str:
+    """A function that reads logits, as it stands in a repr: a cache is recognized by it. The usual one is not shown."""
+    return "" if read_logits is find_logits else f", read_logits={describe(read_logits)}"
 
 
 def _votes(logits: Sequence[Tensor], weights: Sequence[float], classes: int) -> Tensor:

@@ -105,12 +105,15 @@ def fit(
     turn; default, as many as a cached teacher holds, else a new view every epoch. Both need a DataModule.
     seed: of order, augmentation and dropout, not of the student's initial weights.
     compile: let torch.compile translate the networks first; it takes a minute or so and pays on GPUs.
-    checkpoint: a file, written after every epoch, and every `checkpoint_every` steps (needs a DataModule). resume: go
-    on from it if it exists: with a DataModule to the bit, with a loader at the next epoch, in whatever order it gives.
+    checkpoint: a file, written after every epoch and after `on_epoch_end`, and every `checkpoint_every` steps (needs a
+    DataModule). resume: go on from it if it exists: with a DataModule to the bit, with a loader at the next epoch, in
+    whatever order it gives.
     other_threads: resume also with another number of CPU threads than before, whose sums are rounded in another order.
     test: whether the test split is read; default, where there is one.
     on_epoch_end: called after each epoch's validation with its number, 1 for the first, and the student, to look at it
-    or copy it.
+    or copy it. To stop early, raise an exception of your own there and catch it around `fit`. An exception costs this
+    epoch its checkpoint and leaves `student` as it is, in train mode and, with `ema_decay`, not averaged: keep a copy
+    of the student that the function is given.
     Under torchrun, inside `distributed.process_group()`, the processes share every batch; losses that relate the
     samples of a batch then see the shard of one process. A mean over labelled samples, tokens or pixels is taken in
     each process and then averaged: a shard with few of them weighs as much as one with many, and one with none lowers

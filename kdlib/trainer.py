@@ -148,6 +148,12 @@ class Trainer:
             taken = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
             if taken.isdisjoint(map(id, learning)):
                 raise ValueError(f"{_OPTIMIZER}; it gave one of other parameters, so that nothing would be trained.")
+            left = [n for n, p in self.method.named_parameters() if p.requires_grad and id(p) not in taken]
+            if left:
+                raise ValueError(
+                    f"The optimiser leaves out {', '.join(left)} of the method: take all parameters that the function "
+                    "is given, or call requires_grad_(False) on those that are to stay as they are."
+                )
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.options = plain_groups(self.optimizer)  # as it begins: some count in their groups
 
@@ -178,7 +184,7 @@ class Trainer:
         (losses.total / size if size > 1 else losses.total).backward()
         if self.step == first + size - 1:
             self._update_weights()
-        if self.distiller.task.has_classes and losses.labels is not None:
+        if self.distiller.task.has_classes and isinstance(losses.labels, Tensor):  # of a dict only a loss knows which
             values["train_accuracy"] = accuracy(losses.rows, losses.labels)
             values[LABELLED] = has_label(losses.labels).float().mean()
         return values

@@ -449,6 +449,7 @@ UNWRITABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "overwritten": (lambda: Net(overwriting, conv=nn.Conv2d(1, 1, 1), fc=FC), "overwrites"),
     "overwritten behind": (lambda: Net(overwriting_behind_a_dropout, conv=nn.Conv2d(1, 1, 1), drop=nn.Dropout(), fc=FC),
                            "overwrites"),
+    "always dropping": (lambda: Net(lambda s, x: s.fc(F.dropout(x, 0.5).flatten(1)), fc=FC), "on in eval mode"),
     "too wide": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), "cannot take images of 1 x 5 x 5"),
     "not finite": (lambda: nn.Sequential(nn.Flatten(), _filled(nn.Linear(16, 3), float("nan"))), "not finite"),
 }  # fmt: skip
@@ -467,6 +468,18 @@ def test_what_cannot_be_written_is_named_in_a_sentence(name: str, tmp_path: Path
         to_c(build(), tmp_path / "net.c", pictures(2, 1, size, size))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "drop", [lambda net, x: F.dropout(x, 0.5, net.training), lambda net, x: F.dropout(x, 0.0)], ids=["training", "p"]
+)
+def test_a_dropout_function_that_does_nothing_in_eval_mode_is_left_out(
+    drop: Callable[[nn.Module, Tensor], Tensor],
+) -> None:
+    images = pictures(2, 1, 4, 4)
+    plain = quantize(Net(lambda s, x: s.fc(x.flatten(1)), fc=FC), images)
+    dropping = quantize(Net(lambda s, x: s.fc(drop(s, x).flatten(1)), fc=FC), images)
+    assert torch.equal(dropping(images), plain(images))
 
 
 def test_masks_of_pruning_are_to_be_removed_first(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_distill_writes_student_history_curves_and_report(finished: tuple[Path, 
     assert report["job"]["method"] == "logit+feature+relation"
 
 
+@pytest.mark.slow
 def test_the_last_line_is_one_json_object_with_what_was_measured(
     finished: tuple[Path, str], small_test_set: Any
 ) -> None:

@@ -280,6 +280,24 @@ def test_where_logits_are_can_be_said_for_each_network(student: Net, teacher: Ne
     assert torch.equal(distiller(batch).total, Distiller(student, teacher, Logit())(batch).total)
 
 
+def test_the_embedding_is_not_taken_for_the_logits(student: Net, teacher: Net, batch: Pair) -> None:
+    class Embedded(nn.Module):
+        def __init__(self, inner: Net) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.inner.stem(x), self.inner(x)
+
+    pair = Embedded(student.eval()), Embedded(teacher)
+    with pytest.raises(ValueError, match=r"which are the logits.*Adapter\(logits=1\).*teacher_logits"):
+        Distiller(*pair, Logit())(batch)
+    adapter = Adapter(logits=1, teacher_logits=1)
+    assert torch.equal(
+        Distiller(*pair, Logit(), adapter=adapter)(batch).total, Distiller(student, teacher, Logit())(batch).total
+    )
+
+
 def test_a_batch_without_labels_is_distilled_by_the_teacher_alone(student: Net, teacher: Net, batch: Pair) -> None:
     student.eval()
     found = Distiller(student, teacher, Logit(alpha=0))(batch[0])

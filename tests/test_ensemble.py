@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from kdlib import train
 from kdlib.data import NO_AUGMENTATION, DataModule, normalized_images
 from kdlib.distiller import Distiller
+from kdlib.ensembles import Specialists
 from kdlib.methods import Feature, HardLabels, Logit
 from kdlib.recipes import Recipe
 from kdlib.teachers import CachedTeacher, Ensemble
@@ -46,6 +50,17 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.drop(self.stem(x).mean(dim=(2, 3))))
+
+
+class TwoHeads(nn.Module):
+    """Gives two sorts of logits, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = Net(1), Net(2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"one": self.one(x), "other": self.other(x)}
 
 
 def logits_of(shape: tuple[int, ...], count: int = 3) -> list[Tensor]:
@@ -259,6 +274,22 @@ def test_a_cache_tells_weights_temperatures_and_means_apart(blobs: DataModule) -
     assert len(set(caches)) == len(made)
 
 
+def test_a_cache_of_the_same_networks_with_other_logits_is_refused(blobs: DataModule, tmp_path: Path) -> None:
+    heads = TwoHeads()
+    of_one, of_other = ({"read_logits": itemgetter(name)} for name in ("one", "other"))
+    made: list[tuple[nn.Module, nn.Module]] = [
+        (Ensemble([heads], **of_one), Ensemble([heads], **of_other)),
+        (Specialists([heads], [range(3)], **of_one), Specialists([heads], [range(3)], **of_other)),
+    ]
+    for number, (teacher, other) in enumerate(made):
+        options: dict[str, Any] = {"directory": tmp_path / str(number), "device": "cpu", "progress": False}
+        cache = CachedTeacher.build(teacher, blobs.validation, **options)
+        again = CachedTeacher.build(copy.deepcopy(teacher), blobs.validation, **options)
+        assert again.fingerprint == cache.fingerprint
+        with pytest.raises(ValueError, match="built for another teacher"):
+            CachedTeacher.build(other, blobs.validation, **options)
+
+
 # -------------------- tasks whose outputs are no choice among classes
 
 
@@ -297,6 +328,33 @@ def test_an_ensemble_is_evaluated_on_the_classes_of_the_task() -> None:
     options: dict[str, Any] = {"task": "segmentation", "device": "cpu", "precision": "fp32"}
     found, wanted = (train.evaluate(one, batches, **options) for one in (Ensemble([member, member]), member))
     assert (found.accuracy, found.loss) == pytest.approx((wanted.accuracy, wanted.loss))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("mean", ["arithmetic", "vote"])
+def test_an_ensemble_that_teaches_is_evaluated_in_another_task_and_teaches_on_as_before(mean: str, fails: bool) -> None:
+    ensemble = Ensemble([nn.Conv1d(3, 4, 1), nn.Conv1d(3, 4, 1)], mean=mean)
+    x, labels = torch.randn(6, 3, 5), torch.arange(30).view(6, 5) % 4
+    distiller = Distiller(nn.Conv1d(3, 4, 1), ensemble, Logit(), task="segmentation")
+    before = distiller((x, labels)).total
+    tokens = [(x, torch.zeros(6, 7 if fails else 4).long())]  # the second dimension are positions here
+    with pytest.raises(ValueError, match="labels") if fails else nullcontext():
+        train.evaluate(ensemble, tokens, task="token-classification", device="cpu", precision="fp32")
+    assert torch.equal(distiller((x, labels)).total, before)
+
+
+@pytest.mark.parametrize("mean", ["arithmetic", "vote"])
+def test_one_ensemble_does_not_teach_where_its_classes_lie_elsewhere(mean: str) -> None:
+    networks = [nn.Conv1d(3, 4, 1), nn.Conv1d(3, 4, 1)]
+    ensemble, student = Ensemble(networks, mean=mean), nn.Conv1d(3, 4, 1)
+    distiller = Distiller(student, ensemble, Logit(), task="segmentation")
+    x, labels = torch.randn(6, 3, 5), torch.arange(30).view(6, 5) % 4
+    before = distiller((x, labels)).total
+    with pytest.raises(ValueError, match="second Ensemble of the same members"):
+        Distiller(student, ensemble, Logit(), task="token-classification")
+    assert torch.equal(distiller((x, labels)).total, before)
+    Distiller(student, ensemble, Logit(), task="segmentation")
+    Distiller(student, Ensemble(networks, mean=mean), Logit(), task="token-classification")
 
 
 # -------------------- what is no ensemble

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_ensemble import Fixed, Net, members
+from test_ensemble import Fixed, Net, TwoHeads, members
 from torch import Tensor, nn
 
 from kdlib import losses, train
@@ -147,6 +148,14 @@ def test_what_its_answers_depend_on_is_in_its_fingerprint() -> None:
     ]
     assert len({one.fingerprint for one in made}) == len(made)
     assert made[0].fingerprint == ConfidenceEnsemble(networks).fingerprint
+
+
+def test_the_same_networks_with_other_logits_have_another_fingerprint() -> None:
+    heads = [TwoHeads(), TwoHeads()]
+    teacher, again, other = (
+        ConfidenceEnsemble(heads, by="entropy", read_logits=itemgetter(name)) for name in ("one", "one", "other")
+    )
+    assert teacher.fingerprint == again.fingerprint != other.fingerprint
 
 
 def test_a_member_that_is_the_student_is_refused() -> None:

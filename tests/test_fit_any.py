@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
-from kdlib import distributed, train
+from kdlib import distributed, models, train
 from kdlib.adapters import Adapter
 from kdlib.data import NO_AUGMENTATION, DataModule, epoch_order
 from kdlib.ensembles import ConfidenceEnsemble
@@ -340,6 +341,21 @@ def test_the_projectors_reach_the_optimiser_and_the_clipping() -> None:
     assert sum(p.numel() for p in got) == sum(p.numel() for p in net().parameters()) + 6 * 9
 
 
+def test_an_optimiser_that_leaves_out_the_projectors_is_refused() -> None:
+    student, options = net(), {"teacher": net(9, seed=1), "method": HardLabels() + Feature({"1": "1"}), "epochs": 1}
+    with pytest.raises(ValueError, match=r"leaves out .*projectors.*conv\.weight.*of the method.*requires_grad_"):
+        fit(student, batches(), optimizer=lambda _: torch.optim.SGD(student.parameters(), 0.1), **options)
+
+    def frozen(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        own = {id(p) for p in student.parameters()}
+        for p in parameters:
+            p.requires_grad_(id(p) in own)
+        return torch.optim.SGD(student.parameters(), 0.1)
+
+    assert fit(student, batches(), optimizer=frozen, **options).rows
+    assert fit(net(), batches(), optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1), **options).rows
+
+
 def test_a_teacher_of_ones_own_with_views_works_on_a_data_module(blobs: DataModule) -> None:
     class Mine(Teacher):
         views = 1
@@ -439,6 +455,51 @@ def test_batches_with_labels_and_without_mix(unlabelled_first: bool) -> None:
     assert {"soft", "train_accuracy"} <= set(run.rows[0])
     assert run.rows[0]["loss"] == pytest.approx(run.rows[0]["soft"])
     assert run.rows[0]["train_accuracy"] > 0.3  # of the labelled ones alone: a sample without a label is not wrong
+
+
+class TwoHeads(nn.Module):
+    """Logits, and a number beside them."""
+
+    def __init__(self, width: int = 6, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body, self.fc, self.number = nn.Linear(16, width), nn.Linear(width, 3), nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.body(x).relu()
+        return {"logits": self.fc(hidden), "age": self.number(hidden)[:, 0]}
+
+
+class Age(Method):
+    """The number of the second head against a label of its own."""
+
+    needs_teacher = False
+
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Any) -> Terms:
+        return {"age": F.mse_loss(student.raw["age"].float(), labels["age"])}
+
+
+def test_labels_in_a_dict_are_for_losses_of_ones_own() -> None:
+    given = [{"x": x, "labels": {"kind": labels, "age": x.mean(1)}} for x, labels in batches()]
+
+    def hard(logits: Tensor, labels: Any) -> Tensor:
+        return F.cross_entropy(logits, labels["kind"])
+
+    options: dict[str, Any] = {"teacher": TwoHeads(9, 1), "epochs": 1}
+    run = fit(TwoHeads(), given, validation=given[:1], method=Logit(hard=hard) + Age(), **options)
+    row = run.rows[0]
+    assert set(row) == {"epoch", "seconds", "loss", "hard", "soft", "age", "validation_loss", "validation_accuracy"}
+    assert row["loss"] == pytest.approx(row["hard"] + row["soft"] + row["age"])
+    assert row["validation_loss"] == pytest.approx(
+        hard(run.student(given[0]["x"])["logits"], given[0]["labels"]).item()
+    )
+    assert math.isnan(row["validation_accuracy"])
+    for refused in (
+        lambda: fit(TwoHeads(), given, method=Logit(), **options),
+        lambda: train.evaluate(TwoHeads(), given, device="cpu"),
+    ):
+        with pytest.raises(TypeError, match=r"labels .*got dict.*Adapter\(labels=.*y\['name'\]"):
+            refused()
 
 
 def test_volumes_are_trained_and_evaluated() -> None:
@@ -577,6 +638,24 @@ def test_a_copy_made_in_the_callback_is_a_plain_network() -> None:
     assert same(weights(kept[-1]), weights(with_copies.student))
 
 
+def test_an_exception_in_the_callback_stops_the_training(tmp_path: Path) -> None:
+    """The checkpoint is that of the epoch before; the average is the network that the callback was given."""
+    student, kept = net(), {}
+
+    def stop(epoch: int, average: nn.Module) -> None:
+        kept[epoch] = copy.deepcopy(average)
+        if epoch == 3:
+            raise InterruptedError
+
+    options: dict[str, Any] = {"epochs": 5, "ema_decay": 0.9, "checkpoint": tmp_path / "a"}
+    with pytest.raises(InterruptedError):
+        fit(student, batches(), on_epoch_end=stop, **options)
+    assert student.training
+    assert not same(weights(student), weights(kept[3]))
+    assert same(models.read_weights(tmp_path / "a"), weights(kept[2]))
+    assert not any(module._forward_hooks for module in student.modules())
+
+
 def test_an_evaluation_in_the_callback_may_read_layers_too() -> None:
     student, teacher, seen = net(), net(9, seed=1), []
 
@@ -615,6 +694,26 @@ def test_samples_without_a_label_do_not_count_in_an_accuracy(mark: int) -> None:
     assert row["validation_accuracy"] == pytest.approx(wanted.accuracy)
     bare = fit(student, given[:1], teacher=teacher, method=method, epochs=1)
     assert "train_accuracy" not in bare.rows[0]
+
+
+@pytest.mark.parametrize("mark", [-1, -100])
+def test_the_loss_that_is_advised_for_labels_below_0_bears_a_batch_without_labels(mark: int) -> None:
+    inputs, labels = samples().tensors
+    labels = torch.where(torch.arange(48) % 4 < 2, labels, mark)
+    labels[:8] = mark
+    given = list(DataLoader(TensorDataset(inputs, labels), 8))
+    with pytest.raises(ValueError, match=f"from {mark} to") as refused:
+        fit(net(norm=False), given, teacher=net(9, seed=1), method=Logit(alpha=0.5), epochs=1)
+    advised = re.search(r"hard=(lambda .*?) for a method", str(refused.value))
+    assert advised is not None
+    hard = eval(advised[1], {"F": F})
+    known = labels >= 0
+    logits = torch.randn(48, 3)
+    torch.testing.assert_close(hard(logits, labels), F.cross_entropy(logits[known], labels[known]))
+    run = fit(net(norm=False), given, teacher=net(9, seed=1), method=Logit(alpha=0.5, hard=hard), epochs=2)
+    assert all(math.isfinite(row["loss"]) for row in run.rows)
+    found = train.evaluate(net(norm=False), given, loss=hard, device="cpu", precision="fp32")
+    assert math.isfinite(found.loss)
 
 
 def test_a_teacher_is_evaluated_on_its_own_inputs() -> None:

@@ -9,6 +9,7 @@ import types
 import warnings
 import weakref
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -249,6 +250,62 @@ def test_logits_are_found_in_what_models_usually_return(net: Net, images: torch.
     found = FeatureExtractor(Wrapped())(images)
     assert torch.equal(found.logits, net(images))
     assert type(found.raw) is type(output(net(images)))
+
+
+class Several(nn.Module):
+    """Returns several tensors, made from its input."""
+
+    def __init__(self, output) -> None:
+        super().__init__()
+        self.output, self.layer = output, nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.output(self.layer(x))
+
+
+class Scores(NamedTuple):
+    embedding: torch.Tensor
+    logits: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("output", "shapes", "choices"),
+    [
+        (lambda x: (x @ torch.ones(4, 7), x), r"\(6, 7\), \(6, 4\)", [0, 1]),
+        (lambda x: [x, x[:, :, None, None]][::-1] + [x[:, :3]], r"\(6, 4, 1, 1\), \(6, 4\), \(6, 3\)", [0, 1, 2]),
+        (lambda x: (x[0, 0], x, x[:, :3]), r"\(6, 4\), \(6, 3\)", [1, 2]),
+        (lambda x: (x[:, None].expand(6, 5, 4), x[:, None, :3].expand(6, 5, 3)), r"\(6, 5, 4\), \(6, 5, 3\)", [0, 1]),
+    ],
+    ids=["embedding and logits", "a map and two", "a loss before them", "tokens"],
+)
+def test_which_of_several_tensors_the_logits_are_must_be_said(output, shapes: str, choices: list[int]):
+    x = torch.randn(6, 4)
+    said = " or ".join(rf"Adapter\(logits={number}\)" for number in choices)
+    with pytest.raises(ValueError, match=f"tensors {shapes}; which are the logits.*{said}"):
+        FeatureExtractor(Several(output))(x)
+    with FeatureExtractor(Several(output), ["layer"], needs_logits=False) as extractor:
+        found = extractor(x)
+    assert found.logits is None
+    assert torch.equal(found.features["layer"], x)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda x: (x, -x),
+        lambda x: (x[:, :, None, None].expand(6, 4, 8, 8), x[:, :, None, None].expand(6, 4, 2, 3)),
+        lambda x: (x, x[0]),
+    ],
+    ids=["of one width", "at two resolutions", "a vector beside them"],
+)
+def test_an_auxiliary_head_comes_after_the_logits(output):
+    x = torch.randn(6, 4)
+    assert torch.equal(FeatureExtractor(Several(output))(x).logits, output(x)[0])
+
+
+def test_a_named_part_is_found_wherever_it_stands():
+    x = torch.randn(6, 4)
+    assert torch.equal(FeatureExtractor(Several(lambda x: Scores(x, x[:, :3])))(x).logits, x[:, :3])
 
 
 def test_a_network_without_logits_may_give_features_alone():

@@ -899,6 +899,9 @@ def test_create_lets_temperature_alpha_and_options_be_given():
         (lambda: create("kd", temperature=0), ValueError, "^temperature is a positive number"),
         (lambda: create("kd", alpha=2), ValueError, "^alpha is the weight of the hard-label loss"),
         (lambda: create("kd", beta=1), TypeError, "^kd takes no option 'beta'"),
+        (lambda: create("kd", pairs("mid")), ValueError, "^kd compares logits and takes no layers"),
+        (lambda: create("hint", pairs("mid"), temperature=5), ValueError, "^temperature .* hint .*weight"),
+        (lambda: create("rkd", pairs("mid"), alpha=0), ValueError, "^temperature and alpha .* rkd .*weight"),
     ],
 )
 def test_create_refuses_what_the_methods_refuse(call: Callable[[], Method], error: type[Exception], message: str):

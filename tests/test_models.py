@@ -513,6 +513,16 @@ def test_unknown_stages_are_not_guessed(foreign: str):
         models.stage_layers(model)
 
 
+def test_a_container_of_stages_is_no_stage():
+    model = nn.Module()
+    model.layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model.pooling = nn.Identity()
+    with pytest.raises(ValueError, match="stages of a Module are not known"):
+        models.stage_layers(model)
+    model.feature_info = [{"module": f"layers.{number}"} for number in range(2)]  # as timm's Swin has it
+    assert models.stage_layers(model) == ["layers.0", "layers.1"]
+
+
 def test_an_unknown_embedding():
     with pytest.raises(ValueError, match="embedding of a Linear is not known"):
         models.embedding_layer(nn.Linear(2, 2))

@@ -14,7 +14,14 @@ from kdlib import losses
 from kdlib.distiller import Distiller
 from kdlib.hooks import ModelOutput
 from kdlib.methods import Feature, HardLabels
-from kdlib.projectors import Alignment, AttentionProjector, ConvProjector, GaussianProjector, PoolingProjector
+from kdlib.projectors import (
+    Alignment,
+    AttentionProjector,
+    ConvProjector,
+    GaussianProjector,
+    PoolingProjector,
+    WidthProjector,
+)
 
 B = 2
 LOSSES = ["hint", "attention", "vid"]
@@ -121,6 +128,22 @@ def test_tokens_of_a_square_grid_meet_a_map_of_another_size(class_token: int) ->
     first, second = pooled(tokens, small)
     torch.testing.assert_close(first, F.avg_pool2d(grid, 2))
     torch.testing.assert_close(second, small)
+
+
+@pytest.mark.parametrize("class_token", [0, 1])
+@pytest.mark.parametrize(
+    ("grid", "size"), [((8, 32), (4, 16)), ((8, 32), (2, 8)), ((32, 8), (16, 4)), ((8, 32), (16, 64)), ((4, 6), (2, 3))]
+)
+def test_tokens_lie_in_the_proportions_of_a_map_of_another_size(
+    grid: tuple[int, int], size: tuple[int, int], class_token: int
+) -> None:
+    """8 x 32 tokens could be a square of 16 x 16, too: of a picture that is not square they are none."""
+    laid, maps = output(3, *grid), output(5, *size)
+    tokens = torch.cat([torch.full((B, class_token, 3), 99.0), laid.flatten(2).mT], dim=1)
+    smaller = min(grid, size)
+    first, second = pooled(maps, tokens)
+    torch.testing.assert_close(first, F.adaptive_avg_pool2d(maps, smaller))
+    torch.testing.assert_close(second, F.adaptive_avg_pool2d(laid, smaller))
 
 
 @pytest.mark.parametrize("count", [4, 7])
@@ -312,6 +335,11 @@ NEVER: dict[str, tuple[tuple[int, ...], tuple[int, ...], str]] = {
     "sentences of other lengths": ((7, 3), (11, 5), r"7 tokens .*\(2, 11, 5\).*Relation\(loss='similarity'\)"),
     "no square against a map": ((7, 3), (5, 4, 4), r"7 tokens .*no square grid.*positions correspond"),
     "a map against no square": ((3, 4, 4), (12, 5), "12 tokens .*no square grid"),
+    "a square against a map that is none": ((17, 3), (5, 4, 6), "17 tokens .*no grid of the map's proportions"),
+    "a square against a line": ((16, 3), (5, 1, 6), "16 tokens .*no grid of the map's proportions"),
+    "channels last against a map": ((8, 8, 24), (5, 4, 4), r"\(2, 8, 8, 24\), which looks like B x H x W x C"),
+    "a map against channels last": ((64, 8, 8), (4, 4, 24), r"\(2, 4, 4, 24\), which looks like B x H x W x C"),
+    "channels last of a wide picture": ((5, 4, 8), (6, 12, 40), r"\(2, 6, 12, 40\), which looks like B x H x W x C"),
     "no square against a volume": ((7, 3), (5, 2, 2, 2), "7 tokens"),
     "two tokens before a grid": ((18, 3), (16, 5), "18 tokens .*no square grid"),
     "a volume against a map": ((3, 2, 2, 2), (5, 4, 4), r"volume .*map.*\(2, 3, 2, 2, 2\).*same kind"),
@@ -327,6 +355,28 @@ def test_positions_that_do_not_correspond_are_refused_by_name(name: str, loss: s
     student, teacher, words = NEVER[name]
     with pytest.raises(ValueError, match=re.compile(f"^In s -> t .*{words}", re.DOTALL)):
         ready(torch.zeros(B, *student), torch.zeros(B, *teacher), loss)
+
+
+def test_fsp_refuses_channels_last_too() -> None:
+    with pytest.raises(ValueError, match=r"^In s -> t .*\(2, 4, 4, 24\), which looks like B x H x W x C"):
+        WidthProjector("s -> t", output(64, 8, 8), output(4, 4, 24))
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        ((8, 8, 8), (4, 4, 4)),  # as many channels as rows
+        ((16, 8, 32), (32, 4, 16)),
+        ((8, 8, 9), (16, 4, 4)),  # rounding of sides is no other proportion
+        ((64, 8, 8), (4, 4, 4)),
+        ((3, 5, 9), (7, 4, 4)),  # networks that see the picture in other proportions
+    ],
+)
+def test_maps_with_channels_first_are_not_taken_for_channels_last(
+    student: tuple[int, ...], teacher: tuple[int, ...]
+) -> None:
+    for pair in ((student, teacher), (teacher, student)):
+        assert ready(*(output(*shape) for shape in pair)).projectors[0].channels == (pair[0][0], pair[1][0])
 
 
 def test_an_alignment_says_in_which_grids_tokens_lie() -> None:

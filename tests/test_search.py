@@ -28,8 +28,9 @@ from tqdm import tqdm
 from kdlib import cli, data, files, measure, models, search, train, verdict
 from kdlib.data import DataModule
 from kdlib.search import judging, storage, task, workers
+from kdlib.search.limits import CostTable, Limits
 from kdlib.search.task import Outcome
-from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED
+from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED, Strategy, Trials
 from kdlib.study.method_specs import Settings
 
 pytest.importorskip("optuna")
@@ -232,6 +233,31 @@ def test_a_trial_that_diverges_is_said_and_the_search_goes_on(blobs: DataModule,
         assert (row["learning_rate"] > 1) == (row["state"] == DIVERGED) == bool(row["error"])
     assert 0 < found.count(DIVERGED) < 6
     assert found.best.settings.learning_rate == 0.05
+
+
+def test_to_tpe_a_diverged_trial_is_infeasible_and_so_worse_than_any_other(blobs: DataModule) -> None:
+    import optuna
+
+    trials = Trials(
+        "search",
+        optuna.storages.InMemoryStorage(),
+        Strategy("tpe", "hyperband", seed=0, epochs=9, count=2),
+        {"learning_rate": search.LogUniform(0.01, 1.0)},
+        "resnet8w2",
+        CostTable(blobs, timed=False),
+        Limits(),
+        {},
+    )
+    trials.resume(1)
+    for outcome in (Outcome(2, 1.0, error="The loss is not finite"), Outcome(9, 1.0, 0.2)):
+        assignment = trials.take(0, 0.0)
+        assert assignment is not None
+        assert trials.report(assignment, 1, 0.3, 1.0)
+        trials.finish(assignment, outcome)
+    assert [row["state"] for row in trials.rows] == [DIVERGED, COMPLETE]
+    diverged, complete = trials.study.get_trials()
+    assert max(diverged.constraints.values(), default=0) > 0
+    assert max(complete.constraints.values(), default=0) <= 0
 
 
 def test_a_search_in_which_all_diverge_has_no_best_and_says_so(blobs: DataModule, teacher: nn.Module) -> None:
@@ -753,9 +779,29 @@ def test_a_diverged_run_is_said_and_is_in_no_mean(judged: search.Judged) -> None
                  ("defaults", 1) else row for row in judged.rows)  # fmt: skip
     partly = replace(judged, rows=rows)
     assert partly.diverged == {"defaults": [1]}
-    assert partly.verdicts["defaults"].n == 3
-    assert partly.verdicts["random search"].n == 4
+    assert list(partly.verdicts) == ["random search"]
+    assert partly.verdicts["random search"] == judged.verdicts["random search"]  # of two comparisons, as before
     assert "defaults diverged at seeds 1" in str(partly)
+
+
+def test_there_is_no_verdict_by_the_seeds_at_which_a_setting_survived() -> None:
+    def runs(arm: str, accuracies: list[float | None]) -> list[dict[str, Any]]:
+        return [
+            {"arm": arm, "seed": seed, "test_accuracy": one, "validation_accuracy": one, "error": "" if one else "nan"}
+            for seed, one in enumerate(accuracies)
+        ]
+
+    arms = tuple(judging.Arm(name, "resnet8", Settings(), 9.0, 0.9) for name in ("found", "defaults", "random search"))
+    good, broken = [0.88, 0.881, 0.882, 0.883], [0.89, 0.8912, 0.8919, None]
+    found_diverged = [*runs("found", broken), *runs("defaults", good), *runs("random search", good)]
+    judged = search.Judged(None, arms, tuple(found_diverged), None, 1.0)  # type: ignore[arg-type]
+    assert judged.verdicts == {}
+    assert set(judged.curses) == {"defaults", "random search"}
+    assert judged.diverged == {"found": [3]}
+    other_diverged = [*runs("found", good), *runs("defaults", good[::-1]), *runs("random search", broken)]
+    judged = replace(judged, rows=tuple(other_diverged))
+    assert set(judged.verdicts) == {"defaults"}
+    assert set(judged.curses) == {"found", "defaults"}
 
 
 # --- what it writes

@@ -718,6 +718,7 @@ def test_a_scratch_folder_that_cannot_be_written_is_refused_before_anything_runs
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(1001,), (1000, 1001)])
 def test_other_tuning_seeds_are_refused_before_any_trial(
     finished: Path, budget: Budget, seeds: tuple[int, ...]

@@ -199,6 +199,51 @@ def test_what_is_appended_as_padding_changes_neither_loss_nor_gradient(task: str
     assert not extra.any()
 
 
+class Tokens(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(2 * torch.randn(9, C, generator=torch.Generator().manual_seed(seed)))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": self.rows[input_ids]}
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.float32])
+@pytest.mark.parametrize("ignored", [-100, 0])
+def test_padding_of_tokens_without_labels_does_not_count(kind: torch.dtype, ignored: int) -> None:
+    student, teacher = Tokens(0), Tokens(1)
+    distiller = Distiller(student, teacher, Logit(temperature=2, alpha=0), task=TokenClassification(ignored))
+    ids = torch.randint(1, 9, (B, L), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones(B, L, dtype=kind)
+    plain = distiller({"input_ids": ids, "attention_mask": mask})
+    padded = distiller({"input_ids": F.pad(ids, (3, 2)), "attention_mask": F.pad(mask, (3, 2))})
+    assert padded.labels is None
+    assert list(padded.terms) == ["soft"]
+    assert len(padded.rows) == B * L
+    torch.testing.assert_close(padded.total, plain.total)
+    padded.total.backward()
+    assert student.rows.grad is not None
+    assert not student.rows.grad[0].any()  # of the token that pads
+
+
+def test_a_mask_of_other_positions_says_nothing_of_the_logits() -> None:
+    ids = torch.randint(1, 9, (B, L), generator=torch.Generator().manual_seed(2))
+    distiller = Distiller(Tokens(0), Tokens(1), Logit(alpha=0), task="token-classification")
+    found = distiller({"input_ids": ids, "attention_mask": torch.zeros(B, L + 1, dtype=torch.int64)})
+    assert len(found.rows) == B * L
+    with pytest.raises(ValueError, match="No position of this batch counts"):
+        distiller({"input_ids": ids, "attention_mask": torch.zeros(B, L, dtype=torch.int64)})
+
+
+def test_labels_come_before_a_mask() -> None:
+    ids = torch.randint(1, 9, (B, L), generator=torch.Generator().manual_seed(2))
+    labels, mask = ids % C, torch.ones(B, L, dtype=torch.int64)
+    labels[0, 1] = -100
+    mask[:, 3:] = 0
+    distiller = Distiller(Tokens(0), Tokens(1), Logit(alpha=0.5), task="token-classification")
+    assert len(distiller({"input_ids": ids, "attention_mask": mask, "labels": labels}).rows) == B * L - 1
+
+
 # -------------------- every loss on every task with classes
 
 
@@ -365,6 +410,16 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "samples for tokens": (rows(TokenClassification(), (B, C), None), ValueError, "batch x positions x classes"),
     "tokens, one label": (rows(TokenClassification(), (B, L, C), full(B)), ValueError, r"\(4, 6\); got \(4,\)"),
     "no token counts": (rows(TokenClassification(), (B, L, C), full(B, L, value=-100)), ValueError, "No position"),
+    "another mark of pixels": (
+        rows(Segmentation(), (B, C, H, W), full(B, H, W, value=-1)),
+        ValueError,
+        r"-1.*255.*tasks\.Segmentation\(ignore_index=-1\)",
+    ),
+    "another mark of tokens": (
+        rows(TokenClassification(), (B, L, C), torch.tensor([[0, -100, -7, 1, 2, 3]] * B)),
+        ValueError,
+        r"-7.*-100.*tasks\.TokenClassification\(ignore_index=-7\)",
+    ),
     "labels in a list": (rows(Segmentation(), (B, C, H, W), [[0]]), TypeError, "labels are a tensor; got list"),
     "names as labels": (rows(MultiLabel(), (B, C), ["cat", "dog"]), TypeError, "labels are a tensor; got list"),
     "unknown task": (lambda: tasks.resolve("segmentatoin"), ValueError, "Did you mean 'segmentation'"),

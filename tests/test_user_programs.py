@@ -174,6 +174,23 @@ def other() -> dict[str, Any]:
     return {**loop(), **others, "order": [3, 1, 0, 2, 11, 4, 5, 6, 10, 7]}
 
 
+class TwoHeads(nn.Module):
+    """A class and an age."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body, self.species, self.age = nn.Linear(5, width), nn.Linear(width, 3), nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.body(x).relu()
+        return {"logits": self.species(hidden), "age": self.age(hidden)[:, 0]}
+
+
+def two_heads() -> dict[str, Any]:
+    batch = {"x": torch.randn(8, 5), "labels": {"species": torch.arange(8) % 3, "age": torch.rand(8)}}
+    return {"student": TwoHeads(6), "teacher": TwoHeads(12), "loader": [batch] * 3}
+
+
 def sequences() -> dict[str, Any]:
     loader = [(torch.randn(8, 5, 4), torch.arange(8) % 3)] * 3
     return {"recurrent": Recurrent(6), "recurrent_teacher": Recurrent(12), "sequence_loader": loader}
@@ -195,6 +212,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "Segmentation": masks,
     "A heat map": heat,
     "A teacher with other classes, or without any": other,
+    "A second head, with labels of its own": two_heads,
     "A layer that runs several times, or returns more than a tensor": sequences,
 }
 LEARNERS = ("student", "table_student", "small", "recurrent")

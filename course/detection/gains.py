@@ -55,13 +55,18 @@ def gains(rows: Sequence[Mapping[str, str]], value: str = "test_ap50") -> pd.Dat
     return verdict.table(frame, value=value, within=[])
 
 
-def describe(rows: Sequence[Mapping[str, str]]) -> str:
-    """The gains in AP50 and AP as lines of text; with one seed the scores alone, as it says nothing about spread."""
-    lines = [
+def _diverged(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """A line for each run that diverged."""
+    return [
         f"{row['method']}, seed {row['seed']}, diverged: the gains leave out that seed."
         for row in rows
         if not row["test_ap50"]
     ]
+
+
+def describe(rows: Sequence[Mapping[str, str]]) -> str:
+    """The gains in AP50 and AP as lines of text; with one seed the scores alone, as it says nothing about spread."""
+    lines = _diverged(rows)
     if lines:
         rows = complete(rows)
     if len({row["seed"] for row in rows}) < 2:
@@ -80,18 +85,20 @@ def describe(rows: Sequence[Mapping[str, str]]) -> str:
 def summary(rows: Sequence[Mapping[str, str]]) -> str:
     """What the complete seeds say in AP50 and AP75, as lines of text: how many, the scores, the gains, the speed.
 
-    Fewer than two seeds have no intervals, and the text says so.
+    Fewer than two seeds have no intervals, and the text says so; runs that diverged stand at its beginning.
     """
+    lines = _diverged(rows)
     rows = complete(rows)
     if not rows:
-        return "No seed is complete yet: every method has to be run with it. Run: python -m course.detection."
+        lines.append("No seed is complete yet: every method has to be run with it. Run: python -m course.detection.")
+        return "\n".join(lines)
     seeds = {row["seed"] for row in rows}
     scores = {
         method: 100 * mean(float(row["test_ap50"]) for row in rows if row["method"] == method)
         for method in dict.fromkeys(row["method"] for row in rows)
     }
     teacher = 100 * float(rows[0]["teacher_test_ap50"])
-    lines = [
+    lines += [
         f"AP50 on {int(float(rows[0]['test_scenes'])):,} test scenes, {len(seeds)} seed{'s' * (len(seeds) > 1)}",
         f"{'teacher':26}{teacher:6.1f}",
         f"{'student, hard labels':26}{scores['hard']:6.1f}",

@@ -43,7 +43,7 @@ from kdlib import devices
 from kdlib.data import data_dir
 from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
 
 PARTS = {
     part.name: part
@@ -91,8 +91,7 @@ class Run:
 
     def is_in(self, rows: Sequence[dict[str, str]], part: Part) -> bool:
         """Whether these rows of a file hold it."""
-        own = {name: to_text(value) for name, value in self.columns(part).items()}
-        return any(own.items() <= row.items() for row in rows)
+        return holds(rows, self.columns(part))
 
 
 def execute(run: Run, part: Part, chosen: Chosen, *, test: bool) -> dict[str, Any]:

@@ -21,10 +21,8 @@ from __future__ import annotations
 import copy
 import math
 import multiprocessing
-import os
 import shlex
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -42,8 +40,9 @@ from kdlib import compress, data, devices, measure, models, train, verdict
 from kdlib.data import DataModule, data_dir
 from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
 from kdlib.methods import HardLabels, Logit, Method
+from kdlib.study.experiment import exit_with_parent
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
 from kdlib.teachers import CachedTeacher
 
 if TYPE_CHECKING:
@@ -211,8 +210,7 @@ class Run:
 
     def is_in(self, rows: Sequence[dict[str, str]]) -> bool:
         """Whether these rows of a file hold it."""
-        own = {name: to_text(value) for name, value in vars(self).items()}
-        return any(own.items() <= row.items() for row in rows)
+        return holds(rows, vars(self))
 
 
 def execute(run: Run, budget: Budget, cache: Path, *, test: bool) -> dict[str, Any]:
@@ -424,15 +422,7 @@ class Experiment:
 
 def _start_worker(threads: int) -> None:
     torch.set_num_threads(threads)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """End with the process that was started, even when it is killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
+    exit_with_parent()
 
 
 def best_rate(rows: Sequence[dict[str, str]], technique: str, training: str) -> float:

@@ -31,7 +31,7 @@ from kdlib import data, losses, models, verdict
 from kdlib.data import data_dir
 from kdlib.errors import check_whole, exit_in_a_sentence
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, read_rows, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,8 +74,7 @@ class Run:
 
     def is_in(self, rows: Sequence[Mapping[str, str]]) -> bool:
         """Whether these rows of a file hold it."""
-        own = {name: to_text(value) for name, value in self.columns().items()}
-        return any(own.items() <= row.items() for row in rows)
+        return holds(rows, self.columns())
 
 
 class Pictures:

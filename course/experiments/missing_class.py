@@ -43,7 +43,7 @@ from kdlib.study.experiment import Experiment, SeedGroup, SeedRunner, derangemen
 from kdlib.study.method_specs import Settings, TeacherKind
 from kdlib.study.plans import Budget, RunConfig
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, read_rows, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, read_rows
 from kdlib.teachers import CachedTeacher, Teacher
 
 if TYPE_CHECKING:
@@ -271,8 +271,7 @@ def run(
 
 
 def _is_there(labels: str, config: RunConfig, budget: Budget, rows: Sequence[dict[str, str]]) -> bool:
-    wanted = {name: to_text(value) for name, value in columns_of(labels, config, budget).items()}
-    return any(wanted.items() <= row.items() for row in rows)
+    return holds(rows, columns_of(labels, config, budget))
 
 
 def study_configs(path: Path, missing: int, seeds: int) -> dict[str, dict[int, RunConfig]]:

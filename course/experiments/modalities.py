@@ -35,7 +35,7 @@ from kdlib.data import PairedBatches, PairedData, PairedDataset, data_dir, label
 from kdlib.errors import check_whole, exit_in_a_sentence
 from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
 from kdlib.recipes import Recipe
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
 
 STEPS, BATCH, LABELLED = 200, 64, 32
 RATES = (0.003, 0.01, 0.03)
@@ -340,8 +340,7 @@ def _work(grid: bool) -> list[tuple[Pair, Arm]]:
 
 
 def _is_in(one: tuple[Arm, Pair, int], rows: Sequence[dict[str, str]]) -> bool:
-    key = {name: to_text(value) for name, value in key_of(*one).items()}
-    return any(key.items() <= row.items() for row in rows)
+    return holds(rows, key_of(*one))
 
 
 def rates_of_pairs(folder: Path) -> dict[int, float]:

@@ -36,7 +36,7 @@ from kdlib.errors import check_whole, unknown_name
 from kdlib.hooks import ModelOutput
 from kdlib.methods import HardLabels, Logit, Method
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
 from kdlib.teachers import CachedTeacher, Teacher
 
 HARD, SMOOTHED = "hard labels", "label smoothing"  # in place of a teacher's name: without one
@@ -94,8 +94,7 @@ class Run:
 
     def is_in(self, rows: Sequence[dict[str, str]]) -> bool:
         """Whether these rows of a file hold it."""
-        own = {name: to_text(value) for name, value in vars(self).items()}
-        return any(own.items() <= row.items() for row in rows)
+        return holds(rows, vars(self))
 
 
 # --- one run

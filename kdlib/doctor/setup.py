@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from kdlib.adapters import Adapter
 from kdlib.distiller import Distiller, Losses
 from kdlib.doctor.report import Skip
+from kdlib.guards import writes_to
 from kdlib.hooks import ModelOutput, as_arguments
 from kdlib.teachers import FrozenTeacher
 
@@ -36,7 +39,7 @@ class LayerOutput:
     @property
     def overwritten(self) -> bool:
         """Whether a later operation wrote into it."""
-        return _version(self.output) != self.version
+        return writes_to(self.output) != self.version
 
 
 @dataclass
@@ -188,7 +191,7 @@ class DistillerSetup(Setup):
                     seen.logits[role] = output.logits
                 if isinstance(output, ModelOutput) and role == "teacher":
                     seen.layer_outputs += [
-                        LayerOutput(role, name, x, _version(x))
+                        LayerOutput(role, name, x, writes_to(x))
                         for name, x in output.features.items()
                         if not any(layer.role == role and layer.name == name for layer in seen.layer_outputs)
                     ]
@@ -452,7 +455,7 @@ def _watch(role: str, network: nn.Module, seen: Observed) -> Iterator[None]:
             seen.modes[role][name] = module.training
             # One of the hooks is this one; another reads the layer, and `network` itself is read for its logits.
             if name and len(module._forward_hooks) > 1 and isinstance(output, Tensor):
-                seen.layer_outputs.append(LayerOutput(role, name, output, _version(output)))
+                seen.layer_outputs.append(LayerOutput(role, name, output, writes_to(output)))
 
         handles.append(module.register_forward_hook(after))
     try:
@@ -462,8 +465,11 @@ def _watch(role: str, network: nn.Module, seen: Observed) -> Iterator[None]:
             handle.remove()
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def depends_on_mode(module: nn.Module) -> bool:
+    """Whether a part of a network answers otherwise in train mode: batch norm and dropout, as a rule."""
+    if isinstance(module, _NormBase):
+        return module.track_running_stats
+    return isinstance(module, _DropoutNd) and module.p > 0
 
 
 def named_parameters(setup: Setup) -> dict[int, str]:

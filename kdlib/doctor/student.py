@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
-
 from kdlib.doctor.report import DOUBT, FAULT, Finding, Skip
-from kdlib.doctor.setup import Setup, named_parameters
+from kdlib.doctor.setup import Setup, depends_on_mode, named_parameters
 from kdlib.doctor.step import step_taken
 
 GITHUB = "https://github.com/"
@@ -19,7 +15,7 @@ def mode(setup: Setup) -> Finding | None:
         raise Skip("no student's network was given")
     seen = setup.observed[0].modes["student"]
     modules, not_its_own = dict(setup.student.named_modules()), setup.within_student()
-    parts = [name for name in seen if _depends_on_mode(modules[name]) and modules[name] not in not_its_own]
+    parts = [name for name in seen if depends_on_mode(modules[name]) and modules[name] not in not_its_own]
     frozen = [name for name in parts if not seen[name]]
     if not frozen:
         return None
@@ -33,12 +29,6 @@ def mode(setup: Setup) -> Finding | None:
         "Call student.train() at the beginning of every epoch: an evaluation in between leaves it in eval mode.",
         story="https://github.com/SforAiDl/KD_Lib",
     )
-
-
-def _depends_on_mode(module: nn.Module) -> bool:
-    if isinstance(module, _NormBase):
-        return module.track_running_stats
-    return isinstance(module, _DropoutNd) and module.p > 0
 
 
 def gradient(setup: Setup) -> Finding | None:

@@ -8,13 +8,13 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
 from kdlib.doctor.preserve import preserved
 from kdlib.doctor.report import DOUBT, FAULT, Finding, Skip
 from kdlib.doctor.samples import RARE, Samples, better, samples
-from kdlib.doctor.setup import Setup
+from kdlib.doctor.setup import Setup, depends_on_mode
 from kdlib.doctor.step import step_taken
+from kdlib.errors import few
 from kdlib.guards import shared_tensors
 
 GITHUB = "https://github.com/"
@@ -34,10 +34,10 @@ def mode(setup: Setup) -> Finding | None:
         raise Skip("the teacher's network did not run in a step")
     modules = dict(teacher.named_modules())
     training = [name for name, train in seen.modes["teacher"].items() if train]
-    known = [name for name in training if _depends_on_mode(modules[name])]
+    known = [name for name in training if depends_on_mode(modules[name])]
     if not training or not (known or _answers_differ(setup)):
         return None
-    what = _few(known or [name or "itself" for name in training])
+    what = few(known or [name or "itself" for name in training])
     return Finding(
         "teacher-mode",
         FAULT,
@@ -47,12 +47,6 @@ def mode(setup: Setup) -> Finding | None:
         "Call teacher.eval() before training, and see that no train() of a module around it undoes that.",
         story=f"{GITHUB}vrvlive/knowlege-distillation/issues/2",
     )
-
-
-def _depends_on_mode(module: nn.Module) -> bool:
-    if isinstance(module, _NormBase):
-        return module.track_running_stats
-    return isinstance(module, _DropoutNd) and module.p > 0
 
 
 def _answers_differ(setup: Setup) -> bool:
@@ -73,10 +67,10 @@ def changes(setup: Setup) -> Finding | None:
     if not taken.teacher_changed and not shared:
         return None
     if shared:
-        measured = f"Teacher and student share {len(shared)} tensor(s): {_few(shared)}."
+        measured = f"Teacher and student share {len(shared)} tensor(s): {few(shared)}."
     else:
         measured = (
-            f"One step changed {len(taken.teacher_changed)} of the teacher's tensors: {_few(taken.teacher_changed)}."
+            f"One step changed {len(taken.teacher_changed)} of the teacher's tensors: {few(taken.teacher_changed)}."
         )
     return Finding(
         "teacher-changes",
@@ -103,7 +97,7 @@ def gets_gradient(setup: Setup) -> Finding | None:
     return Finding(
         "teacher-gradient",
         FAULT if held else DOUBT,
-        f"{' and '.join(parts)} ({_few(held or reached)}).",
+        f"{' and '.join(parts)} ({few(held or reached)}).",
         "A teacher that learns comes to meet the student halfway, and weight decay alone moves one that the optimiser "
         "holds. Without the optimiser the gradient costs memory and time only.",
         "Call the teacher under torch.no_grad(), and build the optimiser from student.parameters().",
@@ -302,7 +296,3 @@ def _softened(setup: Setup, role: str) -> bool:
     else:
         after = gradient(setup, batch, student, teacher + shift)
     return torch.allclose(before, after, rtol=1e-3, atol=1e-6)
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

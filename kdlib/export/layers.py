@@ -226,6 +226,8 @@ class _Reader:
             if after != (before[0], torch.Size(before[1:]).numel()):
                 raise _unsupported(f"{where} to the shape {after}")
             self._alias(node)
+        elif kind is F.dropout and _is_on(node):
+            raise _unsupported(f"{where} that is on in eval mode (write training=self.training)")
         elif kind in NOTHING:
             self._alias(node)
         else:
@@ -389,6 +391,13 @@ def _pool_options(node: fx.Node, kind: Any, module: nn.Module | None) -> dict[st
 def _pair(value: Any) -> Pair:
     height, width = value if isinstance(value, tuple | list) else (value, value)
     return int(height), int(width)
+
+
+def _is_on(dropout: fx.Node) -> bool:
+    """Whether a call of F.dropout, in a network in eval mode, drops something."""
+    options = {"p": 0.5, "training": True} | dict(zip(("p", "training"), dropout.args[1:], strict=False))
+    options |= dropout.kwargs
+    return bool(options["training"] and options["p"])
 
 
 def _text(kind: Any) -> str:

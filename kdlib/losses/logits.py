@@ -247,9 +247,16 @@ def _check_logits(name: str, logits: Tensor) -> None:
 
 def _check_labels(labels: Tensor, logits: Tensor) -> None:
     batch, classes = logits.shape
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels must be class indices in a torch.int64 tensor, got {kind}: call .long() on them")
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            f"labels must be class indices in a torch.int64 tensor, got {type(labels).__name__}: make one by "
+            "torch.tensor. If it holds several labels, say which of them: Adapter(labels=...), or a function, "
+            "hard=lambda z, y: F.cross_entropy(z, y['name']) for a method, loss= for evaluate"
+        )
+    if labels.dtype != torch.int64:
+        raise TypeError(
+            f"labels must be class indices in a torch.int64 tensor, got {labels.dtype}: call .long() on them"
+        )
     if shape(labels) != (batch,):
         raise ValueError(f"labels must have shape ({batch},), one per row of logits, got {shape(labels)}")
     # Only on the CPU: elsewhere reading values makes every step wait for the device, and an index out of
@@ -257,8 +264,8 @@ def _check_labels(labels: Tensor, logits: Tensor) -> None:
     if labels.device.type == "cpu" and not 0 <= labels.min() <= labels.max() < classes:
         low, high = labels.min().item(), labels.max().item()
         unlabelled = (
-            f". If {low} marks samples without a label, leave them out, or say so: hard=nn.CrossEntropyLoss("
-            f"ignore_index={low}) for a method, loss= for evaluate"
+            f". If {low} marks samples without a label, leave them out, or say so: hard=lambda z, y: F.cross_entropy("
+            f"z, y, ignore_index={low}, reduction='sum') / (y >= 0).sum().clamp(min=1) for a method, loss= for evaluate"
         )
         raise ValueError(
             f"labels must lie in 0 .. {classes - 1}, got values from {low} to {high}{unlabelled if low < 0 else ''}"

@@ -98,11 +98,14 @@ class Judged:
     def verdicts(self) -> dict[str, Comparison]:
         """The found setting against each other arm, on the test set; the intervals hold together with 95 %.
 
-        An arm is left out if less than two seeds are there for both.
+        An arm is left out where a seed of either diverged, see `diverged`: the seeds at which a setting happened to
+        survive are no fair sample. So is one with less than two seeds.
         """
         others = [arm.name for arm in self.arms if arm.name != FOUND]
         made = {}
         for name in others:
+            if self.diverged.keys() & {FOUND, name}:
+                continue
             ours, theirs = self.accuracies(FOUND), self.accuracies(name)
             both = sorted(ours.keys() & theirs.keys())
             if len(both) >= 2:
@@ -112,9 +115,11 @@ class Judged:
 
     @property
     def curses(self) -> dict[str, Curse]:
-        """The winner's curse of each arm whose setting a search has chosen."""
+        """The winner's curse of each arm whose setting a search has chosen, and which diverged at no seed."""
         made = {}
         for arm in self.arms:
+            if arm.name in self.diverged:
+                continue
             values = np.array(list(self.accuracies(arm.name, "validation_accuracy").values()))
             if arm.reported is not None and len(values) >= 2:
                 margin = _margin(values)
@@ -124,7 +129,7 @@ class Judged:
 
     @property
     def diverged(self) -> dict[str, list[int]]:
-        """By arm, the seeds at which it diverged; they are in no mean."""
+        """By arm, the seeds at which it diverged; they are in no mean, and there is no verdict on such an arm."""
         found = {arm.name: [row["seed"] for row in self.rows if row["arm"] == arm.name and row["error"]]
                  for arm in self.arms}  # fmt: skip
         return {name: seeds for name, seeds in found.items() if seeds}

@@ -167,7 +167,8 @@ def _judgement(found: Found, judged: Judged) -> list[str]:
             "what another seed brings."
         )
     for name, seeds_lost in judged.diverged.items():
-        parts.append(f"{name} diverged at seeds {', '.join(map(str, seeds_lost))}; these are in no mean.")
+        lost = ", ".join(map(str, seeds_lost))
+        parts.append(f"{name} diverged at seeds {lost}; these are in no mean, and there is no verdict.")
     if found.task.images is None:
         parts.append("All seeds share their training images: they differ by order, views and initial weights alone.")
     return parts

@@ -1,11 +1,12 @@
 """The trials of one search, as optuna keeps them: which comes next, what was reported, which is the best.
 
 A trial is in one of five states: complete; pruned, stopped early by Hyperband; diverged; infeasible, its network beyond
-a limit and never trained; or running. To optuna a diverged trial is a pruned one without a value, and so is an
-infeasible one, with its constraint: the sampler learns from both where not to look.
+a limit and never trained; or running. To optuna a diverged trial is a pruned one with a violated constraint, and so is
+an infeasible one: the sampler learns from both where not to look, whatever a trial reported before it diverged.
 
 Each trial has a sampler of its own, seeded by the search's seed and the trial's number. So nothing of the sampler has
-to be stored, and a search that was killed goes on with the trials that it would have had.
+to be stored, and a search that was killed goes on with the trials that it would have had, but for a kill in the instant
+between a report and the pruner's answer: that trial goes on to its next report.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Strategy:
 class Assignment:
     """A trial to be trained.
 
-    epoch_cost: in epochs of the task's student. last_report: the epoch up to which it is known not to be stopped.
+    epoch_cost: in epochs of the task's student. last_report: the last epoch that was reported.
     """
 
     trial: optuna.Trial
@@ -193,6 +194,8 @@ class Trials:
     def finish(self, assignment: Assignment, outcome: Outcome) -> None:
         """Record what a training gave; one that was stopped is recorded already."""
         if outcome.error:
+            if DIVERGED not in assignment.trial.constraints:  # else a kill came between this line and the next
+                assignment.trial.set_constraint(DIVERGED, 1.0)
             self._tell(assignment.trial, DIVERGED, None, outcome.epochs, outcome.seconds, outcome.error)
         elif outcome.validation_accuracy is not None:
             self._tell(assignment.trial, COMPLETE, outcome.validation_accuracy, outcome.epochs, outcome.seconds)

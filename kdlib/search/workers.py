@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import signal
 import threading
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from kdlib.search.task import Outcome, Report, Task, TaskRunner
+from kdlib.study.experiment import exit_with_parent
 from kdlib.study.method_specs import Settings
 
 SECONDS_TO_END = 10
@@ -166,7 +166,7 @@ def open_runners(task: Task, cache: Path, workers: int) -> Iterator[list[Runner]
 def _serve(connection: Connection, cache: Path, threads: int) -> None:
     """What a process of the search does: it trains what it is sent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends these
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    exit_with_parent()
     torch.set_num_threads(threads)
     runner = TaskRunner(pickle.loads(connection.recv_bytes()), cache)  # from the process that has started this one
 
@@ -184,11 +184,3 @@ def _serve(connection: Connection, cache: Path, threads: int) -> None:
         except Exception as error:
             outcome = ("error", error)
         connection.send(outcome)
-
-
-def _exit_with_parent() -> None:
-    """End with the process that was started, even when it is killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)

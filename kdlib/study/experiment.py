@@ -425,13 +425,17 @@ def _start_worker(budget: Budget, cache: Path, threads: int) -> None:
     """Set up a worker process."""
     global _worker_experiment
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    exit_with_parent()
     torch.set_num_threads(threads)
     _worker_experiment = Experiment(budget, cache)
 
 
-def _exit_with_parent() -> None:
-    """End with the process that was started, even when it is killed."""
+def exit_with_parent() -> None:
+    """Let this worker process end with the process that started it, even when that is killed."""
+    threading.Thread(target=_wait_for_end_of_parent, daemon=True).start()
+
+
+def _wait_for_end_of_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

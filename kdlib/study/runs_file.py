@@ -196,6 +196,12 @@ def to_text(value: Any) -> str:
     return " ".join(str(value).split())  # a line is a row
 
 
+def holds(rows: Sequence[Mapping[str, str]], values: Mapping[str, Any]) -> bool:
+    """Whether one of these rows of a file has all of these values, given by column."""
+    texts = {name: to_text(value) for name, value in values.items()}
+    return any(texts.items() <= row.items() for row in rows)
+
+
 def _lock(file: BinaryIO, path: Path) -> None:
     """ValueError if another process has locked the file; the system lets go of a lock, also after kill -9."""
     try:

@@ -55,6 +55,19 @@ def test_a_seed_that_is_not_complete_does_not_count() -> None:
     assert gains.summary(rows) == gains.summary(rows_of(3))
 
 
+def test_a_seed_at_which_a_method_diverged_is_said_and_left_out() -> None:
+    rows = rows_of(4)
+    (lost,) = [row for row in rows if (row["method"], row["seed"]) == ("features", "3")]
+    lost |= dict.fromkeys(gains.METRICS, "")
+    first, rest = gains.summary(rows).split("\n", 1)
+    assert "features, seed 3, diverged" in first
+    assert rest == gains.summary(rows_of(3))
+    assert "features, seed 3, diverged" in gains.describe(rows)
+    alone = [row for row in rows if row["seed"] == "3"]
+    assert "features, seed 3, diverged" in gains.summary(alone)
+    assert "No seed is complete" in gains.summary(alone)
+
+
 def test_one_seed_has_no_interval_and_none_has_nothing_to_say() -> None:
     text = gains.summary(rows_of(1))
     assert "1 seed\n" in text

@@ -540,10 +540,12 @@ def test_bad_labels(call):
         (y.float(), "torch.float32"),
         (y.int(), "torch.int32"),
         (y > 1, "torch.bool"),
-        ([0, 3, 1, 4], "list"),
     ):
         message = f"labels must be class indices in a torch.int64 tensor, got {kind}: call .long() on them"
         with pytest.raises(TypeError, match=exactly(message)):
+            call(bad)
+    for bad, kind in (([0, 3, 1, 4], "list"), ({"name": y}, "dict")):
+        with pytest.raises(TypeError, match=rf"labels must be class indices .*, got {kind}: .*Adapter\(labels="):
             call(bad)
     for bad in (y[:3], y[:, None], F.one_hot(y, 5)):
         message = f"labels must have shape (4,), one per row of logits, got {tuple(bad.shape)}"
@@ -551,8 +553,8 @@ def test_bad_labels(call):
             call(bad)
     for bad, low, high in (([0, 1, 2, 5], 0, 5), ([-1, 0, 1, 2], -1, 2), ([-100, 1, 1, 1], -100, 1)):
         advice = (
-            f". If {low} marks samples without a label, leave them out, or say so: hard=nn.CrossEntropyLoss("
-            f"ignore_index={low}) for a method, loss= for evaluate"
+            f". If {low} marks samples without a label, leave them out, or say so: hard=lambda z, y: F.cross_entropy("
+            f"z, y, ignore_index={low}, reduction='sum') / (y >= 0).sum().clamp(min=1) for a method, loss= for evaluate"
         )
         message = f"labels must lie in 0 .. 4, got values from {low} to {high}{advice if low < 0 else ''}"
         with pytest.raises(ValueError, match=exactly(message)):
