@@ -398,6 +398,7 @@ def test_a_written_notebook_is_canonical(tiny: Path) -> None:
     assert hidden["outputs"][0]["data"] == {"text/plain": ["2"]}  # collapsed, but there
 
 
+@pytest.mark.slow
 def test_collapsed_outputs_follow_from_the_tag_alone(tiny: Path, tmp_path: Path) -> None:
     notebook, path = notebooks.read(tiny), tmp_path / tiny.name
     hidden = code(notebook, 4)
@@ -493,6 +494,7 @@ def with_version(notebook: NotebookNode) -> None:
     notebook.metadata.language_info.version = "3.11.2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -515,6 +517,7 @@ def test_the_check_finds_what_was_not_written_by_the_command(
     assert said in "; ".join(notebooks.problems(path))
 
 
+@pytest.mark.slow
 def test_the_check_finds_another_form_of_the_same(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / tiny.name
     for text in (tiny.read_text().rstrip(), tiny.read_text() + "\n", json.dumps(json.loads(tiny.read_text()))):
@@ -524,6 +527,7 @@ def test_the_check_finds_another_form_of_the_same(tiny: Path, tmp_path: Path) ->
     assert "01_tiny.ipynb is not a readable notebook" in notebooks.problems(path)[0]
 
 
+@pytest.mark.slow
 def test_as_text_and_back(tiny: Path) -> None:
     assert notebooks.to_text(notebooks.read(tiny)) == TINY
     assert notebooks.to_text(made()) == GOOD
@@ -544,6 +548,7 @@ def test_ids_depend_on_what_the_cells_say() -> None:
     assert notebooks.from_text("Zero.\n\n\nTwo.\n").cells[1].id == cells[1].id
 
 
+@pytest.mark.slow
 def test_lessons_are_found_by_number_name_and_path(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notebooks, "NOTEBOOKS_DIR", tiny.parent)
     assert notebooks.find("01") == notebooks.find("1") == notebooks.find("01_tiny") == notebooks.find(str(tiny)) == tiny

@@ -687,6 +687,7 @@ def judged(blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path:
     return search.judge(found, range(4), progress=False)
 
 
+@pytest.mark.slow
 def test_random_search_gets_the_same_cost_and_a_little_more_rather_than_less(judged: search.Judged) -> None:
     assert judged.random is not None
     assert judged.found.cost <= judged.random.cost < judged.found.cost + 9
@@ -708,6 +709,7 @@ def test_the_verdicts_are_those_of_paired_fresh_seeds_on_the_test_set(judged: se
         assert judged.verdicts[name].std > 0
 
 
+@pytest.mark.slow
 def test_the_winners_curse_is_the_report_beside_the_mean_of_fresh_seeds_on_validation(judged: search.Judged) -> None:
     curse = judged.curses["found"]
     fresh = list(judged.accuracies("found", "validation_accuracy").values())

@@ -732,6 +732,7 @@ def test_other_tuning_seeds_are_refused_before_any_trial(
     assert trials.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_trials_of_another_search_are_refused_before_anything_runs(
     finished: Path, budget: Budget, tmp_path: Path
 ) -> None:
@@ -767,6 +768,7 @@ def test_choices_of_another_budget_are_taken_or_made_anew(finished: Path, budget
     assert {row["tuned_on"] for row in content(path)} == {"article-student, 30 images, 2 epochs"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [{"student": "resnet8"}, {"teacher": "another"}, {"images": 6000}, {"optimizer": "adamw"}]
 )
@@ -797,6 +799,7 @@ def test_choices_made_with_another_student_teacher_or_batch_are_refused(
 # --- whole studies -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_study_gives_rows_that_a_verdict_can_be_made_of(finished: Path) -> None:
     found = verdict.table(read_frame(finished / "methods-*.csv"))
     assert set(found["method"]) == set(FULL_NAMES) - {"hard"}
@@ -890,6 +893,7 @@ def test_runs_of_another_budget_or_other_settings_do_not_get_into_a_file(budget:
         runner.run(study_config(budget, tmp_path / "changed"), progress=False)
 
 
+@pytest.mark.slow
 def test_another_teacher_of_the_same_name_is_refused_before_any_trial(
     finished: Path, budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -913,6 +917,7 @@ def test_another_teacher_of_the_same_name_is_refused_before_any_trial(
     assert trials.read_bytes() == before[trials.name]
 
 
+@pytest.mark.slow
 def test_one_row_is_repeated_to_the_bit_and_an_altered_one_is_found(
     finished: Path, blobs: DataModule, tmp_path: Path
 ) -> None:
@@ -1070,6 +1075,7 @@ def test_the_commands_help_costs_no_torch() -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
+@pytest.mark.slow
 def test_scores_lie_where_they_must(finished: Path) -> None:
     frame = read_frame(finished / "methods-*.csv")
     assert len(frame) == 2 * len(FULL_NAMES)
@@ -1117,6 +1123,7 @@ def test_trials_of_an_optimizer_that_does_not_fit_are_refused(other: str) -> Non
         plans.best_settings([*made[:-1], made[-1] | {"optimizer": other}])
 
 
+@pytest.mark.slow
 def test_results_of_before_there_was_a_choice_of_optimizer_are_refused_by_name(finished: Path, tmp_path: Path) -> None:
     (path,) = finished.glob("methods-*.csv")
     read_frame(path).drop(columns="optimizer").to_csv(tmp_path / path.name, index=False)
@@ -1150,6 +1157,7 @@ def test_what_interrupted_sessions_left_is_removed_in_the_end(
 # --- what each student answered ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_answers_of_every_run_are_kept_and_give_its_accuracy(finished: Path) -> None:
     (path,) = finished.glob("methods-*.csv")
     answers = PredictionsFile(path)
@@ -1160,6 +1168,7 @@ def test_the_answers_of_every_run_are_kept_and_give_its_accuracy(finished: Path)
     assert not list(finished.glob("choose-*.predictions.*"))  # trials never see the test set
 
 
+@pytest.mark.slow
 def test_a_gain_is_judged_over_seeds_and_test_images(finished: Path, teacher: str, tmp_path: Path) -> None:
     options = {"student": "article-student", "teacher": teacher, "images": 48}
     results = analysis.load("methods", **options, folder=finished)
