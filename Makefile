@@ -28,7 +28,7 @@ test: .venv/.dev ## Every test: the units in parallel, then each lesson once, th
 	$(BIN)/python -m pytest notebooks -q
 	$(BIN)/python -m pytest tests/browser -q
 
-quick: .venv/.dev ## The fast tests, on all cores; lessons, browser and what starts processes left out
+quick: .venv/.dev ## The fast tests, on all cores; lessons, browser and what trains, draws or starts processes left out
 	$(BIN)/python -m pytest tests --ignore tests/browser -m "not slow" -n auto --dist loadgroup -q --durations 5 --durations-min 1
 
 lint: .venv/.dev ## Style, format and types of the code, and the form of the notebooks

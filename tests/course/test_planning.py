@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -27,32 +28,49 @@ def test_without_the_scatter_of_images_the_power_is_that_of_the_t_test(
     assert found == pytest.approx(exact, abs=3.5)  # of 2,000 experiments: three standard deviations
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 10, 20])
-@pytest.mark.parametrize("images", [1_000, 10_000])
+@pytest.mark.parametrize(
+    ("seeds", "images"), [(seeds, images) for seeds in (3, 5, 10, 20) for images in (1_000, 10_000)][1:]
+)  # with three seeds and 1,000 images intervals hold it more often, those of the library too: see below
 def test_intervals_hold_the_true_gain_as_often_as_they_say(seeds: int, images: int) -> None:
     for gain in (0.0, 0.7):
         simulated = planning.simulate(Plan(gain, 0.3, seeds, images))
-        assert 0.92 <= simulated.covered <= 0.98  # more than 0.95 with few seeds, as the widest of three counts
+        assert 0.92 <= simulated.covered <= 0.975
     nothing = planning.simulate(Plan(0.0, 0.3, seeds, images))
     assert nothing.right == nothing.covered  # INCONCLUSIVE is right where zero is inside
 
 
-def test_the_interval_is_that_of_the_library() -> None:
-    """Tables of seeds by images, drawn with the plan's own variances: `compare_samples` gives such intervals."""
-    plan, random = Plan(0.6, 0.3, 5, 2_000), np.random.default_rng(3)
+def tables(plan: Plan, number: int) -> Iterator[np.ndarray]:
+    """Gains by seed and image, as shares, drawn with the plan's own variances."""
+    random = np.random.default_rng(3)
     of_image = (planning.SHARED * planning.DISAGREE) ** 0.5
     of_both = ((1 - planning.SHARED) * planning.DISAGREE) ** 0.5
-    widths = []
-    for _ in range(60):
-        table = 0.006 + 0.003 * random.standard_normal((5, 1)) + of_image * random.standard_normal((1, 2_000))
-        table = table + of_both * random.standard_normal((5, 2_000))
-        sides = dict(enumerate(table)), dict(enumerate(np.zeros_like(table)))
-        found = verdict.compare_samples(*sides)
-        widths.append(100 * (found.high - found.low))
+    for _ in range(number):
+        of_seeds = plan.gain / 100 + plan.spread / 100 * random.standard_normal((plan.seeds, 1))
+        table = of_seeds + of_image * random.standard_normal((1, plan.images))
+        yield table + of_both * random.standard_normal((plan.seeds, plan.images))
+
+
+def intervals_of_the_library(plan: Plan, number: int) -> np.ndarray:
+    """The low and the high end in points, number x 2."""
+    sides = ((dict(enumerate(table)), dict(enumerate(np.zeros_like(table)))) for table in tables(plan, number))
+    found = [verdict.compare_samples(*both) for both in sides]
+    return 100 * np.array([(one.low, one.high) for one in found])
+
+
+def test_with_few_seeds_intervals_hold_the_true_gain_as_often_as_the_librarys() -> None:
+    plan = Plan(0.7, 0.3, 3, 1_000)
+    low, high = intervals_of_the_library(plan, 1_000).T
+    held = np.mean((low <= plan.gain) & (plan.gain <= high))
+    assert planning.simulate(plan).covered == pytest.approx(held, abs=0.018)  # three standard deviations
+
+
+def test_the_interval_is_that_of_the_library() -> None:
+    plan = Plan(0.6, 0.3, 5, 2_000)
+    low, high = intervals_of_the_library(plan, 60).T
     simulated = planning.simulate(plan)
     for share in (0.1, 0.5):  # narrow ones too, where the seeds happen to lie close together
         expected = np.quantile(simulated.high - simulated.low, share)
-        assert np.quantile(widths, share) == pytest.approx(expected, rel=0.1)
+        assert np.quantile(high - low, share) == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(("seeds", "images", "methods"), [(2, 500, 1), (5, 2_000, 1), (5, 2_000, 15)])
