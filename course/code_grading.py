@@ -111,7 +111,7 @@ def _as_float64(value: Any) -> Tensor | None:
     """A real number, array or tensor as a float64 tensor, or None if it is something else."""
     try:
         if isinstance(value, Tensor):
-            return None if value.is_complex() else value.detach().to("cpu", torch.float64)
+            return None if value.is_complex() else value.detach().cpu().double()  # in this order: MPS has no float64
         if isinstance(value, (int, float)) or type(value).__module__ == "numpy":
             return torch.as_tensor(value, dtype=torch.float64)
     except Exception:
@@ -297,7 +297,7 @@ def _gradients(function: Any, spec: CodeSpec, case: Case) -> list[Tensor | None]
         return [None] * len(leaves)
     weights = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64).reshape(value.shape)
     try:
-        return list(torch.autograd.grad((value.double() * weights).sum(), leaves, allow_unused=True))
+        return list(torch.autograd.grad((value.cpu().double() * weights).sum(), leaves, allow_unused=True))
     except RuntimeError:  # something on the way was changed in place
         return [None] * len(leaves)
 
@@ -424,7 +424,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, Tensor) and value.ndim > 0:
         if value.numel() > 12:
             return f"<{' x '.join(map(str, value.shape))} tensor>"
-        rounded = value.detach().double().mul(1e4).round().div(1e4) if value.is_floating_point() else value
+        rounded = value.detach().cpu().double().mul(1e4).round().div(1e4) if value.is_floating_point() else value
         return f"torch.tensor({rounded.tolist()})"
     if isinstance(value, (str, bool)):
         return repr(value)

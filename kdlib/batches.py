@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -28,6 +29,14 @@ NOT_SHARED = (
 )
 
 
+def full_batches(count: int, batch_size: int) -> tuple[int, int]:
+    """How many of `count` images are in each batch, and how many batches an epoch has."""
+    # A last batch that is not full is left out: its statistics would be noisier than the others', and each epoch leaves
+    # out other images. A dataset smaller than one batch is one batch.
+    size = max(1, min(batch_size, count))
+    return size, count // size
+
+
 class IndexedBatches:
     """Batches of a `DataModule`: every sample has an index, so any step of any epoch can be made again."""
 
@@ -47,10 +56,7 @@ class IndexedBatches:
             raise ValueError(f"{data.name} has {count} training images; at least 2 are needed for batch statistics.")
         self.data, self.augmentation, self.views, self.seed = data, augmentation, views, seed
         self.config, self.adapter = config, adapter
-        # A last batch that is not full is left out: its statistics would be noisier than the others', and each epoch
-        # leaves out other images. A dataset smaller than one batch is one batch.
-        self.batch_size = min(batch_size, count)
-        self.steps_per_epoch = count // self.batch_size
+        self.batch_size, self.steps_per_epoch = full_batches(count, batch_size)
         processes = distributed.world_size()
         if self.batch_size % processes or self.batch_size < 2 * processes:
             raise ValueError(
@@ -135,8 +141,10 @@ class LoaderBatches:
     ) -> None:
         self.config, self.adapter, self.task, self.seed = config, adapter, task, seed
         self._generator = torch.Generator()
-        self.loader = _as_loader(data, "data", batch_size, self._generator, seed)
-        self.validation = None if validation is None else _as_loader(validation, "validation", batch_size, None, seed)
+        # Only from page-locked memory does a copy to a GPU run beside the computing.
+        as_loader = partial(_as_loader, batch_size=batch_size, seed=seed, pin_memory=config.device.type == "cuda")
+        self.loader = as_loader(data, "data", generator=self._generator)
+        self.validation = None if validation is None else as_loader(validation, "validation", generator=None)
         if self.validation is not None and _length(self.validation) == 0:
             raise ValueError("The validation data gives no batch. Give at least one, or leave out validation.")
         self.steps_per_epoch = _count_steps(self.loader, steps_per_epoch)
@@ -222,7 +230,9 @@ class LoaderBatches:
         return {"data": f"{self.steps_per_epoch} batches", "validation": validation, "task": repr(self.task)}
 
 
-def _as_loader(data: Any, name: str, batch_size: int, generator: torch.Generator | None, seed: int) -> Iterable[Any]:
+def _as_loader(
+    data: Any, name: str, *, batch_size: int, generator: torch.Generator | None, seed: int, pin_memory: bool
+) -> Iterable[Any]:
     """A Dataset in a DataLoader; a loader, or any collection of batches, as it is.
 
     generator: of a Dataset's order; None keeps the order. seed: of the order that several processes share.
@@ -236,19 +246,19 @@ def _as_loader(data: Any, name: str, batch_size: int, generator: torch.Generator
     if isinstance(data, IterableDataset):
         if shared:
             raise ValueError(NOT_SHARED)
-        return DataLoader(data, batch_size, drop_last=generator is not None)
+        return DataLoader(data, batch_size, drop_last=generator is not None, pin_memory=pin_memory)
     if isinstance(data, Dataset):
         count = len(data)  # type: ignore[arg-type]  # a map-style dataset has a length
         if count == 0:
             raise ValueError(f"{name} is an empty dataset.")
         if generator is None:
-            return DataLoader(data, batch_size)
+            return DataLoader(data, batch_size, pin_memory=pin_memory)
         processes = distributed.world_size()
         size = min(batch_size // processes, count // processes)
         if processes > 1:
             sampler: DistributedSampler[Any] = DistributedSampler(data, seed=seed_for(seed, "order"), drop_last=True)
-            return DataLoader(data, size, sampler=sampler, drop_last=True)
-        return DataLoader(data, size, shuffle=True, generator=generator, drop_last=True)
+            return DataLoader(data, size, sampler=sampler, drop_last=True, pin_memory=pin_memory)
+        return DataLoader(data, size, shuffle=True, generator=generator, drop_last=True, pin_memory=pin_memory)
     parts = isinstance(data, tuple) and all(isinstance(one, Tensor | np.ndarray) for one in data)  # images and labels
     if parts or isinstance(data, Tensor | np.ndarray | str | bytes | dict) or not isinstance(data, Iterable):
         kinds = ["a kdlib DataModule"] * (name == "data") + ["a DataLoader", "a torch Dataset", "or a list of batches"]

@@ -5,6 +5,7 @@ One file, replaced as a whole, so that a kill between two files cannot mix two m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,6 +150,8 @@ class Checkpointer:
         differ = [name for name in known if saved[name] != run[name]]
         if None in (saved.get("threads"), run.get("threads")):  # on a GPU, or the user does not mind
             differ = [name for name in differ if name != "threads"]
+        if _kind_of_device(saved.get("precision")) == _kind_of_device(run.get("precision")):
+            differ = [name for name in differ if name != "precision"]
         if differ == ["threads"]:
             raise ValueError(
                 f"{self.path} was written with {saved['threads']} threads, and now torch computes with "
@@ -167,6 +170,11 @@ class Checkpointer:
                 f"{self.path} belongs to another run: it was {was}, now it is {now}. Resume with the same settings, or "
                 "choose another checkpoint to start anew."
             )
+
+
+def _kind_of_device(precision: Any) -> str:
+    """A device and its precision without the device's number: which GPU of a machine it is does not matter."""
+    return re.sub(r":\d+", "", str(precision), count=1)
 
 
 def plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

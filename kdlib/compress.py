@@ -36,8 +36,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
+from kdlib import devices
 from kdlib.adapters import Adapter
 from kdlib.errors import check_flags, check_kind, check_real, check_whole, explain_shape_errors
+from kdlib.losses._common import off_mps
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose first dimension counts their outputs
 MOST_BITS = 8
@@ -99,20 +101,22 @@ class ActivationRounding(nn.Module):
         """The rounded values, in the shape and kind of `x`; the gradient passes between the limits."""
         if self.training:
             self._follow(x.detach())
-        if not bool(self.high > self.low):
+        elif not bool(self.high > self.low):  # not asked in train mode: a GPU answers when all its work is done
             return x
+        near, low, high = (off_mps(tensor) for tensor in (x, self.low, self.high))  # no fake quantization on MPS
         largest = 2**self.bits - 1
-        step = ((self.high - self.low) / largest).clamp(min=SMALLEST_STEP)
-        zero = (-self.low / step).round().clamp(0, largest).to(torch.int32)
-        return torch.fake_quantize_per_tensor_affine(x, step, zero, 0, largest)
+        step = ((high - low) / largest).clamp(min=SMALLEST_STEP)
+        zero = (-low / step).round().clamp(0, largest).to(torch.int32)
+        return torch.fake_quantize_per_tensor_affine(near, step, zero, 0, largest).to(x.device)
 
     @torch.no_grad()
     def _follow(self, values: Tensor) -> None:
         low, high = torch.aminmax(values)
-        share = self.momentum if bool(self.high > self.low) else 1.0
         # Zero stays within the limits: padding and ReLU give it exactly.
-        self.low.lerp_(low.float().clamp(max=0), share)
-        self.high.lerp_(high.float().clamp(min=0), share)
+        low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+        known = self.high > self.low
+        self.low.copy_(torch.where(known, self.low.lerp(low, self.momentum), low))
+        self.high.copy_(torch.where(known, self.high.lerp(high, self.momentum), high))
 
     def extra_repr(self) -> str:
         """The bits."""
@@ -168,6 +172,7 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
     check_kind("a batch of inputs, a tensor such as images[:1]", Tensor, example=example)
     layers = _layers(model)
     copied = copy.deepcopy(model)
+    example = devices.to_device(example, next(copied.parameters()).device)
     modes = {module: module.training for module in copied.modules()}
     flags = {name: parameter.requires_grad for name, parameter in copied.named_parameters()}
     copied.eval().requires_grad_(True)  # the dependencies of layers are read off the graph of the gradients
@@ -298,6 +303,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     if not roundings:
         raise ValueError("This network rounds no activations: calibrate what prepare_qat(model, bits) gives.")
     modes = {module: module.training for module in copied.modules()}
+    home = next(copied.parameters()).device
     copied.eval()
     for rounding in roundings:
         rounding.low.zero_()
@@ -307,6 +313,9 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         count = 0
         for count, batch in enumerate(batches, start=1):  # noqa: B007 (how many there were)
             inputs = _inputs(batch)
+            first = devices.first_tensor(inputs)
+            if first is not None and first.device != home:
+                inputs = devices.move_batch(inputs, home)
             with explain_shape_errors("model", inputs):
                 copied(inputs)
     if not count:
@@ -409,9 +418,10 @@ def _per_channel(step: Tensor, weight: Tensor) -> Tensor:
 
 
 def _round(weight: Tensor, bits: int) -> Tensor:
-    largest, step = _largest(bits), _steps(weight, bits)
-    zero = torch.zeros(len(step), dtype=torch.int32, device=weight.device)
-    return torch.fake_quantize_per_channel_affine(weight, step, zero, 0, -largest, largest)
+    near = off_mps(weight)  # no fake quantization on MPS
+    largest, step = _largest(bits), _steps(near, bits)
+    zero = torch.zeros(len(step), dtype=torch.int32, device=near.device)
+    return torch.fake_quantize_per_channel_affine(near, step, zero, 0, -largest, largest).to(weight.device)
 
 
 def _round_input(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -424,7 +434,8 @@ def _round_input(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 class CompiledNetwork(nn.Module):
     """A translated network, for inference only: called like the one it was made from.
 
-    It shows no parameters, because its weights are integers inside the program; train() and eval() change nothing.
+    It computes on the CPU, and its logits lie where its inputs do. It shows no parameters, because its weights are
+    integers inside the program; train() and eval() change nothing.
     """
 
     def __init__(self, program: Any) -> None:
@@ -441,9 +452,9 @@ class CompiledNetwork(nn.Module):
         # Freezing folds the rounding of weights into the program; without it, it would be slower than float32. As an
         # option of torch.compile it comes too late: torch 2.13 then cannot run onednn::qconv_prepack.
         with inductor.patch(freezing=True), nullcontext() if x.shape in self.compiled else _quiet():
-            logits = program(x.contiguous())
+            logits = program(x.cpu().contiguous())
         self.compiled.add(x.shape)
-        return logits
+        return logits.to(x.device)
 
 
 def quantize_pt2e(model: nn.Module, calibration: Iterable[Any]) -> nn.Module:
@@ -459,11 +470,11 @@ def quantize_pt2e(model: nn.Module, calibration: Iterable[Any]) -> nn.Module:
     """
     _layers(model)
     _check_compiler()
-    batches = [_inputs(batch).contiguous() for batch in calibration]
+    batches = [_inputs(batch).cpu().contiguous() for batch in calibration]
     if not batches:
         raise ValueError("There is no batch to calibrate with: give some hundred images, in batches.")
     example = batches[0] if len(batches[0]) > 1 else torch.cat([batches[0]] * 2)  # export takes 1 for a constant
-    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     with torch.no_grad(), explain_shape_errors("model", example):
         copied(example)
     with _quiet():

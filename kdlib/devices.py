@@ -188,7 +188,8 @@ def resolve(device: str = "auto", precision: str = "auto", compile: bool = False
     """The device and precision to use: "auto" takes CUDA, then MPS, then the CPU, and bfloat16 where the chip has it.
 
     Several processes share a training on CUDA or on the CPU: nothing adds up gradients between MPS devices.
-    Raises ValueError for an unknown precision and for a device that this machine does not have.
+    Raises ValueError for an unknown precision, for a device that this machine does not have, and among several
+    processes for another GPU than this one's.
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
@@ -201,6 +202,12 @@ def resolve(device: str = "auto", precision: str = "auto", compile: bool = False
     if chosen is None or chosen.type not in available or (chosen.type == "cuda" and (chosen.index or 0) >= gpus):
         shown = ", ".join([f"cuda:{gpu}" for gpu in range(gpus)] + [kind for kind in available if kind != "cuda"])
         raise ValueError(f"This machine has no device {str(device)!r} that torch can use. It has: {shown}.")
+    # Its own has a number, too: what process_group set, and a training loop may say it so.
+    if several and chosen.type == "cuda" and chosen.index not in (None, torch.cuda.current_device()):
+        raise ValueError(
+            f"Under torchrun each process takes a GPU of its own, so not all of them can take {str(device)!r}: give "
+            "--device cuda."
+        )
     return DeviceConfig(chosen, supports_bfloat16(chosen) if precision == "auto" else precision == "bf16", compile)
 
 

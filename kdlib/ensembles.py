@@ -31,7 +31,7 @@ def confidence_weights(logits: Tensor, labels: Tensor | None = None) -> Tensor:
     1 / (K - 1).
 
     Shapes: logits K x B x C, K >= 2; labels int64, B; the weights are K x B.
-    Raises: ValueError for other shapes, and for labels that are no classes.
+    Raises: ValueError for other shapes, and for labels that are no classes (looked at on the CPU only).
     Paper: Zhang, Chen, Wang 2022, arXiv:2201.00007.
     """
     if logits.ndim != 3 or len(logits) < 2:
@@ -143,6 +143,8 @@ class Specialists(nn.Module):
     Paper: Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 5, whose specialists keep one class for all others.
     """
 
+    _flat_classes: Tensor
+
     def __init__(
         self,
         members: Iterable[nn.Module],
@@ -168,14 +170,18 @@ class Specialists(nn.Module):
         self.members = nn.ModuleList(networks)
         self.gate = gate
         self._read_logits = read_logits or find_logits
+        # The classes of one member after the other, on the device: a list as an index would be copied there each time.
+        flat = torch.tensor([one for group in self.classes for one in group])
+        self.register_buffer("_flat_classes", flat, persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The joined logits, or with a gate the logarithms of the joint probabilities."""
         answers = [self._answer(number, *args, **kwargs) for number in range(len(self.members))]
+        groups = self._flat_classes.to(answers[0].device).split([len(group) for group in self.classes])
         if self.gate is None:
             joined = answers[0].new_zeros(len(answers[0]), self.num_classes)
-            for group, answer in zip(self.classes, answers, strict=True):
-                joined[:, list(group)] = answer
+            for group, answer in zip(groups, answers, strict=True):
+                joined[:, group] = answer
             return joined
         gate = self._read_logits(self.gate(*args, **kwargs))
         if not isinstance(gate, Tensor) or gate.shape != (len(answers[0]), self.num_classes):
@@ -184,9 +190,9 @@ class Specialists(nn.Module):
                 f"{len(answers[0])} samples."
             )
         joined = gate.float().log_softmax(dim=1)
-        for group, answer in zip(self.classes, answers, strict=True):
-            of_group = joined[:, list(group)].logsumexp(dim=1, keepdim=True)
-            joined = joined.index_copy(1, joined.new_tensor(group).long(), of_group + answer.log_softmax(dim=1))
+        for group, answer in zip(groups, answers, strict=True):
+            of_group = joined[:, group].logsumexp(dim=1, keepdim=True)
+            joined = joined.index_copy(1, group, of_group + answer.log_softmax(dim=1))
         return joined
 
     def _answer(self, number: int, *args: Any, **kwargs: Any) -> Tensor:
@@ -268,7 +274,7 @@ def _check_labels(labels: Any, logits: Tensor) -> None:
     whole = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
     if not whole or labels.shape != (count,):
         raise ValueError(f"Labels are {count} numbers of classes, one for each sample; got {_shape(labels)}.")
-    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    if labels.device.type == "cpu" and count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"Labels are classes from 0 to {classes - 1}; these run from {int(labels.min())} to {int(labels.max())}."
         )

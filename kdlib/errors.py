@@ -84,6 +84,9 @@ LONGEST_TEXT = 2000
 FOR_USERS = (ValueError, OSError, FloatingPointError, ImportError)  # what is raised on purpose, in sentences
 _OF_MEMORY = r"can't allocate memory|not enough memory|out of memory|Unable to allocate|size calculation overflowed"
 _OF_A_PEER = r"closed by peer|Connection reset|connection was closed|gloo.*(tim|clos)|NCCL error|Timed out waiting"
+_NOT_OF_SHAPE = rf"{_OF_MEMORY}|memory|CUDA error|cuDNN|unable to find an engine|not implemented"
+_OF_DEVICES = r"same device|has not been allocated on MPS"
+_KINDS_OF_TENSORS = (r"torch\.\w+Tensor", r"torch\.cuda\.\w+Tensor", r"MPS\w+Type")  # on a CPU, a GPU and MPS
 
 
 @contextmanager
@@ -144,9 +147,14 @@ def explain_shape_errors(role: str, inputs: Any) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError) as error:
-        # These are no matter of shape: they say themselves what is wrong.
-        if any(text in str(error) for text in ("memory", "CUDA error", "not implemented")):
+        if not may_be_of_shape(error):
             raise
+        if _names_two_devices(str(error)):
+            raise ValueError(
+                f"The {role} and what it was given lie on different devices ({error}). Move the batch, by "
+                "devices.move_batch(batch, device), or the network, by .to(device); a tensor that its forward makes "
+                "needs device=x.device."
+            ) from error
         other_kind = str(getattr(inputs, "dtype", "torch.float32")) != "torch.float32"
         if other_kind and re.search(r"\bsame dtype\b|\btype .*\bthe same\b", str(error)):
             raise ValueError(
@@ -168,6 +176,21 @@ def explain_shape_errors(role: str, inputs: Any) -> Iterator[None]:
             f"The {role} cannot take {_described(inputs)} ({error}). Say what it is called with: Adapter(inputs=..., "
             "teacher_inputs=...)."
         ) from error
+
+
+def may_be_of_shape(error: Exception) -> bool:
+    """Whether a network may have failed by the shape of its input; else the error says itself what is wrong.
+
+    So do those of memory, of the GPU, and of an operator that is not there for this device or kind of number.
+    """
+    itself = isinstance(error, MemoryError | NotImplementedError) or re.search(_NOT_OF_SHAPE, str(error))
+    return not itself
+
+
+def _names_two_devices(text: str) -> bool:
+    """Whether torch complains of tensors on two devices; a convolution tells it by the tensors' types alone."""
+    kinds = sum(re.search(kind, text) is not None for kind in _KINDS_OF_TENSORS)
+    return kinds > 1 or re.search(_OF_DEVICES, text) is not None
 
 
 def _described(inputs: Any) -> str:

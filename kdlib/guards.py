@@ -100,8 +100,8 @@ def _place(tensor: Tensor) -> Any:
         return None
     try:
         return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # a tensor of several machines, say, has no storage of its own
-        return tensor.data_ptr()
+    except (NotImplementedError, RuntimeError):  # one that holds others, quantized or of several machines, has none
+        return tensor.data_ptr() or ("the tensor itself", id(tensor))
 
 
 def _equal(now: Tensor | None, copy: Tensor) -> bool:

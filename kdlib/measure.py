@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from kdlib.errors import check_flags
+from kdlib.errors import check_flags, may_be_of_shape
 from kdlib.hooks import plain_encoders
 
 # torchmetrics, pandas and the timers are imported where they are used: together they take seconds to import.
@@ -233,6 +233,8 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
             return counter.get_total_flops() // 2
         except Exception as error:
             failure = error
+    if not may_be_of_shape(failure):
+        raise failure
     raise _input_error(shape, failure) from failure
 
 
@@ -307,6 +309,8 @@ def latency(
         try:
             warm = timer.timeit(2).mean  # the first passes allocate memory and choose kernels
         except Exception as error:
+            if not may_be_of_shape(error):
+                raise
             raise _input_error(shape, error) from error
         measured = timer.blocked_autorange(min_run_time=max(min_run_time, min(5 * warm, MAX_SECONDS)))
         runs, block = list(measured.times), measured.number_per_run
@@ -335,6 +339,8 @@ def peak_memory(model: nn.Module, input_shape: Sequence[int], batch_size: int = 
         try:
             model(images)
         except Exception as error:
+            if not may_be_of_shape(error):
+                raise
             raise _input_error(shape, error) from error
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             model(images)

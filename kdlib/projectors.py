@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlib.losses._common import averaged_to
+from kdlib.losses._common import averaged_to, off_mps
 
 
 class Projector(nn.Module):
@@ -62,8 +62,10 @@ class PoolingProjector(Projector):
         maps = as_grid(output, self.pair, grid)
         if maps.ndim == 5:
             size = size if len(size) == 3 else (1, 1, 1)
-            pooled = maps if maps.shape[2:] == size else F.adaptive_avg_pool3d(maps, (size[0], size[1], size[2]))
-            return pooled.flatten(2, 3)
+            if maps.shape[2:] != size:  # MPS does not pool volumes
+                near = F.adaptive_avg_pool3d(off_mps(maps), (size[0], size[1], size[2]))
+                maps = near.to(maps.device)
+            return maps.flatten(2, 3)
         return averaged_to(maps, (size[0], size[1]) if len(size) == 2 else (1, 1))
 
     def extra_repr(self) -> str:

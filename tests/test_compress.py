@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from on_mps import MPS, Mps
 from safetensors.torch import save_file
+from second_device import run_on_second_device
 from torch import nn
 from torch.nn.utils import parametrize, prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdlib import compress, measure, models, train
 from kdlib.data import DataModule
@@ -332,6 +335,52 @@ def test_activations_are_rounded_between_the_limits_that_were_seen() -> None:
     assert float(ready[0].input_rounding.high) == 2.0
 
 
+def values_read(action: Callable[[], Any]) -> int:
+    """How often the action asks for the value of a tensor; on a GPU each time waits for all that was computed."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += function == torch.ops.aten._local_scalar_dense.default
+            return function(*args, **(kwargs or {}))
+
+    with Reads() as reads:
+        action()
+    return reads.count
+
+
+def test_a_step_of_qat_asks_for_no_value_of_a_tensor() -> None:
+    coarse = compress.prepare_qat(build("article-student"), 4).train()
+    assert values_read(lambda: coarse(images()).sum().backward()) == 0
+    assert values_read(lambda: compress.calibrate(coarse, [images()])) == 0
+    assert values_read(lambda: coarse.eval()(images())) > 0  # it is counted
+
+
+def test_limits_begin_anew_where_they_are_put_back_to_none() -> None:
+    rounding = compress.prepare_qat(nn.Sequential(nn.Linear(1, 1)), 8)[0].input_rounding.train()
+    nothing = copy.deepcopy(rounding.state_dict())
+    rounding(torch.tensor([100.0]))
+    rounding.load_state_dict(nothing)
+    rounding(torch.tensor([0.0]))
+    rounding(torch.tensor([2.0]))
+    assert float(rounding.high) == 2.0
+
+
+@pytest.mark.parametrize("rounding", [compress.WeightRounding(3), compress.ActivationRounding(3)], ids=str)
+def test_on_mps_rounding_is_done_on_the_cpu(rounding: nn.Module) -> None:
+    here = images().requires_grad_()
+    there = here.detach().clone().requires_grad_()
+    expected = copy.deepcopy(rounding)(here)
+    expected.square().sum().backward()
+    with Mps(torch.fake_quantize_per_channel_affine, torch.fake_quantize_per_tensor_affine) as mps:
+        found = rounding(mps.put(there))
+        assert found.device == MPS
+        found.square().sum().backward()
+    assert torch.equal(found, expected)
+    assert torch.equal(there.grad, here.grad)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_network_for_qat_keeps_its_layers_names_and_is_near_the_network(
     name: str, unchanged: Callable[[nn.Module], nn.Module]
@@ -489,6 +538,55 @@ def test_without_a_compiler_pt2e_says_so_and_names_the_way_that_needs_none(
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(OSError, match=r"C\+\+ compiler.*ONNX"):
         compress.quantize_pt2e(build("article-student"), [images()])
+
+
+# --- a network on a GPU, and images on the CPU
+
+
+ON_GPU = """
+import torch
+from kdlib import compress, models, train
+from kdlib.data import InMemoryDataset
+
+images = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+there, here = (models.build("article-student", num_classes=10, in_channels=1, seed=0) for _ in range(2))
+there.to(DEVICE)
+"""
+
+
+@pytest.mark.slow
+def test_a_network_on_a_gpu_is_compressed_there_by_images_from_the_cpu() -> None:
+    found = run_on_second_device(
+        ON_GPU
+        + """
+for compressed in (
+    lambda network: compress.prune_channels(network, 0.5, images[:1]),
+    lambda network: compress.calibrate(compress.prepare_qat(network, 4), [images]),
+):
+    made, expected = compressed(there), compressed(here)
+    made.train(), expected.train()
+    answer = made(images.to(DEVICE))
+    answer.square().sum().backward()
+    print(answer.device, torch.equal(answer.cpu(), expected(images)), {one.device for one in made.parameters()})
+"""
+    )
+    assert found.splitlines() == ["gpu:0 True {device(type='gpu', index=0)}"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_integers_are_made_of_a_network_on_a_gpu_and_evaluated_where_there_is_one() -> None:
+    found = run_on_second_device(
+        ON_GPU
+        + """
+integers = compress.quantize_pt2e(there, [images.to(DEVICE)])
+print({one.device for one in there.parameters()}, torch.allclose(integers(images), here(images), atol=0.05))
+numbers = torch.arange(10)  # each class once
+split = InMemoryDataset(torch.zeros(10, 1, 28, 28).byte(), numbers, numbers, (0.3,), (0.15,))
+print(integers(images.to(DEVICE)).device, train.evaluate(integers, split).accuracy)
+"""
+    )
+    assert found.splitlines() == ["{device(type='gpu', index=0)} True", "gpu:0 0.1"]
 
 
 # --- what a user may get wrong

@@ -315,6 +315,28 @@ def test_an_unknown_name_without_a_near_match():
 # --- batches from memory
 
 
+@pytest.mark.parametrize("kind", ["colour", "folder"])
+def test_mean_and_std_are_copied_to_the_device_once(kind: str, request: pytest.FixtureRequest, monkeypatch):
+    """A copy of a few numbers waits for all that a GPU has still to do."""
+    given = request.getfixturevalue(kind)
+    split = getattr(given, "train", given)
+    first, tensor = [batch.images for batch in split.iter_batches(8)], torch.tensor
+
+    def without_device(values, **options):
+        assert "device" not in options, "numbers were copied again"
+        return tensor(values, **options)
+
+    monkeypatch.setattr(torch, "tensor", without_device)
+    assert all(map(torch.equal, first, (batch.images for batch in split.iter_batches(8))))
+
+
+def test_mean_and_std_may_be_lists_or_arrays(colour: InMemoryDataset):
+    wanted = torch.cat([batch.images for batch in colour.iter_batches(8)])
+    for form in (list, np.array):
+        split = replace(colour, mean=form(colour.mean), std=form(colour.std))
+        torch.testing.assert_close(torch.cat([batch.images for batch in split.iter_batches(8)]), wanted)
+
+
 @pytest.fixture(scope="module")
 def colour() -> InMemoryDataset:
     generator = torch.Generator().manual_seed(0)
@@ -738,6 +760,22 @@ def test_lazy_batches_do_not_touch_the_global_generators(folder: DataModule, mon
     split, state = replace(folder.train, num_workers=num_workers).select(torch.arange(4)), torch.get_rng_state()
     assert len(list(split.iter_batches(2, augmentation=folder.augmentation, seed=1, view=1))) == 2
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("batch_size", "started"), [(128, 0), (18, 1), (9, 2), (4, 4), (1, 8)])
+def test_no_more_workers_start_than_there_are_full_batches(
+    folder: DataModule, monkeypatch, batch_size: int, started: int
+):
+    found, loader = [], datasets.DataLoader
+
+    def recorded(*args: Any, num_workers: int, **options: Any) -> Any:
+        found.append(num_workers)
+        return loader(*args, **options)
+
+    monkeypatch.setattr(datasets, "DataLoader", recorded)
+    split = replace(folder.train, num_workers=8)
+    assert sum(len(batch.labels) for batch in split.iter_batches(batch_size)) == 18
+    assert found == [started]
 
 
 def test_a_lazy_dataset_can_be_sent_to_workers_that_do_not_fork(folder: DataModule):

@@ -154,6 +154,18 @@ def test_several_processes_do_not_share_a_training_on_mps(monkeypatch: pytest.Mo
         resolve("mps")
 
 
+def test_several_processes_do_not_share_one_gpu(machine, monkeypatch: pytest.MonkeyPatch):
+    machine(cuda=2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)  # as process_group sets it
+    assert resolve("cuda:0").device == torch.device("cuda:0")
+    monkeypatch.setattr(devices.distributed, "world_size", lambda: 2)
+    assert resolve("cuda").device == resolve().device == torch.device("cuda")
+    assert resolve("cuda:1").device == torch.device("cuda:1")
+    assert resolve("cpu").device == CPU
+    with pytest.raises(ValueError, match="each process takes a GPU of its own.*'cuda:0'.*give --device cuda"):
+        resolve("cuda:0")
+
+
 def test_random_states_are_those_of_the_device_in_use(monkeypatch: pytest.MonkeyPatch):
     states = {"cuda:1": torch.tensor([1]), "mps": torch.tensor([2])}
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[str(device)])

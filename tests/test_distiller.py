@@ -418,3 +418,27 @@ def test_a_teacher_of_other_labels_may_teach_features() -> None:
     assert Distiller(network(5), network(9), method, task="multilabel", example=batch)(batch).total.isfinite()
     with pytest.raises(ValueError, match="9"):  # logits of other labels are not compared
         Distiller(network(5), network(9), Logit(), task="multilabel", example=batch)
+
+
+class Holder(Tensor):
+    """A tensor that holds another one, as torchao's quantized weights do: it has no memory of its own."""
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> Holder:
+        made = Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        held = [one.held if isinstance(one, Holder) else one for one in args]
+        return Holder(function(*held, **(kwargs or {})))
+
+
+def test_quantized_networks_share_weights_where_their_tensors_are_the_same() -> None:
+    student, teacher = nn.Linear(3, 3), nn.Linear(3, 3)
+    student.weight, teacher.weight = (nn.Parameter(Holder(torch.zeros(3, 3))) for _ in range(2))
+    assert Distiller(student, teacher, Logit()).teacher.model is teacher
+    teacher.weight = student.weight
+    with pytest.raises(ValueError, match=r"share weights or buffers \(weight\)"):
+        Distiller(student, teacher, Logit())

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from doctor_faults import FAULTS, METHODS_OF_KDLIB, sound
-from doctor_setups import Case, Net, case
+from doctor_setups import Case, Net, case, world
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
@@ -221,6 +221,44 @@ def test_few_samples_accuse_nobody() -> None:
     assert not said(report) & {"teacher-accuracy", "class-order", "teacher-pairing", "normalisation"}
 
 
+def after_a_few_batches(batches: int, momentum: float) -> Report:
+    """The normalisation of a teacher whose batch norm has hardly begun to average; its pictures are those it knows."""
+    torch.manual_seed(5)
+    task = world(5)
+    teacher = Net(task.channels, task.classes, (16, 24))
+    for module in teacher.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum
+    optimizer = torch.optim.Adam(teacher.parameters(), 1e-2)
+    for x, y in task.batches(64, batches, seed=1):
+        optimizer.zero_grad()
+        F.cross_entropy(teacher(x), y).backward()
+        optimizer.step()
+    student = Net(task.channels, task.classes, (8, 8))
+    return examine(
+        student=student, teacher=teacher.eval(), loss=lambda s, t: kd(s, t, 4.0), batches=task.batches(64, 8)
+    )
+
+
+@pytest.mark.parametrize(("batches", "momentum"), [(12, 0.1), (60, 0.01)])
+def test_averages_that_lag_are_not_taken_for_another_normalisation(batches: int, momentum: float) -> None:
+    report = after_a_few_batches(batches, momentum)
+    assert "normalisation" not in said(report)
+    assert f"{batches} batches" in report.skipped["normalisation"]
+
+
+def test_pictures_of_another_normalisation_are_found_where_batches_are_not_counted() -> None:
+    c = case(0, norm="batch")
+    bare = {name: tensor for name, tensor in c.teacher.state_dict().items() if "num_batches" not in name}
+    fresh = copy.deepcopy(c.teacher)
+    for module in fresh.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    fresh.load_state_dict(bare, strict=False)
+    pixels = [(255 * (x * c.task.std + c.task.mean), y) for x, y in c.batches]
+    assert "normalisation" in said(examine(student=c.student, teacher=fresh, loss=c.loss, batches=pixels))
+
+
 # -------------------- everything comes back
 
 
@@ -286,6 +324,21 @@ def test_networks_optimiser_batches_and_chance_come_back(form: str) -> None:
     for (x, y), (a, b) in zip(batches, copies, strict=True):
         assert torch.equal(x, a)
         assert torch.equal(y, b)
+
+
+def test_the_random_numbers_of_mps_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor calls torch.manual_seed, which seeds MPS too."""
+    c, seeded, state = case(2), [], {"mps": torch.tensor([1])}
+    kept = state["mps"]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state["mps"])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda before: state.update(mps=before))
+    monkeypatch.setattr(
+        torch.mps, "manual_seed", lambda seed: (seeded.append(seed), state.update(mps=torch.tensor([9])))
+    )
+    examine(student=c.student, teacher=c.teacher, loss=c.loss, batches=c.batches[:2])
+    assert seeded
+    assert state["mps"] is kept
 
 
 def test_a_shuffling_loader_gives_the_same_order_afterwards() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from second_device import run_on_second_device
 from test_ensemble import Fixed, Net, TwoHeads, members
 from torch import Tensor, nn
 
@@ -164,7 +165,42 @@ def test_a_member_that_is_the_student_is_refused() -> None:
         Distiller(student, ConfidenceEnsemble([Net(2), student]), Logit())
 
 
+# -------------------- on a GPU
+
+
+def test_labels_are_looked_at_on_the_cpu_only() -> None:
+    logits, labels = random_logits(2, 4, 3), torch.tensor([0, 2, 1, 3])  # there are no more than three classes
+    with pytest.raises(ValueError, match="from 0 to 2"):
+        confidence_weights(logits, labels)
+    assert confidence_weights(logits.to("meta"), labels.to("meta")).shape == (2, 4)  # which has no values to look at
+
+
+@pytest.mark.slow
+def test_specialists_copy_no_numbers_of_classes_to_the_device_at_each_step() -> None:
+    found = run_on_second_device("""
+        from torch import nn
+        from kdlib.ensembles import Specialists
+
+        images = torch.ones(6, 3)
+        for gate in (None, nn.Linear(3, 4)):
+            together = Specialists([nn.Linear(3, 2), nn.Linear(3, 2)], [(0, 2), (3, 1)], gate=gate)
+            expected = together(images)
+            together.to(DEVICE)
+            there = images.to(DEVICE)
+            waits.clear()
+            answer = together(there)
+            print(sum(waits.values()), torch.equal(answer.cpu(), expected))
+    """)
+    assert found.splitlines() == ["0 True", "0 True"]
+
+
 # -------------------- specialists
+
+
+def test_specialists_have_the_state_of_their_members_and_the_gate() -> None:
+    parts, gate = [nn.Linear(2, 2), nn.Linear(2, 2)], nn.Linear(2, 4)
+    names = {name.rpartition(".")[0] for name in Specialists(parts, GROUPS, gate=gate).state_dict()}
+    assert names == {"members.0", "members.1", "gate"}
 
 
 def test_joined_logits_stand_where_their_classes_are() -> None:

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
-from kdlib import distributed, models, train
+from kdlib import devices, distributed, models, train
 from kdlib.adapters import Adapter
+from kdlib.batches import LoaderBatches
 from kdlib.data import NO_AUGMENTATION, DataModule, epoch_order
 from kdlib.ensembles import ConfidenceEnsemble
 from kdlib.hooks import FeatureExtractor, ModelOutput
 from kdlib.methods import Feature, HardLabels, Logit, Method, Terms
 from kdlib.recipes import Recipe
+from kdlib.tasks import Classification
 from kdlib.teachers import FrozenTeacher, Teacher
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -58,6 +61,21 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("mps", False), ("cuda", True), ("cuda:1", True)])
+def test_a_dataset_for_cuda_is_read_into_memory_from_which_copies_do_not_block(
+    device: str, pinned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = {"cpu": torch.get_rng_state()}  # no GPU is needed, nor started
+    monkeypatch.setattr(devices, "get_rng_states", lambda device: states)
+    options: dict[str, Any] = {"config": devices.DeviceConfig(torch.device(device), False), "task": Classification()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*pin_memory.*")  # torch's: this machine has no GPU
+        made = LoaderBatches(
+            samples(), samples(), batch_size=8, steps_per_epoch=None, seed=0, adapter=Adapter(), **options
+        )
+    assert [loader.pin_memory for loader in (made.loader, made.validation)] == [pinned, pinned]
 
 
 def test_it_is_the_loop_by_hand() -> None:

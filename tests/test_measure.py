@@ -596,6 +596,35 @@ def test_input_shape_must_be_channels_height_width(function, shape):
         function(tiny(), shape)
 
 
+class Fails(nn.Linear):
+    """A model that fails with this error, whatever it is given."""
+
+    def __init__(self, error: Exception):
+        super().__init__(2, 2)
+        self.error = error
+
+    def forward(self, images):
+        raise self.error
+
+
+@pytest.mark.parametrize("function", [measure.macs, measure.latency, measure.peak_memory])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes"),
+        MemoryError(),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+        NotImplementedError("The operator 'aten::im2col' is not currently implemented for the MPS device."),
+    ],
+)
+def test_a_lack_of_memory_or_of_an_operator_is_not_taken_for_a_wrong_shape(function, error):
+    with pytest.raises(type(error)) as caught:
+        function(Fails(error), SHAPE)
+    assert type(caught.value) is type(error)
+    assert str(caught.value) == str(error)
+
+
 @pytest.mark.parametrize("function", [measure.macs, measure.latency, measure.peak_memory])
 def test_a_shape_that_the_model_refuses(function):
     with pytest.raises(ValueError, match=r"(?s)expected input.* 3 channels.*takes 1 channel") as caught:

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from on_mps import MPS, Mps
 from torch import Tensor, nn
 
 from kdlib import losses
@@ -171,6 +172,14 @@ def test_the_larger_volume_is_pooled_in_each_direction() -> None:
     first, second = pooled(student, teacher)
     torch.testing.assert_close(first, F.avg_pool3d(student, (2, 2, 1)).flatten(2, 3))
     assert torch.equal(second, teacher.flatten(2, 3))
+
+
+def test_on_mps_volumes_are_pooled_on_the_cpu() -> None:
+    student, teacher = output(3, 4, 8, 6), output(6, 2, 4, 6)
+    with Mps(F.adaptive_avg_pool3d) as mps:
+        first, second = pooled(mps.put(student), mps.put(teacher))
+        assert first.device == second.device == MPS
+    assert torch.equal(first, pooled(student, teacher)[0])
 
 
 @pytest.mark.parametrize("flat", [(5,), (5, 1, 1)])

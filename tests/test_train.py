@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdlib import losses, methods, models, train
+from kdlib.checkpoints import Checkpointer, plain_groups
 from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, epoch_order
 from kdlib.described import describe
-from kdlib.errors import DivergedError
+from kdlib.errors import DivergedError, explain_shape_errors
 from kdlib.files import load_tensors, save_tensors
 from kdlib.hooks import ModelOutput
 from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
@@ -522,6 +523,23 @@ def test_a_checkpoint_of_an_older_version_notes_less_and_is_accepted(blobs: Data
     assert fit(small(), blobs, checkpoint=path, resume=True).rows[-1]["epoch"] == 2
 
 
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [("cuda", "cuda:0"), ("cuda:0", "cuda"), ("cuda:0", "cuda:1"), ("mps", "mps:0")],
+)
+def test_a_run_goes_on_on_another_gpu_of_the_machine(tmp_path: Path, was: str, now: str) -> None:
+    checkpointer, cpu = Checkpointer(tmp_path / "checkpoint"), torch.device("cpu")
+    modules = {"student": nn.Linear(2, 2)}
+    optimizer = torch.optim.SGD(modules["student"].parameters(), 0.1)
+    facts: dict[str, Any] = {"step": 1, "seconds": 1.0, "rows": [], "sums": {}}
+    facts |= {"config": None, "run": {"precision": f"{was}, bfloat16"}}
+    checkpointer.save(modules, optimizer, plain_groups(optimizer), facts, cpu)
+    assert checkpointer.load(modules, optimizer, {"precision": f"{now}, bfloat16"}, cpu)["step"] == 1
+    for other in (f"{now}, float32", "cpu, bfloat16"):
+        with pytest.raises(ValueError, match=f"another run: it was .*'{was}, bfloat16'}}, now .*'{other}'"):
+            checkpointer.load(modules, optimizer, {"precision": other}, cpu)
+
+
 def test_a_teacher_may_keep_more_than_tensors(blobs: DataModule, tmp_path: Any) -> None:
     class Notes(nn.Linear):
         def get_extra_state(self) -> dict[str, int]:
@@ -662,6 +680,44 @@ def test_a_lack_of_memory_is_not_taken_for_a_wrong_shape(blobs: DataModule) -> N
         train.evaluate(Whole(), blobs.test)
     with pytest.raises(ValueError, match="model cannot take images of 1 x 8 x 8"):
         train.evaluate(nn.Sequential(nn.Conv2d(3, 3, 8), nn.Flatten()), blobs.test)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotImplementedError("The operator 'aten::im2col' is not currently implemented for the MPS device."),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+    ],
+)
+def test_what_a_gpu_lacks_is_not_taken_for_a_wrong_shape(error: RuntimeError) -> None:
+    with pytest.raises(type(error)) as caught, explain_shape_errors("student", torch.zeros(2, 3, 32, 32)):
+        raise error
+    assert caught.value is error
+
+
+TWO_DEVICES = {  # in torch's own words
+    "CUDA": "Input type (torch.FloatTensor) and weight type (torch.cuda.FloatTensor) should be the same or input "
+    "should be a MKLDNN tensor and weight is a dense tensor",
+    "a CPU": "Input type (torch.cuda.FloatTensor) and weight type (torch.FloatTensor) should be the same",
+    "MPS": "Input type (torch.FloatTensor) and weight type (MPSFloatType) should be the same",
+    "an operator": "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!",
+    "a linear layer on MPS": "Placeholder storage has not been allocated on MPS device!",
+}
+
+
+@pytest.mark.parametrize("text", TWO_DEVICES.values(), ids=TWO_DEVICES)
+@pytest.mark.parametrize("inputs", [torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, dtype=torch.uint8), {"a": 1}])
+def test_a_batch_on_another_device_is_not_taken_for_a_wrong_shape(text: str, inputs: Any) -> None:
+    advice = r"student and what it was given lie on different devices.*move_batch\(batch, device\).*\.to\(device\)"
+    with pytest.raises(ValueError, match=advice), explain_shape_errors("student", inputs):
+        raise RuntimeError(text)
+
+
+def test_bytes_on_a_gpu_are_not_taken_for_a_batch_on_another_device() -> None:
+    with pytest.raises(ValueError, match=r"images\.float\(\)"), explain_shape_errors("student", torch.zeros(2).byte()):
+        raise RuntimeError(TWO_DEVICES["CUDA"].replace("torch.FloatTensor", "torch.cuda.ByteTensor"))
 
 
 def test_a_custom_loss_that_gives_no_scalar_is_refused(blobs: DataModule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, Protocol
 
@@ -141,9 +142,13 @@ def _normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], 
     # The bytes travel and the floats are made where they are used; channels_last is what convolutions like best.
     images = to_device(images, device)
     images = images.to(torch.float32, memory_format=torch.channels_last)
-    shift = torch.tensor(mean, device=images.device).mul(255).view(1, -1, 1, 1)
-    scale = torch.tensor(std, device=images.device).mul(255).view(1, -1, 1, 1)
-    return images.sub_(shift).div_(scale)
+    return images.sub_(_of_channels(images.device, *mean)).div_(_of_channels(images.device, *std))
+
+
+@lru_cache(typed=True)  # typed: of NumPy's numbers torch makes 64 bits
+def _of_channels(device: torch.device, *values: float) -> Tensor:
+    """A number of each channel, for pixels in 0 to 255; kept, as every copy from here to a GPU waits for the GPU."""
+    return torch.tensor(values, device=device).mul(255).view(1, -1, 1, 1)
 
 
 def _check_indices(indices: Tensor, samples: Tensor) -> None:
@@ -299,7 +304,7 @@ class LazyDataset:
 
     source: a map-style Dataset of (PIL image, label). source_positions: int64, N, where the samples are in `source`.
     transform: from an Augmentation to the transform that gives a uint8 tensor C x H x W. source_fingerprint: text
-    that differs when the images in `source`, or their size, differ. num_workers: decoding processes.
+    that differs when the images in `source`, or their size, differ. num_workers: decoding processes, at most.
     """
 
     source: Any
@@ -345,7 +350,7 @@ class LazyDataset:
         loader = DataLoader(
             _ViewDataset(self, positions, augmentation, seed, view),
             batch_size,
-            num_workers=self.num_workers,
+            num_workers=min(self.num_workers, len(positions) // batch_size),  # they start anew for each loader
             pin_memory=torch.device(device).type == "cuda",
             generator=torch.Generator().manual_seed(seed),  # else the loader draws from the global generator
         )

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from kdlib.data import DataModule
 from kdlib.data.datasets import count_shared
@@ -21,6 +22,9 @@ GITHUB = "https://github.com/"
 # Of accuracy, over what was measured and over chance: a network that was trained for a few steps may gain six points by
 # another normalisation than its own.
 GAIN = 0.1
+# The share of the start, mean 0 and variance 1, in a batch norm's running averages from which on they are not relied
+# upon: with torch's momentum of 0.1 up to 50 batches.
+START = 0.005
 
 
 def pairing(setup: Setup) -> Finding | None:
@@ -91,6 +95,11 @@ def normalisation(setup: Setup) -> Finding | None:
             best = chance, name, other
     if best[0] >= RARE:
         return None
+    if (lag := _lagging_averages(teacher)) is not None:
+        raise Skip(
+            f"a batch norm of the teacher has averaged over {lag} batches only, and its averages may be what is wrong: "
+            "train the teacher longer, and examine it again"
+        )
     lowest, highest = float(pictures.min()), float(pictures.max())
     return Finding(
         "normalisation",
@@ -103,6 +112,21 @@ def normalisation(setup: Setup) -> Finding | None:
         1 - best[0],
         f"{GITHUB}lightly-ai/lightly-train/pull/901",
     )
+
+
+def _lagging_averages(network: nn.Module) -> int | None:
+    """The fewest batches that a batch norm has seen whose averages still hold some of their start; None without one.
+
+    Where no batch was counted (weights from elsewhere, from before torch counted) nothing can be said. Without a
+    momentum an average is the plain mean, and nothing of its start is left after the first batch.
+    """
+    lagging = []
+    for module in network.modules():
+        if isinstance(module, _NormBase) and module.num_batches_tracked is not None and module.momentum:
+            count = int(module.num_batches_tracked)
+            if count > 0 and (1 - module.momentum) ** count > START:
+                lagging.append(count)
+    return min(lagging, default=None)
 
 
 def _normalised(x: Tensor) -> dict[str, Tensor]:
@@ -161,7 +185,7 @@ def same_view(setup: Setup) -> Finding | None:
     if float(own.min()) > 0.999:  # another mean and scale of each channel is all that differs
         return None
     others = likeness.argmax(1)
-    elsewhere = others != torch.arange(len(others), device=others.device)
+    elsewhere = others != torch.arange(len(others))
     if bool((likeness.amax(1)[elsewhere] > 0.999).all()) and float(elsewhere.float().mean()) > 0.5:
         return Finding(
             "same-view",
@@ -189,7 +213,7 @@ def _likeness(a: Tensor, b: Tensor) -> Tensor:
     """The correlation of each sample of a with each of b, after each channel was brought to mean 0 and spread 1."""
 
     def standard(x: Tensor) -> Tensor:
-        x = x.detach().double()
+        x = x.detach().cpu().double()  # in this order: MPS has no float64
         x = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True).clamp(min=1e-12)
         flat = x.flatten(1)
         return flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)

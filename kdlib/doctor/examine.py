@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdlib import devices
 from kdlib.adapters import Adapter
 from kdlib.data import Batch, DataModule
 from kdlib.distiller import Distiller
@@ -106,10 +107,11 @@ def examine(
     or (student_logits, teacher_logits, labels). step: a function of a batch that calls both networks and returns the
     loss before its backward(). Either may return a dict of named terms, which are then looked at one by one. teacher: a
     network or, for a loss, a function from a batch to logits.
-    batches: a list or a loader of two or more; about 512 samples are looked at. A `DataModule` gives its own, not
-    augmented. optimizer: one or several, as they will be used. temperature, alpha: what is meant, alpha being the
-    weight of the labels. meant: "kd" if the soft loss is to be that and nothing else. clipped: the parameters that go
-    to clip_grad_norm_. data: a `DataModule`, or splits by name, which must not share samples. adapter: see `Adapter`.
+    batches: a list or a loader of two or more; about 512 samples are looked at, on the student's device (a step moves
+    its batch itself). A `DataModule` gives its own, not augmented. optimizer: one or several, as they will be used.
+    temperature, alpha: what is meant, alpha being the weight of the labels. meant: "kd" if the soft loss is to be that
+    and nothing else. clipped: the parameters that go to clip_grad_norm_. data: a `DataModule`, or splits by name, which
+    must not share samples. adapter: see `Adapter`.
 
     Networks, optimisers, batches and random numbers come back as they were. On a CPU it takes seconds, and at most
     about a minute with a large teacher. A check that cannot be made says so in `Report.skipped`.
@@ -129,6 +131,8 @@ def examine(
     setup.clipped = _parameters(clipped)
     setup.splits = None if data is None else _as_splits(data)
     collected = _collect(batches)
+    if step is None:  # a step moves its batch itself
+        collected = _beside(setup.student, collected)
     with preserved(setup.modules(), setup.optimizers), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a warning would say is for a check to say
         first = _observe_first(setup, collected)
@@ -304,6 +308,14 @@ def _collect(batches: Any) -> list[Any]:
     if not found:
         raise ValueError("There is no batch: give a list of two, or a loader that has some.")
     return found
+
+
+def _beside(student: nn.Module | None, batches: list[Any]) -> list[Any]:
+    """The batches on the student's device; as they are where that is the CPU, or its weights are nowhere."""
+    first = None if student is None else next(student.parameters(), None)
+    if first is None or first.device.type in ("cpu", "meta"):
+        return batches
+    return [devices.move_batch(batch, first.device) for batch in batches]
 
 
 def _tensors(batch: Any) -> Any:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import warnings
 
-import torch
-
 from kdlib import devices, distill
 from kdlib.data import epoch_order
 from kdlib.distiller import Distiller
@@ -40,8 +38,8 @@ def examine_job(job: distill.Job) -> Report:
     batches = [batch for batch in itertools.islice(stream, number) if len(batch) == size]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training says it, too
-        with torch.random.fork_rng():
-            torch.manual_seed(job.seed)
+        with devices.isolate_rng(config.device):
+            devices.seed_rng(job.seed, config.device)
             distiller = Distiller(student, teacher if method.needs_teacher else None, method, example=batches[0])
     distiller.train()
     clipped = list(distiller.parameters()) if job.recipe.clip else None

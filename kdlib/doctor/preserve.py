@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from kdlib import devices
 
 
 @contextmanager
@@ -22,9 +24,10 @@ def preserved(modules: Iterable[nn.Module], optimizers: Iterable[torch.optim.Opt
     networks = [_Network(module) for module in modules]
     states = [_OptimizerState(optimizer) for optimizer in optimizers]
     chance = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    mps = torch.backends.mps.is_available()  # fork_rng does not know it, and torch.manual_seed seeds it
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(gpus), devices.isolate_rng(torch.device("mps")) if mps else nullcontext():
             yield
     finally:
         random.setstate(chance[0])
@@ -39,6 +42,7 @@ class _Network:
     """Tensors, modes and gradients of a module."""
 
     def __init__(self, module: nn.Module) -> None:
+        self._module, self._home = module, _device_of(module)
         self._modes = {one: one.training for one in module.modules()}
         self._buffers = [
             (one, name, tensor, None if tensor is None else tensor.detach().clone())
@@ -56,7 +60,9 @@ class _Network:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put everything back, as the same tensors."""
+        """Put everything back, as the same tensors and where they lay: a teacher follows its batch."""
+        if self._home is not None and _device_of(self._module) != self._home:
+            self._module.to(self._home)
         for module, training in self._modes.items():
             module.training = training
         for module, name, tensor, values in self._buffers:
@@ -103,6 +109,10 @@ def _restored(now: Any, before: Any) -> Any:
         now.copy_(before)
         return now
     return before
+
+
+def _device_of(module: nn.Module) -> torch.device | None:
+    return next((p.device for p in module.parameters()), None)
 
 
 def _copy_back(tensor: Tensor, values: Tensor) -> None:

@@ -152,7 +152,7 @@ def _drawn_uniformly(layer: nn.Module) -> bool:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     bound = 1 / math.sqrt(weight[0].numel())
-    scaled = weight.detach().double().abs().flatten().sort().values / bound
+    scaled = weight.detach().cpu().double().abs().flatten().sort().values / bound
     if scaled[-1] > 1 + 1e-6:
         return False
     # Kolmogorov and Smirnov's distance to the uniform distribution: below 2.2 / sqrt(n) for 9,999 in 10,000 draws.

@@ -150,6 +150,14 @@ def centred_unit(x: Tensor) -> Tensor:
     return unit(x - x.mean(dim=1, keepdim=True), noise=ROUNDING * size)
 
 
+def off_mps(tensor: Tensor) -> Tensor:
+    """The tensor, on the CPU if it is on MPS: for the few operations that torch does not have there.
+
+    Bring results back by `.to(device)` alone: of one `.to` that changes the dtype, too, the backward pass fails on MPS.
+    """
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
+
+
 def averaged_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps B x C x H x W, average-pooled to `size`; as they are where that is their size."""
     if tuple(maps.shape[2:]) == tuple(size):  # torch would spend time on pooling by 1

@@ -22,6 +22,7 @@ from ._common import (
     in_a_row,
     inner,
     layers_of,
+    off_mps,
     rows_of,
     shape,
     symmetric_gram,
@@ -350,20 +351,12 @@ def _relative_distances(rows: Tensor) -> Tensor:
     return divide(distances, mean, noise=ROUNDING * torch.linalg.vector_norm(rows, dim=1).mean())
 
 
-def _off_mps(rows: Tensor) -> Tensor:
-    """The rows, on the CPU if they are on MPS, which has no float64 and, before 2026, no gradient of torch.cdist.
-
-    What is computed of them there is small, B x B.
-    """
-    return rows.cpu() if rows.device.type == "mps" else rows
-
-
 def _squared_distances(rows: Tensor) -> Tensor:
     """B x B squared distances, in float64, by |x|^2 + |y|^2 - 2 x.y on the rows less their mean.
 
     That takes a tenth of the time of all differences; but in float32 it loses all digits far from the origin.
     """
-    wide = _off_mps(rows).double()
+    wide = off_mps(rows).double()  # MPS has no float64
     centred = wide - wide.mean(dim=0)
     gram = inner(centred, centred)
     power = gram.diagonal()
@@ -375,13 +368,14 @@ def _distances(rows: Tensor) -> Tensor:
     squared = _squared_distances(rows)
     coincide = squared <= COINCIDENT**2 * squared.detach().amax()
     # The root is taken of 1 where it would be taken of 0, so that its infinite slope is never multiplied by 0.
-    return squared.masked_fill(coincide, 1.0).sqrt().masked_fill(coincide, 0.0).to(rows)
+    # First the dtype: the backward pass of one copy that changes both would ask MPS for float64.
+    return squared.masked_fill(coincide, 1.0).sqrt().masked_fill(coincide, 0.0).to(rows.dtype).to(rows.device)
 
 
 def _cosines(rows: Tensor) -> Tensor:
     """B x B x B: entry [i, j, k] is the cosine of the angle at sample i between samples j and k."""
     # By differences: an angle between near samples needs more digits of their distance than a Gram matrix has.
-    near = _off_mps(rows)
+    near = off_mps(rows)  # before 2026 torch.cdist had no gradient on MPS
     squared = torch.cdist(near, near, compute_mode="donot_use_mm_for_euclid_dist").square().to(rows)
     size = rows.square().sum(dim=1)
     noise = ROUNDING**2 * torch.maximum(size[:, None], size) + UNDERFLOW

@@ -110,6 +110,25 @@ def kl_div_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
     return torch.nn.functional.kl_div(log_student, teacher, reduction="batchmean") * temperature**2
 
 
+class OnMps(Tensor):
+    """Refuses float64, which MPS does not have, until it comes to the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.double or (function is Tensor.to and torch.float64 in args):
+            raise TypeError("Cannot convert a MPS Tensor to float64")
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return result.as_subclass(Tensor) if function is Tensor.cpu else result
+
+
+def test_an_answer_may_compute_on_mps() -> None:
+    def on_mps(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        return kl_div_loss(student_logits.float(), teacher_logits.float(), temperature).as_subclass(OnMps)
+
+    assert grade(on_mps).outcome is Outcome.CORRECT
+    assert grade(lambda *given: 2 * on_mps(*given)).outcome is Outcome.WRONG
+
+
 def test_another_way_is_as_good() -> None:
     assert grade(kl_div_loss).outcome is Outcome.CORRECT
     assert grade(lambda z, t: torch.softmax(z / t, dim=-1), "soften").outcome is Outcome.CORRECT
