@@ -187,12 +187,12 @@ class HardLabels(Method):
 class Logit(Method):
     """Distillation of output logits: L = alpha * L_hard + (1 - alpha) * L_soft (Hinton et al. 2015).
 
-    temperature: T > 0; L_soft always carries T^2. alpha: the weight of the hard-label loss, in [0, 1]; other code
-    gives this letter to the soft loss. loss: "kd", "dkd", "dist", "standardized_kd", or a function of student and
-    teacher logits, which sees to its own temperature. hard: in place of the cross-entropy, a function of the student's
-    output and the labels. Both get rows N x C (see `tasks`): pixels and tokens flattened, ignored ones left out; of
-    several labels the pair (0, z). options: further arguments of that loss, such as beta=8 for "dkd" (whose own alpha,
-    the weight of its target part, stays 1). A batch without labels needs alpha=0.
+    temperature: T > 0; L_soft carries T^2 for every loss that has a name. alpha: the weight of the hard-label loss, in
+    [0, 1]; other code gives this letter to the soft loss. loss: "kd", "dkd", "dist", "standardized_kd", or a function
+    of student and teacher logits, which sees to its own temperature. hard: in place of the cross-entropy, a function
+    of the student's output and the labels. Both get rows N x C (see `tasks`): pixels and tokens flattened, ignored ones
+    left out; of several labels the pair (0, z). options: further arguments of that loss, such as beta=8 for "dkd"
+    (whose own alpha, the weight of its target part, stays 1). A batch without labels needs alpha=0.
     Raises ValueError for values out of range, with near matches for an unknown loss; TypeError for an option that
     the loss does not take.
     """

@@ -316,6 +316,13 @@ def test_the_gradient_hardly_depends_on_a_high_temperature():
     assert size(200) / size(50) == pytest.approx(1, abs=0.02)  # without T^2 it would be 1 / 16
 
 
+@pytest.mark.parametrize("alpha", [0, 0.3])
+def test_a_function_of_ones_own_is_neither_softened_nor_multiplied_by_t_squared(alpha: float):
+    expected = (1 - alpha) * F.mse_loss(STUDENT.logits, TEACHER.logits).item()
+    found = [terms(Logit(temperature, alpha, F.mse_loss))["soft"] for temperature in (1, 4, 20)]
+    assert found == [pytest.approx(expected, rel=1e-6)] * 3
+
+
 @pytest.mark.parametrize("loss", ["kd", "dkd", "standardized_kd"])
 def test_a_batch_repeated_has_the_same_loss(loss: str):
     def twice(output: ModelOutput) -> ModelOutput:

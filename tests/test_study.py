@@ -681,6 +681,30 @@ def test_incomplete_trials_are_refused() -> None:
         plans.best_settings(made, seeds=(1000, 1001, 1002))
     with pytest.raises(ValueError, match="trials of 'dkd' are not complete: 0 runs"):
         plans.best_settings(made, [METHODS["dkd"]])
+    for unfinished in (made[:1], made[:-1]):  # by --choices these may come from another command than the present one
+        with pytest.raises(ValueError, match="Start the command that made them again"):
+            plans.best_settings(unfinished)
+
+
+def test_trials_of_an_older_kdlib_are_not_called_unfinished() -> None:
+    older = read_rows(data.data_dir() / "results" / "choose-resnet8-resnet20-fashion-10000.csv", TRIAL_COLUMNS)
+    message = "trials of 'hard' .* another search .* older kdlib: 11 runs of 11 settings.* `kdlib study full --out"
+    with pytest.raises(ValueError, match=message) as refusal:
+        plans.best_settings(older)
+    assert "again to finish them" not in str(refusal.value)
+
+
+def test_choices_without_a_method_of_the_plan_are_refused_by_the_dry_run_too(budget: Budget, tmp_path: Path) -> None:
+    tried = [row for spec in FULL for row in trials(spec.name, {}, others=0.3)]
+    file = tmp_path / "choose.csv"
+    with RunsFile(file, TRIAL_COLUMNS).open() as table:
+        for row in tried:
+            table.append(row | {"student": budget.student, "teacher": budget.teacher, "data": budget.data})
+    config = study_config(budget, tmp_path / "out", "short", defaults=False, trials_file=file)
+    for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+        with pytest.raises(ValueError, match="holds no trials of shuffled, which this plan needs"):
+            attempt(config)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_best_of_a_family_without_trials_is_not_guessed() -> None:
@@ -1021,6 +1045,36 @@ def test_the_plan_counts_what_is_left_and_writes_nothing(budget: Budget, tmp_pat
     assert "from finished runs of the same methods" in text
 
 
+@pytest.mark.parametrize(
+    ("images", "epochs", "plan", "told"),
+    [
+        (48, 150, "controls", "of a run: 150, 1 in an epoch, of 32 images each"),
+        (20, 8, "controls", "of a run: 8, 1 in an epoch, of 20 images each"),
+        (30, 200, "missing-class", "of a run: 200, 1 in an epoch, of 20 images each"),
+        (90, 60, "controls", "of a run: 120, 2 in an epoch, of 32 images each"),
+        (1, 8, "missing-class", "of a run: 0, 0 in an epoch"),
+    ],
+)
+def test_the_plan_says_how_many_steps_a_run_makes(
+    budget: Budget, tmp_path: Path, images: int, epochs: int, plan: str, told: str
+) -> None:
+    changed = replace(budget, images=images, epochs=epochs)
+    text = runner.dry_run(study_config(changed, tmp_path, plan, excluded_classes=(0,)))
+    assert told in text
+    assert ("more --epochs" in text) == (epochs == 8)
+
+
+def test_the_plan_counts_the_steps_that_training_makes(budget: Budget, tmp_path: Path) -> None:
+    config = study_config(replace(budget, images=72), tmp_path, seeds=(0,))
+    told = runner.dry_run(config)
+    experiment, run = Experiment(config.budget, tmp_path), run_config("hard")
+    checkpoint = tmp_path / "one.checkpoint"
+    with experiment.seed_runner([run], tmp_path / "runs.csv") as seed_runner:
+        seed_runner.fit(run, checkpoint)
+    _, metadata = files.load_tensors(checkpoint)
+    assert f"Training steps of a run: {metadata['facts']['step']}, " in told
+
+
 def options(budget: Budget, folder: Path) -> list[str]:
     named = {"data": "blobs", "student": budget.student, "teacher": budget.teacher, "images": 48, "epochs": 2}
     named |= {"views": 2, "seeds": 1, "out": folder, "cache": folder / "cache", "device": "cpu", "precision": "fp32"}
@@ -1052,6 +1106,37 @@ def test_the_command_runs_plans_and_repeats(
     code, _, err = call("kontrols")
     assert code == 2
     assert err.startswith("kdlib: There is no plan of runs named 'kontrols'. Did you mean 'controls'?")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--again", "x.csv", "--dry"], "--again .* does not take --dry"),
+        (["--again", "x.csv", "--row", "2", "--quiet", "--dry"], "--again .* does not take --dry"),
+        (["--again", "x.csv", "--images", "30", "--epochs", "2"], "does not take --images, --epochs"),
+        (["short", "--again", "x.csv"], "does not take the plan"),
+        (["--row", "2"], "--row .* --again FILE"),
+    ],
+)
+def test_options_that_do_not_go_with_again_are_refused(
+    given: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def trained(*args: Any, **options: Any) -> Any:
+        raise AssertionError("something was run")
+
+    monkeypatch.setattr(runner, "reproduce", trained)
+    monkeypatch.setattr(runner, "run", trained)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["kdlib", *given])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_command_says_how_to_go_on(

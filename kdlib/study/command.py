@@ -11,8 +11,11 @@ import typer
 
 from kdlib.errors import exit_in_a_sentence
 
+WITH_AGAIN = ("again", "row", "cache", "device", "precision", "quiet")  # all else stands in the row that is repeated
+
 
 def study(
+    context: typer.Context,
     plan: Annotated[str, typer.Argument(help="full, short, controls, grid or missing-class.")] = "full",
     data: Annotated[
         str, typer.Option(help="fashion-mnist, cifar10, cifar100, imagefolder:PATH, imagefolder@PIXELS:PATH.")
@@ -56,7 +59,7 @@ def study(
     ] = None,
     row: Annotated[int, typer.Option(min=1, help="The row that --again repeats.")] = 1,
     dry: Annotated[
-        bool, typer.Option("--dry", help="Only say how many runs there are and how long they take.")
+        bool, typer.Option("--dry", help="Only say how many runs there are, of how many steps, and how long they take.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -66,6 +69,7 @@ def study(
     """
     from kdlib.study import plans, runner
 
+    _check_again(context)
     if again is not None:
         raise typer.Exit(_reproduce(again, row, cache, device, precision))
     first = plans.TUNING_SEEDS[0]
@@ -98,6 +102,20 @@ def study(
         told = f"The same command goes on with what is missing, and uses what this one has left in {cache}"
         print(f"\nkdlib: stopped. {told} (a scratch folder; empty it only while no study runs).", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _check_again(context: typer.Context) -> None:
+    """Raise ValueError for options that --again would pass over, and for --row without it."""
+    sources = {param: context.get_parameter_source(param.name or "") for param in context.command.params}
+    given = {param.name: param.opts[0] for param, source in sources.items() if source and source.name == "COMMANDLINE"}
+    others = [f"the {option}" if option == name else option for name, option in given.items() if name not in WITH_AGAIN]
+    if "again" in given and others:
+        raise ValueError(
+            f"--again repeats one run as its row says, and does not take {', '.join(others)}. Leave that out; --row, "
+            "--cache, --device and --precision go with it."
+        )
+    if "row" in given and "again" not in given:
+        raise ValueError("--row says which row is repeated, and no file is named. Give --again FILE, or no --row.")
 
 
 def _reproduce(file: Path, row: int, cache: Path, device: str, precision: str) -> int:

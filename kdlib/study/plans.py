@@ -322,7 +322,7 @@ def best_settings(
     rows: finished trials. specs: default, all methods in the rows. seeds: the tuning seeds, exactly those that each
     method must have; default, those that it has. A trial that diverged counts as one and is never the best; of equal
     ones the first is taken.
-    Raises ValueError for a method whose trials are not complete, or all diverged.
+    Raises ValueError for a method whose trials are not complete, come from another search, or all diverged.
     """
     if specs is None:
         specs = [method_specs.find(name) for name in dict.fromkeys(row["method"] for row in rows)]
@@ -338,10 +338,20 @@ def _best_settings(spec: MethodSpec, rows: Sequence[Row], seeds: Iterable[int] |
     expected = found if seeds is None else sorted(seeds)
     # Two trials may train alike (a network of two stages has no third layer), but never have the same settings.
     if len(tried) != TRIALS_PER_METHOD or len(rows) != TRIALS_PER_METHOD * len(found) or found != expected:
+        counts = (
+            f"{len(rows)} runs of {len(tried)} settings with seeds {found}, expected {TRIALS_PER_METHOD} settings with "
+            f"each of the seeds {expected}"
+        )
+        of_this_search = {settings for optimizer in SHARED_SPACES for settings in spec.first_settings(optimizer)}
+        if tried and of_this_search.isdisjoint(tried):
+            raise ValueError(
+                f"The trials of {spec.name!r} come from another search than this kdlib makes, perhaps from an older "
+                f"kdlib: {counts}. They cannot be finished: tune anew with `kdlib study full --out FOLDER`, and give "
+                "--choices the file of trials that it writes there."
+            )
         raise ValueError(
-            f"The trials of {spec.name!r} are not complete: {len(rows)} runs of {len(tried)} settings with "
-            f"seeds {found}, expected {TRIALS_PER_METHOD} settings with each of the seeds {expected}. Start the same "
-            "command again to finish them; if they were made with other tuning seeds, choose another folder with --out."
+            f"The trials of {spec.name!r} are not complete: {counts}. Start the command that made them again to "
+            "finish them; if they were made with other tuning seeds, choose another folder with --out."
         )
     optimizers = sorted({row["optimizer"] for row in rows})
     if len(optimizers) > 1 or optimizers[0] not in SHARED_SPACES:

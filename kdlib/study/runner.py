@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from kdlib import files
+from kdlib.batches import full_batches
 from kdlib.data import data_dir
 from kdlib.measure import clock
 from kdlib.study import plans
@@ -29,6 +30,8 @@ from kdlib.study.plans import PLANS, TRIALS, TUNING_SEEDS, Budget, Plan, Row, Ru
 from kdlib.study.predictions import PredictionsFile
 from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RUN_COLUMNS, TIME_COLUMNS, TRIAL_COLUMNS, RunsFile, SessionLog, read_rows, to_text
+
+FEW_STEPS = 100  # of a run: in fewer a network hardly learns anything
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def run(
 
 
 def dry_run(config: StudyConfig) -> str:
-    """How many runs there are and how many are left, and about how long these will take; nothing is written.
+    """How many runs there are and are left, of how many steps, and about how long they will take; nothing is written.
 
     Raises ValueError where `run` would refuse to begin.
     """
@@ -140,6 +143,7 @@ def dry_run(config: StudyConfig) -> str:
         f"{total} {what}, {total - left.total()} of them finished, {left.total()} left  ({path})"
         for what, path, total, left in parts
     ]
+    lines.append(study.steps_of_a_run())
     remaining = sum((left for *_, left in parts), Counter[str]())
     if remaining:
         estimate = TimeEstimate(study.experiment, [*trial_rows, *rows])
@@ -153,8 +157,9 @@ def reproduce(
 ) -> dict[str, tuple[str, str]]:
     """Repeat the run in row `number` (1 is the first) and say in which columns it differs, old and new, times apart.
 
-    It runs with as many threads as the row did, so on the machine that made the row nothing differs. Raises ValueError
-    for a row that is not there, FileNotFoundError for a missing file.
+    It runs with as many threads as the row did, so on the CPU of the machine that made the row nothing differs; on a
+    GPU sums may be rounded in another order. Raises ValueError for a row that is not there, FileNotFoundError for a
+    missing file.
     """
     rows = _read_existing(path, None)
     if any("test_accuracy" not in row for row in rows):
@@ -198,10 +203,12 @@ class _Study:
     """A config with what follows from it: experiment, files, settings and variants; shared by `run` and `dry_run`."""
 
     def __init__(self, config: StudyConfig) -> None:
-        """Raises ValueError for trials of another budget, and what `data.load` and `models.load` raise."""
+        """Raises ValueError for trials that do not fit, and what `data.load` and `models.load` raise."""
         self.config, self.plan = config, config.plan
         self.tuned: Mapping[str, TunedSettings] = _read_tuned(config)
         self.variants = self.plan.variants(self.tuned)
+        if not config.needs_tuning:
+            self._check_tuned()  # now, as a dry run does not come to the runs
         self.experiment = Experiment(config.budget, config.cache)
         budget, data = self.experiment.budget, self.experiment.data
         for label in {run.excluded_class for run in self._run_configs({})}:
@@ -225,6 +232,17 @@ class _Study:
     @property
     def num_runs(self) -> int:
         return len(self._run_configs({}))
+
+    def steps_of_a_run(self) -> str:
+        """How many training steps each run makes, in words, and what to do where they are few."""
+        budget, data = self.experiment.budget, self.experiment.data.subset(self.experiment.num_images)
+        excluded = self._run_configs({})[0].excluded_class
+        images = len((data if excluded is None else data.exclude_class(excluded)).train)
+        size, per_epoch = full_batches(images, budget.batch_size)
+        steps = budget.epochs * per_epoch
+        told = f"Training steps of a run: {steps:,}, {per_epoch:,} in an epoch, of {size} images each."
+        few = " No network learns much in so few: take more --epochs or --images." if steps < FEW_STEPS else ""
+        return told + few
 
     def trials_left(self, rows: Iterable[Row]) -> Counter[str]:
         """How many trials of each method are still to come."""
@@ -274,12 +292,7 @@ class _Study:
 
     def run_configs(self, runs: RunsFile) -> list[RunConfig]:
         """All runs of the study; ValueError for methods that were not tuned, or finished runs with other settings."""
-        untuned = sorted({variant.spec.name for variant in self.variants} - self.tuned.keys())
-        if untuned and not self.config.defaults:
-            raise ValueError(
-                f"{self.config.trials_file} holds no trials of {', '.join(untuned)}, which this plan needs. Tune their "
-                "settings first (the plans full and controls do), or give --retune or --defaults."
-            )
+        self._check_tuned()
         configs = self._run_configs(self.tuned)
         self._check_tuned_alike(runs.rows, [config.tuned_on for config in configs])
         finished = {row_key(row): row for row in runs.rows}
@@ -292,6 +305,15 @@ class _Study:
                     "with --out: one study has one setting a method."
                 )
         return configs
+
+    def _check_tuned(self) -> None:
+        """Raise ValueError for methods that were not tuned."""
+        untuned = sorted({variant.spec.name for variant in self.variants} - self.tuned.keys())
+        if untuned and not self.config.defaults:
+            raise ValueError(
+                f"{self.config.trials_file} holds no trials of {', '.join(untuned)}, which this plan needs. Tune their "
+                "settings first (the plans full and controls do), or give --retune or --defaults."
+            )
 
     def _run_configs(self, tuned: Mapping[str, TunedSettings]) -> list[RunConfig]:
         config = self.config
