@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 import statistics
 from collections.abc import Callable, Iterator
@@ -223,6 +224,39 @@ def no_assertions(lesson: Lesson) -> Iterator[str]:
             yield f"code cell {number} prints an assertion, {line!r}: print the number, or a sentence that says it"
 
 
+def steady_timings(lesson: Lesson) -> Iterator[str]:
+    """A time whose middle half is wider than itself was taken beside other work, and tells a learner nothing."""
+    for number, cell in enumerate(lesson.code, 1):
+        for time, spread in re.findall(r"([\d.,]+) ms \(IQR ([\d.,]+) ms", output_text(cell)):
+            if float(spread.replace(",", "")) >= float(time.replace(",", "")):
+                yield f"code cell {number} shows {time} ms with an IQR of {spread}: run it on a quiet machine"
+
+
+def names(lesson: Lesson) -> Iterator[str]:
+    """No built-in function is hidden, and an exercise's function hides nothing that earlier cells use again."""
+    earlier: set[str] = set()
+    for number, cell in enumerate(lesson.code, 1):
+        try:
+            assigned = set(_assigned(ast.parse(cell.source)))
+        except SyntaxError:  # self_contained says so
+            continue
+        for name in sorted(assigned & set(dir(builtins))):
+            yield f"code cell {number} gives the name of the built-in {name} to something else"
+        exercises = set(re.findall(r"\.check\((\w+)\)$", cell.source, re.MULTILINE))
+        for name in sorted(assigned & exercises & earlier):
+            yield f"the exercise in code cell {number} gives the name {name} to something else than an earlier cell"
+        earlier |= assigned
+
+
+def _assigned(tree: ast.Module) -> Iterator[str]:
+    """The names that a cell gives to something, at its top level or in its loops."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
 def self_contained(lesson: Lesson) -> Iterator[str]:
     """No installation, no download, no path, no silenced warning."""
     for number, cell in enumerate(lesson.code, 1):
@@ -268,5 +302,7 @@ RULES: list[Callable[[Lesson], Iterator[str]]] = [
     tags,
     collapsed_outputs,
     no_assertions,
+    steady_timings,
+    names,
     self_contained,
 ]

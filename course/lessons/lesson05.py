@@ -451,10 +451,16 @@ TRAIN_STEP = CodeSpec(
             "Gradients of an earlier step were added to those of this one: optimizer.zero_grad() before backward().",
         ),
         Mistake(
+            "training mode and old gradients",
+            _step(eval_mode=False, zero=False),
+            "The teacher answered in training mode, and gradients of an earlier step were added: teacher.eval() first, "
+            "and optimizer.zero_grad() before backward().",
+        ),
+        Mistake(
             "no step",
             _step(returned_before=True),
-            "The logits are those before the step: optimizer.step() is missing, or the student has to be asked again "
-            "after it, return student(images).",
+            "The logits are those before the step: optimizer.step() is missing, zero_grad() stands between backward() "
+            "and step() and leaves no gradient, or the student has to be asked again after it, return student(images).",
         ),
         Mistake(
             "step before the gradients",

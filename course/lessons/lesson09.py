@@ -26,7 +26,7 @@ TWINS = QuestionSpec(
     "are put to McNemar's exact test on the same 10,000 test pictures. In what share of these pairs is p below 0.05? "
     "Answer with .predict(...), then call .check(share) with the share that came out.",
     (
-        "What is the test's null hypothesis: that two methods are alike, or that two networks are?",
+        "What does the test take for granted: that two methods are alike, or that two networks are?",
         "Over ten seeds the accuracy of such a student has a standard deviation of 0.4 points.",
     ),
     "The level of 5 % is kept for two networks that are equally good. These are not: another seed gives a network "

@@ -66,7 +66,10 @@ def _given() -> list[Case]:
         return Case((logits, torch.randint(0, classes, (samples,), generator=generator)), edge, advice)
 
     large = "large logits"
-    stable = "exp of a large number is infinite: take F.log_softmax or F.cross_entropy, which cannot overflow."
+    stable = (
+        "exp of a large number is infinite, of a logit as of a loss. Take F.cross_entropy or F.log_softmax for the "
+        "losses, and .softmax(dim=0) of them, which takes off the largest first."
+    )
     example = torch.tensor([[[2.0, 0.0, 0.0]], [[0.0, 2.0, 0.0]], [[0.0, 0.0, 0.0]]]).double()
     return [
         Case((example, torch.tensor([0]))),
@@ -93,7 +96,7 @@ CONFIDENCE = CodeSpec(
     8,
     "Write confidence(logits, labels) for logits of K teachers, K x B x C, and labels, B: the weights K x B of "
     "CA-MKD. The loss of teacher k for a sample is its cross-entropy with the label. Take the softmax of these losses "
-    "over the teachers, subtract it from 1, and divide by K - 1.",
+    "over the teachers, subtract it from 1, and divide by K - 1. It must stay right for large logits.",
     (
         "Three lines: the losses (K x B), their softmax over the teachers, and the weights.",
         "F.cross_entropy(one, labels, reduction='none') gives the losses of one teacher; torch.stack joins them.",

@@ -141,15 +141,6 @@ def test_wrong_training_steps_are_told_apart() -> None:
         optimizer.step()
         return s(x)
 
-    def zeroed_too_late(
-        s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, a: float
-    ) -> Tensor:
-        optimizer = torch.optim.SGD(s.parameters(), lr=rate)
-        lesson05.joint_loss(s(x), t.eval()(x), y, temperature, a).backward()
-        optimizer.zero_grad()
-        optimizer.step()
-        return s(x)
-
     def detached(s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, a: float) -> Tensor:
         lesson05.joint_loss(s(x).detach(), t.eval()(x).detach(), y, temperature, a).backward()
         return s(x)
@@ -273,7 +264,19 @@ def step_with(loss: Callable[..., Any], *, mode: bool = False, zero: bool = True
     return step
 
 
+def zeroed_too_late(
+    s: nn.Module, t: nn.Module, x: Tensor, y: Tensor, rate: float, temperature: float, a: float
+) -> Tensor:
+    optimizer = torch.optim.SGD(s.parameters(), lr=rate)
+    lesson05.joint_loss(s(x), t.eval()(x), y, temperature, a).backward()
+    optimizer.zero_grad()
+    optimizer.step()
+    return s(x)
+
+
 STEPS: list[tuple[Callable[..., Any], str]] = [
+    (zeroed_too_late, "zero_grad() stands between backward() and step()"),
+    (step_with(lesson05.joint_loss, mode=True, zero=False), "in training mode, and gradients of an earlier step"),
     (step_with(lesson05.joint_loss, mode=True), "training mode"),
     (step_with(lesson05.joint_loss, zero=False), "zero_grad"),
     (step_with(lambda s, z, y, t, a: a * CE(z, y) + (1 - a) * soft(s, z, t)), "No label reaches"),

@@ -45,6 +45,12 @@ def test_other_right_answers_pass(spec: CodeSpec, answer: Callable[..., Any]) ->
     assert found.outcome is Outcome.CORRECT, found
 
 
+def test_rounding_up_is_not_rounding_half_up() -> None:
+    """Python rounds halves to the even number, so the half that is added shows only where the quotient is odd."""
+    found = code_grading.grade_code(lesson08.PAYS, lambda c, t, s: round(c / (t - s) + 0.5) if t > s else math.inf)
+    assert found.outcome is Outcome.WRONG
+
+
 def test_the_first_whole_picture_that_pays() -> None:
     for training, teacher, student in ((1000, 30, 10), (1001, 30, 10), (7, 3, 2)):
         pictures = lesson08.pays_after(training, teacher, student)

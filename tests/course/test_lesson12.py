@@ -68,6 +68,21 @@ def test_other_wrong_answers_do_not(answer: Callable[..., Any]) -> None:
     assert code_grading.grade_code(lesson12.CONFIDENCE, answer).outcome is not Outcome.CORRECT
 
 
+def softmax_by_hand(logits: Tensor, labels: Tensor) -> Tensor:
+    loss = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in logits])
+    return (1 - loss.exp() / loss.exp().sum(dim=0)) / (len(logits) - 1)
+
+
+@pytest.mark.parametrize("answer", [softmax_by_hand, without_log_softmax])
+def test_large_logits_are_asked_for_and_the_cause_is_named(answer: Callable[..., Any]) -> None:
+    assert "large logits" in lesson12.CONFIDENCE.question
+    found = code_grading.grade_code(lesson12.CONFIDENCE, answer)
+    assert found.outcome is Outcome.WRONG
+    text = " ".join(found.text.split())
+    assert "cross_entropy" in text
+    assert "softmax(dim=0)" in text
+
+
 @pytest.mark.parametrize("mistake", lesson12.CONFIDENCE.mistakes, ids=lambda one: one.name)
 def test_each_known_mistake_is_named(mistake: Any) -> None:
     found = code_grading.grade_code(lesson12.CONFIDENCE, mistake.function)
