@@ -111,7 +111,10 @@ def kl_div_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
 
 
 class OnMps(Tensor):
-    """Refuses float64, which MPS does not have, until it comes to the CPU."""
+    """Refuses float64, which MPS does not have, until it comes to the CPU.
+
+    A class, as an answer is computed in a thread of its own, where the modes of `on_mps` and `second_device` are off.
+    """
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
