@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not lessons:
         return _print_error(notebooks.no_lessons())
     if importlib.util.find_spec("jupyterlab") is None:
-        return _print_error("JupyterLab is not installed. Run make lab, or: pip install --editable '.[course]'")
+        return _print_error('JupyterLab is not installed. Run make lab, or: pip install --editable ".[course]"')
     with tempfile.TemporaryDirectory(prefix="kdlib-lab-") as folder:
         launch(lessons[0], sys.argv[1:] if arguments is None else arguments, Path(folder))
     return 0

@@ -18,6 +18,7 @@ from kdlib.files import load_tensors
 
 KINDS = ("logits", "probabilities", "log_probabilities")
 SMALLEST = 1e-8  # a probability of 0, as a service rounds it, stands for some number below its last digit
+ROUNDING = 0.01  # services give two digits or more
 
 
 def read_file(path: str | Path) -> dict[str, Tensor]:
@@ -97,7 +98,8 @@ def from_top_k(given: Any, num_classes: int | None) -> Tensor:
     """Logits N x C from the k best classes of each sample; what they leave is spread evenly over the others.
 
     given: a dict of "classes" (int64, N x k) and "probabilities" or "log_probabilities" (N x k), as services give them.
-    Raises ValueError for a class out of range or named twice, or probabilities that sum to more than 1.
+    Raises ValueError for a class out of range or named twice, and for probabilities that sum to more than 1 or leave
+    more for each other class than the least of the best has.
     """
     names = ("probabilities", "log_probabilities")
     found = [name for name in names if isinstance(given, Mapping) and name in given]
@@ -134,6 +136,14 @@ def from_top_k(given: Any, num_classes: int | None) -> Tensor:
         )
     others = num_classes - classes.shape[1]
     rest = (1 - total).clamp(min=0) / max(others, 1)
+    too_much = (rest > best.amin(dim=1, keepdim=True) + ROUNDING).any(dim=1)
+    if others and bool(too_much.any()):
+        row = int(too_much.nonzero()[0])
+        raise ValueError(
+            f"The best of sample {row} leave {float(rest[row]):.3g} for each other class, more than one of them has: "
+            "they are not the best of one softmax over num_classes. Look at num_classes, and whether these are "
+            "probabilities of a softmax."
+        )
     return rest.expand(-1, num_classes).scatter(1, classes, best).clamp(min=SMALLEST).log()
 
 

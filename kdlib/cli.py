@@ -167,7 +167,7 @@ def train(
                 "test_accuracy": result.test_accuracy,
             }
             models.save(result.student, out / "model.safetensors", half=half, **facts)
-            files.write_text(out / "history.csv", result.history.to_csv())
+            files.write_text(out / "history.csv", result.history.to_csv(lineterminator="\n"))
         shown = {name: facts[name] for name in ("data", "validation_accuracy", "test_accuracy")}
         _print(shown | {"seconds": result.seconds, "model": str(out / "model.safetensors")}, json_)
 

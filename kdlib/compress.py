@@ -597,7 +597,7 @@ def _torch_pruning() -> Any:
         import torch_pruning
     except ImportError as error:
         raise ImportError(
-            "prune_channels needs the package torch-pruning. Run: pip install 'kdlib[compress]'."
+            'prune_channels needs the package torch-pruning. Run: pip install "kdlib[compress]".'
         ) from error
     return torch_pruning
 
@@ -607,5 +607,5 @@ def _torchao() -> tuple[Any, Any]:
         from torchao.quantization.pt2e import quantize_pt2e as steps
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as quantizers
     except ImportError as error:
-        raise ImportError("quantize_pt2e needs the package torchao. Run: pip install 'kdlib[compress]'.") from error
+        raise ImportError('quantize_pt2e needs the package torchao. Run: pip install "kdlib[compress]".') from error
     return steps, quantizers

@@ -129,7 +129,7 @@ def _require_unicorn() -> None:
     try:
         import unicorn  # noqa: F401
     except ImportError as error:
-        raise ImportError("The emulator unicorn is missing. Run: pip install 'kdlib[device]'.") from error
+        raise ImportError('The emulator unicorn is missing. Run: pip install "kdlib[device]".') from error
 
 
 def _check_labels(images: Any, labels: Any) -> None:

@@ -278,7 +278,7 @@ def _write(
     history = result.history.add_prefix("student ")
     if baseline:
         history = history.join(baseline.history.add_prefix("baseline "))
-    files.write_text(out / "history.csv", history.to_csv())
+    files.write_text(out / "history.csv", history.to_csv(lineterminator="\n"))
     with files.atomic_write(out / "curves.png") as temporary:
         curves(result, baseline).savefig(temporary, format="png", dpi=110)
     files.write_text(out / "report.json", json.dumps(report.to_json(), indent=1))

@@ -24,7 +24,7 @@ from torch.func import functional_call
 from kdlib import losses, tasks
 from kdlib.adapters import Adapter
 from kdlib.ensembles import ConfidenceEnsemble, Specialists
-from kdlib.errors import explain_shape_errors
+from kdlib.errors import explain_shape_errors, few
 from kdlib.guards import shared_tensors
 from kdlib.hooks import FeatureExtractor, ModelOutput
 from kdlib.methods import Method
@@ -120,10 +120,16 @@ class Distiller(nn.Module):
         if isinstance(self.teacher, FrozenTeacher) and method.needs_teacher:
             shared = shared_tensors(student, self.teacher.model)
             if shared:
-                shown = ", ".join(shared[:3]) + (f" and {len(shared) - 3} more" if len(shared) > 3 else "")
                 raise ValueError(
-                    f"Student and teacher share weights or buffers ({shown}), so the teacher would change with the "
-                    "student. Load or build a second model, or copy this one: teacher = copy.deepcopy(teacher)."
+                    f"Student and teacher share weights or buffers ({few(shared)}), so the teacher would change with "
+                    "the student. Load or build a second model, or copy this one: teacher = copy.deepcopy(teacher)."
+                )
+            theirs = {id(p) for p in self.teacher.model.parameters()}
+            trained = [name for name, p in method.named_parameters() if p.requires_grad and id(p) in theirs]
+            if trained:
+                raise ValueError(
+                    f"The method would train the teacher's own weights ({few(trained)}). Give it a copy, such as "
+                    "copy.deepcopy(teacher.fc), or call requires_grad_(False) on them."
                 )
             FeatureExtractor(self.teacher.model, method.teacher_layers)  # a wrong name is said now
         if example is not None:
@@ -215,6 +221,8 @@ class Distiller(nn.Module):
                 )
             if self.task.has_classes:
                 losses.warn_if_probabilities(one, role)
+            if isinstance(self.task, tasks.MultiLabel):
+                self.task.warn_if_probabilities(one, role)
         self._check_shapes(student, teacher)
 
     def _check_shapes(self, student: ModelOutput, teacher: ModelOutput | None) -> None:

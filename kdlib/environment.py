@@ -58,7 +58,7 @@ class Extra:
             return f"The extra {self.name} is installed."
         return (
             f"The extra {self.name} is not installed ({', '.join(self.missing)}), so what needs it is left out here; "
-            f"pip install 'kdlib[{self.name}]' adds it."
+            f'pip install "kdlib[{self.name}]" adds it.'
         )
 
 
@@ -112,7 +112,8 @@ def _versions(extras: Sequence[str]) -> list[Check]:
         wanted = Requirement(text)
         if wanted.marker is not None and not any(wanted.marker.evaluate({"extra": extra}) for extra in extras):
             continue
-        fix = f"pip install '{text.partition(';')[0].strip()}'"  # with its marker pip would ignore it
+        requirement = text.partition(";")[0].strip()  # with its marker pip would ignore it
+        fix = f'pip install "{requirement}"'
         try:
             found = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:

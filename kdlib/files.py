@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdlib import schemas
+from kdlib.errors import few
 
 # A folder may be shared by several machines, whose processes are not ours.
 HOST = re.sub(r"\W", "_", platform.node()) or "host"
@@ -89,10 +90,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         reason = error.strerror or error
         if isinstance(error, FileExistsError):  # by mkdir: "File exists" would puzzle who asked for this file
             reason = f"{path.parent} is not a folder"
+        advice = "Free some space, or choose a folder you may write to"
+        if isinstance(error, PermissionError) and temporary is not None:  # by Windows, of a table that is open in Excel
+            advice += ", or close the program that has it open"
         raise OSError(
-            error.errno,
-            f"Could not write {path}: {reason}. Whatever stood there before is unchanged. "
-            "Free some space, or choose a folder you may write to",
+            error.errno, f"Could not write {path}: {reason}. Whatever stood there before is unchanged. {advice}"
         ) from error
     finally:
         if temporary is not None:
@@ -140,8 +142,9 @@ def _acquire(path: Path, busy: str, wait: bool) -> int | None:
             if wait and error.errno == errno.EDEADLK:  # Windows gives up after ten seconds; it is held all the same
                 continue
             return None  # no locks here
-        # Who held it before has removed the file: then this lock is one on a file that nobody else will find.
-        if path.exists() and _same_file(handle, path):
+        # Who held it before has removed the file: then this lock is one on a file that nobody else will find. Windows
+        # removes no file that anybody holds, and some of its file systems cannot tell whether two files are one.
+        if sys.platform == "win32" or (path.exists() and _same_file(handle, path)):
             return handle
         os.close(handle)
 
@@ -205,13 +208,17 @@ def refuse_unwritable(path: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, completely or not at all."""
+    """Write `text` to `path` as UTF-8 with its line ends as they are, completely or not at all."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata to one safetensors file, completely or not at all."""
+    """Write tensors and JSON metadata to one safetensors file, completely or not at all.
+
+    Raises ValueError for what is no tensor.
+    """
+    refuse_extra_state(tensors)
     # Two names may share one storage (tied weights), and channels_last is a stride that the format cannot hold.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
@@ -220,6 +227,16 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         except SafetensorError as error:  # safetensors hides the operating system's error in its text
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+
+
+def refuse_extra_state(tensors: Mapping[str, Any]) -> None:
+    """Raise ValueError where a module's state holds what is no tensor, and so has no place in a file of them."""
+    others = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(
+            f"A file of weights and a checkpoint hold tensors only, and {few(others)} is none: a module gives it by "
+            "get_extra_state. Keep it in a buffer (register_buffer), or leave it out of the module's state."
+        )
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

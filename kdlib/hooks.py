@@ -18,6 +18,9 @@ from kdlib.errors import unknown_name
 from kdlib.guards import writes_to
 
 LOGIT_FIELDS = ("logits", "out")
+# Of an output with three dimensions these have the channels second, B x C x L.
+LINE_LAYERS = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
+LINE_POOLING = (nn.MaxPool1d, nn.AvgPool1d, nn.LPPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class FeatureExtractor:
     layers: names as `named_modules()` gives them. Of a module that runs several times in one forward pass, "name#0" is
     the output of its first call, "name#-1" of its last. Of an output that is a tuple or a dict, "name[0]" or
     "name[key]" is one part; a tuple that holds one tensor needs no such choice. An output with positions first,
-    N x B x C, is given as B x N x C, unless N = B, which cannot be told apart.
+    N x B x C, is given as B x N x C, unless N = B, which cannot be told apart. One of 1-D convolutions, B x C x L, is
+    given as a map, B x C x 1 x L, so that three dimensions are always tokens; see `is_line` for what is seen to be one.
     compile: torch.compile translates the model at the first call, which takes a minute or so, and then only this object
     runs it that way. weights: used by this object in place of the model's own of these names.
     read_logits: from what the model returns to its logits; default, see `find_logits`. needs_logits: whether a model
@@ -232,7 +236,7 @@ class FeatureExtractor:
             )
         if output.ndim == 3 and samples is not None and len(output) != samples == output.shape[1]:
             return output.transpose(0, 1)  # positions come first, as torch's recurrent layers and encoders have them
-        return output
+        return output[:, :, None] if is_line(self.model.get_submodule(parts.module), output) else output
 
     def _refuse_part(self, name: str, call: Any, samples: int | None) -> None:
         if isinstance(call, Captured) and samples is not None and samples not in call.output.shape:
@@ -257,6 +261,23 @@ def plain_encoders() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def is_line(layer: nn.Module, output: Tensor) -> bool:
+    """Whether the output of a layer is B x C x L, as 1-D convolutions give it, and not tokens, B x N x C.
+
+    It is where the layer is a 1-D convolution, normalisation or pooling, and of a block where the last layer inside it
+    with weights is one and has as many channels as the second dimension of the output, not as the third. An activation
+    alone, or a function, cannot be seen to give one: name the layer before it, or let it give x.unsqueeze(2).
+    """
+    if output.ndim != 3 or isinstance(layer, LINE_LAYERS + LINE_POOLING):
+        return output.ndim == 3
+    last = next((one for one in reversed(list(layer.modules())) if list(one.parameters(recurse=False))), None)
+    if not isinstance(last, LINE_LAYERS):
+        return False
+    names = ("out_channels", "num_features", "num_channels")
+    channels = next(getattr(last, name) for name in names if hasattr(last, name))
+    return output.shape[1] == channels != output.shape[2]
 
 
 def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

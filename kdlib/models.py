@@ -199,7 +199,7 @@ def create(name: str, *, pretrained: bool = False, num_classes: int | None = Non
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f"{name} needs the package timm. Run: pip install 'kdlib[timm]'.") from error
+        raise ImportError(f'{name} needs the package timm. Run: pip install "kdlib[timm]".') from error
     plain = architecture.partition(".")[0]
     if plain not in timm.list_models():
         raise unknown_name("timm model", architecture, timm.list_models())

@@ -6,6 +6,7 @@ serves every task. Positions that do not count are left out, so a mean over rows
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -92,6 +93,19 @@ class MultiLabel(Task):
         if flat_labels.is_floating_point():
             return _as_pairs(flat), torch.stack((1 - flat_labels, flat_labels), dim=1)
         return _as_pairs(flat), flat_labels.long()
+
+    def warn_if_probabilities(self, rows: Tensor, role: str) -> None:
+        """UserWarning when all logits, the second column of these rows, lie in [0, 1] as after a sigmoid.
+
+        Eight at least are looked at, and not those that are all 0, as a classifier begins that starts at 0.
+        """
+        logits = rows[:, 1]
+        if len(logits) >= 8 and bool(((logits >= 0) & (logits <= 1)).all()) and bool(logits.any()):
+            warnings.warn(
+                f"The logits of the {role} look like probabilities: all lie in [0, 1]. Give logits, the numbers before "
+                "the sigmoid: the loss applies its own.",
+                stacklevel=3,
+            )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from kdlib.data import seed_for
 from kdlib.described import describe, settings
 from kdlib.distiller import Distiller
 from kdlib.evaluation import accuracy, has_label
-from kdlib.files import fingerprint
+from kdlib.files import fingerprint, refuse_extra_state
 from kdlib.hooks import batch_size_of
 from kdlib.methods import Method
 from kdlib.recipes import Recipe
@@ -154,6 +154,9 @@ class Trainer:
                     f"The optimiser leaves out {', '.join(left)} of the method: take all parameters that the function "
                     "is given, or call requires_grad_(False) on those that are to stay as they are."
                 )
+        if self.checkpointer.path is not None:
+            for part, module in self._modules.items():
+                refuse_extra_state({f"{part}/{name}": value for name, value in module.state_dict().items()})
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.options = plain_groups(self.optimizer)  # as it begins: some count in their groups
 

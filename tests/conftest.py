@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -33,6 +35,21 @@ def stage(item: pytest.Item) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests come first."""
     items.sort(key=stage)
+
+
+@pytest.fixture
+def windows_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines end as on Windows: pandas asks os.linesep, and a text file that is opened without `newline` translates."""
+    opened = Path.open
+
+    def translating(path: Path, mode: str = "r", buffering: int = -1, encoding: str | None = None,
+                    errors: str | None = None, newline: str | None = None) -> Any:  # fmt: skip
+        if newline is None and "b" not in mode and "r" not in mode:
+            newline = "\r\n"
+        return opened(path, mode, buffering, encoding, errors, newline)
+
+    monkeypatch.setattr(os, "linesep", "\r\n")
+    monkeypatch.setattr(Path, "open", translating)
 
 
 @pytest.fixture(scope="session")

@@ -168,6 +168,15 @@ def test_the_best_may_be_logarithms_and_may_come_from_a_file(tmp_path: Path) -> 
         torch.testing.assert_close(found.exp(), torch.tensor([[0.1, 0.8, 0.1], [0.4, 0.3, 0.3]]))
 
 
+def test_best_that_leave_each_other_class_more_than_they_have_are_refused() -> None:
+    scores = {"classes": [[0, 1]], "probabilities": [[0.2, 0.1]]}  # of sigmoids: 0.7 would be left for class 2
+    with pytest.raises(ValueError, match="leave 0.7 for each other class.*num_classes"):
+        CachedTeacher.from_logits(scores, kind="top_k", num_classes=3)
+    unsure = {"classes": [[0, 1], [3, 2]], "probabilities": [[0.3, 0.25], [0.25, 0.25]]}
+    found = ask(CachedTeacher.from_logits(unsure, kind="top_k", num_classes=4), 0, 1).exp()
+    torch.testing.assert_close(found, torch.tensor([[0.3, 0.25, 0.225, 0.225], [0.25, 0.25, 0.25, 0.25]]))
+
+
 def test_best_that_leave_nothing_make_the_others_tiny_and_finite() -> None:
     given = {"classes": [[1]], "probabilities": [[1.0]]}
     found = ask(CachedTeacher.from_logits(given, kind="top_k", num_classes=3), 0)

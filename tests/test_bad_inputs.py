@@ -534,7 +534,7 @@ def test_timm_that_is_not_installed_is_named_with_the_way_to_get_it(monkeypatch:
         lambda: models.build("timm:resnet18", num_classes=3),
         lambda: models.load("timm:resnet18"),
     ):
-        check(call, ImportError, r"timm:resnet18 needs the package timm.*pip install 'kdlib\[timm\]'")
+        check(call, ImportError, r'timm:resnet18 needs the package timm.*pip install "kdlib\[timm\]"')
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_by_name() -> None:

@@ -566,7 +566,7 @@ def test_without_a_compiler_the_extra_is_named(small: str, tmp_path: Path, monke
     (tmp_path / "net.c").write_text(small)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "ziglang", None)
-    with pytest.raises(ImportError, match=r"pip install 'kdlib\[device\]'"):
+    with pytest.raises(ImportError, match=r'pip install "kdlib\[device\]"'):
         load_c(tmp_path / "net.c")
 
 

@@ -283,6 +283,19 @@ METHODS = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", ["distill", "train"])
+def test_the_history_has_no_empty_lines_on_windows(
+    command: str, small_test_set: Any, tmp_path: Path, windows_lines: None
+) -> None:
+    model = ["--model", "resnet8"] if command == "train" else ["--student", "resnet8", "--no-baseline"]
+    size = ["--images", 64, "--epochs", 1, "--batch-size", 32, "--precision", "fp32", "--quiet"]
+    assert call(command, *model, *size, "--out", tmp_path) == 0
+    written = (tmp_path / "history.csv").read_bytes()
+    assert b"\r" not in written
+    assert written.count(b"\n") == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_command_trains_by_any_method(tiny_run: list[Any], tmp_path: Path, method: str) -> None:
     assert call("distill", *tiny_run, "--method", method, "--out", tmp_path) == 0

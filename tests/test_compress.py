@@ -716,7 +716,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=r"pip install 'kdlib\[compress\]'"):
+    with pytest.raises(ImportError, match=r'pip install "kdlib\[compress\]"'):
         call()
 
 

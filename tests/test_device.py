@@ -189,7 +189,7 @@ def test_images_and_labels_that_do_not_fit_are_refused(
 @pytest.mark.parametrize("package", ["unicorn", "ziglang"])
 def test_a_missing_package_is_named_with_its_extra(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=r"pip install 'kdlib\[device\]'"):
+    with pytest.raises(ImportError, match=r'pip install "kdlib\[device\]"'):
         run_on_cortex_m4("net.c", pictures(1, 1, 2, 2), labels(1))
 
 

@@ -420,6 +420,46 @@ def test_a_teacher_of_other_labels_may_teach_features() -> None:
         Distiller(network(5), network(9), Logit(), task="multilabel", example=batch)
 
 
+def test_a_method_that_would_train_the_teacher_is_refused(student: Net, teacher: Net, batch: Pair) -> None:
+    class ReusedClassifier(Method):
+        """The student's features through the teacher's classifier (SimKD, Chen et al. 2022)."""
+
+        def __init__(self, head: nn.Module) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(
+            self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
+        ) -> dict[str, Tensor]:
+            return {"mine": self.head(torch.ones(1, 6)).square().mean() + student.logits.square().mean()}
+
+    with pytest.raises(ValueError, match=r"train the teacher's own weights \(head\.weight, head\.bias\).*deepcopy"):
+        Distiller(student, teacher, ReusedClassifier(teacher.fc), example=batch)
+    copied = HardLabels() + ReusedClassifier(copy.deepcopy(teacher.fc))
+    distiller = Distiller(student, teacher, copied, example=batch)
+    assert len(list(distiller.method.parameters())) == 2
+    teacher.fc.requires_grad_(False)
+    Distiller(student, teacher, HardLabels() + ReusedClassifier(teacher.fc), example=batch)
+
+
+def test_several_labels_at_once_after_a_sigmoid_are_warned_about(recwarn: pytest.WarningsRecorder) -> None:
+    def network(*more: nn.Module, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 5), *more)
+
+    batch = torch.randn(8, 6), (torch.rand(8, 5) > 0.5).float()
+    untrained = network(seed=0)
+    nn.init.zeros_(untrained[0].weight)
+    nn.init.zeros_(untrained[0].bias)
+    for student in (network(seed=1), untrained):
+        Distiller(student, network(seed=2), Logit(), task="multilabel", example=batch)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="teacher look like probabilities.*before the sigmoid"):
+        Distiller(network(seed=1), network(nn.Sigmoid(), seed=2), Logit(), task="multilabel", example=batch)
+    with pytest.warns(UserWarning, match="student look like probabilities.*before the sigmoid"):
+        Distiller(network(nn.Sigmoid(), seed=1), network(seed=2), Logit(), task="multilabel", example=batch)
+
+
 class Holder(Tensor):
     """A tensor that holds another one, as torchao's quantized weights do: it has no memory of its own."""
 

@@ -408,7 +408,7 @@ def test_a_missing_package_is_named_with_its_extra(
     package: str, name: str, extra: str, blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # importing it now raises ImportError
-    with pytest.raises(ImportError, match=rf"package {package.partition('.')[0]}, .*pip install 'kdlib\[{extra}\]'"):
+    with pytest.raises(ImportError, match=rf"package {package.partition('.')[0]}, .*pip install \"kdlib\[{extra}\]\""):
         export.export(NET, tmp_path / "net", name, blobs)
     assert left_in(tmp_path) == []
 

@@ -8,9 +8,11 @@ import os
 import pickle
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,6 +63,11 @@ def test_atomic_write_makes_folders_and_leaves_only_the_file(tmp_path: Path):
     files.write_text(str(path), "new")
     assert path.read_text() == "new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_text_is_the_same_bytes_on_every_system(tmp_path: Path, windows_lines: None):
+    files.write_text(tmp_path / "a.csv", "a,b\n1,2\n")
+    assert (tmp_path / "a.csv").read_bytes() == b"a,b\n1,2\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
@@ -164,6 +171,18 @@ def test_an_operating_system_error_names_path_reason_and_remedy(tmp_path: Path, 
     assert "unchanged" in str(caught.value)
     assert path.read_text() == "old"
     assert entries(tmp_path) == ["result.txt"]
+
+
+def test_a_file_that_another_program_has_open_is_to_be_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Access is denied")  # Windows, of a table that is open in Excel
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="Access is denied.* close the program that has it open"):
+        files.write_text(tmp_path / "history.csv", "new")
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(OSError, match="choose a folder you may write to$"):  # no program is in the way of a folder
+        files.write_text(tmp_path / "history.csv", "new")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
@@ -401,6 +420,20 @@ def test_a_lock_is_waited_for_longer_than_windows_does(tmp_path: Path, monkeypat
     assert handle is not None
     os.close(handle)
     assert not answers
+
+
+def test_a_lock_is_held_where_windows_cannot_tell_files_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def locking(handle: int, mode: int, count: int) -> None:
+        tries.append(mode)
+        assert len(tries) < 4, "it would try for ever"
+
+    monkeypatch.setattr(files, "sys", SimpleNamespace(platform="win32", stderr=sys.stderr))
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_LOCK=1, LK_NBLCK=2, locking=locking))
+    monkeypatch.setattr(os.path, "samestat", lambda *pair: False)
+    with files.lock(tmp_path / ".lock", "busy"):
+        assert len(tries) == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")

@@ -580,6 +580,34 @@ def test_samples_come_first_where_a_layer_has_positions_first():
         assert torch.equal(extractor(x).features["first"], x)
 
 
+class OnALine(nn.Module):
+    """Tokens, through a block of 1-D convolutions: inside it channels come second, outside of it last."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, width, 3, padding=1)
+        self.norm = nn.GroupNorm(1, width)
+        self.pool = nn.AvgPool1d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.norm(self.conv(x.mT))).mT
+
+
+@pytest.mark.parametrize("width", [6, 10])
+def test_channels_of_a_one_dimensional_layer_come_second(width: int) -> None:
+    model = nn.Sequential(OnALine(width), nn.Flatten(1), nn.Linear(5 * width, 2))
+    x = torch.randn(3, 10, 4)
+    with FeatureExtractor(model, ["0", "0.conv", "0.norm", "0.pool"]) as extractor:
+        features = extractor(x).features
+    assert torch.equal(features["0.conv"], model[0].conv(x.mT)[:, :, None])
+    assert {name: tuple(output.shape) for name, output in features.items()} == {
+        "0": (3, 5, width),  # the block gives tokens, though a layer of channels is its last
+        "0.conv": (3, width, 1, 10),
+        "0.norm": (3, width, 1, 10),
+        "0.pool": (3, width, 1, 5),
+    }
+
+
 def test_a_layer_without_a_gradient_is_warned_about():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].requires_grad_(False)

@@ -130,7 +130,7 @@ KINDS: dict[str, tuple[Callable[..., Any], str]] = {
     "too deep": (raising(RecursionError("maximum recursion depth exceeded")), "RecursionError.*KDLIB_TRACEBACK=1"),
     "a bug": (raising(AttributeError("'NoneType' object has no attribute 'x'")), "AttributeError.*KDLIB_TRACEBACK=1"),
     "another bug": (raising(RuntimeError("mat1 and mat2\nshapes")), "RuntimeError: mat1 and mat2 shapes"),
-    "no package": (raising(ImportError("Run: pip install 'kdlib[timm]'.")), r"kdlib\[timm\]"),
+    "no package": (raising(ImportError('Run: pip install "kdlib[timm]".')), r"kdlib\[timm\]"),
     "an error without words": (raising(RuntimeError()), "RuntimeError.*KDLIB_TRACEBACK=1"),
     "a bomb": (raising(Image.DecompressionBombError("Image size exceeds limit")), "too large.*decoded"),
 }  # fmt: skip

@@ -94,6 +94,26 @@ def test_what_is_fast_comes_first_then_what_is_slow_the_lessons_and_the_browser(
     assert rooms == sorted(rooms)
 
 
+def test_what_pip_shall_install_stands_in_quotes_that_every_shell_knows() -> None:
+    """To cmd.exe, the Anaconda Prompt, a single quote is a letter: it would write a file that is called =3.11'."""
+    texts = [ROOT / "README.md", *(ROOT / "notebooks").glob("*.md")]
+    texts += [path for folder in ("kdlib", "course") for path in (ROOT / folder).rglob("*.py")]
+    single = re.compile(r"pip install (-\S+ )*'")
+    assert [path.name for path in texts if single.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_git_gives_text_the_line_ends_that_it_is_stored_with() -> None:
+    """Otherwise Git for Windows writes CRLF, which sh cannot run, and to which rows with LF would be appended."""
+    names = ["Makefile", ".ci/run", "data/results/headline.csv"]
+    try:
+        asked = subprocess.run(["git", "check-attr", "eol", "--", *names], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("There is no git.")
+    if asked.returncode:
+        pytest.skip("This is no git checkout.")
+    assert asked.stdout.splitlines() == [f"{name}: eol: lf" for name in names]
+
+
 def test_requirements_are_lower_bounds_without_pins_or_local_versions() -> None:
     for name in ("pyproject.toml", "environment.yml"):
         text = (ROOT / name).read_text()

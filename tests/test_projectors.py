@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -289,6 +290,17 @@ def test_print_shows_what_was_paired(student: tuple[int, ...], teacher: tuple[in
 # -------------------- in networks
 
 
+class AverageAndClassify(nn.Module):
+    """The mean over a line's positions, and a classifier with 3 classes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean(dim=2))
+
+
 class Transformer(nn.Module):
     """A small vision transformer: a class token before 4 x 4 patches."""
 
@@ -324,6 +336,25 @@ def test_a_convolutional_network_and_a_transformer_learn_from_each_other(loss: s
         optimizer.zero_grad()
         values.append(found.terms[f"{loss} {layers[0]}"].item())
     assert values[-1] < values[0]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("wide", [9, 16, 17, 64])
+@pytest.mark.parametrize("layer", ["0", "block"])
+def test_one_dimensional_convolutions_are_compared_along_their_line(loss: str, wide: int, layer: str) -> None:
+    def network(width: int, stride: int) -> nn.Module:
+        block = nn.Sequential(nn.Conv1d(width, width, 3, padding=1), nn.BatchNorm1d(width), nn.ReLU())
+        first = nn.Conv1d(3, width, 3, stride, 1)
+        return nn.Sequential(OrderedDict({"0": first, "block": block, "end": AverageAndClassify(width)}))
+
+    torch.manual_seed(0)
+    batch = torch.randn(4, 3, 100), torch.tensor([0, 1, 2, 0])
+    method = HardLabels() + Feature({layer: layer}, loss)
+    distiller = Distiller(network(16, 2), network(wide, 1), method, example=batch)
+    (projector,) = method.parts[1].projectors
+    assert projector.channels == (16, wide)
+    assert projector.size == (1, 50)
+    distiller(batch).total.backward()
 
 
 def test_three_dimensional_convolutions_learn_from_each_other() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -481,11 +484,13 @@ def test_another_search_in_the_same_place_is_refused_and_says_what_differs(
 ) -> None:
     options = {"teacher": teacher, "trials": 2, "epochs": 2, "storage": tmp_path, **TINY}
     search.run(blobs, **options)
+    moved = replace(blobs, augmentation=data.Augmentation(padding=2))
     others: dict[str, tuple[dict[str, Any], str]] = {
         "epochs": ({"epochs": 3}, r"epochs 2 \(now 3\)"),
         "seed": ({"seed": 1}, r"seed 0 \(now 1\)"),
         "space": ({"space": {"alpha": search.Uniform(0, 1)}}, "space"),
         "images": ({"images": 30}, r"num_images 96 \(now 30\)"),
+        "augmentation": ({"data": moved}, "augmentation .*'padding': 1.*now .*'padding': 2"),
         "pruner": ({"pruner": None}, r"pruner hyperband \(now None\)"),
         "student": ({"student": "resnet8w4"}, "student resnet8w2"),
         "teacher": ({"teacher": models.build("resnet8w4", num_classes=3, in_channels=1, seed=6)}, "teacher"),
@@ -493,7 +498,7 @@ def test_another_search_in_the_same_place_is_refused_and_says_what_differs(
     }
     for change, message in others.values():
         with pytest.raises(ValueError, match=f"The search in this place was made with {message}"):
-            search.run(blobs, **{**options, **change})
+            search.run(**{"data": blobs, **options, **change})
 
 
 @pytest.mark.slow
@@ -512,6 +517,29 @@ def test_what_a_killed_search_has_left_of_its_teacher_does_not_hinder_another_on
     assert not (tmp_path / ".outputs").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_no_outputs_are_mapped_any_more_when_they_are_removed(
+    blobs: DataModule, teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_folder: bool
+) -> None:
+    """Windows removes no file that is mapped."""
+    rmtree, removed = shutil.rmtree, []
+
+    def remove(folder: Any, *args: Any, **options: Any) -> None:  # TemporaryDirectory calls it too
+        assert str(folder) not in Path("/proc/self/maps").read_text()
+        removed.append(Path(folder).name)
+        rmtree(folder, *args, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    place = tmp_path if in_folder else None
+    found = search.run(blobs, teacher=teacher, trials=1, epochs=1, storage=place, **TINY)
+    search.judge(found, (0, 1), random_search=False, progress=False)
+    assert [name.partition("-")[0] for name in removed if not name.startswith("pymp-")] == (
+        [".outputs", "seed0", "seed1", ".outputs"] if in_folder else ["kdlib", "seed0", "seed1", "kdlib"]
+    )
+
+
 def test_a_folder_in_use_is_refused(blobs: DataModule, teacher: nn.Module, tmp_path: Path) -> None:
     with storage.open_storage(tmp_path), pytest.raises(OSError, match="in use by another search"):
         search.run(blobs, teacher=teacher, storage=tmp_path, trials=1, epochs=1, **TINY)
@@ -526,6 +554,21 @@ def test_a_journal_on_a_shared_disk_holds_a_search_too(
     assert points(search.run(blobs, trials=6, storage=path, **options)) == points(
         search.run(blobs, trials=6, **options)
     )
+
+
+def test_a_journal_needs_no_right_to_make_links_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import optuna
+
+    def refuse(*given: Any, **options: Any) -> None:
+        raise OSError(errno.EINVAL, "A required privilege is not held by the client")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(storage, "sys", SimpleNamespace(platform="win32"), raising=False)
+    path = f"journal:{tmp_path / 'search.log'}"
+    with storage.open_storage(path) as (store, _):
+        optuna.create_study(study_name="search", storage=store)
+    with storage.open_storage(path) as (store, _):
+        assert optuna.get_all_study_names(store) == ["search"]
 
 
 def test_a_trial_that_runs_on_another_machine_is_left_to_it(
@@ -833,6 +876,15 @@ def test_report_tables_facts_and_picture(judged: search.Judged, tmp_path: Path) 
         assert len(image.convert("RGB").getcolors(1_000_000)) > 20
 
 
+@pytest.mark.slow
+def test_its_tables_have_no_empty_lines_on_windows(judged: search.Judged, tmp_path: Path, windows_lines: None) -> None:
+    judged.save(tmp_path / "report")
+    for name, rows in {"trials.csv": len(judged.found.rows), "judged.csv": len(judged.rows)}.items():
+        written = (tmp_path / "report" / name).read_bytes()
+        assert b"\r" not in written
+        assert written.count(b"\n") == rows + 1
+
+
 def test_a_report_without_a_judgement_says_that_nothing_is_proved(
     blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
 ) -> None:
@@ -1032,7 +1084,7 @@ def test_without_optuna_the_extra_is_named(
     blobs: DataModule, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ImportError, match=r"pip install 'kdlib\[search\]'"):
+    with pytest.raises(ImportError, match=r'pip install "kdlib\[search\]"'):
         search.run(blobs, teacher=teacher, trials=1, epochs=1, **TINY)
 
 

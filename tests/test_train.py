@@ -552,6 +552,29 @@ def test_a_teacher_may_keep_more_than_tensors(blobs: DataModule, tmp_path: Any) 
     fit(small(), blobs, teacher=teacher, method=Logit(), checkpoint=tmp_path / "checkpoint")
 
 
+def test_what_no_checkpoint_can_hold_is_said_before_the_training(blobs: DataModule, tmp_path: Path) -> None:
+    class Counts(nn.Linear):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += self.training
+            return super().forward(x)
+
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            pass
+
+    student = nn.Sequential(nn.Flatten(), Counts(64, 3))
+    for ema_decay in (None, 0.9):
+        options = {"ema_decay": ema_decay, "checkpoint": tmp_path / "checkpoint"}
+        with pytest.raises(ValueError, match=r"student/1\._extra_state.*get_extra_state.*buffer"):
+            fit(student, blobs, **options)
+    assert student[1].calls == 0
+    fit(student, blobs)  # without a checkpoint it need not be held
+
+
 def test_a_constant_may_be_infinite_and_a_statistic_may_not(blobs: DataModule, tmp_path: Any) -> None:
     masked = small()
     masked.register_parameter("mask", nn.Parameter(torch.tensor([-torch.inf]), requires_grad=False))

@@ -36,7 +36,7 @@ def average_precision(detections: Sequence[dict[str, Tensor]], scenes: Scenes) -
         import pycocotools  # noqa: F401
         from torchmetrics.detection import MeanAveragePrecision
     except ImportError as error:
-        raise ImportError("Average precision needs pycocotools: pip install 'kdlib[course]'.") from error
+        raise ImportError('Average precision needs pycocotools: pip install "kdlib[course]".') from error
     metric = MeanAveragePrecision(backend="pycocotools")
     truth = [{"boxes": scene.boxes, "labels": scene.classes} for scene in (scenes[i] for i in range(len(scenes)))]
     metric.update(list(detections), truth)

@@ -283,7 +283,7 @@ def _ipywidgets() -> Any:
         import ipywidgets
     except ImportError as error:
         raise ImportError(
-            "Explorers need ipywidgets. Install what the lessons use: pip install 'kdlib[course]'"
+            'Explorers need ipywidgets. Install what the lessons use: pip install "kdlib[course]"'
         ) from error
     return ipywidgets
 

@@ -33,7 +33,7 @@ def need(*packages: str, extra: str) -> list[Any]:
     except ImportError as error:
         missing = (error.name or packages[0]).partition(".")[0]
         raise ImportError(
-            f"This format needs the package {missing}, which cannot be imported. Run: pip install 'kdlib[{extra}]'."
+            f'This format needs the package {missing}, which cannot be imported. Run: pip install "kdlib[{extra}]".'
         ) from error
 
 

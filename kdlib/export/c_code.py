@@ -363,7 +363,7 @@ def zig() -> list[str]:
     try:
         import ziglang  # noqa: F401  # only whether it is there: it is run, not imported
     except ImportError as error:
-        raise ImportError("The C compiler zig is missing. Run: pip install 'kdlib[device]'.") from error
+        raise ImportError('The C compiler zig is missing. Run: pip install "kdlib[device]".') from error
     return [sys.executable, "-m", "ziglang", "cc"]
 
 

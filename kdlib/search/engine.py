@@ -7,7 +7,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -291,6 +291,7 @@ def _identity(task: Task, space: Space, strategy: Strategy, limits: Limits) -> d
     data = task.data
     return {
         "data": files.fingerprint([], data.train.fingerprint, data.validation.fingerprint)[:12],
+        "augmentation": data.augmentation.to_dict(),
         "teacher": teacher_fingerprint(task.teacher),
         "student": "searched" if students_of(space) else task.student,
         "method": task.method,
@@ -304,15 +305,20 @@ def _identity(task: Task, space: Space, strategy: Strategy, limits: Limits) -> d
 
 def prepare(task: Task, cache: Path, runners: list[Runner], seed: int) -> None:
     """Store the teacher's outputs for a seed; runners in other processes find them on the disk."""
-    here = next((one for one in runners if isinstance(one, TaskRunner)), None) or TaskRunner(task, cache)
-    here.prepare(seed)
+    here = next((one for one in runners if isinstance(one, TaskRunner)), None)
+    if here is not None:
+        here.prepare(seed)
+    else:
+        with closing(TaskRunner(task, cache)) as passing:
+            passing.prepare(seed)
 
 
 @contextmanager
 def scratch_folder(storage: Storage) -> Iterator[Path]:
     """A folder for the teacher's outputs: beside the storage, where that is a folder; it is removed in the end."""
     if storage is None or "://" in str(storage) or str(storage).startswith("journal:"):
-        with tempfile.TemporaryDirectory(prefix="kdlib-search-") as temporary:
+        # Windows removes no file that is still mapped: it stays, and what was found is given back all the same.
+        with tempfile.TemporaryDirectory(prefix="kdlib-search-", ignore_cleanup_errors=True) as temporary:
             yield Path(temporary)
         return
     folder = Path(storage) / ".outputs"

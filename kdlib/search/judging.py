@@ -19,7 +19,7 @@ from kdlib.errors import LARGEST_WHOLE, check_flags, check_kind, check_whole
 from kdlib.files import fingerprint
 from kdlib.search.engine import Found, prepare, scratch_folder, search
 from kdlib.search.storage import load_optuna, open_storage
-from kdlib.search.task import outputs_folder
+from kdlib.search.task import TaskRunner, outputs_folder
 from kdlib.search.trials import COMPLETE
 from kdlib.search.workers import RemoteRunner, Runner, open_runners
 from kdlib.study.method_specs import Settings
@@ -244,6 +244,9 @@ def _run_all(found: Found, arms: Sequence[Arm], seeds: Sequence[int], workers: i
             if missing:
                 prepare(found.task, cache, runners, seed)
                 _train(missing, seed, runners, done, bar)
+                for runner in runners:  # Windows removes no mapped file; what other processes map goes with `cache`
+                    if isinstance(runner, TaskRunner):
+                        runner.close()
                 shutil.rmtree(outputs_folder(cache, found.task, seed), ignore_errors=True)
             bar.update(len(arms) - len(missing))
             rows += [{"arm": arm.name, "seed": seed, **(done.find(arm, seed) or {})} for arm in arms]

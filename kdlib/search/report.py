@@ -26,9 +26,9 @@ FEW_TRIALS = 30  # complete ones, below which importance is a hint at best
 def write(folder: Path, found: Found, judged: Judged | None = None, command: str | None = None) -> None:
     """Write all files of a search. command: that made it, for the notes."""
     files.ensure_writable(folder)
-    files.write_text(folder / TRIALS, found.trials.to_csv())
+    files.write_text(folder / TRIALS, found.trials.to_csv(lineterminator="\n"))
     if judged is not None:
-        files.write_text(folder / JUDGED, judged.runs.to_csv(index=False))
+        files.write_text(folder / JUDGED, judged.runs.to_csv(index=False, lineterminator="\n"))
     with files.atomic_write(folder / PICTURE) as temporary:
         picture(found, judged.random if judged else None).savefig(temporary, format="png", dpi=110)
     facts = to_json(found, judged) | {"command": command, "machine": machine_info(), "versions": versions()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ def load_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise ImportError("A search needs the package optuna. Run: pip install 'kdlib[search]'.") from error
+        raise ImportError('A search needs the package optuna. Run: pip install "kdlib[search]".') from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would say a line for every trial
     return optuna
 
@@ -34,6 +35,7 @@ def open_storage(storage: Storage) -> Iterator[tuple[BaseStorage, bool]]:
 
     storage: None for memory, a folder, "sqlite:///PATH", "journal:PATH" (a file on a disk that the machines share) or
     the URL of a database, "postgresql://..." or "mysql://...". A folder or SQLite file is held by one search at a time.
+    The machines that share a journal should all run Windows, or none: its lock is another one there.
     Raises OSError for one that is in use, cannot be written or cannot be reached, ImportError where a database needs
     another package, ValueError for a file that is no storage of optuna's.
     """
@@ -62,11 +64,13 @@ def open_storage(storage: Storage) -> Iterator[tuple[BaseStorage, bool]]:
 
 
 def _journal(optuna: Any, path: Path) -> BaseStorage:
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     files.ensure_writable(path.parent)
+    # optuna's default lock is a symbolic link, which on Windows takes a privilege.
+    lock = JournalFileOpenLock(str(path)) if sys.platform == "win32" else None
     try:
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no journal of a search ({error}). Choose another file.") from error
 

@@ -114,6 +114,10 @@ class TaskRunner:
             )
         self._seed = seed
 
+    def close(self) -> None:
+        """Let go of the teacher's outputs, since Windows removes no file that is mapped; `prepare` opens them anew."""
+        self._seed, self._outputs = None, None
+
     def _teacher_layers(self) -> tuple[str, ...]:
         """The layers of the teacher that any trial may look at; all students of a search have the same stages."""
         task = self.task

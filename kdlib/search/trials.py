@@ -138,7 +138,8 @@ class Trials:
         if before is None:
             self.study.set_user_attr("identity", now)
             return
-        differ = [f"{name} {before.get(name)} (now {now[name]})" for name in now if before.get(name) != now[name]]
+        now = {name: value for name, value in now.items() if name in before}  # an older search noted less
+        differ = [f"{name} {before[name]} (now {now[name]})" for name in now if before[name] != now[name]]
         if differ:
             raise ValueError(
                 f"The search in this place was made with {', '.join(differ)}. Give the same settings to go on with it, "

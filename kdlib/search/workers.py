@@ -7,7 +7,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -141,7 +141,8 @@ def open_runners(task: Task, cache: Path, workers: int) -> Iterator[list[Runner]
     Raises ValueError for a task that cannot be sent to another process.
     """
     if workers == 1:
-        yield [TaskRunner(task, cache)]
+        with closing(TaskRunner(task, cache)) as here:
+            yield [here]
         return
     try:
         packed = pickle.dumps(task)

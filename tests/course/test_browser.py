@@ -212,7 +212,7 @@ def test_the_real_npm_without_its_registry(
 def test_without_the_exporter(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     put_runtime(home / ".cache" / "kdlib" / "browser", "1.30.0")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert "pip install 'kdlib[export]'" in run(capsys, *ARGUMENTS)
+    assert 'pip install "kdlib[export]"' in run(capsys, *ARGUMENTS)
 
 
 def test_without_a_home_folder(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -286,7 +286,7 @@ def test_detections_of_other_scenes_are_refused(drawn: Scenes) -> None:
 
 def test_without_pycocotools_the_extra_is_named(drawn: Scenes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocotools", None)
-    with pytest.raises(ImportError, match=r"pip install 'kdlib\[course\]'"):
+    with pytest.raises(ImportError, match=r'pip install "kdlib\[course\]"'):
         average_precision(centers.decode(torch.zeros(48, C + 4, 16, 16)), drawn)
 
 
@@ -629,6 +629,17 @@ def test_of_several_classes_at_one_place_the_most_certain_is_drawn(drawn: Scenes
     found = {"boxes": box, "scores": torch.tensor([0.5, 0.9, 0.4]), "labels": torch.tensor([0, 1, 2])}
     fig = scene_figure(drawn[0], {"teacher": found}, names=[f"class {n}" for n in range(C)])
     assert [text.get_text() for text in fig.axes[1].texts] == ["class 1 90%", "class 2 40%"]
+
+
+def test_a_box_at_the_upper_edge_has_its_text_inside(drawn: Scenes) -> None:
+    box = torch.tensor([[10.0, 3, 30, 23], [10.0, 26, 30, 46]])
+    found = {"boxes": box, "scores": torch.tensor([0.9, 0.8]), "labels": torch.tensor([0, 1])}
+    fig = scene_figure(drawn[0], {"teacher": found}, names=[f"class {n}" for n in range(C)])
+    upper, lower = fig.axes[1].texts
+    assert 3 <= upper.get_position()[1] <= 23
+    assert upper.get_va() == "top"
+    assert lower.get_position()[1] <= 26
+    assert lower.get_va() == "bottom"
 
 
 # The command.
