@@ -84,8 +84,8 @@ def _draw_box(axes: Axes, box: Sequence[float], text: str, role: Role, colour: s
     if colour != "white":  # a colour alone would not stand out from a dark canvas and a bright piece alike
         frame.set_path_effects([withStroke(linewidth=3.2, foreground="white")])
     width = axes.get_xlim()[1]
-    above = y0 > 7  # else the text would leave the canvas
+    above = y0 > 7  # else the text would leave the canvas, and stands inside its box
     look: dict[str, Any] = {"color": "white", "fontsize": 8, "va": "bottom" if above else "top"}
     look |= {"ha": "left"} if x0 < width / 2 else {"ha": "right"}
-    text_artist = axes.text(x0 if x0 < width / 2 else x1, y0 - 0.5 if above else y1 + 0.5, text, **look)
+    text_artist = axes.text(x0 if x0 < width / 2 else x1, y0 - 0.5 if above else y0 + 0.5, text, **look)
     text_artist.set_path_effects([withStroke(linewidth=2.5, foreground="#222222")])

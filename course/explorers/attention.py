@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 ALL_IMAGES = "all pictures"
 MAPS, OVERLAY, DIFFERENCES = "maps", "maps over the picture", "differences"
 TEACHER = "teacher"
+SCALE_LABEL = "attention (norm 1)"
+DIFFERENCES_LABEL = f"{SCALE_LABEL};\ngrey: difference,\n0 (white) to the same end"
 MAX_STUDENTS = 4  # more do not fit into the figure
 Size = tuple[int, int]  # height, width
 
@@ -173,7 +175,7 @@ class Attention(Explorer):
             self._captions[name] = axes.text(0.5, -0.04, "layer1\ncosine 0.999", **caption)
         for axes in (first, *others):
             axes.axis("off")
-        self._scale = ColourScale(last, "attention (norm 1)")
+        self._scale = ColourScale(last, DIFFERENCES_LABEL)  # the widest, so that the layout leaves space
         last.set_box_aspect(1 / 0.08)
         return (), (*self._images, *self._maps.values(), *self._captions.values(), self._title, self._scale.axis)
 
@@ -197,7 +199,7 @@ class Attention(Explorer):
             layer = teacher_layer if name == TEACHER else student_layer
             drawn = "|difference|, " if differences and name != TEACHER else ""
             self._captions[name].set_text(f"{drawn}{layer}{cosine}")
-        self._scale.update(0, result.largest)
+        self._scale.update(0, result.largest, DIFFERENCES_LABEL if differences else SCALE_LABEL)
 
     def describe_lines(self, result: ImageComparison) -> list[str]:
         _, image, student_layer, teacher_layer = self.inputs()

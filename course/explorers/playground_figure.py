@@ -37,6 +37,7 @@ RING: dict[str, Any] = {
     "markeredgecolor": plots.ALERT,
     "markeredgewidth": 1.6,
 }
+UNLABELLED: dict[str, Any] = {"marker": ".", "markersize": 4, "color": plots.INK, "alpha": 0.45}
 
 
 class PlaygroundFigure:
@@ -52,8 +53,9 @@ class PlaygroundFigure:
         self.curves = _Curves(top, _add_axes(figure, CURVE_BOXES[1], sharex=top))
         self._shown_teacher_map: Tensor | None = None
         teacher, *students = self.panels
-        _add_legend(figure)
+        self._legend = _Legend(figure)
         self.cached_artists: list[Artist] = [*teacher.artists, top.xaxis, self.curves.bottom.xaxis]
+        self.cached_artists.append(self._legend.artist)
         self.live_artists: list[Artist] = [
             *(artist for panel in students for artist in panel.artists),
             *self.curves.artists,
@@ -66,6 +68,7 @@ class PlaygroundFigure:
         """
         row, (teacher, baseline, distilled) = training.evaluate(), self.panels
         self.curves.update(training, steps, invalidate_cache)
+        self._legend.update(len(training.unlabelled) > 0, invalidate_cache)
         if training.teacher_map is not self._shown_teacher_map:
             self._shown_teacher_map, sample = None, training.teacher.sample
             teacher.show_map(training.teacher_map)
@@ -115,8 +118,7 @@ class _DecisionMap:
         for lines in (self.teacher_boundary, self._boundary):
             axes.add_collection(lines)
         size = 4 if is_teacher else 6.5
-        unlabelled: dict[str, Any] = {"marker": ".", "markersize": 4, "color": plots.INK, "alpha": 0.45}
-        (self._unlabelled,) = axes.plot([], [], linestyle="", **unlabelled)
+        (self._unlabelled,) = axes.plot([], [], linestyle="", **UNLABELLED)
         looks = zip(CLASS_COLOURS, CLASS_MARKERS, strict=True)
         self._points = [
             axes.plot([], [], linestyle="", **_point_style(colour, marker, size))[0] for colour, marker in looks
@@ -180,6 +182,35 @@ class _Curves:
             self._last_step = last_step
 
 
+class _Legend:
+    """What the symbols mean, below the maps."""
+
+    def __init__(self, figure: Figure) -> None:
+        from matplotlib.lines import Line2D
+
+        symbols: dict[str, dict[str, Any]] = {
+            "decision boundary": {"color": plots.INK, "linewidth": 1.8},
+            "teacher's boundary": {"color": plots.TEACHER.colour, "linestyle": "-.", "linewidth": 2},
+            "wrong label": {"linestyle": "", **RING, "markersize": 9},
+            "soft loss": {"color": plots.DISTILLED.colour, "linestyle": ":", "linewidth": 2},
+            "no label": {"linestyle": "", **UNLABELLED},  # the last, as it is not always shown
+        }
+        handles = [Line2D([], [], **look) for look in symbols.values()]
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.05, 0)}
+        self.artist = figure.legend(handles, list(symbols), ncols=len(symbols), **place)
+        self._no_label = (self.artist.get_lines()[-1], self.artist.get_texts()[-1])
+        self._names_unlabelled: bool | None = None
+
+    def update(self, unlabelled: bool, invalidate_cache: Callable[[], None]) -> None:
+        """Show the entry "no label" where there are such points; the legend is cached."""
+        if unlabelled != self._names_unlabelled:
+            self._names_unlabelled = None
+            for artist in self._no_label:
+                artist.set_visible(unlabelled)
+            invalidate_cache()
+            self._names_unlabelled = unlabelled
+
+
 def _add_axes(figure: Figure, box: tuple[float, float, float, float], **options: Any) -> Axes:
     left, bottom, width, height = box
     across, up = SIZE
@@ -193,21 +224,6 @@ def _point_style(colour: str, marker: str, size: float) -> dict[str, Any]:
 
 def _add_line(axes: Axes, role: plots.Role, **options: Any) -> Any:
     return axes.plot([], [], **{**role.line(""), "marker": "", **options})[0]
-
-
-def _add_legend(figure: Figure) -> None:
-    """What the symbols mean, below the maps."""
-    from matplotlib.lines import Line2D
-
-    symbols: dict[str, dict[str, Any]] = {
-        "decision boundary": {"color": plots.INK, "linewidth": 1.8},
-        "teacher's boundary": {"color": plots.TEACHER.colour, "linestyle": "-.", "linewidth": 2},
-        "wrong label": {"linestyle": "", **RING, "markersize": 9},
-        "no label": {"linestyle": "", "marker": ".", "color": plots.INK, "alpha": 0.45},
-        "soft loss": {"color": plots.DISTILLED.colour, "linestyle": ":", "linewidth": 2},
-    }
-    handles = [Line2D([], [], **look) for look in symbols.values()]
-    figure.legend(handles, list(symbols), loc="lower left", ncols=len(symbols), bbox_to_anchor=(0.05, 0))
 
 
 def mix_colours(probabilities: np.ndarray) -> np.ndarray:

@@ -125,6 +125,7 @@ class TemperatureMap(Explorer):
         baseline = self.compute(self.results, metric, *next(iter(cells))).baseline
         shown = (baseline, *(cell.value for cell in cells.values()))
         values = [100 * value for estimate in shown for value in estimate.by_seed.values()]
+        values += [100 * end for one in shown if math.isfinite(one.half_width) for end in (one.low, one.high)]
         low, high = np.nanmin(values), np.nanmax(values)
         margin = 0.08 * (high - low) or 0.1
         self._right.set_ylim(low - margin, high + margin)

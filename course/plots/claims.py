@@ -38,7 +38,7 @@ def claim_arms(results: ClaimResults, baseline: str, arms: Sequence[str] | None 
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
     low, high = right.get_xlim()
-    right.set_xlim(low, high + 0.6 * (high - low))  # room for the words
+    right.set_xlim(low, high + 1.35 * (high - low))  # room for the words
     return fig
 
 

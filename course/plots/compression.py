@@ -195,7 +195,7 @@ def compression_gains(gains: Sequence[Gain]) -> Figure:
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
     low, high = right.get_xlim()
-    right.set_xlim(low, high + 0.62 * (high - low))  # room for the words
+    right.set_xlim(low, high + 1.5 * (high - low))  # room for the words
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     return fig
 
@@ -207,7 +207,7 @@ def _draw_interval(axes: Axes, y: float, gain: Gain) -> None:
     look: dict[str, Any] = {"color": role.colour, "zorder": 3}
     axes.plot([found.low, found.high], [y, y], "-", linewidth=2, **look)
     axes.plot([found.mean], [y], role.marker, markersize=7, markerfacecolor=fill, markeredgewidth=1.5, **look)
-    text = f"{found.mean:+.2f}  {found.verdict}, {found.n} seeds"
+    text = f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})  {found.verdict}, {found.n} seeds"
     axes.annotate(
         text,
         (found.high, y),
@@ -216,6 +216,7 @@ def _draw_interval(axes: Axes, y: float, gain: Gain) -> None:
         va="center",
         fontsize=9,
         color=role.colour,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # where it lies on the line at zero
         fontweight="normal" if found.verdict is Verdict.INCONCLUSIVE else "bold",
     )
 

@@ -123,7 +123,10 @@ def scores_alt(scores: Scores) -> str:
         ]
         sentences.append(f"With an {title} teacher" if title == "untrained" else f"With a {title} teacher")
         sentences[-1] += f", mean score of {', '.join(by_depth)}"
-    return f"Two panels, score against MACs for fifteen networks, a marker for each depth. {'. '.join(sentences)}."
+    shown = (
+        "Two panels, score against MACs for fifteen networks, a marker for each depth, a bar that joins the two draws."
+    )
+    return f"{shown} {'. '.join(sentences)}."
 
 
 def proxies_figure(

@@ -44,7 +44,7 @@ def several_ways(results: SeveralResults, baseline: str, ways: Sequence[str] | N
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
     low, high = right.get_xlim()
-    right.set_xlim(low, high + 0.6 * (high - low))  # room for the words
+    right.set_xlim(low, high + 1.35 * (high - low))  # room for the words
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     return fig
 
@@ -82,12 +82,13 @@ def _draw_interval(axes: Axes, y: float, gain: Gain) -> None:
     fill = "white" if unclear else role.colour
     axes.plot([found.mean], [y], role.marker, markersize=7, markerfacecolor=fill, markeredgewidth=1.5, **look)
     axes.annotate(
-        f"{found.mean:+.2f}  {found.verdict}",
+        f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})  {found.verdict}",
         (found.high, y),
         xytext=(8, 0),
         textcoords="offset points",
         va="center",
         fontsize=9,
         color=role.colour,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # where it lies on the line at zero
         fontweight="normal" if unclear else "bold",
     )

@@ -241,9 +241,11 @@ def test_the_differences_are_those_of_the_maps_and_leave_the_teacher_alone(explo
     before = explorer.png()
     explorer.set(draw="differences")
     assert explorer.png() != before
+    assert "difference" in explorer._scale.axes.get_ylabel()
     for name, image in explorer._maps.items():
         expected = shown[name] if name == "teacher" else abs(shown[name] - shown["teacher"])
         np.testing.assert_allclose(image.get_array(), expected, atol=1e-7)
         assert image.get_cmap().name == ("cividis" if name == "teacher" else "Greys")
     explorer.set(draw="maps")
     assert explorer.png() == before
+    assert "difference" not in explorer._scale.axes.get_ylabel()

@@ -161,7 +161,11 @@ def test_nothing_beats_the_front_and_the_front_beats_all_else(results: Compressi
 def test_the_figures_say_in_words_what_they_show(results: CompressionResults) -> None:
     plots.check_labels(plots.pareto(results, tuple(results_module.COSTS)))
     gains = results.gains()
-    plots.check_labels(plots.compression_gains(gains))
+    figure = plots.compression_gains(gains)
+    plots.check_labels(figure)
+    notes = [text.get_text() for text in figure.axes[1].texts]
+    for note, gain in zip(notes, gains, strict=True):
+        assert f"{gain.comparison.low:+.2f} to {gain.comparison.high:+.2f}" in note
     text = plots.compression_gains_alt(gains)
     assert all(f"{gain.title}: hard labels {gain.baseline.accuracy:.1f} %" in text for gain in gains)
     assert all(f"{one.accuracy:.1f} %" in plots.pareto_alt(results) for one in results.front("macs"))

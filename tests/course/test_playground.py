@@ -368,6 +368,22 @@ def test_certain_points_have_the_colour_of_their_class_and_others_are_pale() -> 
     assert unsure.min() > 0.9
 
 
+def test_the_legend_names_points_without_a_label_only_where_there_are_some(shown: Playground) -> None:
+    def entries() -> dict[str, Any]:
+        (legend,) = shown.figure.legends
+        named = zip(legend.get_texts(), legend.get_lines(), strict=True)
+        return {text.get_text(): handle for text, handle in named if text.get_visible() and handle.get_visible()}
+
+    before = shown.png()
+    assert "no label" not in entries()
+    shown.set(unlabelled=100)
+    (drawn,) = (line for line in shown.figure.axes[2].lines if line.get_marker() == ".")
+    assert entries()["no label"].get_markersize() == drawn.get_markersize()
+    shown.set(unlabelled=0)
+    assert "no label" not in entries()
+    assert shown.png() == before
+
+
 def test_the_numbers_in_the_picture_are_those_of_the_text_and_the_table(shown: Playground) -> None:
     row, text = shown.training.evaluate(), shown.describe()
     _, baseline, distilled = shown._drawing.panels

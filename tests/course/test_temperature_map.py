@@ -235,6 +235,17 @@ def test_points_mean_and_band_are_drawn_where_they_are(grid: Results) -> None:
     assert explorer._right.get_ylim() == (low, high)  # cells can be compared
 
 
+@pytest.mark.parametrize("metric", plots.MAP_METRICS)
+def test_no_interval_is_cut_by_the_axis(grid: Results, metric: str) -> None:
+    explorer = explorers.TemperatureMap(grid, metric=metric)
+    low, high = explorer._right.get_ylim()
+    found = [cell.value for cell in plots.heatmap_cells(grid, metric).values()]
+    finite = [one for one in found if math.isfinite(one.half_width)]
+    assert finite
+    for one in finite:
+        assert low <= 100 * one.low <= 100 * one.high <= high
+
+
 def test_the_text_gives_mean_seeds_interval_and_verdict(grid: Results) -> None:
     explorer, found = explorers.TemperatureMap(grid), grid.gain("kd alpha=0.1 T=4")
     first, second, third = explorer.describe().splitlines()
