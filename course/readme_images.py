@@ -24,9 +24,11 @@ PLAYGROUND_DPI, STUDY_DPI = 180, 140
 def render_playground(playground: Playground) -> bytes:
     """The present figure of a playground as a PNG file, at twice the resolution of a notebook."""
     buffer = io.BytesIO()
+    for legend in playground.figure.legends:  # the explorer draws it by itself, and a figure saves nothing of that kind
+        legend.set_animated(False)
     with plots.style():
         playground.figure.savefig(buffer, format="png", dpi=PLAYGROUND_DPI)
-    return plots.reduce_colours(buffer.getvalue())
+    return buffer.getvalue()  # in all its colours: few make bands of what changes softly
 
 
 def draw_playground(out: Path, steps: int) -> str:

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 DPI = 90  # pixels of the page per inch
 PIXEL_RATIO = 2  # pixels of the image per pixel of the page, so that text is crisp on a fine screen and in print
-NEAR_COLOURS = 192  # of an image's palette, which may have 256
+PALETTE = 256  # the most colours that a PNG can name by a byte
+NEAR_COLOURS = 128  # of these, for all that is not kept as it is
 INK = "#222222"
 ALERT = "#B00020"
 
@@ -194,9 +195,10 @@ def png(fig: Figure) -> bytes:
 
 
 def reduce_colours(image: bytes) -> bytes:
-    """The same PNG image in about half of the bytes: in 192 colours, besides white and those of the roles.
+    """The same PNG image in about half of the bytes, in 256 colours.
 
-    These stay as they are; any other may move by a few of 255 steps, in an image of many soft colours by up to 20.
+    White, those of the roles and the most frequent ones stay as they are; any other may move by a few of 255 steps, in
+    an image of many soft colours by up to 20.
     """
     from PIL import Image, ImageColor
 
@@ -207,10 +209,17 @@ def reduce_colours(image: bytes) -> bytes:
     pixels = np.asarray(original.convert("RGBA")).view(np.uint32)[..., 0]  # a number each, quick to compare
     numbers = np.array(reduced)
     palette = (reduced.getpalette() or [])[: 3 * NEAR_COLOURS]
-    for colour in ("white", ALERT, *(role.colour for role in ROLES)):
-        rgb = ImageColor.getrgb(colour)
-        numbers[pixels == np.frombuffer(bytes((*rgb, 255)), np.uint32)] = len(palette) // 3
-        palette += rgb
+    named = [ImageColor.getrgb(colour) for colour in ("white", ALERT, *(role.colour for role in ROLES))]
+    found, counts = np.unique(pixels, return_counts=True)
+    kept = np.concatenate(
+        [
+            np.array([(*rgb, 255) for rgb in named], np.uint8).view(np.uint32)[:, 0],
+            found[np.argsort(-counts, kind="stable")],
+        ]
+    )
+    for colour in kept[: PALETTE - len(palette) // 3]:
+        numbers[pixels == colour] = len(palette) // 3
+        palette += [int(part) for part in colour[None].view(np.uint8)[:3]]
     reduced.frombytes(numbers.tobytes())
     reduced.putpalette(palette)
     reduced.save(buffer, "png", compress_level=9)
