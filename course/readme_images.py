@@ -23,16 +23,12 @@ PLAYGROUND_DPI, STUDY_DPI = 180, 140
 
 def render_playground(playground: Playground) -> bytes:
     """The present figure of a playground as a PNG file, at twice the resolution of a notebook."""
-    from PIL import Image
-
     buffer = io.BytesIO()
     for legend in playground.figure.legends:  # the explorer draws it by itself, and a figure saves nothing of that kind
         legend.set_animated(False)
     with plots.style():
         playground.figure.savefig(buffer, format="png", dpi=PLAYGROUND_DPI)
-    reduced, soft = io.BytesIO(), Image.open(buffer).convert("RGB")  # by a median cut, which shows no bands
-    soft.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(reduced, "png", compress_level=9)
-    return reduced.getvalue()
+    return plots.reduce_colours(buffer.getvalue())
 
 
 def draw_playground(out: Path, steps: int) -> str:

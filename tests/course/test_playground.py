@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from course import explorers, plots, readme_images
@@ -687,6 +688,17 @@ def test_the_command_writes_the_same_picture_twice(tmp_path: Path) -> None:
     # What moves is there too: students at step 0 are 10 away from this.
     assert np.abs(thumbnail(found) - thumbnail(picture(explorer))).mean() < 4
     assert out[0].stat().st_size < 300_000
+    below = found[round(0.91 * len(found)) :]  # where the legend stands
+    for colour in (plots.INK, plots.TEACHER.colour, plots.ALERT):
+        assert (below == np.round(255 * np.array(to_rgb(colour)))).all(axis=2).sum() > 20
+
+
+def test_soft_colours_stay_without_bands_in_what_is_stored() -> None:
+    explorer = Playground()
+    explorer.step(100)
+    image = bytes(explorer.image.value)
+    moved = np.abs(pixels(image) - pixels(plots.reduce_colours(image))).max(axis=2)
+    assert (moved > 10).mean() < 0.01
 
 
 def test_the_command_runs_as_a_module_without_a_warning(tmp_path: Path) -> None:

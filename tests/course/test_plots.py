@@ -227,7 +227,16 @@ def test_reduced_colours_keep_small_texts_and_colour_bars() -> None:
     for role in roles:
         places = (before == np.round(255 * np.array(to_rgb(role.colour)))).all(axis=2)
         assert places.any()
-        assert np.abs(before - after)[places].max() <= 2
+        assert (after[places] == before[places]).all()
+
+
+def test_a_picture_of_few_colours_loses_none() -> None:
+    colours = np.random.default_rng(0).integers(256, size=(256, 3), dtype=np.uint8)
+    before = colours[np.random.default_rng(1).integers(256, size=(60, 80))]
+    buffer = io.BytesIO()
+    Image.fromarray(before).save(buffer, "png")
+    after = np.asarray(Image.open(io.BytesIO(plots.reduce_colours(buffer.getvalue()))).convert("RGB"))
+    assert np.array_equal(before, after)
 
 
 # show.
