@@ -88,7 +88,7 @@ clean: ## Remove the environments and what runs wrote
 .venv-oldest/.ready: pyproject.toml
 	$(call install,uv,.venv-oldest)
 	@.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
-		--editable '.[course$(comma)dev]'
+		--editable '.[course$(comma)dev$(comma)compress$(comma)export$(comma)deploy$(comma)device$(comma)search]'
 	@touch $@
 
 comma := ,

@@ -17,7 +17,7 @@ from kdlib import models, train
 from kdlib.recipes import Recipe
 from kdlib.study.runs_file import RUN_COLUMNS, SessionLog, read_frame, read_rows, read_sessions
 from kdlib.teachers import CachedTeacher
-from tests.test_silent_faults import CPU, module, net, split
+from test_silent_faults import CPU, module, net, split
 
 DEEP = "[" * 200_000 + "]" * 200_000
 DEEP_OBJECT = '{"a":' * 200_000 + "1" + "}" * 200_000

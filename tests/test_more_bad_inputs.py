@@ -25,7 +25,7 @@ from kdlib.data import Augmentation
 from kdlib.methods import Feature, HardLabels, Logit, Relation
 from kdlib.recipes import Recipe
 from kdlib.teachers import CachedTeacher, Ensemble
-from tests.test_silent_faults import CPU, IMAGES, LABELS, fit, loader, module, net, split
+from test_silent_faults import CPU, IMAGES, LABELS, fit, loader, module, net, split
 
 KINDS: dict[str, Any] = {
     **{"None": None, "a text": "x", "a dict": {}, "a list": [], "a float": 1.5, "below zero": -1, "NaN": float("nan")},
