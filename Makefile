@@ -12,7 +12,7 @@ help: ## This list
 distill: .venv/.base ## A ResNet-50 teaches a ResNet-18 in five minutes: progress, a table and a picture in runs/distill
 	$(BIN)/python -m kdlib distill --teacher resnet50-fashion --student resnet18 --images 5000 --epochs 5 --views 3 \
 		--optimizer adamw --learning-rate 3e-3 --weight-decay 0.05 --schedule one-cycle --batch-size 64 --out $(OUT) --overwrite
-	@echo "A long run, all 55,000 images for twelve epochs, with a more accurate teacher, gave 94.5 % (three seeds; see README.md)."
+	@echo "A long run, all 55,000 images for twelve epochs, with a more accurate teacher, gave 94.5 % (four seeds; see README.md)."
 
 lab: .venv/.course ## JupyterLab on the first lesson, on this machine only
 	@$(BIN)/python -m course.lab

@@ -85,11 +85,11 @@ def _grade(spec: CodeSpec, answer: Any) -> Feedback:
         if feedback is not None:
             if attempt.case.edge_case and not all(earlier.correct for earlier in attempts):
                 feedback = _wrong(spec, attempts)  # the edge case is not the first thing to correct
-            return _with_printed_output(feedback, attempt.result)
+            return with_printed_output(feedback, attempt.result)
         attempts.append(attempt)
     if all(attempt.correct for attempt in attempts):
-        return _with_printed_output(_correct(spec, answer, attempts), attempts[0].result)
-    return _with_printed_output(_wrong(spec, attempts), attempts[0].result)
+        return with_printed_output(_correct(spec, answer, attempts), attempts[0].result)
+    return with_printed_output(_wrong(spec, attempts), attempts[0].result)
 
 
 def values_match(given: Any, expected: Any, *, any_nonfinite: bool = False) -> bool:
@@ -198,7 +198,17 @@ def _error_feedback(spec: CodeSpec, attempt: _Attempt, earlier: Sequence[_Attemp
         step = f"Put {IMPORT_HINTS[error.name]} in the first line of the cell."
     elif "ellipsis" in message.lower():
         step = "One ... is still waiting for your code."
-    elif "xor" in message or "for ^" in message:
+    elif "bool tensor" in message:
+        step = "Truth values cannot be subtracted: .float() first, or combine them with &, | and ~."
+    elif "infer output dtype" in message:
+        step = "A mean of truth values or whole numbers needs .float() before it."
+    elif "ambiguous" in message:
+        step = "if, and, or and not want one truth value. Place by place in tensors it is &, | and ~, with brackets "
+        step += "around each comparison; .any() or .all() makes one of many."
+    elif "require grad" in message:
+        step = "Nothing that should learn is on the way to this value: was it computed under no_grad(), detached, or "
+        step += "is .requires_grad_() missing?"
+    elif "bitwise_xor" in message or "for ^" in message:
         step = "In Python a power is **, and ^ is something else."
     elif "return_types" in message:
         step = "max(dim=...) and min(dim=...) give values and indices: take .values."
@@ -435,11 +445,11 @@ def format_value(value: Any) -> str:
     return f"{number:.0f}" if number.is_integer() and abs(number) < 1e15 else f"{number:.5g}"
 
 
-def _with_printed_output(feedback: Feedback, result: CallResult) -> Feedback:
-    """Add what the learner's function printed, so that printing helps to find mistakes."""
+def with_printed_output(feedback: Feedback, result: CallResult) -> Feedback:
+    """The feedback, and below it what the learner's code printed, so that printing helps to find mistakes."""
     lines = result.printed.strip("\n").splitlines()
     if not lines or feedback.outcome is Outcome.NOT_ATTEMPTED:
         return feedback
     output = "\n".join(f"    {line[:120]}" for line in lines[:10]) + ("\n    ..." if len(lines) > 10 else "")
-    text = f"{feedback.text}\n\nYour function printed:\n{output}"
+    text = f"{feedback.text}\n\nIt printed:\n{output}"
     return Feedback(feedback.outcome, text, feedback.mistake, feedback.opening)

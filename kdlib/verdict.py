@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LARGEST = 1e30  # beyond it a result is what is left of a run that diverged, and its square overflows
+LEAST_SEEDS = 5  # reports show no verdict on fewer: too few to see whether gains scatter as Student's interval assumes
 
 WITHIN = ("data", "student", "teacher", "images", "epochs")
 
@@ -102,8 +103,7 @@ def compare(
         _refuse_two_units(of_method, of_baseline)
     differences = of_method - of_baseline
     n, mean, std = len(differences), float(differences.mean()), float(differences.std(ddof=1))
-    # Equal differences of rounded numbers still differ by a few units in the last place.
-    if std <= 4 * np.finfo(float).eps * max(np.abs(of_method).max(), np.abs(of_baseline).max()):
+    if _is_rounding(std, of_method, of_baseline):
         std, margin = 0.0, math.inf
     else:
         margin = _quantile(confidence, comparisons, n - 1) * std / math.sqrt(n)
@@ -126,9 +126,9 @@ def compare_samples(
     The differences form a table of seeds by samples, whose rows and columns are both drawn from more of their kind: the
     variance of its mean is that of the two-way random effects model, with Satterthwaite's degrees of freedom; but the
     interval is never narrower than that of the seeds alone or of the samples alone, which is needed where seeds are few
-    or comparisons many. (A
-    bootstrap over seeds and samples together counts the scatter that belongs to neither about three times, Owen 2007,
-    and gives wider intervals than needed; tests/test_verdict.py simulates how often each holds.)
+    or comparisons many, and the whole line where all seeds have the same mean difference, as in `compare`. (A bootstrap
+    over seeds and samples together counts the scatter that belongs to neither about three times, Owen 2007, and gives
+    wider intervals than needed; tests/test_verdict.py simulates how often each holds.)
     Raises what `compare` raises, and ValueError for less than two samples or runs with different numbers of them.
     """
     _check_options(confidence, comparisons, better)
@@ -147,7 +147,10 @@ def compare_samples(
         )
     differences = first - second
     mean, std = float(differences.mean()), float(differences.mean(1).std(ddof=1))
-    margin = _margin_over_both(differences, confidence, comparisons)
+    if _is_rounding(std, first, second):
+        std, margin = 0.0, math.inf
+    else:
+        margin = _margin_over_both(differences, confidence, comparisons)
     low, high = mean - margin, mean + margin
     return Comparison(len(first), mean, std, low, high, confidence, comparisons, _verdict(low, high, better))
 
@@ -245,8 +248,13 @@ def _of_same_samples(first: Any, second: Any) -> tuple[np.ndarray, np.ndarray]:
     return one, other
 
 
+def _is_rounding(std: float, first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether all seeds agree: equal differences of rounded numbers still differ by a few units in the last place."""
+    return bool(std <= 4 * np.finfo(float).eps * max(np.abs(first).max(), np.abs(second).max()))
+
+
 def _margin_over_both(differences: np.ndarray, confidence: float, comparisons: int) -> float:
-    """Half the interval of the mean of a table of seeds by samples, both of them random."""
+    """Half the interval of the mean of a table of seeds by samples, both of them random; the seeds have a scatter."""
     from scipy import stats
 
     seeds, samples = differences.shape
@@ -256,8 +264,6 @@ def _margin_over_both(differences: np.ndarray, confidence: float, comparisons: i
     a, free_a = samples * float(((of_seeds - mean) ** 2).sum()) / (seeds - 1), seeds - 1
     b, free_b = seeds * float(((of_samples - mean) ** 2).sum()) / (samples - 1), samples - 1
     e, free_e = float((rest**2).sum()) / ((seeds - 1) * (samples - 1)), (seeds - 1) * (samples - 1)
-    if a == b == 0:
-        return math.inf  # no scatter to judge the mean by
     # Never narrower than by the seeds alone or the samples alone: where a scatter comes out small by chance, the
     # degrees of freedom of the sum jump up, and few seeds would miss far too often, in a large family most.
     found, total = [(a, float(free_a)), (b, float(free_b))], a + b - e

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_silent_faults import CPU, module, net, split
 from torch import nn
 
 from kdlib import models, train
 from kdlib.recipes import Recipe
 from kdlib.study.runs_file import RUN_COLUMNS, SessionLog, read_frame, read_rows, read_sessions
 from kdlib.teachers import CachedTeacher
-from test_silent_faults import CPU, module, net, split
 
 DEEP = "[" * 200_000 + "]" * 200_000
 DEEP_OBJECT = '{"a":' * 200_000 + "1" + "}" * 200_000

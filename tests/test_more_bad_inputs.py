@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_silent_faults import CPU, IMAGES, LABELS, fit, loader, module, net, split
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,7 +26,6 @@ from kdlib.data import Augmentation
 from kdlib.methods import Feature, HardLabels, Logit, Relation
 from kdlib.recipes import Recipe
 from kdlib.teachers import CachedTeacher, Ensemble
-from test_silent_faults import CPU, IMAGES, LABELS, fit, loader, module, net, split
 
 KINDS: dict[str, Any] = {
     **{"None": None, "a text": "x", "a dict": {}, "a list": [], "a float": 1.5, "below zero": -1, "NaN": float("nan")},

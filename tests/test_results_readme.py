@@ -201,6 +201,22 @@ def test_a_loss_is_in_italics(tmp_path: Path) -> None:
     assert not cell.endswith("**")
 
 
+@pytest.mark.parametrize(("seeds", "marked"), [(3, False), (4, False), (5, True)])
+def test_fewer_than_five_seeds_have_no_verdict(tmp_path: Path, seeds: int, marked: bool) -> None:
+    for student, gain in {"resnet8": 0.05, "resnet18": -0.05}.items():
+        write(tmp_path, skip=all_but("hard", "kd"), student=student, seeds=range(seeds), score=planted(gain))
+    cells = gains(tmp_path)["logits (KD)"]
+    assert [cell.strip("*")[0] for cell in cells] == ["+", "-"]
+    assert ["*" in cell for cell in cells] == [marked, marked]
+
+
+@pytest.mark.parametrize("name", [".", "long", "long/sixty-epochs"])
+def test_a_shipped_table_with_gains_has_a_legend(name: str) -> None:
+    above = (SHIPPED.parent / name / "README.md").read_text().split(GAINS_MARKER)[0].rpartition("\n## ")[2]
+    assert "**bold**" in above
+    assert "fewer than five seeds" in " ".join(above.split())
+
+
 def test_columns_are_budgets_in_order_and_a_method_that_was_not_run_is_empty(tmp_path: Path) -> None:
     write(tmp_path, skip=all_but("hard", "kd", "rkd"), student="resnet18", seeds=range(3))
     write(tmp_path, skip=all_but("hard", "kd", "dkd"))

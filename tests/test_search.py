@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import shutil
@@ -829,13 +830,26 @@ def test_a_diverged_run_is_said_and_is_in_no_mean(judged: search.Judged) -> None
     assert "defaults diverged at seeds 1" in str(partly)
 
 
-def test_there_is_no_verdict_by_the_seeds_at_which_a_setting_survived() -> None:
-    def runs(arm: str, accuracies: list[float | None]) -> list[dict[str, Any]]:
-        return [
-            {"arm": arm, "seed": seed, "test_accuracy": one, "validation_accuracy": one, "error": "" if one else "nan"}
-            for seed, one in enumerate(accuracies)
-        ]
+def runs(arm: str, accuracies: list[float | None]) -> list[dict[str, Any]]:
+    """Rows of an arm with these accuracies by seed, None where it diverged."""
+    return [
+        {"arm": arm, "seed": seed, "test_accuracy": one, "validation_accuracy": one, "error": "" if one else "nan"}
+        for seed, one in enumerate(accuracies)
+    ]
 
+
+def test_seeds_that_agree_give_the_winners_curse_no_interval() -> None:
+    arms = (judging.Arm("found", "resnet8", Settings(), 9.0, 0.73),)
+    judged = search.Judged(None, arms, tuple(runs("found", [0.7142, 0.7142])), None, 1.0)  # type: ignore[arg-type]
+    curse = judged.curses["found"]
+    assert (curse.fresh, curse.excess) == pytest.approx((0.7142, 0.0158))
+    assert not math.isfinite(curse.low)
+    assert not math.isfinite(curse.high)
+    assert "no scatter between seeds" in str(judged)
+    assert "inf" not in str(judged)
+
+
+def test_there_is_no_verdict_by_the_seeds_at_which_a_setting_survived() -> None:
     arms = tuple(judging.Arm(name, "resnet8", Settings(), 9.0, 0.9) for name in ("found", "defaults", "random search"))
     good, broken = [0.88, 0.881, 0.882, 0.883], [0.89, 0.8912, 0.8919, None]
     found_diverged = [*runs("found", broken), *runs("defaults", good), *runs("random search", good)]
@@ -874,6 +888,18 @@ def test_report_tables_facts_and_picture(judged: search.Judged, tmp_path: Path) 
     with Image.open(folder / "search.png") as image:
         assert image.width > 900
         assert len(image.convert("RGB").getcolors(1_000_000)) > 20
+
+
+def test_the_report_says_where_the_seeds_of_the_winners_curse_agree(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    found = search.run(blobs, teacher=teacher, trials=2, epochs=1, **TINY)
+    arms = (judging.Arm("found", found.best.student, found.best.settings, 2.0, 0.73),)
+    rows = tuple(row | {"epochs": 1, "seconds": 1.0} for row in runs("found", [0.7142, 0.7142]))
+    search.Judged(found, arms, rows, None, 1.0).save(tmp_path)
+    assert "71.42 % there (no scatter between seeds)" in (tmp_path / "report.md").read_text()
+    facts = json.loads((tmp_path / "search.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+    assert facts["judged"]["winners_curse"]["found"]["low"] is None
 
 
 @pytest.mark.slow

@@ -405,6 +405,18 @@ def test_equal_answers_of_all_runs_are_inconclusive() -> None:
     assert str(compared(np.zeros((3, 5))).verdict) == "INCONCLUSIVE"
 
 
+@pytest.mark.parametrize("family", [1, 14])
+@pytest.mark.parametrize("scale", [1.0, 0.1])  # 0.1 is not exact: the last places of the means differ
+def test_seeds_that_gain_the_same_on_different_samples_say_nothing_of_their_scatter(family: int, scale: float) -> None:
+    table = np.zeros((2, 10_000))
+    table[0, 1000:1150] = table[1, 4000:4150] = scale
+    both = compared(table, comparisons=family)
+    alone = compare(table.mean(1).tolist(), [0.0, 0.0], comparisons=family)
+    assert both.mean == pytest.approx(0.015 * scale)
+    for found in (both, alone):
+        assert (found.std, found.low, found.high, found.verdict) == (0, -math.inf, math.inf, "INCONCLUSIVE")
+
+
 # --- two networks on the same test samples
 
 

@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from course.capstone.document import PLACEHOLDER, SECTIONS, Report
+from course.capstone.document import PLACEHOLDER, Report
 from course.capstone.evidence import CONTROLS, Evidence
 from course.capstone.numbers import Written, all_numbers, first_number, with_units
+from kdlib.verdict import LEAST_SEEDS
 
-LEAST_SEEDS = 5
 MOST_WORDS = 900
 SAME_STUDENT = 0.01  # by how much the accuracy of a student that was trained again may differ on another machine
 NOTHING = {"", "-", "?", "none", "unknown", "n/a", "not known", "no"}
@@ -28,7 +28,8 @@ def check(report: Report, evidence: Evidence) -> list[str]:
 
 def complete(report: Report, evidence: Evidence) -> Iterator[str]:
     """Nothing is left open, and it is one page."""
-    left = [name for name in SECTIONS if PLACEHOLDER in report.sections[name]]
+    places = {"the title": report.front["title"], "the heading": report.heading, **report.sections}
+    left = [name for name, text in places.items() if PLACEHOLDER in text]
     if left:
         yield f"{PLACEHOLDER} is left in {', '.join(left)}. Put a sentence there, or a number from the files."
     if report.words > MOST_WORDS:

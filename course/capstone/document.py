@@ -16,11 +16,12 @@ LARGEST = 100_000  # characters of a report
 class Report:
     """A report that has all its parts.
 
-    front: the front matter by name. sections: their text by heading.
+    front: the front matter by name. heading: what stands before the first section. sections: their text by heading.
     """
 
     path: Path
     front: dict[str, str]
+    heading: str
     sections: dict[str, str]
 
     def file(self, name: str) -> Path:
@@ -97,4 +98,4 @@ def read_report(path: str | Path) -> Report:
             f"{path} has no section {', '.join(f'## {name}' for name in absent)}, or nothing in it. A report has: "
             f"{', '.join(SECTIONS)}."
         )
-    return Report(path, front, sections)
+    return Report(path, front, parts[0], sections)

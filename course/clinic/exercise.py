@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from course import plots, sandbox
+from course import code_grading, plots, sandbox
 from course.clinic import figure, script, ward
 from course.clinic.cases import CASES, DIAGNOSES, Case
 from course.clinic.script import ScriptError
@@ -136,13 +136,17 @@ class Patient:
         except ScriptError as error:
             return Feedback(Outcome.ERROR, str(error)), None
         result = sandbox.call(_try, [text], TIME_LIMIT)
+        trial = result.value
         if result.timed_out:
-            return Feedback(Outcome.ERROR, f"It was stopped after {TIME_LIMIT:g} seconds."), None
-        if result.error is not None:
-            return Feedback(Outcome.ERROR, f"The script ended with {type(result.error).__name__}."), None
-        if isinstance(result.value, str):
-            return Feedback(Outcome.ERROR, result.value), None
-        return self._judge(result.value), result.value.course
+            feedback = Feedback(Outcome.ERROR, f"It was stopped after {TIME_LIMIT:g} seconds.")
+        elif result.error is not None:
+            feedback = Feedback(Outcome.ERROR, f"The script ended with {type(result.error).__name__}.")
+        elif isinstance(trial, str):
+            feedback = Feedback(Outcome.ERROR, trial)
+        else:
+            feedback = self._judge(trial)
+        feedback = code_grading.with_printed_output(feedback, result)
+        return feedback, trial.course if isinstance(trial, _Trial) else None
 
     def _judge(self, trial: _Trial) -> Feedback:
         """By what the doctor finds now, and whether it is the training that the author describes."""
@@ -151,6 +155,13 @@ class Patient:
         # A term that became 0 shows in the gradient; one that is 0 because alpha is 0 does no harm.
         expected = _consequences(self.case) | {"term-trivial"}
         new = [one for one in trial.report.faults if one.check not in expected]
+        cured = script.prepare(self.cured_source)
+        same = _same_gradient(trial.gradient, cured.first_gradient())
+        same_large = _same_gradient(trial.large, cured.first_gradient(LARGE))
+        if left == ["d"] and same and same_large:  # the doctor tries other sizes as well
+            text = "For this task the gradient is right now, but a number is written into the formula: with "
+            text += "other sizes, such as more classes or a smaller batch, it would be wrong. Take it from the tensor."
+            return Feedback(Outcome.WRONG, text, "written number")
         if left:
             gone = len(self.case.faults) - len(left)
             text = "One fault is gone, the other is not." if gone else "The fault is still there."
@@ -158,12 +169,11 @@ class Patient:
         if new:
             text = f"What was wrong is gone, but the doctor finds something else, {new[0].check}.\n\n{new[0].measured}"
             return Feedback(Outcome.WRONG, text, new[0].check)
-        cured = script.prepare(self.cured_source)
-        if not _same_gradient(trial.gradient, cured.first_gradient()):
+        if not same:
             text = "The doctor finds no fault, but it is not the training that the first line describes: for the same "
             text += "batch the gradient is another one. Change only what is wrong."
             return Feedback(Outcome.WRONG, text, "another training")
-        if not _same_gradient(trial.large, cured.first_gradient(LARGE)):
+        if not same_large:
             text = "For this batch it is right, but a student that is sure and wrong gets another gradient than it "
             text += "should, or none: a number added to a probability, or a clamp, hides how wrong it is. log_softmax "
             text += "needs neither."

@@ -58,6 +58,7 @@ BUDGET_COLUMNS = ("data", "network", "images", "epochs")
 CONFIG_COLUMNS = (*BUDGET_COLUMNS, "technique", "amount", "bits", "training", "seed", "learning_rate")
 PROCESS_COLUMNS = ("seconds", "device", "threads", "kdlib", "torch", "error")
 TRIAL_COLUMNS = (*CONFIG_COLUMNS, "validation_accuracy", *PROCESS_COLUMNS)  # nothing of the test set
+GAIN_COLUMNS = ("technique", "raw", "hard", "kd", "gain", "low", "high", "n", "verdict")
 RUN_COLUMNS = (
     *CONFIG_COLUMNS,
     *("parameters", "nonzero", "bytes", "zipped_bytes", "macs", "validation_accuracy", "test_accuracy"),
@@ -449,16 +450,20 @@ def gains(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
     """What KD adds to hard labels for each technique whose runs are paired: points of test accuracy, and the interval.
 
     Columns: technique, raw, hard, kd (means in per cent, raw without a value for fresh weights), gain, low, high (95 %,
-    each on its own), n, verdict.
+    each on its own), n, verdict. Where a seed diverged there are no numbers: the others would be a choice of seeds.
     """
     import pandas as pd
 
     made = []
     for name in dict.fromkeys(row["technique"] for row in rows):
+        of_technique = [row for row in rows if row["technique"] == name]
+        diverged = [f"seed {row['seed']} of {row['training']}" for row in of_technique if not row["test_accuracy"]]
+        if diverged:
+            made.append({"technique": name, "verdict": f"none: {', '.join(diverged)} diverged"})
+            continue
         scores: dict[str, dict[int, float]] = {}
-        for row in rows:
-            if row["technique"] == name and row["test_accuracy"]:
-                scores.setdefault(row["training"], {})[int(row["seed"])] = 100 * float(row["test_accuracy"])
+        for row in of_technique:
+            scores.setdefault(row["training"], {})[int(row["seed"])] = 100 * float(row["test_accuracy"])
         shared = sorted(scores.get(HARD, {}).keys() & scores.get(KD, {}).keys())
         if len(shared) < 2:
             continue
@@ -469,7 +474,7 @@ def gains(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
             {"technique": name, "raw": means[RAW], "hard": means[HARD], "kd": means[KD], "gain": found.mean}
             | {"low": found.low, "high": found.high, "n": found.n, "verdict": str(found.verdict)}
         )
-    return pd.DataFrame(made)
+    return pd.DataFrame(made, columns=GAIN_COLUMNS)
 
 
 def compression(

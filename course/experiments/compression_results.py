@@ -6,11 +6,13 @@
         print(gain)
 
 Networks that were not trained any further come from `compression_sweep`, all others from `compression`. Accuracies are
-of the test images, in per cent; gains in points. What has not been run yet is left out.
+of the test images, in per cent; gains in points. What has not been run yet is left out. A network of which a seed
+diverged is not: it has no mean and no gain, and to ask for them is an error.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from course.experiments.compression import HARD, KD, RAW, Budget
 from course.experiments.compression_sweep import BITS, WHOLE, ZEROS, path_in
+from course.experiments.several_results import refuse_diverged
 from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.errors import unknown_name
@@ -50,7 +53,7 @@ class Network:
     """One way of compressing and one training of the result.
 
     accuracies: by seed, in per cent; one for what has no seed. parameters, nonzero, bytes, zipped_bytes, macs: of one
-    network, the mean over the seeds. bits: of each weight.
+    network, the mean over these seeds, nan without any. bits: of each weight. diverged: other seeds, with their errors.
     """
 
     technique: str
@@ -62,6 +65,7 @@ class Network:
     bytes: float
     zipped_bytes: float
     macs: float
+    diverged: tuple[tuple[int, str], ...] = ()
 
     @property
     def title(self) -> str:
@@ -69,9 +73,15 @@ class Network:
         return TITLES[self.technique]
 
     @property
+    def by_seed(self) -> dict[int, float]:
+        """The accuracies by seed, in per cent. Raises ValueError where a seed diverged."""
+        refuse_diverged(f"{self.title}, {TRAININGS[self.training]},", dict(self.diverged))
+        return dict(self.accuracies)
+
+    @property
     def accuracy(self) -> float:
-        """The mean over the seeds, in per cent."""
-        return sum(value for _, value in self.accuracies) / len(self.accuracies)
+        """The mean over the seeds, in per cent. Raises ValueError where one diverged."""
+        return sum(self.by_seed.values()) / len(self.accuracies)
 
     def cost(self, name: str) -> float:
         """One of COSTS; ValueError for another name."""
@@ -156,12 +166,15 @@ class CompressionResults:
     def gains(self) -> list[Gain]:
         """What distillation adds to hard labels for each technique that has two seeds of both or more.
 
-        The intervals hold together with 95 % (Bonferroni over the techniques).
+        The intervals hold together with 95 % (Bonferroni over the techniques). Raises ValueError where a seed diverged.
         """
         return self.answer([Question(TITLES[name], (name, KD), (name, HARD)) for name in self.trained])
 
     def answer(self, questions: Sequence[Question]) -> list[Gain]:
-        """Those of these comparisons whose runs are there; their intervals hold together with 95 %."""
+        """Those of these comparisons whose runs are there; their intervals hold together with 95 %.
+
+        Raises ValueError for a network of which a seed diverged.
+        """
         asked = []
         for question in questions:
             one, other = self.by_key.get(question.network), self.by_key.get(question.baseline)
@@ -177,7 +190,7 @@ class CompressionResults:
     def front(self, cost: str) -> list[Network]:
         """The networks to which none is superior: none has at most their cost and a higher accuracy. Cheapest first.
 
-        cost: one of COSTS. Raises ValueError for another name.
+        cost: one of COSTS. Raises ValueError for another name, and for a network of which a seed diverged.
         """
         best: list[Network] = []
         for one in sorted(self.by_key.values(), key=lambda one: (one.cost(cost), -one.accuracy)):
@@ -189,6 +202,7 @@ class CompressionResults:
         """One row a technique that was trained further: what a network costs, accuracies in %, and how many seeds.
 
         Columns: kB of the file, million MACs, accuracy raw (not trained further), on hard labels and distilled, seeds.
+        Raises ValueError for a network of which a seed diverged.
         """
         import pandas as pd
 
@@ -204,25 +218,29 @@ class CompressionResults:
 
 
 def _shared(one: Network, other: Network) -> tuple[dict[int, float], dict[int, float]]:
-    sides = dict(one.accuracies), dict(other.accuracies)
+    sides = one.by_seed, other.by_seed
     seeds = [seed for seed in sides[0] if seed in sides[1]]
     return {seed: sides[0][seed] for seed in seeds}, {seed: sides[1][seed] for seed in seeds}
 
 
 def summarize(rows: Iterable[dict[str, str]]) -> tuple[Network, ...]:
-    """The networks behind rows of either experiment, in the order of the rows; runs that diverged are left out."""
+    """The networks behind rows of either experiment, in the order of the rows."""
     groups: dict[Key, list[dict[str, str]]] = {}
     for row in rows:
-        if row["test_accuracy"] and row["technique"] in TITLES:
+        if row["technique"] in TITLES:
             groups.setdefault((row["technique"], row.get("training", RAW)), []).append(row)
     return tuple(_network(*key, group) for key, group in groups.items())
 
 
 def _network(technique: str, training: str, rows: Sequence[dict[str, str]]) -> Network:
-    accuracies = sorted((int(row.get("seed", 0)), 100 * float(row["test_accuracy"])) for row in rows)
+    finished = [row for row in rows if row["test_accuracy"]]
+    diverged = sorted((int(row["seed"]), row["error"]) for row in rows if not row["test_accuracy"])
+    accuracies = sorted((int(row.get("seed", 0)), 100 * float(row["test_accuracy"])) for row in finished)
     sizes = ("parameters", "nonzero", "bytes", "zipped_bytes", "macs")
-    means = {name: sum(float(row[name]) for row in rows) / len(rows) for name in sizes}
-    return Network(technique, training, tuple(accuracies), int(rows[0]["bits"]), **means)
+    means = {
+        name: sum(float(row[name]) for row in finished) / len(finished) if finished else math.nan for name in sizes
+    }
+    return Network(technique, training, tuple(accuracies), int(rows[0]["bits"]), **means, diverged=tuple(diverged))
 
 
 @lru_cache(maxsize=4)

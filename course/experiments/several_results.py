@@ -5,12 +5,12 @@
     for gain in own.compare("best single"):
         print(gain)
 
-Accuracies are of the test images, in per cent; gains in points. Runs that diverged are left out.
+Accuracies are of the test images, in per cent; gains in points. A way of which a seed diverged has no mean and no gain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,22 +26,42 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def refuse_diverged(name: str, diverged: Mapping[int, str]) -> None:
+    """Raise ValueError, with seeds and error, where there are any: to judge by the others would be to choose seeds.
+
+    name: of what was trained, as the sentence begins. diverged: errors by seed.
+    """
+    if diverged:
+        seeds = f"seed{'s' * (len(diverged) > 1)} {', '.join(map(str, diverged))}"
+        raise ValueError(
+            f"{name} diverged at {seeds}: {next(iter(diverged.values())).rstrip('.') or 'no error noted'}. The other "
+            "seeds alone give no mean and no verdict. Run all of its seeds anew, with a smaller learning rate."
+        )
+
+
 @dataclass(frozen=True)
 class Taught:
     """One way: its students' accuracies by seed, and the mean accuracy of what taught them (None: nothing did).
 
-    seeds: of `accuracies`, in the same order.
+    seeds: of `accuracies`, in the same order. diverged: the seeds that have none, with their errors.
     """
 
     way: str
     seeds: tuple[int, ...]
     accuracies: tuple[float, ...]
     teacher: float | None
+    diverged: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """The accuracies by seed. Raises ValueError where a seed diverged."""
+        refuse_diverged(repr(self.way), dict(self.diverged))
+        return dict(zip(self.seeds, self.accuracies, strict=True))
 
     @property
     def accuracy(self) -> float:
-        """The mean over the seeds."""
-        return sum(self.accuracies) / len(self.accuracies)
+        """The mean over the seeds. Raises ValueError where one diverged."""
+        return sum(self.by_seed.values()) / len(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -76,19 +96,22 @@ class SeveralResults:
         """Each of these ways (default: all) against one; the 95 % intervals hold together (Bonferroni).
 
         comparisons: how many intervals hold together, where others are read beside these; default, these.
-        Raises ValueError for a way that was not run, and for less than two shared seeds.
+        Raises ValueError for a way that was not run, or of which a seed diverged, and for less than two shared seeds.
         """
         chosen = [name for name in (self.ways if ways is None else ways) if name != baseline]
         return [self._gain(name, baseline, comparisons or len(chosen)) for name in chosen]
 
     def _gain(self, way: str, baseline: str, comparisons: int) -> Gain:
-        one, other = (dict(zip(self[name].seeds, self[name].accuracies, strict=True)) for name in (way, baseline))
+        one, other = (self[name].by_seed for name in (way, baseline))
         shared = sorted(one.keys() & other.keys())
         sides = [{seed: side[seed] for seed in shared} for side in (one, other)]
         return Gain(way, baseline, verdict.compare(*sides, comparisons=comparisons, same_unit=True))
 
     def table(self, ways: Sequence[str] | None = None) -> pd.DataFrame:
-        """One row a way: the accuracy of what taught, of the student, its standard deviation, and the seeds."""
+        """One row a way: the accuracy of what taught, of the student, its standard deviation, and the seeds.
+
+        Raises ValueError for a way that was not run, or of which a seed diverged.
+        """
         import pandas as pd
 
         rows = {}
@@ -120,17 +143,18 @@ def load(part: str, folder: Path | None = None) -> SeveralResults:
         )
     groups: dict[str, list[dict[str, str]]] = {}
     for row in read_rows(path):
-        if row["test_accuracy"]:
-            groups.setdefault(row["way"], []).append(row)
+        groups.setdefault(row["way"], []).append(row)
     return SeveralResults(part, {way: _taught(way, rows) for way, rows in groups.items()})
 
 
 def _taught(way: str, rows: list[dict[str, str]]) -> Taught:
     rows = sorted(rows, key=lambda row: int(row["seed"]))
+    finished = [row for row in rows if row["test_accuracy"]]
     teachers = [100 * float(row["teacher_accuracy"]) for row in rows if row["teacher_accuracy"]]
     return Taught(
         way,
-        tuple(int(row["seed"]) for row in rows),
-        tuple(100 * float(row["test_accuracy"]) for row in rows),
+        tuple(int(row["seed"]) for row in finished),
+        tuple(100 * float(row["test_accuracy"]) for row in finished),
         sum(teachers) / len(teachers) if teachers else None,
+        tuple((int(row["seed"]), row["error"]) for row in rows if not row["test_accuracy"]),
     )

@@ -168,7 +168,7 @@ class Attention(Explorer):
         self._title = first.set_title(max(self.selection.classes, key=len), loc="center")
         self._images, self._maps, self._captions = [first.imshow(blank, cmap="gray", vmin=0, vmax=1)], {}, {}
         for name, axes in zip(names, others, strict=True):
-            axes.set_title(name, loc="center", fontweight="bold", color=roles[name].colour)
+            axes.set_title(name, loc="center", fontweight="bold", color=roles[name].ink)
             self._images.append(axes.imshow(blank, cmap="gray", vmin=0, vmax=1))
             self._maps[name] = axes.imshow(np.zeros((2, 2)), extent=extent, cmap="cividis", interpolation="nearest")
             caption = {"ha": "center", "va": "top", "fontsize": 9, "transform": axes.transAxes}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from course import plots
+from course.explorers.named_slider import is_slider, named_slider
 from kdlib.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VIEW = "application/vnd.jupyter.widget-view+json"
-GRID_COLUMNS = "repeat(auto-fill, minmax(22rem, 1fr))"
-CONTROL_STYLE: dict[str, Any] = {"style": {"description_width": "initial"}, "layout": {"width": "22rem"}}
+GRID_COLUMNS = "repeat(auto-fill, minmax(min(22rem, 100%), 1fr))"  # a telephone has less than 22rem
+CONTROL_STYLE: dict[str, Any] = {
+    "style": {"description_width": "initial"},
+    "layout": {"width": "auto", "max_width": "22rem"},
+}
 
 
 class Explorer:
@@ -72,10 +76,11 @@ class Explorer:
         self.figure.set_layout_engine("none")  # and the axes stay there
         self.image, self._text, self._status = _image_widget(widgets, self.alt), widgets.HTML(), widgets.HTML()
         self._refresh()  # an exception is not caught here: there is no earlier picture that could be kept
+        controls = [named_slider(widgets, one) if is_slider(one) else one for one in self.controls.values()]
         for control in self.controls.values():
             control.observe(self._on_change, names="value")
         # Columns of one width, as many as the page has room for.
-        grid = widgets.GridBox(list(self.controls.values()), layout={"grid_template_columns": GRID_COLUMNS})
+        grid = widgets.GridBox(controls, layout={"grid_template_columns": GRID_COLUMNS})
         self.view = widgets.VBox([grid, self._status, self.image, self._text])
 
     # What a subclass implements.
@@ -153,7 +158,10 @@ class Explorer:
         return f"{self.name} explorer: {values}"
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Live widgets where there is a kernel, else an image with its alt text, else a line of text."""
+        """Live widgets where there is a kernel, else an image, else a line of text.
+
+        The alt text is in the image's metadata, of which JupyterLab reads the size alone: it never shows it.
+        """
         view = self.view._repr_mimebundle_()[VIEW]
         data = {VIEW: view, "image/png": plots.reduce_colours(self.png()), "text/plain": repr(self)}
         return data, {"image/png": {"alt": self.alt}}

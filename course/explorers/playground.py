@@ -83,7 +83,8 @@ class Playground(Explorer):
         self.run_button = button("Run", "play", "Train, step by step", self._toggle)
         self.reset_button = button("Reset", "refresh", "Both students from their initial weights", self.reset)
         self._progress = widgets.Label()
-        self._buttons = widgets.HBox([self.run_button, self.reset_button, self._progress])
+        row = {"flex_flow": "row wrap"}
+        self._buttons = widgets.HBox([self.run_button, self.reset_button, self._progress], layout=row)
         default = Settings()
 
         def slider(kind: str, name: str, low: float, high: float, step: float, text: str, **options: Any) -> Any:
@@ -101,10 +102,10 @@ class Playground(Explorer):
             "unlabelled": slider("IntSlider", "unlabelled", 0, MAX_UNLABELLED, 50, "Unlabelled points"),
             "hidden": slider("IntSlider", "hidden", 2, 32, 1, "Hidden units"),
             "seed": slider("IntSlider", "seed", 0, 19, 1, "Seed"),
-            "argmax": widgets.ToggleButton(
+            "argmax": widgets.Checkbox(
                 value=default.argmax,
                 description="Teacher's argmax as labels",
-                tooltip="The teacher gives its best class of each point, and no soft label",
+                indent=False,
                 layout=CONTROL_STYLE["layout"],
             ),
         }

@@ -97,7 +97,7 @@ class _DecisionMap:
     def __init__(self, axes: Axes, role: plots.Role, title: str) -> None:
         from matplotlib.collections import LineCollection
 
-        axes.set_title(title, color=role.colour, fontweight="bold", pad=19)
+        axes.set_title(title, color=role.ink, fontweight="bold", pad=19)
         self.numbers = axes.text(0, 1.02, "right 100.0%, as teacher 100.0%", transform=axes.transAxes, fontsize=9)
         limits = (-AXIS_LIMIT, AXIS_LIMIT)
         axes.set(xlim=limits, ylim=limits, xticks=(-1, 0, 1), yticks=(-1, 0, 1))

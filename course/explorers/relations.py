@@ -143,7 +143,7 @@ class Relations(Explorer):
         self._axes = (left, right, trend)
         self._roles = plots.roles_for(list(self.students))
         self._maps = [axes.imshow(np.zeros((2, 2)), aspect="auto", interpolation="nearest") for axes in (left, right)]
-        look = {"fontweight": "bold", "color": plots.TEACHER.colour}
+        look = {"fontweight": "bold", "color": plots.TEACHER.ink}
         self._titles = [axes.set_title(TEACHER, **look) for axes in (left, right)]
         self._numbers = [self._make_numbers(axes) for axes in (left, right)]
         self._separators = [self._make_separators(axes) for axes in (left, right)]
@@ -188,7 +188,7 @@ class Relations(Explorer):
         drawn = (relation, layers, student)
         self.draw_cached(drawn, lambda: self._update_cached(result, RELATIONS[relation], layers))
         self._show_matrix(1, result.student, result, RELATIONS[relation])
-        self._titles[1].set(text=f"{student}, {snapshot}", color=self._roles[student].colour)
+        self._titles[1].set(text=f"{student}, {snapshot}", color=self._roles[student].ink)
         step = self.snapshots.index(snapshot)
         value = result.losses[student][step]
         self._marker.set_data([step], [np.nan if value is None else value])

@@ -46,7 +46,7 @@ class SearchReplay(Explorer):
     alt = (
         "Left: a heat map of validation accuracies over alpha and temperature, only the settings tried so far, each "
         "with the number of its trial; a frame marks the best of them. Right: against the trials, a dashed line for "
-        "what the best setting promises in the seed of the search, and a solid one, lower, for the mean of the same "
+        "what the best setting promises in the seed of the search, and a solid one for the mean of the same "
         "setting in the other seeds; a dotted line for T 4, alpha 0.1 in the other seeds."
     )
     size = (10.4, 4.2)

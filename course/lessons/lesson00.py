@@ -202,14 +202,14 @@ ONE_SEED = QuestionSpec(
     answer_key=MultipleChoice(
         (
             Option(
-                "Testing the same two students a second time on the same test images",
-                "The same weights on the same images give the same accuracy: nothing new is learned.",
-            ),
-            Option(
                 "Repeating the pair with at least five other seeds, all gaps taken together",
                 "Each pair shares a seed, so its gap is due to the teacher and to chance; several gaps show how large "
                 "chance is, and an interval around their mean says whether 0 is still possible.",
                 correct=True,
+            ),
+            Option(
+                "Testing the same two students a second time on the same test images",
+                "The same weights on the same images give the same accuracy: nothing new is learned.",
             ),
             Option(
                 "A distilled student trained with five seeds, of which the best is compared with the twin",

@@ -197,12 +197,6 @@ LINES = QuestionSpec(
                 "any was added.",
             ),
             Option(
-                "A stored zero takes as many bytes as any float; few bits save bytes, and no MACs",
-                "The file has four bytes for each float, be it zero or not, and fewer for one of few bits. MACs are "
-                "counted from the shapes of the layers, which neither zeros nor bits change.",
-                correct=True,
-            ),
-            Option(
                 "Zeros save nothing, because neither of the two costs falls with them",
                 "The zipped file does become smaller, as you measured; and hardware or kernels that leave out zeros "
                 "exist. The figure shows neither of them.",
@@ -210,6 +204,12 @@ LINES = QuestionSpec(
             Option(
                 "Few bits are better than zeros, because they lie further to the left at the same MACs",
                 "At 2 bits without further training the network is lost. To be better it must be as accurate, too.",
+            ),
+            Option(
+                "A stored zero takes as many bytes as any float; few bits save bytes, and no MACs",
+                "The file has four bytes for each float, be it zero or not, and fewer for one of few bits. MACs are "
+                "counted from the shapes of the layers, which neither zeros nor bits change.",
+                correct=True,
             ),
         )
     ),

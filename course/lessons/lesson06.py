@@ -33,7 +33,14 @@ def _features() -> list[Case]:
         "Its length is 0, and 0/0 is NaN. With length = norm(dim=1, keepdim=True) of the rows, dividing by "
         "length.clamp(min=1e-12) leaves zeros zero."
     )
-    return [Case((small,)), *random, Case((dead,), "a layer that answers an image with zeros only", advice)]
+    faint = 0.03 * torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(64))
+    limit = "A limit as large as these lengths leaves the rows short. It is there for 0 only: clamp(min=1e-12)."
+    return [
+        Case((small,)),
+        *random,
+        Case((dead,), "a layer that answers an image with zeros only", advice),
+        Case((faint,), "small activations", limit),
+    ]
 
 
 def _energy(f: Tensor) -> Tensor:
@@ -476,16 +483,16 @@ SCALE = QuestionSpec(
     answer_key=MultipleChoice(
         (
             Option(
-                "The student looks at the wrong places at layer3, and at the right ones at layer1",
-                "The loss alone does not say so: two layers with the same angle between their maps already differ by a "
-                "factor of 16.",
-            ),
-            Option(
                 "Little: the number of positions is part of the loss",
                 "The loss is 2 (1 - cosine) divided by the positions: 49 against 784. 784 / 49 = 16, so at the same "
                 "angle the loss at 7 x 7 is 16 times as large. The angle itself says how far the two look at different "
                 "places.",
                 correct=True,
+            ),
+            Option(
+                "The student looks at the wrong places at layer3, and at the right ones at layer1",
+                "The loss alone does not say so: two layers with the same angle between their maps already differ by a "
+                "factor of 16.",
             ),
             Option(
                 "layer3 has more channels, and each adds to the loss",

@@ -307,11 +307,6 @@ CHOOSE = QuestionSpec(
                 "The teacher's layers are out of your reach; all you get are probabilities.",
             ),
             Option(
-                "Logits from log-probabilities, tuned by validation, ten seeds against hard labels",
-                "It can be done with what you get, and it is judged as the study judges.",
-                correct=True,
-            ),
-            Option(
                 "Try every method once on the test pictures, and take the best",
                 "The best of many single runs is partly the luckiest, and the test pictures have then chosen it: their "
                 "accuracy says too much.",
@@ -320,6 +315,11 @@ CHOOSE = QuestionSpec(
                 "Label smoothing: with a ResNet-8 and 1,000 pictures the study finds it as good as logits",
                 "INCONCLUSIVE does not mean equal, and for the ResNet-18 logits are 1.6 points ahead of it. It is good "
                 "as a control.",
+            ),
+            Option(
+                "Logits from log-probabilities, tuned by validation, ten seeds against hard labels",
+                "It can be done with what you get, and it is judged as the study judges.",
+                correct=True,
             ),
         )
     ),

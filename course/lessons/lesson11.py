@@ -122,6 +122,12 @@ def _cut(values: Tensor, low: float, high: float) -> Tensor:
     return scale * (((values / scale).trunc() + zero).clamp(-128, 127) - zero)
 
 
+def _overflows(values: Tensor, low: float, high: float) -> Tensor:
+    scale = (high - low) / 255
+    zero = round(-128 - low / scale)
+    return scale * (((values / scale).round() + zero).clamp(-128, 127).to(torch.int8) - zero)
+
+
 def _unclipped(values: Tensor, low: float, high: float) -> Tensor:
     scale = (high - low) / 255
     return scale * (values / scale).round()
@@ -180,6 +186,12 @@ INT8 = CodeSpec(
             "a broken zero point, added after rounding",
             _broken_zero_beside,
             "Your zero point is not a whole number, so q is none either and fits into no int8. Round it.",
+        ),
+        Mistake(
+            "int8 overflows",
+            _overflows,
+            "Your q is of the type int8, and q - zero does not fit into it, so it wraps around: stay with floats, or "
+            ".float() before you take zero off.",
         ),
         Mistake("zero point cut off", lambda v, low, high: _with(v, low, high, whole=int), _WHOLE_ZERO),
         Mistake("zero point rounded down", lambda v, low, high: _with(v, low, high, whole=math.floor), _WHOLE_ZERO),

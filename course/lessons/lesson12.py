@@ -212,12 +212,6 @@ MATRICES = QuestionSpec(
                 "In both groups each has learned 1,000 pictures and is about as good. Good members do not lift a mean.",
             ),
             Option(
-                "Its members agree less, so that their mistakes can cancel",
-                "What all of them get wrong in the same way, no mean can mend; what only one gets wrong, the others "
-                "outvote. Members that learned from different pictures err apart more often.",
-                correct=True,
-            ),
-            Option(
                 "A mean of probabilities suits unsure networks and harms sure ones",
                 "It listens more to whoever is sure, in both groups. Without disagreement there is nothing to gain by "
                 "any mean.",
@@ -225,6 +219,12 @@ MATRICES = QuestionSpec(
             Option(
                 "Three members of the same pictures are too few for a mean to work",
                 "More members of the same kind would agree as much, and add little. Both groups have three here.",
+            ),
+            Option(
+                "Its members agree less, so that their mistakes can cancel",
+                "What all of them get wrong in the same way, no mean can mend; what only one gets wrong, the others "
+                "outvote. Members that learned from different pictures err apart more often.",
+                correct=True,
             ),
         )
     ),

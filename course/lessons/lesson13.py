@@ -217,13 +217,13 @@ CONTROL = QuestionSpec(
     answer_key=MultipleChoice(
         (
             Option(
-                "Accuracies after more epochs",
-                "Useful, and it may change the order. It would not say whether the score knows more than size.",
-            ),
-            Option(
                 "The same tau for MACs alone",
                 "If size alone orders the networks as well, then the score need not know anything of the teacher.",
                 correct=True,
+            ),
+            Option(
+                "Accuracies after more epochs",
+                "Useful, and it may change the order. It would not say whether the score knows more than size.",
             ),
             Option(
                 "A larger batch for the score",

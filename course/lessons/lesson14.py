@@ -133,11 +133,17 @@ def _cases() -> list[Case]:
 
     none = "a batch without any label"
     how = "The mean of no numbers is NaN: where no label is known, the hard part is 0."
+    far = [
+        torch.tensor(rows, dtype=torch.double)
+        for rows in ([[2000.0, -1500.0, 0.0], [1.0, 2.0, 4000.0]], [[-180.0, 190.0, 0.0], [300.0, 0.0, 1.0]])
+    ]
+    sure, logs = "a student that is sure and wrong", "A softmax that is exactly 0 has no logarithm: use log_softmax."
     return [
         case([2, -100, -100], 2.0, 0.5),
         case([1, -100, 0, -100, -100, 3], 4.0, 0.3),
         case([0, 1, 2, 3], 1.0, 0.9),
         case([-100, -100, -100], 2.0, 0.5, none, how),
+        Case((*far, torch.tensor([1, -100]), 1.5, 0.3), sure, logs),
     ]
 
 
@@ -150,7 +156,8 @@ LOSS = CodeSpec(
     "Write cross_modal_loss(student_logits, teacher_logits, labels, temperature, alpha) for a batch of pairs. A label "
     "of -100 is hidden. The hard part is the mean cross-entropy of the samples whose labels are known, and 0 if there "
     "are none. The soft part is the KL divergence of student and teacher at the temperature, over all samples "
-    '(reduction="batchmean"), times T squared. Give back alpha times the hard part plus (1 - alpha) times the soft.',
+    "(reduction='batchmean'), times T squared. Give back alpha times the hard part plus (1 - alpha) times the soft. "
+    "It must stay finite for a student that is sure and wrong.",
     (
         "known = labels != -100 picks rows: student_logits[known].",
         "F.cross_entropy for the hard part; F.kl_div takes log-probabilities of the student and probabilities of the "
@@ -271,18 +278,18 @@ CLASSES = QuestionSpec(
                 "Temperature softens probabilities over the teacher's 500 sounds. It does not make them machines.",
             ),
             Option(
-                "Features or relations, with the labels for the classifier",
-                "A layer of the student is projected to the teacher's width, or distances between samples are "
-                "compared: neither looks at classes.",
-                correct=True,
-            ),
-            Option(
                 "None: teacher and student must have the same classes",
                 "That holds for logits. Features and relations compare what comes before the classes.",
             ),
             Option(
                 "Logits, if the student's 7 classes are padded with 493 zeros",
                 "Then class 3 of the machines would be compared with sound 3. The numbers fit, the meaning does not.",
+            ),
+            Option(
+                "Features or relations, with the labels for the classifier",
+                "A layer of the student is projected to the teacher's width, or distances between samples are "
+                "compared: neither looks at classes.",
+                correct=True,
             ),
         )
     ),

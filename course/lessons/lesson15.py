@@ -226,15 +226,15 @@ AGREEMENT = QuestionSpec(
     answer_key=MultipleChoice(
         (
             Option(
-                "The term of the labels does not reach 0",
-                "It has a tenth of the weight, and pictures that it has not learned. In healthy patients it stays "
-                "above 0 as well.",
-            ),
-            Option(
                 "Its teacher's accuracy fell in the first epoch",
                 "The teacher moved. It came to meet the student, which is why they agree so well, on something that "
                 "is mostly wrong.",
                 correct=True,
+            ),
+            Option(
+                "The term of the labels does not reach 0",
+                "It has a tenth of the weight, and pictures that it has not learned. In healthy patients it stays "
+                "above 0 as well.",
             ),
             Option(
                 "The soft term fell so fast that the learning rate must be too large",

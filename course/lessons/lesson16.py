@@ -202,7 +202,7 @@ BILL = QuestionSpec(
         0.02,
         mistakes=(
             (9.3, "That is the ratio of two forward passes. A pass of training costs three of the student's."),
-            (27.9, "You let the teacher be trained. It only answers: one forward pass for each picture."),
+            (27.9, "You multiplied by three. The three belong to the student's pass of training, so they divide."),
             (
                 0.3226,
                 "You divided the other way round. How many times does a pass of the student fit into the answers?",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from course.plots.theme import INK, NEUTRAL, OTHER, TEACHER, Role, figure, legend
+from course.plots.theme import NEUTRAL, OTHER, TEACHER, Role, figure, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,9 +84,11 @@ def class_matrix(
 
 
 def text_colours(image: AxesImage, values: Any) -> np.ndarray:
-    """The colour, dark or white, in which text is readable on each cell of a heat map of these values."""
-    luminance = np.asarray(image.cmap(image.norm(values)))[..., :3] @ (0.299, 0.587, 0.114)
-    return np.where(luminance < 0.5, "white", INK)
+    """Black or white for each cell of a heat map of these values: whichever has more contrast to it, by WCAG 2.2."""
+    rgb = np.asarray(image.cmap(image.norm(values)))[..., :3]
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ (0.2126, 0.7152, 0.0722)
+    return np.where(1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05, "white", "black")
 
 
 def pictures(images: Any, captions: Sequence[str] = (), columns: int = 5, size: float = 1.3) -> Figure:

@@ -49,7 +49,7 @@ def claim_arms_alt(results: ClaimResults, baseline: str, arms: Sequence[str] | N
     lines = []
     for name in names:
         found = gains.get(name)
-        gain = "" if found is None else f", {found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f}), {found.verdict}"
+        gain = "" if found is None else f", {found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f}), {found.verdict}"
         lines.append(f"{name}: {results.mean(name):.1f} %{gain}")
     return f"Accuracies, and gains over {baseline!r} with their intervals. {'; '.join(lines)}."
 

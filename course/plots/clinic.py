@@ -27,7 +27,7 @@ def fault_effects(effects: Sequence[Effect]) -> Figure:
         look = VERDICT_ROLES[one.harm.verdict]
         axes.plot([one.harm.low, one.harm.high], [place, place], color=look.colour, linestyle="-", linewidth=2)
         axes.plot(one.harm.mean, place, color=look.colour, marker=look.marker, linestyle="", markersize=7)
-        text = f"  {one.came:.1f} % for {one.cured:.1f} %"
+        text = f"  {_accuracies(one)}"
         axes.text(max(one.harm.high, 0.0), place, text, color=INK, fontsize=8, va="center", ha="left")
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(sick)), [str(one.patient) for one in sick])
@@ -41,8 +41,12 @@ def fault_effects(effects: Sequence[Effect]) -> Figure:
 def fault_effects_alt(effects: Sequence[Effect]) -> str:
     """What `fault_effects` shows, in words."""
     parts = [
-        f"patient {one.patient}: {one.harm.mean:+.1f} ({one.harm.low:+.1f} to {one.harm.high:+.1f})"
+        f"patient {one.patient}: {one.harm.mean:+.1f} ({one.harm.low:+.1f} to {one.harm.high:+.1f}), {_accuracies(one)}"
         for one in effects
         if one.harm is not None
     ]
     return f"Points of validation accuracy, as it came minus as it should be, and interval. {'; '.join(parts)}."
+
+
+def _accuracies(one: Effect) -> str:
+    return f"{one.came:.1f} % for {one.cured:.1f} %"

@@ -161,9 +161,12 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 def pareto_alt(results: CompressionResults, costs: Sequence[str] = ("bytes", "macs")) -> str:
     """What `pareto` shows, in words."""
     parts = []
+    others = {key: one for key, one in results.by_key.items() if not any(one in results.front(cost) for cost in costs)}
     for cost in costs:
         names = [f"{_name(one)} {one.accuracy:.1f} %" for one in results.front(cost)[::-1]]
         parts.append(f"Nothing is better at its {_COST_WORDS[cost]}, from dear to cheap: {', '.join(names)}.")
+    if others:
+        parts.append(f"The others: {', '.join(f'{_name(one)} {one.accuracy:.1f} %' for one in others.values())}.")
     return f"Test accuracy against {' and '.join(_COST_WORDS[cost] for cost in costs)}. {' '.join(parts)}"
 
 
@@ -215,7 +218,7 @@ def _draw_interval(axes: Axes, y: float, gain: Gain) -> None:
         textcoords="offset points",
         va="center",
         fontsize=9,
-        color=role.colour,
+        color=role.ink,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # where it lies on the line at zero
         fontweight="normal" if found.verdict is Verdict.INCONCLUSIVE else "bold",
     )
@@ -226,7 +229,7 @@ def compression_gains_alt(gains: Sequence[Gain]) -> str:
     lines = [
         f"{gain.title}: hard labels {gain.baseline.accuracy:.1f} %, distilled {gain.network.accuracy:.1f} %, gain "
         f"{gain.comparison.mean:+.2f} ({gain.comparison.low:+.2f} to {gain.comparison.high:+.2f}), "
-        f"{gain.comparison.verdict}"
+        f"{gain.comparison.verdict}, {gain.comparison.n} seeds"
         for gain in gains
     ]
     return f"Accuracy on hard labels and distilled, and the gain with its interval. {'; '.join(lines)}."

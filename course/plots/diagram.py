@@ -31,7 +31,7 @@ FAMILIES = {  # what a family of distillation needs; the labels teach beside eac
     "features": (*_EVERY_FAMILY, "projector", "feature loss"),
     "relations": (*_EVERY_FAMILY, "relation loss"),
 }
-PALE_EDGE, PALE_FILL, PALE_TEXT = "#D2D2D2", "#F3F3F3", "#8C8C8C"
+PALE_EDGE, PALE_FILL, PALE_TEXT = "#D2D2D2", "#F3F3F3", "#6B6B6B"
 SIZE = (700, 316)  # hundredths of an inch
 LAYERS, LOGITS_X = (230, 308, 386), 492  # x of the layers and of the logits, in both networks
 TEACHER_Y, STUDENT_Y, LOSS_Y = 262, 86, 174

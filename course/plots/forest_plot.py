@@ -38,6 +38,7 @@ HEADINGS = {
 }
 VERDICT_ROLES = {Verdict.BEATS: DISTILLED, Verdict.LOSES: BASELINE, Verdict.INCONCLUSIVE: NEUTRAL}
 NO_VERDICT = Role("no verdict", INK, "", "x", "")
+GAIN, SHARE = "{:+.2f}", "{:+.1f}"  # formats of points and of per cent
 
 
 def forest(results: Results, methods: Sequence[str] | None = None, value: str = "test_accuracy") -> Figure:
@@ -50,7 +51,7 @@ def forest(results: Results, methods: Sequence[str] | None = None, value: str = 
     rows = [results.gain(name, value) for name in methods or results.methods]
     name = results.title(results.baseline)
     title = f"Gain over {name}: {describe_setting(results)}"
-    fig, axes = _forest_axes(rows, title, "gain, points (interval)", "{:+.2f}", {0.0: replace(BASELINE, label=name)})
+    fig, axes = _forest_axes(rows, title, "gain, points (interval)", GAIN, {0.0: replace(BASELINE, label=name)})
     axes.set_xlabel(f"gain over {name} (points of {results.label(value)})\n{describe_intervals(results)}")
     return fig
 
@@ -59,7 +60,7 @@ def forest_alt(results: Results, methods: Sequence[str] | None = None, value: st
     """What `forest` shows, in words."""
     rows = [results.gain(name, value) for name in methods or results.methods]
     title = f"Gain over {results.title(results.baseline)} in points of {results.label(value)}"
-    return f"{title}, {describe_setting(results)}. {describe_intervals(results)}. {_describe_verdicts(rows)}"
+    return f"{title}, {describe_setting(results)}. {describe_intervals(results)}. {_describe_verdicts(rows, GAIN)}"
 
 
 def gap_recovered(results: Results, methods: Sequence[str] | None = None) -> Figure:
@@ -68,7 +69,7 @@ def gap_recovered(results: Results, methods: Sequence[str] | None = None) -> Fig
     name = results.title(results.baseline)
     lines = {0.0: replace(BASELINE, label=name), 100.0: TEACHER}
     title = f"Gap recovered: {describe_setting(results)}"
-    fig, axes = _forest_axes(rows, title, "share, % (interval)", "{:+.1f}", lines)
+    fig, axes = _forest_axes(rows, title, "share, % (interval)", SHARE, lines)
     axes.set_xlabel(f"share of the gap from {name} (0 %) to the teacher (100 %)\n{describe_intervals(results)}")
     return fig
 
@@ -78,7 +79,7 @@ def gap_recovered_alt(results: Results, methods: Sequence[str] | None = None) ->
     rows = [results.gap_recovered(name) for name in methods or results.methods]
     name = results.title(results.baseline)
     share = f"Share in % of the gap from {name} (0) to the teacher (100), {describe_setting(results)}"
-    return f"{share}. {describe_intervals(results)}. {_describe_verdicts(rows)}"
+    return f"{share}. {describe_intervals(results)}. {_describe_verdicts(rows, SHARE)}"
 
 
 def _forest_axes(
@@ -165,11 +166,9 @@ def _write_numbers(beside: Axes, y: float, row: Estimate, number: str) -> None:
     if row.problem:
         beside.text(0, y, f"no verdict: {_shorten(row.problem, 46)}", fontstyle="italic", **look)
         return
-    low, high = (number.format(100 * value) for value in (row.low, row.high))
-    interval = f"{low} to {high}" if math.isfinite(row.half_width) else "all seeds equal"
-    beside.text(0, y, f"{number.format(100 * row.mean)}  ({interval})", **look)
+    beside.text(0, y, _numbers(row, number), **look)
     weight = "normal" if row.verdict is Verdict.INCONCLUSIVE else "bold"
-    beside.text(0.68, y, str(row.verdict), color=_role_of(row).colour, fontweight=weight, **look)
+    beside.text(0.68, y, str(row.verdict), color=_role_of(row).ink, fontweight=weight, **look)
 
 
 def _add_legend(fig: Figure, axes: Axes, rows: Sequence[Estimate]) -> None:
@@ -185,16 +184,19 @@ def _role_of(row: Estimate) -> Role:
     return VERDICT_ROLES[row.verdict] if row.verdict else NO_VERDICT
 
 
-def _describe_verdicts(rows: Sequence[Estimate]) -> str:
-    """All quantities, sorted by verdict; with the interval where it excludes zero."""
+def _numbers(row: Estimate, number: str) -> str:
+    """Mean and interval of a measured quantity."""
+    mean, low, high = (number.format(100 * value) for value in (row.mean, row.low, row.high))
+    return f"{mean} ({f'{low} to {high}' if math.isfinite(row.half_width) else 'all seeds equal'})"
+
+
+def _describe_verdicts(rows: Sequence[Estimate], number: str) -> str:
+    """All quantities with their intervals, sorted by verdict; number: their format."""
     sentences = []
     ordered = [row for row in _group_by_family(rows) if not isinstance(row, str)]
     for verdict in Verdict:
         members = [row for row in ordered if row.verdict is verdict]
-        texts = [
-            f"{row.title} {f'{100 * row.mean:+.2f}' if verdict is Verdict.INCONCLUSIVE else row.format()}"
-            for row in members
-        ]
+        texts = [f"{row.title} {_numbers(row, number)}" for row in members]
         sentences += [f"{verdict}: {'; '.join(texts)}."] if members else []
     lost = [f"{row.title} ({row.problem})" for row in ordered if row.problem]
     sentences += [f"No verdict: {'; '.join(lost)}."] if lost else []

@@ -149,6 +149,11 @@ def temperature_map_alt(results: Results, metric: str = "gain over hard labels")
         sentences.append(
             f"{word.capitalize()} hard labels, with an interval of the difference that excludes zero: {count}"
         )
+    texts = [
+        f"{describe_cell(setting)}: {' '.join(cell.text.removeprefix(cell.arrow).split())}"
+        for setting, cell in valid.items()
+    ]
+    sentences.append(f"The cells, {_describe_numbers(results, metric)}: {'; '.join(texts)}")
     lost = [f"{describe_cell(setting)}: {cell.gain.problem}" for setting, cell in cells.items() if cell.gain.problem]
     if lost:
         sentences.append(f"No verdict{in_brackets(lost)}")
@@ -158,5 +163,9 @@ def temperature_map_alt(results: Results, metric: str = "gain over hard labels")
 def heatmap_caption(results: Results, metric: str) -> str:
     """How to read the cells of the heat map."""
     excludes = "it excludes 0" if MAP_METRICS[metric][1] else "that of the difference from hard labels excludes 0"
+    return f"{_describe_numbers(results, metric)}; ▲ ▼ and frame: {excludes}"
+
+
+def _describe_numbers(results: Results, metric: str) -> str:
     family = f"; {results.comparisons} hold together" if MAP_METRICS[metric][1] else ""
-    return f"mean ± half of its 95 % interval{family}; ▲ ▼ and frame: {excludes}"
+    return f"mean ± half of its 95 % interval{family}"

@@ -100,13 +100,13 @@ def triangles(embeddings: Mapping[str, Any], which: Sequence[int], images: Any, 
         for corner in range(3):
             here, there, other = (points[(corner + step) % 3] for step in range(3))
             side = f"{np.linalg.norm(there - here):.2f}"
-            ax.text(*_step((here + there) / 2, centre, -0.14), side, color=roles[name].colour, **look)
+            ax.text(*_step((here + there) / 2, centre, -0.14), side, color=roles[name].ink, **look)
             ax.text(*_step(here, centre, 0.3), f"{_degrees(there - here, other - here):.0f}°", **look)
             picture = OffsetImage(np.asarray(images[corner], dtype=float), cmap="Greys", zoom=0.95)
             frame = {"edgecolor": roles[name].colour}
             x, y = _step(here, centre, -0.2)
             ax.add_artist(AnnotationBbox(picture, (x, y), pad=0.1, bboxprops=frame))
-        ax.set_title(name, color=roles[name].colour, fontweight="bold")
+        ax.set_title(name, color=roles[name].ink, fontweight="bold")
         ax.set(xlim=(lowest, farthest), ylim=(-0.35, farthest), aspect="equal")
         ax.axis("off")
     return fig

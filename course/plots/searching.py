@@ -141,9 +141,8 @@ def proxies_figure(
             chosen = proxies.values["depth"] == depth
             x = proxies.values[proxy][chosen] / SCALES.get(proxy, 1)
             look = {"color": role.colour, "marker": marker, "linestyle": "", "markersize": 7}
-            ax.plot(x, proxies.accuracy[chosen], **look, label=f"{depth:g} layers", markeredgecolor="white")
-        tau = proxies.tau(proxy)
-        ax.set_title(f"tau {tau.value:+.2f} ({tau.low:+.2f} to {tau.high:+.2f})", loc="left")
+            ax.plot(x, proxies.accuracy[chosen], **look, label=f"{depth:g} layers", markeredgecolor=INK)
+        ax.set_title(_describe_tau(proxies, proxy), loc="left")
         ax.set(xlabel=PROXY_LABELS.get(proxy, proxy), ylabel="validation accuracy (%)")
         if proxy in SCALES:
             ax.set_xscale("log")
@@ -153,6 +152,11 @@ def proxies_figure(
         ax.label_outer()
     legend(axes[0][0], loc="lower right")
     return fig
+
+
+def _describe_tau(proxies: Proxies, proxy: str) -> str:
+    tau = proxies.tau(proxy)
+    return f"tau {tau.value:+.2f} ({tau.low:+.2f} to {tau.high:+.2f})"
 
 
 def _plain_ticks(axes: object, values: np.ndarray) -> None:
@@ -167,7 +171,7 @@ def _plain_ticks(axes: object, values: np.ndarray) -> None:
 
 def proxies_alt(proxies: Proxies, shown: Sequence[str] = ("macs", "relation_score", "relation_score_untrained")) -> str:
     """What `proxies_figure` shows, in words."""
-    taus = [f"{PROXY_LABELS.get(proxy, proxy)}: tau {proxies.tau(proxy).value:+.2f}" for proxy in shown]
+    taus = [f"{PROXY_LABELS.get(proxy, proxy)}: {_describe_tau(proxies, proxy)}" for proxy in shown]
     low, high = proxies.accuracy.min(), proxies.accuracy.max()
     return (
         f"{len(shown)} panels of {len(proxies.students)} points, validation accuracy from {low:.1f} to {high:.1f} %, "

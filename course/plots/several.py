@@ -88,7 +88,7 @@ def _draw_interval(axes: Axes, y: float, gain: Gain) -> None:
         textcoords="offset points",
         va="center",
         fontsize=9,
-        color=role.colour,
+        color=role.ink,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # where it lies on the line at zero
         fontweight="normal" if unclear else "bold",
     )

@@ -1,4 +1,4 @@
-"""The look of all figures: colour roles, style, figures with alt text.
+"""The look of all figures: colour roles, style, figures with alt text below them.
 
 Each colour has one meaning, in figures and explorers alike:
 
@@ -13,6 +13,10 @@ Each colour has one meaning, in figures and explorers alike:
     OTHER       black        what has no part in distillation; INK, the same black, marks what is selected
     ALERT       dark red     what is wrong or out of bounds: wrong labels, limits of a device
 
+Words in the colour of a role have its `Role.ink`, a darker tone where the colour itself is too pale for small text (its
+contrast to white is below the 4.5 : 1 of WCAG). LOGITS and RELATIONS are also too pale for markers and bars (below
+3 : 1), so these have an edge in INK.
+
 Where one meaning is needed twice in a figure (T = 1 beside T = 4, two feature losses), `Role.variant` keeps the colour
 and changes line style, marker and hatch. Heat maps use cividis, and for gains vermilion to white to blue.
 
@@ -23,6 +27,7 @@ hatch repeat what colour says. Figures are made without pyplot, so there is no c
 from __future__ import annotations
 
 import base64
+import html
 import io
 import itertools
 import threading
@@ -42,16 +47,20 @@ if TYPE_CHECKING:
 
 DPI = 90  # pixels of the page per inch
 PIXEL_RATIO = 2  # pixels of the image per pixel of the page, so that text is crisp on a fine screen and in print
-PALETTE = 256  # the most colours that a PNG can name by a byte
+PALETTE_SIZES = (128, 256)  # a PNG can name 256 colours by a byte, and has fewer bytes with fewer colours
+UNSEEN = 16  # of 255 steps: no colour moves further where the smaller palette is taken
 INK = "#222222"
 ALERT = "#B00020"
+# The tones in which words are readable, by the colour of the role; and the colours whose markers need an edge.
+INKS = {"#009E73": "#00775A", "#D55E00": "#B04E00", "#E69F00": "#8A5F00", "#CC79A7": "#8F5575", "#56B4E9": "#346C8C"}
+EDGED = ("#E69F00", "#56B4E9")
 
 
 @dataclass(frozen=True)
 class Role:
     """What a colour stands for, and the line style, marker and hatch that say the same without colour.
 
-    open: whether the marker is drawn without a filling.
+    open: whether the marker is drawn without a filling. ink: the colour for words.
     """
 
     label: str
@@ -60,6 +69,11 @@ class Role:
     marker: str
     hatch: str
     open: bool = False
+
+    @property
+    def ink(self) -> str:
+        """The colour for words, of at least 4.5 : 1 on white: the role's own, or a darker tone of it."""
+        return INKS.get(self.colour, self.colour)
 
     def line(self, label: str | None = None, **options: Any) -> dict[str, Any]:
         """Arguments for `axes.plot`; the label is the role's own unless another is given."""
@@ -71,11 +85,13 @@ class Role:
         }
         look["markersize"] = 9 if self.marker == "*" else 6  # a star fills less of its box
         look |= {"markerfacecolor": "white"} if self.open else {}
+        look |= {"markeredgecolor": INK} if self.colour in EDGED else {}
         return {**look, "label": self.label if label is None else label, **options}
 
     def bar(self, label: str | None = None, **options: Any) -> dict[str, Any]:
         """Arguments for `axes.bar` and `axes.barh`."""
         look = {"color": self.colour, "hatch": self.hatch, "edgecolor": "white", "linewidth": 0}
+        look |= {"edgecolor": INK, "linewidth": 0.8} if self.colour in EDGED else {}
         return {**look, "label": self.label if label is None else label, **options}
 
     def variant(self, number: int) -> Role:
@@ -105,6 +121,7 @@ RELATIONS = Role("relations", "#56B4E9", "-.", "v", "--")
 NEUTRAL = Role("reference", "#6E6E6E", ":", "D", "")
 OTHER = Role("other", INK, "-", "*", "")
 ROLES = (TEACHER, BASELINE, DISTILLED, LOGITS, FEATURES, RELATIONS, NEUTRAL, OTHER)
+NAMED = ("white", ALERT, *(role.colour for role in ROLES), *INKS.values())  # those that `reduce_colours` keeps
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so a figure is the same on every machine
@@ -168,9 +185,10 @@ def blank(width: float, height: float) -> Figure:
 
 
 def show(fig: Figure, *, alt: str) -> None:
-    """Display a figure in the notebook with its alt text, which a screen reader reads in place of the image.
+    """Display a figure in the notebook, and its alt text in a line below it that opens by a click or a key.
 
-    The text says what can be seen and what follows from it; it is stored in the output's metadata (image/png, alt).
+    The text says what can be seen and what follows from it. A screen reader finds it below the image: JupyterLab and
+    nbconvert give the image none, though it is also stored in the output's metadata (image/png, alt) for who reads it.
     Raises ValueError for a missing text, a figure without axes and an axis without a label.
     """
     alt = normalize_alt(alt)
@@ -184,6 +202,9 @@ def show(fig: Figure, *, alt: str) -> None:
     data = {"image/png": base64.b64encode(png(fig)).decode(), "text/plain": alt}
     width = round(DPI * fig.get_size_inches()[0])  # without a height, so that a narrow page shrinks both
     display(data, metadata={"image/png": {"alt": alt, "width": width}}, raw=True)
+    # Without text/plain: a terminal has printed the text already.
+    described = f"<details><summary>What the figure shows</summary><p>{html.escape(alt)}</p></details>"
+    display({"text/html": described}, raw=True)
 
 
 def png(fig: Figure) -> bytes:
@@ -195,41 +216,44 @@ def png(fig: Figure) -> bytes:
 
 
 def reduce_colours(image: bytes) -> bytes:
-    """The same PNG image in about half of the bytes, in 256 colours.
+    """The same PNG image in about half of the bytes, in 128 colours where that cannot be seen, else in 256.
 
-    White and the colours of the roles stay as they are. Any other colour may move by a few of 255 steps, and one that
-    is rare in an image of many soft colours by up to 25.
+    White, the colours of the roles and their inks stay as they are. Any other colour may move by a few of 255 steps,
+    and one that is rare in an image of many soft colours by up to 25.
     """
     from PIL import Image
     from scipy.cluster.vq import vq
 
-    buffer = io.BytesIO()
     original = Image.open(io.BytesIO(image)).convert("RGB")
     colours, numbers, counts = np.unique(
         np.asarray(original).astype(np.int64) @ (1 << 16, 1 << 8, 1), return_inverse=True, return_counts=True
     )
     colours = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(float)
-    palette = colours if len(colours) <= PALETTE else np.round(_palette(original, colours, counts))
-    nearest = vq(colours, palette)[0].astype(np.uint8)
-    reduced = Image.frombytes("P", original.size, nearest[numbers.ravel()].tobytes())
+    for size in PALETTE_SIZES:
+        palette = colours if len(colours) <= size else np.round(_palette(original, colours, counts, size))
+        nearest = vq(colours, palette)[0]
+        if np.abs(palette[nearest] - colours).max() <= UNSEEN:
+            break
+    reduced = Image.frombytes("P", original.size, nearest.astype(np.uint8)[numbers.ravel()].tobytes())
     reduced.putpalette(palette.astype(np.uint8).tobytes())
+    buffer = io.BytesIO()
     reduced.save(buffer, "png", compress_level=9)
     return buffer.getvalue()
 
 
-def _palette(image: Picture, colours: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """256 colours for an image (colours, 3), by k-means; colours, counts: the image's own, and how many pixels each."""
+def _palette(image: Picture, colours: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
+    """Colours for an image (size, 3), by k-means; colours, counts: the image's own, and how many pixels each."""
     from PIL import Image, ImageColor
     from scipy.cluster.vq import vq
 
-    named = [ImageColor.getrgb(colour) for colour in ("white", ALERT, *(role.colour for role in ROLES))]
+    named = [ImageColor.getrgb(colour) for colour in NAMED]
     palette = np.array(named, float)
     # Neither cut is enough alone: the first leaves a small text no colour of its own (green titles became blue beside a
     # blue heat map), the second leaves few to a soft gradient, which shows bands. So k-means starts from both.
     for method in (Image.Quantize.MEDIANCUT, Image.Quantize.MAXCOVERAGE):
-        size = (PALETTE - len(named)) // 2
-        cut = image.quantize(size, method=method, dither=Image.Dither.NONE).getpalette() or []
-        palette = np.append(palette, np.reshape(cut[: 3 * size], (-1, 3)), axis=0)
+        part = (size - len(named)) // 2
+        cut = image.quantize(part, method=method, dither=Image.Dither.NONE).getpalette() or []
+        palette = np.append(palette, np.reshape(cut[: 3 * part], (-1, 3)), axis=0)
     weights = np.sqrt(counts)  # between each colour alike and each pixel alike
     for _ in range(8):
         nearest = vq(colours, palette)[0]

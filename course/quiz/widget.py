@@ -16,19 +16,22 @@ if TYPE_CHECKING:
 
 PARAGRAPH = '<p style="line-height: 1.4; max-width: 46rem; margin: 0.4em 0">'
 MARKS = {"done": "right", "tried": "wrong", "": "open"}
+NO_LETTER = f'<div role="status">{PARAGRAPH}Choose a letter first.</p></div>'
 
 
 class Controls:
     """A list of questions, the letters, one button, and texts that change in place.
 
-    The button answers, and afterwards leads to the next question, so that Enter twice goes on.
+    The button answers, and afterwards leads to the next question, so that Enter twice goes on. It says which letter is
+    chosen, and is never disabled: that would take the focus away from it.
     """
 
     def __init__(self, quiz: Quiz) -> None:
         self.quiz = quiz
-        self._busy = False
-        self.number = ipywidgets.Dropdown(description="Question", layout={"width": "22rem"})
-        self.letters = ipywidgets.ToggleButtons(options=[], style={"button_width": "3rem"})
+        self._busy = self._is_answered = False
+        self.number = ipywidgets.Dropdown(description="Question", layout={"width": "auto", "max_width": "22rem"})
+        style = {"button_width": "3rem", "description_width": "initial"}
+        self.letters = ipywidgets.ToggleButtons(options=[], description="Letter", style=style)
         self.button = ipywidgets.Button(description="Answer", button_style="primary")
         self.prompt, self.feedback, self.summary = (ipywidgets.HTML() for _ in range(3))
         self._fill_list()
@@ -36,7 +39,7 @@ class Controls:
         self.number.observe(self._on_number, names="value")
         self.letters.observe(self._on_letter, names="value")
         self.button.on_click(self._on_button)
-        row = ipywidgets.HBox([self.letters, self.button], layout={"align_items": "center", "flex_flow": "row wrap"})
+        row = ipywidgets.HBox([self.letters, self.button], layout={"align_items": "flex-end", "flex_flow": "row wrap"})
         self.view = ipywidgets.VBox([self.number, self.prompt, row, self.feedback, self.summary])
 
     def _fill_list(self) -> None:
@@ -58,25 +61,36 @@ class Controls:
         self.letters.value = None
         self._busy = False
         options = "<br>".join(f"<b>{k})</b> {html.escape(option.text)}" for k, option in one.key.by_letter.items())
-        self.prompt.value = f"{PARAGRAPH}{html.escape(one.question)}</p>{PARAGRAPH}{options}</p>"
+        question = f"{PARAGRAPH}{html.escape(one.question)}</p>{PARAGRAPH}{options}</p>"
+        self.prompt.value = f'<div role="status">{question}</div>'
         self.feedback.value = ""
-        self.button.description, self.button.disabled = "Answer", True
+        self._offer_answer()
+
+    def _offer_answer(self) -> None:
+        self._is_answered, letter = False, self.letters.value
+        self.button.description = f"Answer {letter}" if letter else "Answer"
 
     def _on_number(self, change: dict[str, Any]) -> None:
         if not self._busy:
             self._show(change["new"])
 
     def _on_letter(self, _change: dict[str, Any]) -> None:
-        if not self._busy:
-            self.button.description, self.button.disabled = "Answer", self.letters.value is None
+        if self._busy:
+            return
+        if self.feedback.value == NO_LETTER:
+            self.feedback.value = ""
+        self._offer_answer()
 
     def _on_button(self, _button: Any) -> None:
         number = self.number.value
-        if self.button.description == "Answer":
+        if self.letters.value is None:
+            self.feedback.value = NO_LETTER
+            return
+        if not self._is_answered:
             note = self.quiz.keep(number, self.letters.value)
             self.feedback.value = f'<div role="status" aria-live="polite">{self._explained(number, note)}</div>'
             self._fill_list()
-            self.button.description = "Next question"
+            self._is_answered, self.button.description = True, "Next question"
             return
         following = self.quiz.next_number(number)
         if following:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +50,8 @@ class Arm:
 class Curse:
     """The winner's curse of an arm: what its search reported for its best trial, beside the mean of fresh seeds.
 
-    Both are accuracies on the validation split. low, high: the 95 % interval of the mean.
+    Both are accuracies on the validation split. low, high: the 95 % interval of the mean, the whole line where all
+    seeds agree to the last image.
     """
 
     reported: float
@@ -63,8 +65,10 @@ class Curse:
         return self.reported - self.fresh
 
     def __str__(self) -> str:
+        known = math.isfinite(self.low) and math.isfinite(self.high)
+        interval = f"{self.low:.2%} to {self.high:.2%}" if known else "no scatter between seeds"
         return (
-            f"reported {self.reported:.2%}, fresh seeds {self.fresh:.2%} ({self.low:.2%} to {self.high:.2%}): "
+            f"reported {self.reported:.2%}, fresh seeds {self.fresh:.2%} ({interval}): "
             f"the report was {abs(100 * self.excess):.2f} points too {'high' if self.excess > 0 else 'low'}"
         )
 
@@ -120,11 +124,10 @@ class Judged:
         for arm in self.arms:
             if arm.name in self.diverged:
                 continue
-            values = np.array(list(self.accuracies(arm.name, "validation_accuracy").values()))
+            values = self.accuracies(arm.name, "validation_accuracy")
             if arm.reported is not None and len(values) >= 2:
-                margin = _margin(values)
-                mean = float(values.mean())
-                made[arm.name] = Curse(arm.reported, mean, mean - margin, mean + margin)
+                fresh = verdict.compare(values, dict.fromkeys(values, 0.0), same_unit=True)
+                made[arm.name] = Curse(arm.reported, fresh.mean, fresh.low, fresh.high)
         return made
 
     @property
@@ -151,13 +154,6 @@ class Judged:
         lines += [f"winner's curse, {name}: {curse}" for name, curse in self.curses.items()]
         lines += [f"{name} diverged at seeds {', '.join(map(str, seeds))}" for name, seeds in self.diverged.items()]
         return "\n".join(lines)
-
-
-def _margin(values: np.ndarray) -> float:
-    """Half the 95 % interval of a mean, by Student's t."""
-    from scipy import stats
-
-    return float(stats.t.isf(0.025, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def judge(

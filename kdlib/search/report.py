@@ -13,10 +13,11 @@ from typing import Any
 
 from kdlib import files
 from kdlib.search.engine import Found
-from kdlib.search.judging import DEFAULTS, FOUND, RANDOM, Judged
+from kdlib.search.judging import DEFAULTS, FOUND, RANDOM, Curse, Judged
 from kdlib.search.space import Choice, Distribution, LogUniform, Whole
 from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED
 from kdlib.study.runs_file import library_versions, machine_info
+from kdlib.verdict import Comparison
 
 REPORT, TRIALS, JUDGED, FACTS, PICTURE = "report.md", "trials.csv", "judged.csv", "search.json", "search.png"
 FILES = (REPORT, TRIALS, JUDGED, FACTS, PICTURE)
@@ -76,11 +77,19 @@ def to_json(found: Found, judged: Judged | None = None) -> dict[str, Any]:
                 }
                 for arm in judged.arms
             },
-            "verdicts": {name: asdict(one) | {"verdict": str(one.verdict)} for name, one in judged.verdicts.items()},
-            "winners_curse": {name: asdict(one) | {"excess": one.excess} for name, one in judged.curses.items()},
+            "verdicts": {name: _finite(one) | {"verdict": str(one.verdict)} for name, one in judged.verdicts.items()},
+            "winners_curse": {name: _finite(one) | {"excess": one.excess} for name, one in judged.curses.items()},
             "diverged": judged.diverged,
         }
     return facts
+
+
+def _finite(one: Comparison | Curse) -> dict[str, Any]:
+    """Its fields; None for the ends of an interval that is the whole line, since JSON has no infinity."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(one).items()
+    }
 
 
 # --- report.md
@@ -160,11 +169,12 @@ def _judgement(found: Found, judged: Judged) -> list[str]:
         parts.append("There is no arm of random search: it was left out, or the search was one itself.")
     for name, curse in judged.curses.items():
         whose = "The search" if name == FOUND else "Random search"
+        known = math.isfinite(curse.low) and math.isfinite(curse.high)
+        interval = f"95 % interval of the mean {100 * curse.low:.2f} to {100 * curse.high:.2f}"
         parts.append(
             f"{whose} reported {100 * curse.reported:.2f} % on the validation split for its best trial; fresh seeds "
-            f"have {100 * curse.fresh:.2f} % there (95 % interval of the mean {100 * curse.low:.2f} to "
-            f"{100 * curse.high:.2f}). The difference, {100 * curse.excess:+.2f} points, is the winner's curse and "
-            "what another seed brings."
+            f"have {100 * curse.fresh:.2f} % there ({interval if known else 'no scatter between seeds'}). The "
+            f"difference, {100 * curse.excess:+.2f} points, is the winner's curse and what another seed brings."
         )
     for name, seeds_lost in judged.diverged.items():
         lost = ", ".join(map(str, seeds_lost))

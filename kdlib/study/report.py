@@ -14,7 +14,7 @@ from kdlib.data import data_dir
 from kdlib.study.analysis import Estimate, Results, load
 from kdlib.study.method_specs import SGD
 from kdlib.study.runs_file import read_rows, read_sessions, session_of_each_row
-from kdlib.verdict import Verdict
+from kdlib.verdict import LEAST_SEEDS, Verdict
 
 RUNS_MARKER, GAINS_MARKER = "<!-- runs -->", "<!-- gains -->"  # two such lines; what is between them is replaced
 COLUMNS = ("file", "runs", "command", "machine", "dates", "versions", "hours")
@@ -126,7 +126,8 @@ def gains_table(folder: Path) -> str:
     """A column for each budget, a row for each method that any of them has, in Markdown.
 
     Gains over hard labels in points of test accuracy, with half of the interval, in bold where they BEAT hard labels
-    and in italics where they LOSE to them. Raises ValueError for a file that cannot be read.
+    and in italics where they LOSE to them; a column of fewer than five seeds has no verdicts. Raises ValueError for a
+    file that cannot be read.
     """
     budgets = _load_all(folder)
     if not budgets:
@@ -182,5 +183,5 @@ def _gain(results: Results, name: str) -> str:
     gain = results.gain(name)
     if gain.problem or gain.verdict is None:
         return "no mean"
-    mark = EMPHASIS[gain.verdict]
+    mark = EMPHASIS[gain.verdict] if len(results.seeds) >= LEAST_SEEDS else ""
     return f"{mark}{100 * gain.mean:+.2f} ± {100 * gain.half_width:.2f}{mark}"

@@ -190,12 +190,23 @@ class Live:
         self.image.wait_for()
 
     def handle(self, label: str) -> Any:
-        """What of a slider takes the keyboard's focus."""
-        return self.where.locator(".widget-hslider", has_text=label).locator(".noUi-handle")
+        """What of a slider takes the keyboard's focus; its label belongs to the box beside it."""
+        name = self.page.locator(".widget-label", has_text=label)
+        return self.where.locator(".widget-hbox", has=name).locator(".noUi-handle")
 
     def press(self, label: str, key: str) -> None:
         self.handle(label).focus()
         self.page.keyboard.press(key)
+
+    def tabulator_reaches(self, kinds: str, first: Any) -> int:
+        """How many controls of these kinds take the focus, one after the other, from the first one on."""
+        place = f"() => [...document.querySelectorAll('{kinds}')].indexOf(document.activeElement.closest('{kinds}'))"
+        reached = set()
+        first.focus()
+        for _ in range(2 * self.where.locator(kinds).count()):
+            reached.add(self.page.evaluate(place))
+            self.page.keyboard.press("Tab")
+        return len(reached - {-1})
 
     def pixels(self) -> str:
         return self.image.evaluate(PIXELS)

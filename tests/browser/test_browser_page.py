@@ -424,6 +424,65 @@ def test_everything_can_be_done_with_the_keyboard(opened: Any) -> None:
     changes(opened, lambda: press(opened, "#undo", "Enter"))
 
 
+def test_the_brush_is_spoken(opened: Any) -> None:
+    said = opened.locator(".sheet [role=status]")
+    press(opened, "#pad", "Space")
+    assert said.inner_text() == "Brush down: 14 of 28 from the left, 14 from the top"
+    press(opened, "#pad", "ArrowRight")
+    assert said.inner_text() == "15 of 28 from the left, 14 from the top"
+    press(opened, "#pad", "Enter")
+    assert said.inner_text() == "Brush up: 15 of 28 from the left, 14 from the top"
+    opened.keyboard.press("Tab")  # the brush is lifted, and no ring shows it
+    assert said.inner_text() == ""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_brush_stands_out_on_every_grey(scheme: str, opened: Any) -> None:
+    """By at least the 3 of WCAG's level AA, along its whole edge; up and down are told apart as well."""
+    opened.emulate_media(color_scheme=scheme)
+    round_it = 2 * 3.14 * 17  # pixels: the circumference of the brush
+    for grey in (0, 60, 118, 200, 255):
+        pictures = []
+        for key in ("Space", "Space"):
+            press(opened, "#pad", key)
+            fill = "grey => { const it = pad.getContext('2d'); it.fillStyle = `rgb(${grey} ${grey} ${grey})`;"
+            opened.evaluate(f"{fill} it.fillRect(0, 0, 280, 280); }}", grey)
+            pictures.append(luminance(opened.locator(".sheet").screenshot()))
+        opened.evaluate("() => { ring.style.visibility = 'hidden'; }")
+        pictures.append(luminance(opened.locator(".sheet").screenshot()))
+        opened.evaluate("() => { ring.style.visibility = ''; }")
+        down, up, bare = pictures
+        assert standing_out(down, bare) > 2 * round_it, grey
+        assert standing_out(up, bare) > round_it, grey  # in dashes
+        assert standing_out(down, up) > 0.5 * round_it, grey
+
+
+def luminance(screenshot: bytes) -> Tensor:
+    """WCAG's relative luminance of each pixel."""
+    image = Image.open(io.BytesIO(screenshot)).convert("RGB")
+    colours = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3) / 255
+    linear = torch.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    return linear @ torch.tensor([0.2126, 0.7152, 0.0722])
+
+
+def standing_out(first: Tensor, second: Tensor) -> int:
+    """The number of pixels with a contrast of at least 3 between two pictures."""
+    return int(((torch.maximum(first, second) + 0.05) / (torch.minimum(first, second) + 0.05) >= 3).sum())
+
+
+def test_the_keys_are_told_on_a_tablet_with_a_keyboard(opened: Any) -> None:
+    from playwright.sync_api import expect
+
+    touch = {"enabled": True, "maxTouchPoints": 5}
+    opened.context.new_cdp_session(opened).send("Emulation.setTouchEmulationEnabled", touch)
+    assert opened.evaluate("() => matchMedia('(pointer: coarse)').matches")
+    expect(opened.locator("#pad")).to_have_accessible_description(re.compile("arrows move the brush"))
+    keys = opened.locator(".keys")
+    assert keys.bounding_box()["height"] <= 1  # a finger does not need them
+    press(opened, "#pad", "ArrowUp")
+    assert keys.bounding_box()["height"] > 10
+
+
 def press(page: Any, where: str, *keys: str) -> None:
     page.locator(where).focus()
     for key in keys:
@@ -502,7 +561,43 @@ def test_one_exam_at_a_time(opened: Any) -> None:
     label = button.inner_text()
     button.click()
     changes(opened, lambda: opened.get_by_role("radio", name=re.compile("^Test picture 10")).check(force=True))
-    assert button.is_disabled() or button.inner_text() == label
+    assert button.get_attribute("aria-disabled") == "true" or button.inner_text() == label
+
+
+def test_the_exam_keeps_the_focus(opened: Any) -> None:
+    begun = """() => new MutationObserver(() => {
+      if (document.getElementById('exam').textContent.startsWith('1 of')) window.exams = (window.exams ?? 0) + 1;
+    }).observe(document.getElementById('exam'), { childList: true })"""
+    opened.evaluate(begun)
+    button = opened.locator("#exam")
+    label = button.inner_text()
+    press(opened, "#exam", "Enter", "Enter")  # the second one while the first is under way
+    assert opened.get_by_role("button", name=label, exact=True).count() == 1  # a name that changes would be spoken
+    opened.locator("#exam-result:not(:empty)").wait_for()
+    opened.locator("#exam[aria-disabled=false]").wait_for()
+    assert button.inner_text() == label
+    assert opened.evaluate("() => document.activeElement.id") == "exam"
+    assert opened.evaluate("() => window.exams") == 1
+
+
+# Collects what screen readers speak by themselves: every change of a live region.
+LISTEN = """
+  window.heard = [];
+  new MutationObserver(changes => {
+    for (const { target } of changes) {
+      const region = target.parentElement && target.closest?.('[role=status], [role=alert], [aria-live]');
+      if (region && region.textContent.trim()) window.heard.push(region.textContent);
+    }
+  }).observe(document, { subtree: true, childList: true });
+"""
+
+
+def test_only_the_end_of_the_keeping_is_spoken(page: Any, running: Running) -> None:
+    page.add_init_script(LISTEN)
+    page.goto(running.address)
+    kept(page)
+    heard = page.evaluate("() => window.heard.filter(text => text.includes('without a network'))")
+    assert heard == [page.locator("#storage").inner_text()]
 
 
 def test_undo_at_the_start_comes_back_to_a_described_picture(opened: Any) -> None:

@@ -50,6 +50,7 @@ test_bundle = common.test_a_notebook_gets_a_view_a_picture_and_one_line
 test_one_image = common.test_there_is_one_image_and_nothing_that_flickers
 test_keyboard = common.test_controls_have_labels_and_work_with_a_keyboard
 test_alt = common.test_the_image_has_its_alt_text
+test_titles = common.test_titles_stand_out_from_white
 test_labelled = common.test_all_axes_are_labelled
 test_in_place = common.test_artists_are_changed_in_place
 test_whole = common.test_the_blitted_picture_is_that_of_the_whole_figure

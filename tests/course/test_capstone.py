@@ -248,6 +248,14 @@ FAULTY: dict[str, tuple[Callable[[str], str], str]] = {
         r"^Limits: the section Limits is very short",
     ),
     "a word that is left": (replaced("The controls gain less.", "TODO"), r"^Complete: TODO is left in Conclusion"),
+    "a title that is left": (
+        lambda text: re.sub("^title: .*", "title: TODO", text, count=1, flags=re.MULTILINE),
+        r"^Complete: TODO is left in the title",
+    ),
+    "a heading that is left": (
+        lambda text: re.sub("^# .*", "# TODO: the same title", text, count=1, flags=re.MULTILINE),
+        r"^Complete: TODO is left in the heading",
+    ),
     "two pages": (replaced("The controls gain less.", "The controls gain less. " * 300), r"^Complete: It has .* words"),
 }
 
@@ -471,7 +479,8 @@ def test_a_draft_is_refused_until_it_has_words_and_never_replaced(
     options = [word for name, one in files.items() for word in (f"--{name}", str(one))]
     assert main(["draft", *options, "--out", str(tmp_path / "new.md")]) == 0
     assert main(["check", str(tmp_path / "new.md")]) == 1
-    assert "TODO is left in Question, Data, Method, Conclusion, Limits" in " ".join(capsys.readouterr().out.split())
+    places = "the title, the heading, Question, Data, Method, Conclusion, Limits"
+    assert f"TODO is left in {places}" in " ".join(capsys.readouterr().out.split())
     assert main(["draft", *options, "--out", str(path)]) == 2
     assert "is there already, and its words are yours" in capsys.readouterr().err
 

@@ -316,6 +316,7 @@ def test_right_treatments_pass_however_they_are_written(number: int, pairs: dict
     assert found.outcome is Outcome.CORRECT, found
 
 
+SUMMED = "divergences = F.kl_div(F.log_softmax(logits / T, dim=1), targets, reduction='none').sum(dim=1)"
 WRONG: list[tuple[int, dict[str, str], str]] = [
     (1, {}, "still there"),
     (1, {"student_probabilities = F": "student_probabilities = logits / T"}, "still there"),
@@ -327,12 +328,22 @@ WRONG: list[tuple[int, dict[str, str], str]] = [
     ),
     (2, {"targets =": "targets = F.softmax(output / T, dim=1)"}, "loss-extremes"),
     (3, {"soft = divergences": "soft = divergences.sum()"}, "still there"),
-    (3, {"soft = divergences": "soft = divergences.mean() * 10"}, "still there"),  # for ten classes only
+    (3, {"soft = divergences": "soft = divergences.mean() * 10"}, "written number"),  # for ten classes only
+    # The next one is right for this size of batch only.
+    (3, {"divergences = F": SUMMED, "soft = ": "soft = divergences.sum() / 25"}, "written number"),
+    (3, {"soft = divergences": "soft = divergences.mean() * 5"}, "still there"),
     (3, {"soft = divergences": "soft = 0 * divergences.mean()"}, "loss-ignores-teacher"),
     (4, {"images, labels, _ = batch": "images, labels, _ = batch\nteacher.requires_grad_(False)"}, "still there"),
     (5, {"soft = F": "soft = F.mse_loss(logits, teacher_logits.clone())"}, "another training"),
     (7, {'return {"soft": soft}': 'return {"soft": T * soft}'}, "still there"),
     (7, {"T, ALPHA = ": "T, ALPHA = 1.0, 0.0"}, "another training"),
+    (4, {"images, labels, _ = batch": "images, labels, _ = batch\nteacher.eval()\nteacher.train()"}, "still there"),
+    (
+        10,
+        {"optimizer =": "optimizer = torch.optim.SGD(student.parameters(), LEARNING_RATE, momentum=0.9)"},
+        "still there",
+    ),
+    (10, {"ratio = ": "ratio = F.log_softmax(teacher(images) / T, 1) - F.log_softmax(logits / T, 1)"}, "still there"),
     (9, {"student.eval()": ""}, "still there"),
     (9, {"soft = ": "soft = divergences[labels >= 0].mean()"}, "still there"),
 ]
@@ -398,6 +409,16 @@ def test_what_cannot_be_run_is_an_error_in_a_sentence(given: Any, words: str) ->
     found = clinic.patient(1).grade_treatment(given)
     assert found.outcome is Outcome.ERROR
     assert words in found.text
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(
+    "line", ["soft = divergences.mean()", "soft = divergences.mean() * logits.shape[1]", "soft = undefined"]
+)
+def test_what_a_treatment_prints_is_shown(line: str) -> None:
+    one = clinic.patient(3)
+    found = one.grade_treatment(changes(one, {"soft = divergences": f"print('seen')\n{line}"}))
+    assert "    seen" in found.text.splitlines()
 
 
 def test_nothing_filled_in_is_not_attempted_and_changes_no_random_number(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,16 @@ def test_gains_are_paired_by_seed(made: list[Run], tmp_path: Path) -> None:
     assert line["low"] < line["gain"] < line["high"]
     assert (line["technique"], line["n"]) == ("int4", 5)
     assert compression.gains(rows[:4]).empty  # one seed says nothing
+
+
+def test_seeds_that_survived_give_no_gain(made: list[Run], tmp_path: Path) -> None:
+    rows = run(tmp_path, seeds=5)
+    for row in rows:
+        if (row["training"], row["seed"]) == (KD, "3"):
+            row |= {"test_accuracy": "", "error": "The loss is nan"}
+    (line,) = compression.gains(rows).to_dict("records")
+    assert math.isnan(line["gain"])
+    assert line["verdict"] == "none: seed 3 of kd diverged"
 
 
 def test_trials_that_all_diverged_leave_no_rate() -> None:

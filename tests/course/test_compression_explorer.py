@@ -12,6 +12,7 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 from test_compression_results import write_sweep, write_trained
+from test_explorers import named
 
 from course import explorers, plots
 from course.experiments import compression_results
@@ -58,7 +59,7 @@ def test_a_notebook_gets_a_view_a_picture_and_one_line(explorer: explorers.Compr
 def test_controls_have_labels_and_work_with_a_keyboard(explorer: explorers.Compression) -> None:
     kinds = {name: type(control).__name__ for name, control in explorer.controls.items()}
     assert kinds == {"way": "SelectionSlider", "training": "Dropdown", "cost": "Dropdown"}
-    assert all(control.description.strip() for control in explorer.controls.values())
+    assert set(named(explorer)) == set(explorer.controls)
 
 
 @pytest.mark.parametrize("control", MOVES)

@@ -139,11 +139,27 @@ def test_before_anything_was_trained_there_is_the_sweep(tmp_path: Path) -> None:
         found.untrained("zeros 51")
 
 
-def test_a_diverged_run_is_left_out() -> None:
-    row = dict.fromkeys(RUN_COLUMNS, "1") | {"technique": "int2", "training": KD}
-    both = [row | {"test_accuracy": "0.9", "seed": "0"}, row | {"test_accuracy": "", "seed": "1"}]
-    (one,) = results_module.summarize(both)
-    assert one.accuracies == ((0, 90.0),)
+def test_a_way_of_which_a_seed_diverged_is_not_judged_by_the_others(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    write_trained(tmp_path, ["int2", "int4"])
+    path = Budget().path("compression", tmp_path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if (row["technique"], row["training"]) == ("int2", KD) and row["seed"] in "124":
+            row |= dict.fromkeys(("parameters", "nonzero", "bytes", "zipped_bytes", "macs", "test_accuracy"), "")
+            row["error"] = "The loss is nan"
+    _write(path, RUN_COLUMNS, rows)
+    found = results_module.load(tmp_path)
+    with pytest.raises(ValueError, match=r"2 bits, distilled, .* seeds 1, 2, 4: The loss is nan"):
+        _ = found.by_key["int2", KD].accuracy
+    for judge in (found.gains, found.table):
+        with pytest.raises(ValueError, match="seeds 1, 2, 4"):
+            judge()
+    question = results_module.Question("4 bits, distilled, over hard labels", ("int4", KD), ("int4", HARD))
+    (gain,) = found.answer([question])
+    assert gain.comparison.n == 5
+    assert found.by_key["int2", KD].bytes == found.by_key["int2", HARD].bytes
 
 
 @pytest.mark.parametrize("cost", results_module.COSTS)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_explorers import named
 from torch import Tensor, nn
 
 from course import explorers, plots
@@ -75,7 +76,7 @@ def test_controls_have_labels_and_work_with_a_keyboard(explorer: explorers.Ensem
     kinds = {name: type(control).__name__ for name, control in explorer.controls.items()}
     expected = {"picture": "IntSlider", "way": "Dropdown", "temperature": "FloatLogSlider"}
     assert kinds == expected | dict.fromkeys(("weight_1", "weight_2", "weight_3"), "FloatSlider")
-    assert explorer.controls["weight_3"].description == "Weight of bad"
+    assert named(explorer)["weight_3"].description == "Weight of bad"
 
 
 @pytest.mark.parametrize("control", MOVES)

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,11 @@ def questions() -> list[Any]:
 def test_the_right_option_is_not_the_longest(key: MultipleChoice) -> None:
     right = key.by_letter[key.correct_letter()]
     assert len(right.text) < max(len(option.text) for option in key.options)
+
+
+def test_no_letter_is_right_much_more_often_than_the_others() -> None:
+    found = Counter(one.values[0].correct_letter() for one in questions())
+    assert max(found.values()) - min(found[letter] for letter in "abcd") <= 2, found
 
 
 # Not attempted.
@@ -444,6 +450,41 @@ def test_a_caret_is_no_power(power: Callable[[Tensor, float], Tensor]) -> None:
     assert found.outcome is Outcome.ERROR
     assert "a power is **" in text_of(found)
     assert ".float()" not in text_of(found)
+
+
+def mcnemar_of_truth_values(first: Tensor, second: Tensor) -> Tensor:
+    return (first - second).sum()
+
+
+def factor_without_gradient(loss: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    return torch.autograd.grad(loss(student, teacher), student)[0].norm()
+
+
+def logits_are_known(s: Tensor, c: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return ((s == t) and (t != y)).float().mean()
+
+
+@pytest.mark.parametrize(
+    ("lesson", "name", "answer", "text"),
+    [
+        ("09", "mcnemar", mcnemar_of_truth_values, "Truth values cannot be subtracted: .float() first"),
+        (
+            "16",
+            "inherited",
+            lambda s, c, t, y: (s == t)[t != y].mean(),
+            "mean of truth values or whole numbers needs .float() before it",
+        ),
+        ("16", "inherited", logits_are_known, "Place by place in tensors it is &, | and ~"),
+        ("15", "factor", factor_without_gradient, ".requires_grad_() missing"),
+    ],
+)
+def test_what_torch_says_of_truth_values_and_gradients_gets_advice(
+    lesson: str, name: str, answer: Any, text: str
+) -> None:
+    found = grade(answer, name, lesson)
+    assert found.outcome is Outcome.ERROR
+    assert text in text_of(found), found
+    assert "power" not in text_of(found)
 
 
 def test_the_next_step_is_taken_with_the_input_that_failed() -> None:

@@ -90,6 +90,25 @@ def shown(explorer: explorers.Explorer) -> bytes:
     return bytes(explorer.image.value)
 
 
+def named(explorer: explorers.Explorer) -> dict[str, Any]:
+    """What holds the name of each control for a screen reader: a box beside a slider, or the control itself.
+
+    The front end names every kind of control but sliders after its description.
+    """
+    (grid,) = (one for one in explorer.view.children if isinstance(one, widgets.GridBox))
+    pairs = (one.children if isinstance(one, widgets.HBox) else (one, one) for one in grid.children)
+    holders = {id(control): holder for holder, control in pairs}
+    found = {name: holders[id(control)] for name, control in explorer.controls.items()}
+    for name, holder in found.items():
+        assert "Slider" not in type(holder).__name__, name
+        assert holder.description.strip(), name
+        value = explorer.state[name]
+        assert holder.value == (pytest.approx(value, rel=0.01) if isinstance(value, float) else value), name
+        assert not holder.disabled
+        assert holder.tabbable is not False
+    return found
+
+
 # What all have in common.
 
 
@@ -119,9 +138,52 @@ def test_there_is_one_image_and_nothing_that_flickers(untouched: explorers.Explo
 def test_controls_have_labels_and_work_with_a_keyboard(untouched: explorers.Explorer) -> None:
     for name, control in untouched.controls.items():
         assert type(control).__name__ in KEYBOARD, name
-        assert control.description.strip(), name
         assert not control.disabled
         assert control.tabbable is not False
+    assert len(named(untouched)) == len(untouched.controls)
+
+
+def test_a_slider_and_the_box_of_its_name_move_each_other() -> None:
+    explorer = make("Temperature")
+    box, slider = named(explorer)["temperature"], explorer.controls["temperature"]
+    assert (box.description, box.value, box.min, box.max) == ("Temperature T", 4.0, 0.125, 64.0)
+    calls, working = [], explorer.update
+    explorer.update = lambda found: (calls.append(1), working(found))
+    slider.value = 2**2.25
+    assert box.value == 4.76  # as many digits as fit
+    assert slider.value == 2**2.25  # all of them
+    box.value = 3.3
+    assert explorer.state["temperature"] == 3.3
+    assert "at T = 3.3;" in explorer.describe()
+    explorer.set(temperature=8.0)
+    assert box.value == 8.0
+    assert len(calls) == 3  # one picture for each
+    with pytest.raises(ValueError, match="temperature cannot be"):
+        explorer.set(temperature=100.0)
+    assert (box.value, slider.value) == (8.0, 8.0)
+
+
+def test_a_box_ends_where_its_slider_ends() -> None:
+    explorer = make("TeacherSees", picture=90)
+    box = named(explorer)["picture"]
+    assert (box.value, box.max) == (90, 99)
+    explorer.set(show=teacher_sees.DOUBTFUL)
+    assert box.max == explorer.controls["picture"].max < 90
+    assert box.value == explorer.state["picture"]
+    explorer.set(show=teacher_sees.ALL, picture=95)
+    assert box.value == 95
+
+
+def test_a_list_and_its_slider_move_each_other() -> None:
+    explorer = make("Cost")
+    box, slider = named(explorer)["depth"], explorer.controls["depth"]
+    assert box.description == "Depth (layers)"
+    assert box.options == slider.options
+    slider.value = 56
+    assert box.value == 56
+    box.value = 32
+    assert explorer.state["depth"] == 32
+    assert "ResNet-32" in explorer.describe()
 
 
 def test_the_image_has_its_alt_text(untouched: explorers.Explorer) -> None:
@@ -129,6 +191,22 @@ def test_the_image_has_its_alt_text(untouched: explorers.Explorer) -> None:
     # The front end makes the tooltip an image's title only if the image has an (empty) description.
     assert (state["tooltip"], state["description"]) == (untouched.alt, "")
     assert len(untouched.alt) > 80
+
+
+def contrast(colour: Any, background: Any = "white") -> float:
+    """The contrast of two colours after WCAG 2: from 1 to 21."""
+    from matplotlib.colors import to_rgb
+
+    channels = np.array([to_rgb(colour), to_rgb(background)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    low, high = sorted(linear @ (0.2126, 0.7152, 0.0722))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_titles_stand_out_from_white(untouched: explorers.Explorer) -> None:
+    for axes in untouched.figure.axes:
+        for title in (axes.title, axes._left_title):
+            assert contrast(title.get_color()) >= 4.5, title.get_text()
 
 
 def test_all_axes_are_labelled(untouched: explorers.Explorer) -> None:

@@ -98,6 +98,8 @@ WRONG: list[tuple[CodeSpec, Callable[..., Any], str]] = [
     (lesson06.ATTENTION, lambda f: energy(f) / energy(f).norm(dim=-1)[:, None], "0/0 is NaN"),
     (lesson06.ATTENTION, lambda f: F.normalize(energy(f), dim=1).view(len(f), *f.shape[2:]), "flatten(1)"),
     (lesson06.ATTENTION, lambda f: energy(f) / energy(f).max(dim=1, keepdim=True).values.clamp(min=1e-9), "largest"),
+    (lesson06.ATTENTION, lambda f: energy(f) / energy(f).norm(dim=1)[:, None].clamp(min=0.1), "leaves the rows short"),
+    (lesson06.ATTENTION, lambda f: energy(f) / energy(f).norm(dim=1)[:, None].clamp(min=0.01), "leaves the rows short"),
     (lesson06.VID, lambda p, t: 0.5 * (F.mse_loss(p, t).log() + 1), "Each channel has its own"),
     (lesson06.VID, lambda p, t: 0.5 * (((t - p) ** 2).mean((2, 3)).log() + 1).mean(), "over the pictures, too"),
     (lesson06.VID, lambda p, t: 0.5 * (((t - p) ** 2).mean(0).log() + 1).mean(), "over the positions, too"),

@@ -12,10 +12,11 @@ from scipy import stats
 from torch import Tensor
 
 from course import code_grading, notebooks
+from course.explorers.teacher_outputs import teacher_outputs
 from course.grading import Outcome, grade_question
 from course.lessons import lesson08
 from course.specs import CodeSpec
-from kdlib import losses, study, verdict
+from kdlib import data, losses, study, verdict
 
 
 def accuracies(seeds: int, seed: int) -> Tensor:
@@ -97,3 +98,52 @@ def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[st
     ]
     hard = scope["larger"].score("hard").by_seed
     assert hard == {seed: wide.score("hard").by_seed[seed] for seed in hard}
+
+
+def run_cell(beginning: str, capsys: pytest.CaptureFixture[str], **scope: Any) -> str:
+    """What the cell of the lesson that begins so prints now."""
+    cells = notebooks.read(notebooks.find("08")).cells
+    (source,) = [cell.source for cell in cells if cell.source.startswith(beginning)]
+    exec(source, {"study": study, "verdict": verdict, "teacher_outputs": teacher_outputs, **scope})
+    return capsys.readouterr().out
+
+
+def prose() -> str:
+    return "\n".join(cell.source for cell in notebooks.read(notebooks.find("08")).cells if cell.cell_type == "markdown")
+
+
+def in_points(found: verdict.Comparison, form: str) -> str:
+    return f"({100 * found.low:{form}} to {100 * found.high:{form}}"
+
+
+def test_what_sixty_epochs_leave_is_judged_over_seeds_and_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = data.data_dir() / "results" / "long"
+    long, sixty = (
+        study.results("methods", student="resnet8", images=55_000, folder=one)
+        for one in (folder, folder / "sixty-epochs")
+    )
+    printed = run_cell("sixty = study.results(", capsys, folder=folder, long=long)
+    after_twelve, after_sixty = (
+        {seed: one.right("kd")[seed].astype(float) - one.right("hard")[seed] for seed in one.seeds}
+        for one in (long, sixty)
+    )
+    lost = verdict.compare_samples(after_twelve, after_sixty)
+    assert str(lost) in printed
+    assert in_points(lost, ".2f") in prose()
+    given = teacher_outputs("test")
+    of_teacher = (given.logits.argmax(dim=1) == given.labels).numpy()
+    for name in ("hard", "kd"):
+        over = verdict.compare_samples(sixty.right(name), dict.fromkeys(sixty.seeds, of_teacher), comparisons=2)
+        assert over.verdict == "INCONCLUSIVE"
+        assert str(over) in printed
+        assert in_points(over, "+.2f") in prose()
+
+
+def test_more_labels_are_judged_by_the_seeds_that_both_have(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = [study.results("methods", student="resnet8", images=count) for count in (1_000, 10_000, 55_000)]
+    few, many = (one.score("hard").by_seed for one in counts[1:])
+    shared = sorted(set(few) & set(many))
+    found = verdict.compare([many[seed] for seed in shared], [few[seed] for seed in shared])
+    beginning = 'against = study.results("methods", student="resnet8", images=1_000'
+    assert str(found) in run_cell(beginning, capsys, counts=counts)
+    assert f"{100 * found.mean:.1f} points {in_points(found, '.1f')}" in prose()

@@ -55,6 +55,18 @@ def stored_in_bytes(values: Tensor, low: float, high: float) -> Tensor:
     return (q.float() - zero) * scale
 
 
+def stored_without_room(values: Tensor, low: float, high: float) -> Tensor:
+    scale = (high - low) / 255
+    zero = round(-128 - low / scale)
+    q = (torch.round(values / scale) + zero).clamp(-128, 127).to(torch.int8)
+    return (q - zero) * scale
+
+
+def test_int8_that_wraps_around_is_named() -> None:
+    found = code_grading.grade_code(lesson11.INT8, stored_without_room)
+    assert (found.outcome, found.mistake) == (Outcome.WRONG, "int8 overflows")
+
+
 @pytest.mark.parametrize("answer", [with_torch, unsigned, stored_in_bytes])
 def test_other_right_answers_pass(answer: Callable[..., Any]) -> None:
     found = code_grading.grade_code(lesson11.INT8, answer)

@@ -94,7 +94,7 @@ def test_the_cost_of_halving_is_counted() -> None:
 
 def test_the_question_on_the_figure_asks_for_the_comparator() -> None:
     outcomes = {letter: grade_question(lesson13.CONTROL, letter).outcome for letter in "abcd"}
-    assert [letter for letter, outcome in outcomes.items() if outcome is Outcome.CORRECT] == ["b"]
+    assert [letter for letter, outcome in outcomes.items() if outcome is Outcome.CORRECT] == ["a"]
 
 
 def lesson_code() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,14 +25,16 @@ def by_kdlib(s: Tensor, t: Tensor, labels: Tensor, temperature: float, alpha: fl
     return sum(method(ModelOutput(s), ModelOutput(t), labels).values())  # type: ignore[return-value]
 
 
-def by_hand(s: Tensor, t: Tensor, labels: Tensor, temperature: float, alpha: float) -> Tensor:
+def by_hand(s: Tensor, t: Tensor, labels: Tensor, temperature: float, alpha: float, of_softmax: bool = False) -> Tensor:
     total = s.new_zeros(())
     known = [row for row in range(len(labels)) if labels[row] >= 0]
     for row in known:
         total = total - alpha * s[row].log_softmax(0)[labels[row]] / len(known)
     for row in range(len(labels)):
-        p, q = ((one[row] / temperature).softmax(0) for one in (t, s))
-        total = total + (1 - alpha) * temperature**2 * (p * (p.log() - q.log())).sum() / len(labels)
+        p, q = ((one[row] / temperature).log_softmax(0) for one in (t, s))
+        if of_softmax:
+            p, q = ((one[row] / temperature).softmax(0).log() for one in (t, s))
+        total = total + (1 - alpha) * temperature**2 * (p.exp() * (p - q)).sum() / len(labels)
     return total
 
 
@@ -47,6 +50,12 @@ def with_ignore_index(s: Tensor, t: Tensor, labels: Tensor, temperature: float, 
 def test_other_right_answers_pass(answer: Callable[..., Any]) -> None:
     found = code_grading.grade_code(lesson14.LOSS, answer)
     assert found.outcome is Outcome.CORRECT, found
+
+
+def test_a_logarithm_of_a_softmax_is_refused_for_a_student_that_is_sure_and_wrong() -> None:
+    found = code_grading.grade_code(lesson14.LOSS, partial(by_hand, of_softmax=True))
+    assert found.outcome is Outcome.WRONG
+    assert "log_softmax" in found.text
 
 
 def test_nine_wrong_answers_are_told_apart() -> None:

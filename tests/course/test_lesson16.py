@@ -110,6 +110,7 @@ def test_the_bill_is_that_of_the_networks() -> None:
         assert grade_question(lesson16.BILL, right).outcome is Outcome.CORRECT
     for wrong in (9.3, 27.9, 1 / 3.1, 4.65, 1, 0, 31):
         assert grade_question(lesson16.BILL, wrong).outcome is Outcome.WRONG
+    assert "multiplied" in grade_question(lesson16.BILL, 9.3 * 3).text
 
 
 def test_the_question_on_the_figure_has_one_answer() -> None:
@@ -216,6 +217,46 @@ def test_no_student_of_the_study_is_ahead_of_its_teacher() -> None:
     assert all(70 < student < teacher for student, teacher in pairs)
 
 
+def long_trainings() -> dict[str, tuple[float, float]]:
+    """Of each file with long runs by logits: the mean accuracy, and the teacher's."""
+    pairs = {}
+    for path in sorted((RESULTS / "long").rglob("methods-*.csv")):
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["method"] == "kd"]
+        if rows:
+            name = path.relative_to(RESULTS).with_suffix("").as_posix()
+            student = statistics.mean(float(row["test_accuracy"]) for row in rows)
+            pairs[name] = (student, float(rows[0]["teacher_accuracy"]))
+    return pairs
+
+
+def test_students_ahead_of_their_teachers_are_counted_at_every_length() -> None:
+    pairs = long_trainings()
+    assert "long/sixty-epochs/methods-resnet8-resnet20-fashion-55000" in pairs
+    everywhere = [*article_claims.best_against_teacher(), *pairs.values()]
+    ahead = sum(student > teacher for student, teacher in everywhere)
+    (claim,) = [one for one in CLAIMS if "A student may beat its teacher" in one.claim]
+    assert f"{ahead} of the study's {len(everywhere)} best students" in claim.found()
+    assert set(pairs) <= set(claim.rows)
+    nearest = max(pairs, key=lambda name: pairs[name][0] - pairs[name][1])
+    assert nearest == "long/sixty-epochs/methods-resnet8-resnet20-fashion-55000"  # the one the sentence speaks of
+    over = article_claims.over_its_teacher()
+    assert over.mean == pytest.approx(100 * (pairs[nearest][0] - pairs[nearest][1]), abs=0.02)
+    assert (over.n, over.comparisons, over.verdict) == (5, len(everywhere), "INCONCLUSIVE")
+    assert f"{over.mean:+.1f} points ({over.low:+.1f} to {over.high:+.1f}), INCONCLUSIVE" in claim.found()
+
+
+def test_gains_of_long_trainings_belong_to_the_first_claim() -> None:
+    (claim,) = [one for one in CLAIMS if "A student with a teacher" in one.claim]
+    for folder in ("long", "long/sixty-epochs"):
+        name = f"{folder}/methods-resnet8-resnet20-fashion-55000"
+        assert name in claim.rows
+        logits, labels = (accuracies(name, method=method) for method in ("kd", "hard"))
+        gain = 100 * statistics.mean(logits[seed] - labels[seed] for seed in labels)
+        assert f"{gain:+.1f} points" in claim.found()
+    assert "sixty" in claim.found()
+
+
 def test_a_gain_of_few_seeds_has_no_verdict() -> None:
     for results, method in (
         (article_claims.long_runs("resnet18", "resnet50-fashion-v2", "adamw"), "kd"),
@@ -250,7 +291,7 @@ def test_a_figure_shows_every_arm_and_says_it_in_words() -> None:
     figure = plots.claim_arms(results, "labels", ["noise", "real pictures"])
     plots.check_labels(figure)
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["labels", "noise", "real pictures"]
-    assert "real pictures: 52.2 %, +2.2 (" in plots.claim_arms_alt(results, "labels", ["noise", "real pictures"])
+    assert "real pictures: 52.2 %, +2.20 (" in plots.claim_arms_alt(results, "labels", ["noise", "real pictures"])
 
 
 def test_a_figure_of_lengths_has_a_line_for_each_way() -> None:

@@ -158,7 +158,7 @@ def test_at_the_same_angle_the_attention_loss_is_sixteen_times_larger_at_a_sixte
     found = losses.attention(*small)
     torch.testing.assert_close(found, (2 * (1 - cosines[0]) / 49).mean())
     torch.testing.assert_close(found, 16 * losses.attention(*large))
-    assert lesson06.SCALE.answer_key.correct_letter() == "b"
+    assert lesson06.SCALE.answer_key.correct_letter() == "a"
 
 
 def test_the_bits_of_two_tables_by_hand() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_explorers import named
 from test_modalities import write_results
 
 from course import explorers, plots
@@ -53,7 +54,7 @@ def test_a_notebook_gets_a_view_a_picture_and_one_line(explorer: explorers.Modal
 def test_controls_have_labels_and_work_with_a_keyboard(explorer: explorers.Modalities) -> None:
     kinds = {name: type(control).__name__ for name, control in explorer.controls.items()}
     assert kinds == dict.fromkeys(START, "SelectionSlider")
-    assert all(control.description.strip() for control in explorer.controls.values())
+    assert set(named(explorer)) == set(explorer.controls)
     assert explorer.state == START
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from matplotlib.collections import PathCollection
 from PIL import Image
+from test_explorers import named
 
 from course import explorers, planning, plots
 from course.explorers.planner import IMAGES, SEEDS, SHOWN
@@ -45,7 +46,7 @@ def test_a_notebook_gets_a_view_a_picture_and_one_line(explorer: explorers.Plann
 def test_controls_have_labels_and_work_with_a_keyboard(explorer: explorers.Planner) -> None:
     kinds = {type(control).__name__ for control in explorer.controls.values()}
     assert kinds == {"FloatSlider", "IntSlider", "SelectionSlider"}
-    assert all(control.description.strip() for control in explorer.controls.values())
+    assert set(named(explorer)) == set(explorer.controls)
 
 
 @pytest.mark.parametrize("control", MOVES)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.colors import to_rgb
 from PIL import Image
+from test_explorers import contrast, named
 
 from course import explorers, plots, readme_images
 from course.explorers import Playground, playground, playground_figure
@@ -277,14 +278,22 @@ def test_a_notebook_gets_a_view_a_picture_and_one_line(shown: Playground) -> Non
     assert np.abs(pixels(bundle["image/png"]) - picture(shown)).mean() < 4  # 256 colours
 
 
+def test_titles_stand_out_from_white(shown: Playground) -> None:
+    titles = [axes._left_title for axes in shown.figure.axes]
+    assert [title.get_text() for title in titles if contrast(title.get_color()) < 4.5] == []
+    assert sum(bool(title.get_text()) for title in titles) == 3
+
+
 def test_controls_and_buttons_have_labels_and_work_with_a_keyboard(shown: Playground) -> None:
     assert set(shown.controls) == set(MOVES)
     for control in (*shown.controls.values(), shown.run_button, shown.reset_button):
         kind = type(control).__name__
-        assert kind in ("IntSlider", "FloatSlider", "FloatLogSlider", "Dropdown", "Button", "ToggleButton")
-        assert control.description.strip()
+        # Whether a ToggleButton is pressed is told by its colour alone.
+        assert kind in ("IntSlider", "FloatSlider", "FloatLogSlider", "Dropdown", "Button", "Checkbox")
         assert not control.disabled
         assert control.tabbable is not False
+    assert all(button.description.strip() for button in (shown.run_button, shown.reset_button))
+    assert set(named(shown)) == set(shown.controls)
     assert shown._buttons in shown.view.children
 
 

@@ -6,10 +6,11 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,10 +21,20 @@ import pytest
 import torch
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
+from test_explorers import contrast
 
 from course import plots
+from course.experiments import (
+    claims_results,
+    clinic,
+    compression_results,
+    logit_mistakes,
+    search_results,
+    several_results,
+    teacher_results,
+)
 from course.plots import theme
-from kdlib import distill
+from kdlib import distill, study
 
 pytestmark = pytest.mark.slow  # it draws
 
@@ -36,7 +47,12 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict, dict]]:
     IPython = pytest.importorskip("IPython")
     calls: list[tuple[dict, dict]] = []
     monkeypatch.setattr(IPython, "get_ipython", lambda: object())
-    monkeypatch.setattr("IPython.display.display", lambda data, metadata, raw: calls.append((data, metadata)))
+
+    def display(data: dict, metadata: dict | None = None, raw: bool = False) -> None:
+        assert raw
+        calls.append((data, metadata or {}))
+
+    monkeypatch.setattr("IPython.display.display", display)
     return calls
 
 
@@ -117,6 +133,22 @@ def test_the_students_look_as_in_the_figure_that_kdlib_distill_draws() -> None:
         line = drawn[role.label]
         look = (to_hex(line.get_color()).upper(), line.get_linestyle(), line.get_marker())
         assert look == (role.colour, role.linestyle, role.marker)
+
+
+def test_a_roles_text_stands_out_from_white_and_stays_what_it_is() -> None:
+    for role in plots.ROLES:
+        assert contrast(role.ink) >= 4.5
+        assert role.variant(1).ink == role.ink
+    assert len({role.ink for role in plots.ROLES}) == len(plots.ROLES)
+    assert plots.DISTILLED.ink == plots.DISTILLED.colour  # as it is dark enough
+
+
+def test_markers_stand_out_from_white() -> None:
+    _, axes = plots.figure()
+    for role in plots.ROLES:
+        for look in (role, role.variant(1)):
+            (line,) = axes.plot([1, 2], [1, 2], **look.line())
+            assert max(contrast(line.get_markerfacecolor()), contrast(line.get_markeredgecolor())) >= 3, role.label
 
 
 def test_a_role_gives_arguments_and_takes_another_label() -> None:
@@ -217,7 +249,7 @@ def test_reduced_colours_keep_small_texts_and_colour_bars() -> None:
     for ax, role in zip(axes, roles, strict=True):
         values = torch.eye(10) + (1 - torch.eye(10)) * (1.1 * torch.rand(10, 10, generator=generator) - 0.5)
         shown = ax.imshow(values.numpy(), vmin=-1, vmax=1)
-        ax.set_title(role.label, color=role.colour, fontweight="bold")
+        ax.set_title(role.label, color=role.ink, fontweight="bold")
     fig.colorbar(shown, ax=axes)
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=2 * plots.DPI)
@@ -225,7 +257,7 @@ def test_reduced_colours_keep_small_texts_and_colour_bars() -> None:
     before, after = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int) for data in (many, few))
     assert np.abs(before - after).max() <= 16
     for role in roles:
-        places = (before == np.round(255 * np.array(to_rgb(role.colour)))).all(axis=2)
+        places = (before == np.round(255 * np.array(to_rgb(role.ink)))).all(axis=2)
         assert places.any()
         assert (after[places] == before[places]).all()
 
@@ -245,13 +277,72 @@ def test_a_picture_of_few_colours_loses_none() -> None:
 def test_show_gives_the_picture_with_its_alt_text(shown: list[tuple[dict, dict]]) -> None:
     fig, _ = labelled()
     plots.show(fig, alt="  The loss rises\n from 3 to 4 nats. ")
-    ((data, metadata),) = shown
+    (data, metadata), _ = shown
     text = "The loss rises from 3 to 4 nats."
     assert data.keys() == {"image/png", "text/plain"}
     assert data["text/plain"] == text
     assert metadata == {"image/png": {"alt": text, "width": 630}}
     assert base64.b64decode(data["image/png"]) == plots.png(fig)
-    json.dumps(data)
+    json.dumps(shown)
+
+
+def test_the_page_of_a_notebook_holds_the_alt_text(shown: list[tuple[dict, dict]]) -> None:
+    """JupyterLab and nbconvert read of an image's metadata its size alone."""
+    nbconvert, v4 = pytest.importorskip("nbconvert"), pytest.importorskip("nbformat.v4")
+    fig, _ = labelled()
+    plots.show(fig, alt="The loss is < 4 nats & rises.")
+    notebook = v4.new_notebook(cells=[v4.new_code_cell("plots.show(fig)")])
+    outputs = [v4.new_output("display_data", data, metadata=metadata) for data, metadata in shown]
+    notebook.cells[0].outputs = outputs
+    page, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
+    assert page.index("data:image/png") < page.index("The loss is &lt; 4 nats &amp; rises.")
+
+
+# What the shipped rows give: a figure of each kind, and its text.
+SHIPPED: dict[str, Callable[[], tuple[Any, str]]] = {
+    "claim arms": lambda: both("claim_arms", claims_results.load("pictures"), "labels"),
+    "compression gains": lambda: both("compression_gains", compression_results.load(images=2_000).gains()),
+    "pareto": lambda: both("pareto", compression_results.load(images=2_000)),
+    "faults": lambda: both("fault_effects", clinic.load()),
+    "forest": lambda: both("forest", study.results("methods", student="resnet8", images=10_000)),
+    "gain against": lambda: both("gain_against", teacher_results.load(), "article-student"),
+    "gap recovered": lambda: both("gap_recovered", study.results("methods", student="resnet8", images=10_000)),
+    "grid": lambda: both("temperature_map", study.results("grid", student="resnet8", images=10_000)),
+    "mistakes": lambda: both("mistakes", logit_mistakes.costs(logit_mistakes.load())),
+    "proxies": lambda: (
+        plots.proxies_figure(search_results.load_proxies()),
+        plots.proxies_alt(search_results.load_proxies()),
+    ),
+    "several ways": lambda: both("several_ways", several_results.load("own"), "best single"),
+    "teacher gains": lambda: both("teacher_gains", teacher_results.load()),
+}
+
+
+def both(name: str, *given: Any) -> tuple[Any, str]:
+    """A figure and its text, from the two functions of the same name."""
+    return getattr(plots, name)(*given), getattr(plots, f"{name}_alt")(*given)
+
+
+def texts_in(fig: Any) -> list[Any]:
+    """Titles and what is written beside the data: all but axes and legends."""
+    titles = [title for axes in fig.axes for title in (axes.title, axes._left_title)]
+    return [*fig.texts, *titles, *(text for axes in fig.axes for text in axes.texts)]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_number_in_a_picture_is_in_its_text(name: str) -> None:
+    fig, alt = SHIPPED[name]()
+    number = re.compile(r"(?<![\w.-])[+-]?\d[\d,]*(?:\.\d+)?")
+    known = set(number.findall(alt))
+    drawn = [(text.get_text(), set(number.findall(text.get_text()))) for text in texts_in(fig)]
+    assert [(text, numbers - known) for text, numbers in drawn if numbers - known] == []
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED.keys() - {"grid"}))  # its numbers stand on cells: `text_colours`
+def test_every_text_of_a_picture_stands_out_from_white(name: str) -> None:
+    fig, _ = SHIPPED[name]()
+    pale = [text.get_text() for text in texts_in(fig) if contrast(text.get_color()) < 4.5]
+    assert pale == []
 
 
 def test_show_prints_the_text_where_there_is_no_notebook(capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,7 +393,7 @@ def test_show_takes_axes_that_need_no_label(shown: list[tuple[dict, dict]]) -> N
     fig, axes = plots.figure()
     axes.set(xlabel="probability", yticks=[])
     plots.show(fig, alt="No numbers at one side.")
-    assert len(shown) == 4
+    assert sum("image/png" in data for data, _ in shown) == 4
 
 
 def test_show_refuses_an_empty_figure(shown: list[tuple[dict, dict]]) -> None:
@@ -342,8 +433,24 @@ def test_class_matrix_has_names_numbers_and_a_colour_bar(shown: list[tuple[dict,
     assert axes.get_xlabel() == "predicted class"
     assert fig.axes[1].get_ylabel() == "mean probability"
     dark, light = axes.texts[2], axes.texts[4]
-    assert (dark.get_color(), light.get_color()) == ("white", plots.INK)  # readable on its cell
+    assert (dark.get_color(), light.get_color()) == ("white", "black")  # readable on its cell
     plots.show(fig, alt="A matrix.")
+
+
+def test_numbers_on_heat_maps_have_contrast_on_every_colour() -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    values, (_, axes) = np.linspace(-1, 1, 257)[None], plots.figure()
+    image = axes.imshow(values)
+    gains = LinearSegmentedColormap.from_list("gain", (plots.BASELINE.colour, "#FFFFFF", plots.DISTILLED.colour))
+    for cmap in ("cividis", "Greys", gains):
+        image.set_cmap(cmap)
+        texts = plots.text_colours(image, values)
+        ratios = [
+            contrast(to_rgb(text), image.cmap(image.norm(value))[:3])
+            for text, value in zip(texts[0], values[0], strict=True)
+        ]
+        assert min(ratios) >= 4.5
 
 
 def test_class_matrix_refuses_names_that_do_not_fit() -> None:
@@ -407,6 +514,13 @@ def test_a_part_that_is_lit_has_the_colour_of_its_role_and_all_others_are_grey(p
     assert sum(weight == "bold" for weight in weights.values()) <= 2  # T stands beside temperature
 
 
+def test_the_words_of_pale_parts_stand_out_from_their_boxes() -> None:
+    fig = plots.schematic(())
+    backgrounds = ["white", patches_of(fig, "hard loss")[0].get_facecolor()]
+    for text in fig.axes[0].texts:
+        assert all(contrast(text.get_color(), one) >= 4.5 for one in backgrounds), text.get_text()
+
+
 def test_lit_parts_differ_in_colour() -> None:
     fig = plots.schematic()
     edges = {part: patches_of(fig, part)[0].get_edgecolor() for part in plots.PARTS}
@@ -457,7 +571,7 @@ def test_an_unknown_part_is_an_error_with_near_matches(draw: Any) -> None:
 def test_the_schematic_is_shown_with_its_alt_text(shown: list[tuple[dict, dict]]) -> None:
     active = ("teacher", "student", "soft loss")
     plots.show(plots.schematic(active), alt=plots.schematic_alt(active))
-    ((data, _),) = shown
+    (data, _), _ = shown
     assert data["text/plain"].endswith("Lit: teacher, student, soft loss. All other parts are pale.")
     assert all(part in data["text/plain"] for part in ("projector", "temperature", "labels", "relation loss"))
     assert plots.schematic_alt().endswith("All parts are lit.")

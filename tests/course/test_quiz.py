@@ -269,10 +269,8 @@ def test_the_controls_ask_grade_and_go_on(progress: Path) -> None:
     from course.quiz.widget import Controls
 
     controls = Controls(quiz.Quiz())
-    assert controls.button.disabled
     assert "lesson 00: open" in controls.number.options[0][0]
     controls.letters.value = wrong_letter(1)
-    assert not controls.button.disabled
     controls.button.click()
     assert "Wrong. Read again: lesson 00" in controls.feedback.value
     assert all(option.explanation.split(" ")[0] in controls.feedback.value for option in quiz.QUESTIONS[0].options)
@@ -287,6 +285,25 @@ def test_the_controls_ask_grade_and_go_on(progress: Path) -> None:
     controls.button.click()
     assert "<b>Right.</b>" in controls.feedback.value
     assert "1 of 30 right, 1 wrong" in controls.summary.value
+
+
+def test_the_controls_say_in_words_what_they_ask_and_which_letter_is_chosen(progress: Path) -> None:
+    from course.quiz.widget import Controls
+
+    controls = Controls(quiz.Quiz())
+    assert controls.letters.description == "Letter"
+    controls.button.click()
+    assert "Choose a letter first." in controls.feedback.value
+    assert 'role="status"' in controls.feedback.value
+    assert not progress.exists()
+    controls.letters.value = "b"
+    assert controls.feedback.value == ""
+    assert controls.button.description == "Answer b"  # else its colour alone would tell
+    controls.button.click()
+    controls.button.click()
+    assert controls.number.value == 2
+    assert not controls.button.disabled  # that would take the keyboard's focus away
+    assert 'role="status"' in controls.prompt.value  # a screen reader says the next question
 
 
 def test_the_controls_say_that_an_answer_could_not_be_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_explorers import named
 from test_search_replay import made_replay
 
 from course import explorers, plots
@@ -54,7 +56,12 @@ def test_controls_have_labels_and_work_with_a_keyboard(explorer: explorers.Searc
         "seed": "SelectionSlider",
         "number": "IntSlider",
     }
-    assert all(control.description.strip() for control in explorer.controls.values())
+    assert set(named(explorer)) == set(explorer.controls)
+
+
+def test_the_picture_s_name_holds_for_every_setting(explorer: explorers.SearchReplay) -> None:
+    """It does not change with the controls, and in some states what was kept is above what was promised."""
+    assert not {"lower", "higher", "above", "below"} & set(re.findall(r"\w+", explorer.alt))
 
 
 @pytest.mark.parametrize("control", MOVES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,26 @@ def test_rows_become_gains_tables_and_a_figure(made: list[several.Run], tmp_path
         assert f"{gains[name].low:+.2f} to {gains[name].high:+.2f}" in note
     assert "second: teacher 90.0 %, student 83.5 %, +2.30" in plots.several_ways_alt(found, "first")
     several_results.load.cache_clear()
+
+
+def test_a_way_of_which_a_seed_diverged_is_not_judged_by_the_others(made: list[several.Run], tmp_path: Path) -> None:
+    rows = run(tmp_path, seeds=4)
+    for row in rows:
+        if (row["way"], row["seed"]) == ("second", "2"):
+            row |= {"test_accuracy": "", "teacher_accuracy": "", "error": "The loss is nan"}
+    path = several.path("own", tmp_path)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, several.RUN_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    several_results.load.cache_clear()
+    found = several_results.load("own", tmp_path)
+    several_results.load.cache_clear()
+    for judge in (lambda: found["second"].accuracy, lambda: found.compare("first"), found.table):
+        with pytest.raises(ValueError, match=r"'second' .* seed 2: The loss is nan"):
+            judge()
+    (gain,) = found.compare("first", ["variant"])
+    assert gain.comparison.n == 4
 
 
 # -------------------- what is trained

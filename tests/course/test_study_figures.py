@@ -189,7 +189,7 @@ def test_marker_colour_and_word_say_the_same_verdict(results: Results) -> None:
         role = {Verdict.BEATS: plots.DISTILLED, Verdict.LOSES: plots.BASELINE, Verdict.INCONCLUSIVE: plots.NEUTRAL}
         role = role[found.verdict]
         assert marks(fig, found.title)[role.marker] == (pytest.approx(100 * found.mean), role.colour.upper())
-        row = words(fig).index(f"{100 * found.mean:+.2f}  ({100 * found.low:+.2f} to {100 * found.high:+.2f})")
+        row = words(fig).index(f"{100 * found.mean:+.2f} ({100 * found.low:+.2f} to {100 * found.high:+.2f})")
         assert words(fig)[row + 1] == str(found.verdict)
     assert {results.gain(name).verdict for name in ("kd", "shuffled")} == {Verdict.BEATS, Verdict.LOSES}
 
@@ -247,7 +247,7 @@ def test_every_seed_is_drawn_those_beyond_the_axis_at_its_end(results: Results) 
 
 def test_equal_seeds_have_no_interval_to_draw(results: Results) -> None:
     fig = plots.forest(results)
-    assert "+0.00  (all seeds equal)" in words(fig)
+    assert "+0.00 (all seeds equal)" in words(fig)
     assert marks(fig, "hint (FitNets)")["D"][0] == 0
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_explorers import named
 from test_teacher_study import write_students, write_teachers
 
 from course import explorers, plots
@@ -59,7 +60,7 @@ def test_a_notebook_gets_a_view_a_picture_and_one_line(explorer: explorers.Teach
 def test_controls_have_labels_and_work_with_a_keyboard(explorer: explorers.Teachers) -> None:
     kinds = {name: type(control).__name__ for name, control in explorer.controls.items()}
     assert kinds == {"teacher": "SelectionSlider", "student": "Dropdown", "measure": "Dropdown"}
-    assert all(control.description.strip() for control in explorer.controls.values())
+    assert set(named(explorer)) == set(explorer.controls)
 
 
 @pytest.mark.parametrize(("control", "value"), [("teacher", "resnet8 hard 0"), *list(MOVES.items())[1:]])
@@ -157,6 +158,7 @@ def test_only_teachers_that_were_run_can_be_chosen(explorer: explorers.Teachers)
     explorer.controls["teacher"].value = "ensemble"
     explorer.controls["student"].value = "resnet8"
     assert (explorer.state["teacher"], explorer.error) == (REFERENCE, "")
+    assert named(explorer)["teacher"].options == explorer.controls["teacher"].options
 
 
 def test_what_was_not_run_is_named(results: TeacherResults) -> None:

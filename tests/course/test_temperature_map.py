@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from synthetic import score, write
+from test_explorers import named
 
 from course import explorers, plots
 from kdlib import study
@@ -71,7 +72,7 @@ def test_a_notebook_gets_a_view_a_picture_and_one_line(explorer: explorers.Tempe
 def test_controls_have_labels_and_work_with_a_keyboard(explorer: explorers.TemperatureMap) -> None:
     kinds = {name: type(control).__name__ for name, control in explorer.controls.items()}
     assert kinds == {"metric": "Dropdown", "alpha": "SelectionSlider", "temperature": "SelectionSlider"}
-    assert all(control.description.strip() for control in explorer.controls.values())
+    assert set(named(explorer)) == set(explorer.controls)
 
 
 def test_all_axes_are_labelled(explorer: explorers.TemperatureMap) -> None:

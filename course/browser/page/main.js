@@ -99,7 +99,7 @@ async function answer() {
     bars.show(i, probabilities[i]);
   }
   facts();
-  $("exam").disabled = examining;
+  $("exam").disabled = false;
   $("verdict").className = "";
   $("verdict").textContent = verdict(contents.classes, ...probabilities, label);
 }
@@ -115,6 +115,7 @@ function tell(error) {
 const pad = new Pad(
   $("pad"),
   $("ring"),
+  $("brush-said"),
   () => ({ brush: Number($("brush").value), shade: Number($("shade").value), mirror: $("mirror").checked }),
   () => {
     if (pad.note.test !== null) note({ ...pad.note, test: null, description: `${pad.note.description}, drawn over` });
@@ -205,34 +206,47 @@ async function exam() {
   ask(); // the medians have changed
 }
 
+// One at a time. The button is not disabled meanwhile, since the focus would leave it.
 async function holdExam() {
-  const text = $("exam").textContent;
+  if (examining) return;
+  const button = $("exam");
+  const text = button.textContent;
   examining = true;
-  $("exam").disabled = true;
+  button.ariaDisabled = "true";
+  button.ariaLabel = text; // screen readers would read out every picture's number
   await exam().catch(tell);
   examining = false;
-  $("exam").textContent = text;
-  $("exam").disabled = false;
+  button.textContent = text;
+  button.ariaLabel = null;
+  button.ariaDisabled = "false";
 }
 
 // ---- without a network
 
+// How it ended. Screen readers speak this sentence only, not the number of every file before.
+function tellKept(sentence) {
+  $("keeping").textContent = "";
+  $("kept").textContent = sentence;
+}
+
 async function keepEverything() {
   if (!canKeep) {
-    $("storage").textContent = "From this address the page needs its host: browsers keep pages from localhost or https only.";
+    tellKept("From this address the page needs its host: browsers keep pages from localhost or https only.");
     return;
   }
   const { script, glue, wasm } = contents.runtime;
   const assets = [contents.pictures, script, glue, wasm];
   for (const kind of ["float", "int8"]) assets.push(...contents.networks.map(network => network[kind]));
   const told = number =>
-    ($("storage").textContent = `Keeping the page for use without a network: ${number} of ${assets.length} files.`);
+    ($("keeping").textContent = `Keeping the page for use without a network: ${number} of ${assets.length} files.`);
   await navigator.serviceWorker.register("sw.js");
   const complete = await keep(assets, ["./", ...contents.page], told);
   await navigator.serviceWorker.ready;
-  $("storage").textContent = complete
-    ? "Everything is kept on this device: the page also works without a network."
-    : "The browser has no room to keep all of the page; without a network it does not work.";
+  tellKept(
+    complete
+      ? "Everything is kept on this device: the page also works without a network."
+      : "The browser has no room to keep all of the page; without a network it does not work.",
+  );
 }
 
 // ---- start
@@ -278,4 +292,4 @@ $("exam").addEventListener("click", holdExam);
 
 note({ fit: true, description: "your drawing" }); // what Undo comes back to
 await showTest(0);
-keepEverything().catch(error => ($("storage").textContent = `The page could not be kept: ${error.message}`));
+keepEverything().catch(error => tellKept(`The page could not be kept: ${error.message}`));

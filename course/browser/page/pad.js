@@ -9,11 +9,12 @@ const KEY_STEP = 10; // pixels: one of the 28 that the networks see
 export class Pad {
   note = {}; // what the page knows of the picture; undo brings it back together with the pixels
 
-  // ring: an element that shows where the keyboard's brush is. settings(): {brush, shade, mirror}.
-  // changed(): called after every stroke.
-  constructor(canvas, ring, settings, changed) {
+  // ring: an element that shows where the keyboard's brush is; said: one that tells screen readers.
+  // settings(): {brush, shade, mirror}. changed(): called after every stroke.
+  constructor(canvas, ring, said, settings, changed) {
     this.canvas = canvas;
     this.ring = ring;
+    this.said = said;
     this.context = canvas.getContext("2d", { willReadFrequently: true });
     this.side = canvas.width;
     this.settings = settings;
@@ -129,8 +130,10 @@ export class Pad {
   #key(event) {
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const { cursor } = this;
+    let turned = "";
     if (event.key === " " || event.key === "Enter") {
       cursor.down = !cursor.down;
+      turned = cursor.down ? "Brush down: " : "Brush up: ";
       this.last = null;
       if (cursor.down) this.remember();
     } else if (event.key in moves) {
@@ -143,6 +146,8 @@ export class Pad {
     event.preventDefault(); // arrows and Space would scroll the page
     if (cursor.down) this.#stroke({ x: cursor.x, y: cursor.y });
     this.#showRing();
+    const [steps, left, top] = [this.side, cursor.x, cursor.y].map(length => length / KEY_STEP);
+    this.said.textContent = `${turned}${left} of ${steps} from the left, ${top} from the top`;
   }
 
   #showRing() {
@@ -156,5 +161,6 @@ export class Pad {
   #hideRing() {
     this.cursor.down = false;
     this.ring.hidden = true;
+    this.said.textContent = "";
   }
 }
