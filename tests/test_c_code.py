@@ -210,20 +210,42 @@ def test_random_convolutions_and_pools_are_equal_to_the_bit(data: st.DataObject,
     kernel, stride = (data.draw(small), data.draw(small)), (data.draw(small), data.draw(small))
     padding = (data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3)))
     dilation = data.draw(st.integers(1, 2))
-    layers = [nn.Conv2d(channels, out, kernel, stride, padding, dilation, groups), nn.ReLU()]
+    pools: list[nn.Module] = []
     size = data.draw(st.integers(0, 2))
     if size:
         kind = data.draw(st.sampled_from([nn.MaxPool2d, nn.AvgPool2d]))
-        layers.append(kind(size, data.draw(small), size // 2))
+        pools.append(kind(size, data.draw(small), size // 2))
     shape = (channels, data.draw(st.integers(6, 9)), data.draw(st.integers(6, 9)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        features = nn.Sequential(*layers)
+        convolution = nn.Conv2d(channels, out, kernel, stride, padding, dilation, groups)
+        features = nn.Sequential(convolution, nn.ReLU(), *pools)
         width = features(torch.zeros(1, *shape)).numel()
         network = quantize(nn.Sequential(features, nn.Flatten(), nn.Linear(width, 3)), pictures(8, *shape))
     loaded = load_c(write(network, tmp_path_factory.mktemp("net") / "net.c"))
     images = extremes(network)
     assert torch.equal(loaded.integer_logits(images.permute(0, 2, 3, 1)), network.integer_logits(images))
+
+
+@pytest.mark.slow
+def test_a_layer_that_gives_only_zeros_is_written_too(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        dead, alive = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(1, 2, 3, padding=1)
+        nn.init.constant_(dead.bias, -50.0)
+        classifier = nn.Linear(2, 3)
+
+    def forward(self: Net, x: Tensor) -> Tensor:
+        return self.fc(F.avg_pool2d(F.relu(self.dead(x)) + self.alive(x), 6).flatten(1))
+
+    model = Net(forward, dead=dead, alive=alive, fc=classifier).eval()
+    images = pictures(32, 1, 6, 6)
+    network = quantize(model, images)
+    loaded = load_c(write(network, tmp_path / "net.c"))
+    far = extremes(network)
+    assert torch.equal(loaded.integer_logits(far.permute(0, 2, 3, 1)), network.integer_logits(far))
+    with torch.no_grad():
+        assert (loaded(images) - model(images)).abs().mean() < 0.05 * model(images).std()
 
 
 @pytest.fixture(scope="module")

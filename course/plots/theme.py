@@ -85,7 +85,7 @@ class Role:
         }
         look["markersize"] = 9 if self.marker == "*" else 6  # a star fills less of its box
         look |= {"markerfacecolor": "white"} if self.open else {}
-        look |= {"markeredgecolor": INK} if self.colour in EDGED else {}
+        look |= {"markeredgecolor": INK, "markeredgewidth": 0.5} if self.colour in EDGED else {}
         return {**look, "label": self.label if label is None else label, **options}
 
     def bar(self, label: str | None = None, **options: Any) -> dict[str, Any]:

@@ -199,7 +199,8 @@ def fixed_point(factor: float) -> tuple[int, int]:
 def _covering(low: float, high: float) -> Quantization:
     """The finest scale whose int8 numbers reach from low to high and hold 0 exactly, which padding and ReLU need."""
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / (HIGHEST - LOWEST), 1e-30)  # a value that is always 0 has no range
+    # A value that is always 0 has no range; 1 for it, since a tiny scale could not be reached from that of its sums.
+    scale = max((high - low) / (HIGHEST - LOWEST), 1e-30) if high > low else 1.0
     return Quantization(scale, max(LOWEST, min(HIGHEST, round(LOWEST - low / scale))))
 
 
