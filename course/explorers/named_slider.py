@@ -2,7 +2,8 @@
 
 The front end of ipywidgets gives a slider no name that a screen reader could say, and lets it speak the place of a
 choice or an exponent instead of the value. Boxes for numbers and lists are named after their description. So each
-slider gets such a box in place of its label and its readout; whoever uses one moves the other.
+slider gets such a box in place of its label and its readout; whoever uses one moves the other. The page moves a number
+that is typed to the slider's nearest step, and the box then shows it.
 """
 
 from __future__ import annotations
