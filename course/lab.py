@@ -17,8 +17,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from course import notebooks
-
 # Default settings: what a learner has set in JupyterLab has priority.
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -69,11 +67,13 @@ def launch(lesson: Path, arguments: Sequence[str], folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 1 if JupyterLab cannot be started."""
+    if importlib.util.find_spec("jupyterlab") is None:
+        return _print_error('JupyterLab is not installed. Run make lab, or: pip install --editable ".[course]"')
+    from course import notebooks  # needs nbformat, which comes with JupyterLab
+
     lessons = notebooks.list_notebooks()
     if not lessons:
         return _print_error(notebooks.no_lessons())
-    if importlib.util.find_spec("jupyterlab") is None:
-        return _print_error('JupyterLab is not installed. Run make lab, or: pip install --editable ".[course]"')
     with tempfile.TemporaryDirectory(prefix="kdlib-lab-") as folder:
         launch(lessons[0], sys.argv[1:] if arguments is None else arguments, Path(folder))
     return 0

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from kdlib.data.sources import DAMAGED
+
 SIDE = 28
 FAINT = 0.15  # of the brightest pixel: what is darker counts as background, such as a shadow or the noise of a camera
 
@@ -33,7 +35,7 @@ def read(path: str | Path) -> Tensor:
 
 
 def _grey(path: Path) -> Tensor:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Put the photo beside this notebook, or give its whole path.")
@@ -44,7 +46,7 @@ def _grey(path: Path) -> Tensor:
                 upright = Image.fromarray((np.asarray(upright) // 256).clip(0, 255).astype(np.uint8))
             upright = upright.convert("RGBA")
         upright.thumbnail((20 * SIDE, 20 * SIDE))  # averages the noise, a pixel of which would widen what is cut out
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError, *DAMAGED) as error:
         raise ValueError(f"{path} is not a picture that can be read ({error}); expected a PNG or JPEG file.") from error
     page = Image.new("RGBA", upright.size, "white")  # what is transparent is seen on white
     return F.pil_to_tensor(Image.alpha_composite(page, upright).convert("L"))[0].float()

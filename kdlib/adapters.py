@@ -23,7 +23,8 @@ class Adapter:
 
     inputs: of the student. Default: of a pair (inputs, labels) the first; of a dict all that is neither label nor
     index, as keyword arguments, or as it is if that is one field. teacher_inputs: default, the student's.
-    labels: default, the second of a pair, or the field "labels" or "label" of a dict; a batch may have none.
+    labels: default, the second of a pair, or the field "labels" or "label" of a dict, and neither is an input unless
+    another one is named; a batch may have none.
     indices: the sample's numbers (int64, B), which stored outputs are found by; default, the field "index" of a dict.
     Each of these is a key of a dict, a position in a tuple, or a function of the batch. A function is called several
     times for a batch, for the teacher anew: it must give the same each time and leave the batch as it is, so augment in
@@ -104,7 +105,7 @@ class Adapter:
     def _other_fields(self) -> set[str]:
         """Fields of a dict that are not inputs of the student."""
         named = {name for name in (self.labels, self.indices, self.teacher_inputs) if isinstance(name, str)}
-        return {"index", *named, *(LABEL_FIELDS if self.labels is None else ())}
+        return {"index", *named, *(LABEL_FIELDS if self.labels is None or callable(self.labels) else ())}
 
 
 _HOW = "Say which are the inputs: Adapter(inputs=..., labels=...), each a key, a position or a function of the batch."

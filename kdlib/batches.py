@@ -123,8 +123,9 @@ class IndexedBatches:
 class LoaderBatches:
     """Batches of a DataLoader, of a torch Dataset, or of anything that gives them anew each time it is iterated.
 
-    steps_per_epoch: batches of an epoch, needed where `len(data)` says nothing. batch_size: for a Dataset, which is
-    shuffled anew in every epoch. Raises TypeError or ValueError for what cannot be iterated again and again.
+    steps_per_epoch: batches of an epoch, needed where `len(data)` says nothing; each epoch begins anew, so of a longer
+    stream only its beginning is ever seen, unless it continues or shuffles by itself. batch_size: for a Dataset, which
+    is shuffled anew in every epoch. Raises TypeError or ValueError for what cannot be iterated again and again.
     """
 
     def __init__(
@@ -308,7 +309,8 @@ def _count_steps(loader: Iterable[Any], wanted: int | None) -> int:
     if count is None:
         raise ValueError(
             "The training data does not say how many batches it has, which the learning rate over time depends on: "
-            "give steps_per_epoch=..."
+            "give steps_per_epoch=... Each epoch begins anew, so of a longer stream only its beginning is ever seen, "
+            "unless it continues or shuffles by itself."
         )
     if count == 0:
         raise ValueError("The training data gives no batch. Give at least one; drop_last may have left it out.")

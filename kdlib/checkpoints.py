@@ -52,7 +52,10 @@ class Checkpointer:
     def diverged(self, what: str) -> DivergedError:
         """The error for a training that went wrong, with the last good checkpoint and what to do."""
         saved = self.path if self.path and self.path.exists() else None
-        advice = "Lower the learning rate, clip gradients (Recipe(clip=1)), or use precision='fp32', and start anew."
+        advice = (
+            "First see that all inputs and labels are finite (tensor.isfinite().all()). Lower the learning rate, clip "
+            "gradients (Recipe(clip=1)), or use precision='fp32' if they are, and start anew."
+        )
         checkpoint = f"The last good checkpoint is {saved}." if saved else "No checkpoint was written."
         return DivergedError(what, f"{checkpoint} {advice}")
 

@@ -454,7 +454,10 @@ def device(
     image_size: ImageSize = 224,
     json_: Json = False,
 ) -> None:
-    """Compile a network's C file for a Cortex-M4, run it there, emulated, and count bytes and instructions."""
+    """Compile a network's C file for a Cortex-M4, run it there, emulated, and count bytes and instructions.
+
+    The file is compiled and run on this machine, too, to compare the answers: give no file of a stranger.
+    """
     from kdlib import data as datasets
     from kdlib.device import run_on_cortex_m4
 

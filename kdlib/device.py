@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kdlib.errors import check_kind
-from kdlib.export.c_code import KERNELS, CNetwork, compile_c, load_c, zig
+from kdlib.export.c_code import KERNELS, CNetwork, compile_c, load_c, read_constants, zig
 
 FOLDER = KERNELS.parent
 # No floating-point unit is asked for: the code has no floating-point numbers.
@@ -91,6 +91,7 @@ class DeviceReport:
 def run_on_cortex_m4(path: str | Path, images: Tensor, labels: Tensor) -> DeviceReport:
     """Compile a file of `kdlib.export.c_code.to_c` for a Cortex-M4 and run it there, emulated, image by image.
 
+    For the comparison it is compiled and run on this machine, too: give no file of a stranger.
     images: normalised, N x C x H x W. labels: N class numbers. Takes about 1.5 s for 100 million instructions.
     Raises ImportError without the extra `device`, FileNotFoundError, TypeError or ValueError for a file, images or
     labels that do not fit, and as `load_c` for a file that was changed.
@@ -98,11 +99,12 @@ def run_on_cortex_m4(path: str | Path, images: Tensor, labels: Tensor) -> Device
     _require_unicorn()
     compiler = zig()
     _check_labels(images, labels)
+    read_constants(path)  # refuses what is no network before a compiler complains of it
+    program = build(path, compiler)  # first: without an operating system to call, it refuses most other programs
     host = load_c(path)
     inputs = host.quantize(images)
     _check_classes(labels, host.constants.classes)
     expected = host.integer_logits(inputs)
-    program = build(path, compiler)
     machine = CortexM4(program, host)
     start = time.perf_counter()
     runs = [machine.predict(image) for image in inputs]

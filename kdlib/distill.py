@@ -17,7 +17,7 @@ from kdlib import data as datasets
 from kdlib import distributed, evaluation, files, measure, method_parser, methods, models, train
 from kdlib.data import DataModule
 from kdlib.recipes import Recipe
-from kdlib.run_folder import claim
+from kdlib.run_folder import claim, remove_earlier
 from kdlib.teachers import CachedTeacher, Ensemble
 
 RESULTS = (
@@ -106,7 +106,7 @@ def distill(
     """Do the job and write student.safetensors, history.csv, curves.png and report.json to `out`.
 
     resume: go on from the checkpoints that a stopped run left in `out`. overwrite: replace what an earlier run left
-    there. echo: receives a line before each stage.
+    there, once the job was checked. echo: receives a line before each stage.
     Under torchrun every process calls it, and the first one prints and writes.
     Raises what `data.load`, `models.load` and `train.fit` raise, before anything is trained where that is possible, and
     ValueError or OSError for an `out` that holds an earlier run or is in use.
@@ -116,12 +116,15 @@ def distill(
     if out is None and (resume or job.checkpoint_every is not None):
         raise ValueError("resume and checkpoint_every belong to a run with a folder: give out='runs/student'.")
     if out is None:
-        return _distill(job, None, resume=resume, progress=progress, echo=echo)
-    with claim(out, RESULTS, resume=resume, overwrite=overwrite, echo=echo) as folder:
-        return _distill(job, folder, resume=resume, progress=progress, echo=echo)
+        return _distill(job, None, resume=resume, overwrite=False, progress=progress, echo=echo)
+    # An earlier run stays until this job is known to be sound: its student may be what this one starts from.
+    with claim(out, () if overwrite else RESULTS, resume=resume, overwrite=overwrite, echo=echo) as folder:
+        return _distill(job, folder, resume=resume, overwrite=overwrite, progress=progress, echo=echo)
 
 
-def _distill(job: Job, out: Path | None, *, resume: bool, progress: bool, echo: Callable[[str], None]) -> Report:
+def _distill(
+    job: Job, out: Path | None, *, resume: bool, overwrite: bool, progress: bool, echo: Callable[[str], None]
+) -> Report:
     started = time.perf_counter()
     main = distributed.rank() == 0
     data, teacher, student, method = build(job)
@@ -134,6 +137,8 @@ def _distill(job: Job, out: Path | None, *, resume: bool, progress: bool, echo: 
             who = f"{'teachers' if several else 'teacher'}, {', '.join(job.teachers)}, {'are' if several else 'is'}"
             echo(f"The {who} run on {len(data.train):,} images in {views}.")
         outputs = _cache_outputs(teacher, data, method, job, progress)
+    if out is not None and overwrite:
+        remove_earlier(out, RESULTS)
 
     fit = partial(_fit, job, data, outputs, out, resume=resume, progress=progress)
     baseline = None

@@ -53,11 +53,13 @@ class Distiller(nn.Module):
     """A student that learns from a teacher by a method: called with a batch, it gives the losses.
 
     `parameters()` and `state_dict()` are those of the student and of the method's projectors, never the teacher's. The
-    teacher is in eval mode and without gradient at every call, whatever `train()` says, and follows its inputs to their
-    device, not to their dtype. Losses are computed in float32, under autocast too, but for what a method of one's own
-    reads in `ModelOutput.raw`, which stays as the network gave it: call .float() on it. Optimiser, accumulation of
-    gradients, DistributedDataParallel (static_graph=True for methods that do not look at the logits) and the rest
-    belong to the loop.
+    teacher is in eval mode and without gradient at every call, whatever `train()` says, stays in it afterwards, and
+    follows its inputs to their device, not to their dtype. Of two networks that teach each other, each by a distiller
+    of its own, set the student to train mode just before its call: `one.train()`, `one(batch)`, `other.train()`,
+    `other(batch)`. Losses are computed in float32, under autocast too, but for what a method of one's own reads in
+    `ModelOutput.raw`, which stays as the network gave it: call .float() on it. Optimiser, accumulation of gradients,
+    DistributedDataParallel (static_graph=True for methods that do not look at the logits) and the rest belong to the
+    loop.
 
     student: any nn.Module. teacher: an nn.Module, a `Teacher` (stored outputs, an ensemble), a function from a batch to
     logits, or None for methods that need none. method: not copied, as `fit` does: a second distiller of the same method
@@ -110,6 +112,7 @@ class Distiller(nn.Module):
         if method.needs_teacher and teacher is None:
             raise ValueError(f"{type(method).__name__} needs a teacher: fit(..., teacher=models.load(...)).")
         self.student, self.method = student, method
+        self._warned_of_mode = False
         self.extractor = FeatureExtractor(
             student, method.student_layers, compile=compile, read_logits=self.adapter.logits_of
         )
@@ -121,8 +124,9 @@ class Distiller(nn.Module):
             shared = shared_tensors(student, self.teacher.model)
             if shared:
                 raise ValueError(
-                    f"Student and teacher share weights or buffers ({few(shared)}), so the teacher would change with "
-                    "the student. Load or build a second model, or copy this one: teacher = copy.deepcopy(teacher)."
+                    f"Student and teacher share weights or buffers ({few(shared)}): the teacher would change with the "
+                    "student, or, where these are frozen, its eval mode and device be set in the student, too. Load or "
+                    "build a second model, or copy this one: teacher = copy.deepcopy(teacher)."
                 )
             theirs = {id(p) for p in self.teacher.model.parameters()}
             trained = [name for name, p in method.named_parameters() if p.requires_grad and id(p) in theirs]
@@ -144,7 +148,8 @@ class Distiller(nn.Module):
     def setup(self, example: Any, check: Callable[[str, Tensor], None] | None = None) -> None:
         """Run both networks on one batch: what cannot work fails now, and projectors get their sizes.
 
-        Nothing in the networks changes. check: called with "student" or "teacher" and its logits as rows.
+        Nothing in the networks changes, but that the teacher is left in eval mode. check: called with "student" or
+        "teacher" and its logits as rows.
         Raises ValueError for networks that do not fit each other or the batch, and for an adapter whose function gives
         the teacher other inputs than the student.
         """
@@ -165,10 +170,11 @@ class Distiller(nn.Module):
                 module.training = training
         if teacher is not None:
             teacher = teacher.to(student.logits.device).float()
+        gives_layer = any(one is student.logits for one in student.features.values())  # in bfloat16 float() copies both
         student = student.float()
         rows, teacher_rows, _ = self._prepare(example, student, teacher, labels)
         self._check_rows(rows, teacher_rows, check)
-        if not self.method.trains_logits and not any(one is student.logits for one in student.features.values()):
+        if not self.method.trains_logits and not gives_layer:
             warnings.warn(
                 "No term of this method looks at the logits, so the classifier keeps its initial weights. "
                 "Add HardLabels() or Logit(...) to it.",
@@ -288,6 +294,7 @@ class Distiller(nn.Module):
         Raises ValueError for a batch that the adapter cannot read, and for a term that is no scalar.
         """
         batch = fields if batch is None else batch
+        self._warn_of_eval_mode()
         labels = self.adapter.labels_of(batch)  # first: labels that are not there are no matter of the networks
         teacher = self._teacher_output(batch)
         with nullcontext(self.extractor) if self.extractor.active else self.extractor as extractor:
@@ -302,6 +309,20 @@ class Distiller(nn.Module):
         self._check_terms(terms)
         total = reduce(add, terms.values())
         return Losses(total, terms, output, student.logits.detach(), labels)
+
+    def _warn_of_eval_mode(self) -> None:
+        """Say once that the student stands in eval mode in a step that trains it."""
+        if self.student.training or not self.training or self._warned_of_mode or not torch.is_grad_enabled():
+            return
+        if any(p.requires_grad for p in self.student.parameters()):
+            self._warned_of_mode = True
+            warnings.warn(
+                "The student is in eval mode and the distiller in train mode: it would train without dropout, and its "
+                "batch statistics would stand still. Call distiller.train() before the first step, after each "
+                "validation, and, where another distiller has this student for its teacher, before each call. If it is "
+                "meant, say it: distiller.eval().",
+                stacklevel=5,  # past torch's calls of a module
+            )
 
 
 def _pairs(method: Method) -> str:

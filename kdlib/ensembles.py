@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -69,8 +70,9 @@ class ConfidenceEnsemble(FrozenTeacher):
     (Its term on features, with the same weights, is not here.)
     members: at least two networks whose logits are B x C. temperature: that of the loss. by: "labels", the weights of
     the paper, which read the labels of the batch; "entropy", from the answers alone. adapter: where inputs and labels
-    of a batch are, see `Adapter`. read_logits: from what a member returns to its logits. Layers of a member are named
-    "members.0.layer3". `weights_of` gives the weights themselves.
+    of a batch are, see `Adapter`; default, as the `Distiller` that it teaches in reads them. read_logits: from what a
+    member returns to its logits. Layers of a member are named "members.0.layer3". `weights_of` gives the weights
+    themselves.
     Raises ValueError for less than two networks, a batch without the labels that it needs, or logits of another shape.
     Paper: Zhang, Chen, Wang 2022, arXiv:2201.00007.
     """
@@ -90,7 +92,12 @@ class ConfidenceEnsemble(FrozenTeacher):
             raise ValueError(f"temperature is a positive number, from 0.001 to 1000; got {temperature}.")
         if by not in BASES:
             raise unknown_name("basis of weights", by, BASES)
-        self._adapter = adapter or Adapter()
+        if adapter is not None and adapter.teacher_logits is not None:
+            raise ValueError(
+                "The adapter of a ConfidenceEnsemble says where inputs and labels are; where the logits of its members "
+                "are says read_logits. Give read_logits, and leave teacher_logits out."
+            )
+        self._has_own_adapter, self._adapter = adapter is not None, adapter or Adapter()
         self.temperature, self.by = float(temperature), by
         together = _Together(networks, read_logits or find_logits)
         super().__init__(together, read_inputs=self._adapter.teacher_inputs_of)
@@ -99,6 +106,14 @@ class ConfidenceEnsemble(FrozenTeacher):
     def fingerprint(self) -> str:
         """What differs when the outputs would differ."""
         return f"{super().fingerprint}, by {self.by} at {self.temperature:g}"
+
+    def with_adapter(self, adapter: Adapter) -> ConfidenceEnsemble:
+        """The same networks, for batches that this adapter reads; itself, if it was given an adapter of its own."""
+        if self._has_own_adapter:
+            return self
+        changed = copy.copy(self)
+        changed._adapter, changed._read_inputs = adapter, adapter.teacher_inputs_of
+        return changed
 
     def __call__(self, batch: Any, layers: Sequence[str] | None = None) -> ModelOutput:
         output = super().__call__(batch, layers)

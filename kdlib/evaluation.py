@@ -53,7 +53,8 @@ def evaluate(
     dataset: a split of a `DataModule`, a torch Dataset, or a loader: anything that gives batches. batch_size: for a
     split or a Dataset. role: what an error calls the model; "teacher" also reads the adapter's teacher_inputs and
     teacher_logits. adapter, task: what a loader's batches are, as for `Distiller`. loss: of output and labels, for a
-    task without classes, or one that leaves out samples without a label: labels below 0 do not count then.
+    task without classes, or one that leaves out samples without a label: labels below 0 do not count then. In a
+    task without classes a batch has the weight of its samples, however many of their targets the loss leaves out.
     Under torchrun every process must call it: of a split each computes its shard, and all get the same metrics.
     Raises ValueError for an empty dataset, inputs that the model cannot take, or labels of classes that it has not;
     TypeError for what gives no batches; FloatingPointError for logits that are not finite.

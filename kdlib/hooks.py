@@ -82,7 +82,9 @@ class FeatureExtractor:
     layers: names as `named_modules()` gives them. Of a module that runs several times in one forward pass, "name#0" is
     the output of its first call, "name#-1" of its last. Of an output that is a tuple or a dict, "name[0]" or
     "name[key]" is one part; a tuple that holds one tensor needs no such choice. An output with positions first,
-    N x B x C, is given as B x N x C, unless N = B, which cannot be told apart. One of 1-D convolutions, B x C x L, is
+    N x B x C, is given as B x N x C, unless N = B, which cannot be told apart. Nor can it be told from the
+    output of a layer that sees K frames or series of each sample as samples, K * B x B x C by chance: let an
+    nn.Identity in the network get x.reshape(B, -1, x.shape[-1]), and name that. One of 1-D convolutions, B x C x L, is
     given as a map, B x C x 1 x L, so that three dimensions are always tokens; see `is_line` for what is seen to be one.
     compile: torch.compile translates the model at the first call, which takes a minute or so, and then only this object
     runs it that way. weights: used by this object in place of the model's own of these names.
@@ -239,11 +241,17 @@ class FeatureExtractor:
         return output[:, :, None] if is_line(self.model.get_submodule(parts.module), output) else output
 
     def _refuse_part(self, name: str, call: Any, samples: int | None) -> None:
-        if isinstance(call, Captured) and samples is not None and samples not in call.output.shape:
-            raise ValueError(
-                f"The layer {name!r} gave an output of shape {tuple(call.output.shape)} for {samples} samples: it "
-                "ran on a part of the batch (under DataParallel, for instance). Use torchrun, or one device."
-            )
+        if not isinstance(call, Captured) or samples is None or samples in call.output.shape[:2]:
+            return
+        # So that what was laid into the batch becomes a direction of positions.
+        maps = "x.unflatten(0, (batch, -1)).transpose(1, 2)"
+        by_sample = maps if call.output.ndim > 3 else "x.reshape(batch, -1, x.shape[-1])"
+        raise ValueError(
+            f"The layer {name!r} gave an output of shape {tuple(call.output.shape)} for {samples} samples. Did it run "
+            "on a part of the batch, as under DataParallel? Use torchrun, or one device. Does the network lay frames, "
+            f"series or candidates into the batch? Let an nn.Identity in it get {by_sample}, where batch is the number "
+            "of samples, and name that."
+        )
 
     def _guard_hooks(self) -> AbstractContextManager[Any]:
         """Dynamo assumes that a model's hooks never change, and would run a program that was traced with others."""

@@ -321,6 +321,8 @@ class Feature(LayerMethod):
     Maps are B x C x H x W; channels last are refused where the other layer's map shows them, not where both networks
     have them. A function of one's own gets B x C x H x W of both, as many channels as the teacher has: tokens of both
     networks come as B x C x N x 1, vectors as B x C x 1 x 1, so a cosine over the channels takes dim=1.
+    Tokens of which both networks have other numbers are read as square grids of patches, which is wrong for sound and
+    text: let an nn.Identity in each network get x.mT[:, :, None], a map of one row, and name these.
     Three dimensions are tokens, B x N x C, but for what is seen to come from 1-D convolutions, see `hooks.is_line`.
     It has no term for the labels: write HardLabels() + Feature(...) or Logit() + Feature(...).
     """

@@ -141,7 +141,8 @@ class Alignment(NamedTuple):
     needs no such reading. size: the common grid at which they are compared.
     Tokens B x N x C: as many of both are compared one by one; one more on one side is a class token, which is left out.
     Otherwise they are read row by row as a grid in the proportions of the other layer's map, or as a square where it
-    has none, a class token before it left out, and pooled like a map.
+    has none, a class token before it left out, and pooled like a map. A map of one row or column has no proportions:
+    it may be a line of frames, or a picture pooled in one direction, and is refused.
     """
 
     grids: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
@@ -211,6 +212,13 @@ def _grid(tokens: Tensor, other: Tensor, pair: str) -> tuple[int, int] | None:
     count = tokens.shape[1]
     if other.ndim == 4 and other.shape[2] * other.shape[3] in (count, count - 1):
         return other.shape[2], other.shape[3]
+    if other.ndim == 4 and 1 in other.shape[2:] and math.prod(other.shape[2:]) > 1:
+        raise ValueError(
+            f"In {pair} {count} tokens of one network are compared with {tuple(other.shape)} of the other, and they "
+            "are no grid of the map's proportions: a single row or column has none. Let an nn.Identity in the network "
+            "with the tokens get them as a map, without a class token, and name that: x.mT[:, :, None] where they are "
+            "frames of a line, x.mT.unflatten(2, (height, width)) where they are patches of a picture."
+        )
     height, width = other.shape[2:] if other.ndim == 4 else (1, 1)
     for positions in (count, count - 1):  # without and with a class token
         rows = math.isqrt(positions * height // width)

@@ -52,5 +52,19 @@ def _prepare(
             "--out."
         )
     if overwrite:
-        for name in there:
-            (out / name).unlink()
+        _remove(out, there)
+
+
+def remove_earlier(out: Path, results: Sequence[str]) -> None:
+    """Remove what an earlier run left in a folder that is held; under torchrun every process calls it.
+
+    For a run that may still be refused after the folder is held: see `distill.distill`.
+    """
+    if distributed.rank() == 0:
+        _remove(out, [name for name in results if (out / name).exists()])
+    distributed.barrier()  # no process looks for a checkpoint before it is gone
+
+
+def _remove(out: Path, names: Sequence[str]) -> None:
+    for name in names:
+        (out / name).unlink()

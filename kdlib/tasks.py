@@ -156,9 +156,12 @@ class Regression(Task):
 
     def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
         if isinstance(labels, Tensor) and labels.shape != logits.shape and labels.numel() == logits.numel():
+            sizes = [[size for size in one.shape if size != 1] for one in (logits, labels)]
+            wanted = ", ".join(map(str, (-1, *logits.shape[1:])))
+            advice = f"labels.reshape({wanted})" if sizes[0] == sizes[1] else "with axes in the order of the output's"
             raise ValueError(
                 f"The {role} gives {tuple(logits.shape)} and the targets are {tuple(labels.shape)}: a loss would "
-                "broadcast them to every pair of samples. Give both one shape, by labels.unsqueeze(1)."
+                f"broadcast them to every pair of samples. Give both one shape, {advice}."
             )
         return logits, labels
 

@@ -30,7 +30,7 @@ from kdlib.errors import (
     unknown_name,
 )
 from kdlib.files import checksum, fingerprint, lock, write_text
-from kdlib.guards import StateGuard
+from kdlib.guards import StateGuard, writes_to
 from kdlib.hooks import FeatureExtractor, ModelOutput, find_logits
 from kdlib.tasks import MultiLabel, Segmentation, Task
 
@@ -88,9 +88,12 @@ class FunctionTeacher(Teacher):
 
 
 class FrozenTeacher(Teacher):
-    """A network as a teacher: in eval mode and without gradient at every call, given back as it was.
+    """A network as a teacher: in eval mode and without gradient at every call.
 
-    What is written to its buffers while it is active is said and put back; a forward that trains is refused.
+    After `activate` it is given back as it was: what was written to its buffers meanwhile is said and put back. A call
+    outside leaves it in eval mode: call train() on a network that learns, too, before its own next step. A forward that
+    trains is refused. Weights that are written between two calls count from the next one on (in bfloat16 inside
+    `activate` only where torch counts the write: not one to p.data).
     read_inputs: from a batch to what the network is called with; default, a batch's images or inputs. read_logits: from
     what it returns to its logits. needs_logits: whether a network that gives none is refused. role: what an error calls
     the network.
@@ -112,6 +115,10 @@ class FrozenTeacher(Teacher):
         self._config: devices.DeviceConfig | None = None
         self._extractor: FeatureExtractor | None = None
         self._guard: StateGuard | None = None
+        self._layers: set[nn.Module] | None = None  # whose weights are cast, known after the first call in bfloat16
+        self._written: list[
+            tuple[int, int, int]
+        ] = []  # where their weights lay and how often they were written to then
 
     @contextmanager
     def activate(self, layers: Sequence[str], config: devices.DeviceConfig) -> Iterator[FrozenTeacher]:
@@ -121,17 +128,14 @@ class FrozenTeacher(Teacher):
             try:
                 self._guard = StateGuard(self.model, self._role)
                 self._config = config
-                weights = config.cast_weights(self.model)
-                extractor = FeatureExtractor(
-                    self.model, layers, compile=config.compile, weights=weights, **self._options
-                )
-                with extractor as self._extractor:
+                with FeatureExtractor(self.model, layers, compile=config.compile, **self._options) as self._extractor:
                     yield self
                 self._guard.warn_of_changes()
             finally:
                 if self._guard is not None:
                     self._guard.restore()
-                self._extractor = self._config = self._guard = None
+                self._extractor = self._config = self._guard = self._layers = None
+                self._written = []
                 for module, training in modes.items():
                     module.training = training
 
@@ -147,12 +151,12 @@ class FrozenTeacher(Teacher):
 
     @torch.no_grad()  # not inference_mode: its tensors cannot be saved for the student's backward pass
     def __call__(self, batch: Any, layers: Sequence[str] | None = None) -> ModelOutput:
-        """The network's output. Outside of `activate` the network is moved to where its inputs are."""
+        """The network's output. Outside of `activate` the network goes to where its inputs are and into eval mode."""
         self.model.eval()  # at every call: whoever holds the model may have called train() in between
         inputs = self._read_inputs(batch)
         if self._extractor is not None and self._config is not None and layers in (None, self._extractor.layers):
             with self._config.autocast():
-                output = self._extractor(inputs)
+                output = self._answer(inputs, self._extractor, self._config)
             self._check_first_call(self._guard)
             return output
         devices.follow(self.model, inputs)
@@ -161,6 +165,21 @@ class FrozenTeacher(Teacher):
             output = extractor(inputs)
         self._check_first_call(guard)
         return output
+
+    def _answer(self, inputs: Any, extractor: FeatureExtractor, config: devices.DeviceConfig) -> ModelOutput:
+        """The network's output inside `activate`: in bfloat16 from the second call on with weights that are cast."""
+        if config.bfloat16 and self._layers is None:
+            first = FeatureExtractor(self.model, extractor.layers, **self._options)  # not compiled: hooks look on
+            with extractor.paused(), config.layers_in_autocast(self.model) as layers, first:
+                output = first(inputs)
+            self._layers = layers
+            return output
+        weights = [p for layer in self._layers or () for p in layer._parameters.values() if p is not None]
+        written = [(id(p), p.data_ptr(), writes_to(p)) for p in weights]
+        if written != self._written:  # at the second call, and after one such as of an average of the student
+            extractor.weights = config.cast_weights(self.model, self._layers)
+            self._written = written
+        return extractor(inputs)
 
     def _check_first_call(self, guard: StateGuard | None) -> None:
         if guard is not None and not self._only_answers:
@@ -288,10 +307,14 @@ def shown_reader(read_logits: Callable[[Any], Any]) -> str:
 
 
 def _votes(logits: Sequence[Tensor], weights: Sequence[float], classes: int) -> Tensor:
-    """The logarithms of the shares of the votes, where each network votes for its best class."""
+    """The logarithms of the shares of the votes, where each network votes for its best class.
+
+    NaN is the largest logit and takes the vote: it makes the share of its class NaN, so that a damaged network shows.
+    """
     shares = torch.zeros_like(logits[0])
     for weight, one in zip(weights, logits, strict=True):
-        shares.scatter_add_(classes, one.argmax(dim=classes, keepdim=True), torch.full_like(shares, weight))
+        largest, best = one.max(dim=classes, keepdim=True)
+        shares.scatter_add_(classes, best, torch.full_like(largest, weight).masked_fill(~largest.isfinite(), math.nan))
     return ((1 - NO_VOTE) * shares + NO_VOTE / shares.shape[classes]).log()
 
 
@@ -352,16 +375,18 @@ class CachedTeacher(Teacher):
         precision: str = "auto",
         batch_size: int = 256,
         progress: bool = True,
+        adapter: Adapter | None = None,
     ) -> CachedTeacher:
         """Run the teacher once on every sample of the dataset in `views` augmented views, and store the outputs.
 
         layers: names whose outputs are stored too. directory: keep the outputs there as memory-mapped arrays; a
         finished cache in it is opened again instead, and refused when data, teacher, augmentation, seed, views, layers
         or precision differ. Under torchrun each process computes its shard, and the directory is one that all of them
-        see. half: store in 16 bits (default: only in a directory).
+        see. half: store in 16 bits (default: only in a directory). adapter: what the network is called with and where
+        its logits are, by teacher_inputs and teacher_logits; a `Distiller` with this adapter takes them as they are.
         Raises ValueError for fewer than one view, an empty dataset or a cache of something else.
         """
-        _check_build(model, dataset, augmentation, seed, views, layers, directory, half, batch_size, progress)
+        _check_build(model, dataset, augmentation, seed, views, layers, directory, half, batch_size, progress, adapter)
         seed, views = int(seed), int(views)  # NumPy's numbers are no JSON
         count = len(dataset)
         if views < 1 or count == 0:
@@ -369,18 +394,21 @@ class CachedTeacher(Teacher):
         config = devices.resolve(device, precision)
         half = directory is not None if half is None else half
         metadata = _metadata(model, dataset, augmentation, seed, views, layers, half, config)
+        adapter = adapter or Adapter()
+        metadata["teacher"] += _shown_reading(adapter)
+        teacher = FrozenTeacher(model, read_inputs=adapter.teacher_inputs_of, read_logits=adapter.teacher_logits_of)
         if directory is None:
             return cls(
-                metadata, dataset.indices, cls._run(model, dataset, None, metadata, config, batch_size, progress)
+                metadata, dataset.indices, cls._run(teacher, dataset, None, metadata, config, batch_size, progress)
             )
         with _building(Path(directory)):  # a second run with this folder waits, and then opens what the first has built
             if not (Path(directory) / "cache.json").exists():
-                cls._run(model, dataset, Path(directory), metadata, config, batch_size, progress)
+                cls._run(teacher, dataset, Path(directory), metadata, config, batch_size, progress)
         return cls.open(directory, metadata, dataset.indices)
 
     @staticmethod
     def _run(
-        model: nn.Module,
+        teacher: FrozenTeacher,
         dataset: IndexedDataset,
         directory: Path | None,
         metadata: dict[str, Any],
@@ -395,7 +423,6 @@ class CachedTeacher(Teacher):
         shard = distributed.shard(count)
         positions = torch.arange(count)[shard]
         options: dict[str, Any] = {"augmentation": augmentation, "seed": seed, "device": config.device}
-        teacher = FrozenTeacher(model)
         silent = not progress or distributed.rank() > 0
         with (
             teacher.activate(layers, config),
@@ -478,6 +505,10 @@ class CachedTeacher(Teacher):
             )
         return cls(metadata, indices, stored)
 
+    def is_read_by(self, adapter: Adapter) -> bool:
+        """Whether the outputs are those of a network that was read as this adapter reads a teacher."""
+        return self.fingerprint.endswith(_shown_reading(adapter))
+
     def with_adapter(self, adapter: Adapter) -> CachedTeacher:
         """The same outputs, for batches whose samples' numbers are where this adapter says."""
         if adapter.indices is None:
@@ -508,7 +539,7 @@ class CachedTeacher(Teacher):
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 of the weights and structure of the network whose outputs these are, or of the outputs given."""
+        """A sha256 of the weights and structure of the network, and how it was read; or of the outputs given."""
         return self.metadata["teacher"]
 
     def check_compatible(self, dataset: IndexedDataset, augmentation: Augmentation, seed: int) -> None:
@@ -576,7 +607,11 @@ class CachedTeacher(Teacher):
 
 
 def as_teacher(teacher: Any, adapter: Adapter, *, needs_logits: bool = True) -> Teacher | None:
-    """A network, a function or a teacher, as a teacher; TypeError for anything else."""
+    """A network, a function or a teacher, as a teacher.
+
+    needs_logits: whether its logits are read. Raises TypeError for anything else, and ValueError where the adapter says
+    how to read the logits of a network and there is none.
+    """
     if isinstance(teacher, nn.Module):
         return FrozenTeacher(
             teacher,
@@ -584,7 +619,9 @@ def as_teacher(teacher: Any, adapter: Adapter, *, needs_logits: bool = True) -> 
             read_logits=adapter.teacher_logits_of,
             needs_logits=needs_logits,
         )
-    if isinstance(teacher, CachedTeacher):
+    if teacher is not None and needs_logits and adapter.teacher_logits is not None:
+        _refuse_to_read(teacher, adapter)
+    if hasattr(type(teacher), "with_adapter"):
         return teacher.with_adapter(adapter)
     if teacher is None or _is_teacher(teacher):
         return teacher
@@ -594,6 +631,25 @@ def as_teacher(teacher: Any, adapter: Adapter, *, needs_logits: bool = True) -> 
         f"A teacher is a network (nn.Module), a kdlib.teachers.Teacher, or a function from a batch to logits; got "
         f"{teacher if isinstance(teacher, type) else type(teacher).__name__}."
     )
+
+
+def _refuse_to_read(teacher: Any, adapter: Adapter) -> None:
+    """Raise ValueError for a teacher that gives its logits itself, unless they were read by this adapter already."""
+    if isinstance(teacher, CachedTeacher) and teacher.is_read_by(adapter):
+        return
+    raise ValueError(
+        "Adapter(teacher_logits=...) says how to read what a network returns, and this teacher gives its logits "
+        "itself. Bring them to the student's classes and order where they come from, and leave teacher_logits out: "
+        "CachedTeacher.from_logits(answers[:, order]), a function that returns answers[:, order], "
+        "ConfidenceEnsemble(..., read_logits=...). Or build the cache with it: CachedTeacher.build(..., adapter=...)."
+    )
+
+
+def _shown_reading(adapter: Adapter) -> str:
+    """How an adapter reads a teacher, as it stands in a cache's fingerprint; nothing where it says nothing of it."""
+    inputs = adapter.inputs if adapter.teacher_inputs is None else adapter.teacher_inputs
+    fields = {"teacher_inputs": inputs, "teacher_logits": adapter.teacher_logits}
+    return "".join(f", {name}={describe(field)}" for name, field in fields.items() if field is not None)
 
 
 def _is_teacher(teacher: Any) -> bool:
@@ -632,6 +688,7 @@ def _check_build(
     half: Any,
     batch_size: Any,
     progress: Any,
+    adapter: Any,
 ) -> None:
     """Raise TypeError or ValueError for arguments of `CachedTeacher.build` of another kind."""
     check_kind("a network, an nn.Module,", nn.Module, model=model)
@@ -646,6 +703,7 @@ def _check_build(
     if directory is not None:
         check_path(directory=directory)
     check_flags(progress=progress, half=False if half is None else half)
+    check_kind("a kdlib.adapters.Adapter, such as Adapter(teacher_logits='scores')", Adapter | None, adapter=adapter)
 
 
 def _metadata(

@@ -94,12 +94,14 @@ def fit(
 
     data: a `DataModule`, whose validation split is read after each epoch and whose test split once, at the end; or a
     DataLoader, a torch Dataset, or anything that gives its batches anew in every epoch (`steps_per_epoch` where it does
-    not say how many), with `validation` of the same kind.
+    not say how many), with `validation` of the same kind. Each epoch begins anew, so of a longer stream only its
+    beginning is ever seen, unless it continues or shuffles by itself.
     teacher: a network, which is run on every batch, a `Teacher` such as stored outputs, or a function from a batch to
     logits. method: default Logit() with a teacher, HardLabels() without. adapter, task: what a batch is, and what
     logits and labels mean, see `Distiller`.
     optimizer: a function from a list of parameters to a torch optimiser; it takes the place of the recipe's, whose
-    schedule, clipping and batch size still hold. gradient_accumulation_steps: batches whose gradients make one step.
+    schedule, clipping and batch size still hold. gradient_accumulation_steps: batches whose gradients make one step,
+    each with the same weight, however many labelled tokens or samples it has.
     ema_decay: the student that is evaluated and given back is an exponential moving average of the weights.
     augmentation: default, the data's own. views: epochs go through this many augmented views of each image in
     turn; default, as many as a cached teacher holds, else a new view every epoch. Both need a DataModule.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -179,7 +180,7 @@ class Trainer:
                 "name."
             )
         values = {"loss": losses.total.detach(), **{name: term.detach() for name, term in losses.terms.items()}}
-        self.log.check_step(self.step, values)
+        self.log.check_step(self.step, values, partial(self._parts, batch))
         first, size = self._accumulation_group()
         if self.step == first:
             self.optimizer.zero_grad(set_to_none=True)
@@ -191,6 +192,10 @@ class Trainer:
             values["train_accuracy"] = accuracy(losses.rows, losses.labels)
             values[LABELLED] = has_label(losses.labels).float().mean()
         return values
+
+    def _parts(self, batch: Any) -> dict[str, Any]:
+        adapter = self.distiller.adapter
+        return {"inputs": adapter.student_inputs_of(batch), "labels": adapter.labels_of(batch)}
 
     def _accumulation_group(self) -> tuple[int, int]:
         """The first of the steps whose gradients are added up with this one's, and how many they are."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -33,10 +33,13 @@ class TrainingLog:
         self._diverged = diverged
         self._pending: list[tuple[int, int, dict[str, Tensor]]] = []
 
-    def check_step(self, step: int, values: dict[str, Tensor]) -> None:
-        """Refuse a loss that is not finite before the weights are updated, where that costs nothing."""
+    def check_step(self, step: int, values: dict[str, Tensor], parts: Callable[[], Mapping[str, Any]]) -> None:
+        """Refuse a loss that is not finite before the weights are updated, where that costs nothing.
+
+        parts: those of the batch by name, its inputs and labels; asked for only where the loss is not finite.
+        """
         if self.checks_every_step:
-            self._refuse_non_finite(step, values)
+            self._refuse_non_finite(step, values, parts)
 
     def append(self, step: int, images: int, values: dict[str, Tensor]) -> None:
         """Take the values of one step over so many images."""
@@ -78,12 +81,16 @@ class TrainingLog:
         names = [name for name in sums if name != "images" and not name.startswith("images: ")]
         return {name: sums[name] / sums.get(f"images: {name}", sums["images"]) for name in names}
 
-    def _refuse_non_finite(self, step: int, values: dict[str, Any]) -> None:
+    def _refuse_non_finite(
+        self, step: int, values: dict[str, Any], parts: Callable[[], Mapping[str, Any]] | None = None
+    ) -> None:
         if math.isfinite(values["loss"]):
             return
         terms = {name: float(value) for name, value in values.items() if name not in ("loss", "train_accuracy")}
         shown = ", ".join(f"{name} = {value:.4g}" for name, value in terms.items())
-        raise self._diverged(f"The loss is not finite at step {step} of {self.total_steps}: {shown}.")
+        bad = [name for name, part in (parts() if parts else {}).items() if not _is_finite(part)]
+        seen = f" Not finite in this batch: {' and '.join(bad)}." if bad else ""
+        raise self._diverged(f"The loss is not finite at step {step} of {self.total_steps}: {shown}.{seen}")
 
     def refuse_non_finite_weights(self, step: int, *modules: nn.Module) -> None:
         """Refuse weights that are not finite: a finite loss can have a gradient that is not."""
@@ -93,3 +100,11 @@ class TrainingLog:
         if bad:
             shown = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
             raise self._diverged(f"After step {step} of {self.total_steps} these are not finite: {shown}.")
+
+
+def _is_finite(part: Any) -> bool:
+    """Whether all numbers in a tensor, or in the tensors of a dict, tuple or list, are finite."""
+    if isinstance(part, Tensor):
+        return bool(part.isfinite().all())
+    inside = part.values() if isinstance(part, Mapping) else part if isinstance(part, tuple | list) else ()
+    return all(_is_finite(one) for one in inside)

@@ -110,6 +110,7 @@ def test_baseline_and_student_start_from_the_same_weights(small_test_set: Any, t
         assert history[f"student {column}"].tolist() == history[f"baseline {column}"].tolist()
 
 
+@pytest.mark.slow
 def test_no_baseline_leaves_it_out_and_views_0_runs_the_teacher_live(
     small_test_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -150,6 +151,39 @@ def test_a_cache_is_used_again_and_refused_for_another_teacher(
     models.save(models.build("resnet20", num_classes=10, in_channels=1, seed=5), other)
     assert call("distill", *TINY, *options, "--teacher", other, "--out", tmp_path / "third") == 2
     assert "was built for another teacher" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["teacher", "student", "method", "cache"])
+def test_a_refused_distillation_leaves_the_run_that_it_should_replace(
+    wrong: str, small_test_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out, cache = tmp_path / "out", tmp_path / "outputs"
+    out.mkdir()
+    for name in distill.RESULTS:
+        (out / name).write_text("of the earlier run")
+    if wrong == "cache":  # which holds the outputs of another teacher
+        other = tmp_path / "other.safetensors"
+        models.save(models.build("resnet8", num_classes=10, in_channels=1, seed=5), other)
+        options = ["--no-baseline", "--epochs", 1, "--cache", cache]
+        assert call("distill", *TINY, *options, "--teacher", other, "--out", tmp_path / "first") == 0
+    options = {"teacher": ["--teacher", "no-such"], "student": ["--student", "no-such"], "method": ["--method", "no"],
+               "cache": ["--cache", cache]}[wrong]  # fmt: skip
+    assert call("distill", *TINY, *options, "--out", out, "--overwrite") == 2
+    assert {name: (out / name).read_text() for name in distill.RESULTS} == dict.fromkeys(
+        distill.RESULTS, "of the earlier run"
+    )
+
+
+@pytest.mark.slow
+def test_a_student_goes_on_from_the_very_file_that_it_replaces(small_test_set: Any, tmp_path: Path) -> None:
+    own = tmp_path / "student.safetensors"
+    models.save(models.build("resnet8", num_classes=10, in_channels=1, seed=5), own)
+    (tmp_path / "student.checkpoint").write_text("of the earlier run")
+    before = models.load(own)
+    options = [*TINY, "--student", own, "--epochs", 1, "--learning-rate", 1e-9, "--no-baseline"]
+    assert call("distill", *options, "--out", tmp_path, "--overwrite") == 0
+    torch.testing.assert_close(models.load(own).fc.weight, before.fc.weight)
 
 
 @pytest.mark.slow
@@ -336,6 +370,7 @@ def never_stopped(small_test_set: Any, tmp_path_factory: pytest.TempPathFactory)
     return (out / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on_and_comes_to_the_same_bits(
     small_test_set: Any, never_stopped: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -750,3 +750,17 @@ def test_a_layer_alone_is_packed_and_comes_back(device: str) -> None:
     layer = compress.quantize_weights(nn.Linear(4, 2), 4).to(device)
     back = compress.unpack_weights(nn.Linear(4, 2).to(device), compress.pack_weights(layer, 4), 4)
     torch.testing.assert_close(back.weight, layer.weight)
+
+
+def test_channels_go_by_the_square_of_their_weights() -> None:
+    pytest.importorskip("torch_pruning")
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, bias=False), nn.ReLU(), nn.Conv2d(2, 4, 3, bias=False), nn.Flatten(), nn.Linear(16, 2)
+    )
+    with torch.no_grad():
+        for one in (model[0].weight, model[2].weight):
+            one.fill_(0.01)
+        model[0].weight[0, 0, 1, 1] = 3.0  # a norm of 3, and a sum of 3
+        model[0].weight[1] = 0.8  # a norm of 2.4, and a sum of 7.2
+    narrow = compress.prune_channels(model, 0.5, torch.randn(1, 1, 6, 6), round_to=1)
+    assert narrow[0].weight.max().item() == 3

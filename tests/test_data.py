@@ -9,6 +9,8 @@ import hashlib
 import os
 import pickle
 import urllib.error
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import nn
 from torchvision import datasets as torchvision_sets
 
@@ -1068,3 +1071,92 @@ def test_a_class_that_only_one_side_has_is_named(blobs: DataModule, count: int, 
     name = (*blobs.classes, "another")[odd]
     with pytest.raises(ValueError, match=f"{count} classes, and blobs has 3: {name!r} is in one of them only"):
         evaluation.check_class_names("teacher", model, blobs)
+
+
+# What lies in a folder of pictures besides pictures that are read once.
+
+
+def test_files_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
+    write_folder(tmp_path, "train", 4)
+    write_folder(tmp_path, "val", 2)
+    (tmp_path / "train" / "cat" / "deep").mkdir()
+    for name in ("one.heic", "two.GIF", "deep/three.avif", "four"):
+        (tmp_path / "train" / "cat" / name).write_bytes(b"a picture")
+    with pytest.warns(UserWarning, match=r"4 file\(s\).*\.jpg.*\.webp") as caught:
+        found = data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
+    assert str(tmp_path / "train" / "cat") in str(caught[0].message)
+    assert len(found.train) + len(found.validation) == 4
+
+
+def test_hidden_files_and_notes_beside_pictures_need_no_word(tmp_path: Path) -> None:
+    write_folder(tmp_path, "train", 4)
+    write_folder(tmp_path, "val", 2)
+    for name in (".DS_Store", "._one.heic", "README", "README.md", "LICENSE", "boxes.txt", "Thumbs.db", "desktop.ini"):
+        (tmp_path / "train" / "cat" / name).write_bytes(b"a note")
+    with warnings.catch_warnings(action="error"):
+        data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("train/cat/self", "."),
+        ("train/cat/up", "../.."),
+        ("train/cat/other", "../../val"),
+        ("train/tiger", "cat"),
+        ("test", "train"),
+        ("test/cat", "../train/cat"),
+    ],
+)
+def test_a_folder_that_is_reached_twice_through_a_link_is_refused(tmp_path: Path, link: str, target: str) -> None:
+    write_folder(tmp_path, "train", 4)
+    write_folder(tmp_path, "val", 2)
+    (tmp_path / link).parent.mkdir(exist_ok=True)
+    (tmp_path / link).symlink_to(target)
+    with pytest.raises(ValueError, match="same folder") as caught:
+        data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
+    assert str(tmp_path / link) in str(caught.value)
+
+
+def test_links_to_folders_elsewhere_are_followed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "elsewhere", "train", 4)
+    write_folder(tmp_path / "elsewhere", "val", 2)
+    (tmp_path / "here" / "train").mkdir(parents=True)
+    for name in ("cat", "dog"):
+        (tmp_path / "here" / "train" / name).symlink_to(tmp_path / "elsewhere" / "train" / name)
+    (tmp_path / "here" / "val").symlink_to(tmp_path / "elsewhere" / "val")
+    assert len(data.load(f"imagefolder:{tmp_path / 'here'}", image_size=16, num_workers=0).test) == 2
+
+
+def with_long_text(path: Path) -> None:
+    notes = PngInfo()
+    notes.add_text("note", "a" * 2_000_000, zip=True)
+    noise((24, 24), 1).save(path, "PNG", pnginfo=notes)
+
+
+def with_damaged_header(path: Path) -> None:
+    path.write_bytes(b"P6 24 twenty-four 255 " + bytes(24 * 24 * 3))
+
+
+def with_damaged_pixels(path: Path) -> None:
+    path.write_bytes(b"P3 2 1 255 1 2 3 4 5 900 ")
+
+
+@pytest.mark.parametrize("damage", [with_long_text, with_damaged_header, with_damaged_pixels])
+def test_whatever_pil_says_of_a_file_the_file_is_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    write_folder(tmp_path, "train", 4)
+    write_folder(tmp_path, "val", 2)
+    bad = tmp_path / "val" / "cat" / "000.jpg"
+    damage(bad)
+    found = data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
+    with pytest.raises(OSError, match="cannot be read as an image.*Copy it again or remove it") as caught:
+        list(found.test.iter_batches(2))
+    assert str(bad) in str(caught.value)
+
+
+def test_an_error_of_a_transform_is_not_called_a_damaged_picture(folder: DataModule) -> None:
+    def broken(image: Any) -> Any:
+        raise ValueError("my own mistake")
+
+    with pytest.raises(ValueError, match="^my own mistake$"):
+        list(replace(folder.test, transform=lambda augmentation: broken).iter_batches(2))

@@ -156,6 +156,20 @@ def test_programs_that_a_board_could_not_run_are_refused(assembly: str, words: s
 
 
 @pytest.mark.slow
+def test_code_that_the_board_cannot_have_is_not_run_on_this_machine_either(tmp_path: Path) -> None:
+    """Its self-check, which runs as soon as the file is loaded, would write a file by the operating system."""
+    mark = tmp_path / "written"
+    code = COUNTED.format(assembly='"bx lr"').replace(
+        "int self_check(void) { return 0; }",
+        f'#include <stdio.h>\nint self_check(void) {{ fclose(fopen("{mark.as_posix()}", "w")); return 0; }}',
+    )
+    (tmp_path / "net.c").write_text(code)
+    with pytest.raises(ValueError, match="could not be compiled"):
+        run_on_cortex_m4(tmp_path / "net.c", torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.long))
+    assert not mark.exists()
+
+
+@pytest.mark.slow
 def test_plain_cores_compute_the_same(small: Path, report: DeviceReport, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Cortex-M3 has no instructions for two products at once: the same answers, with more instructions."""
     options = tuple(option.replace("cortex_m4", "cortex_m3") for option in device.FOR_CORTEX_M4)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from kdlib import losses, models
 from kdlib.adapters import Adapter
 from kdlib.distiller import Distiller
+from kdlib.ensembles import ConfidenceEnsemble, Specialists
 from kdlib.hooks import ModelOutput
 from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
-from kdlib.teachers import Teacher
+from kdlib.teachers import CachedTeacher, Ensemble, Teacher
 
 Pair = tuple[Tensor, Tensor]
 
@@ -482,3 +483,133 @@ def test_quantized_networks_share_weights_where_their_tensors_are_the_same() -> 
     teacher.weight = student.weight
     with pytest.raises(ValueError, match=r"share weights or buffers \(weight\)"):
         Distiller(student, teacher, Logit())
+
+
+@pytest.mark.parametrize("kind", ["stored", "function", "own", "confidence"])
+def test_an_order_of_classes_is_not_ignored_for_a_teacher_that_is_no_network(
+    student: Net, batch: Pair, kind: str
+) -> None:
+    answers = torch.randn(8, 3)
+
+    class Own(Teacher):
+        def __call__(self, batch: Any, layers: Any = None) -> ModelOutput:
+            return ModelOutput(answers)
+
+    teachers: dict[str, Any] = {
+        "stored": CachedTeacher.from_logits(answers),
+        "function": lambda batch: answers,
+        "own": Own(),
+        "confidence": ConfidenceEnsemble([Net(4), Net(5)]),
+    }
+    adapter = Adapter(teacher_logits=lambda output: output[:, [2, 1, 0]])
+    with pytest.raises(ValueError, match=r"teacher_logits.*from_logits\(answers\[:, order\]\)"):
+        Distiller(student, teachers[kind], Logit(), adapter=adapter)
+    Distiller(student, teachers[kind], HardLabels(), adapter=adapter)  # reads no answer
+
+
+@pytest.mark.parametrize("kind", ["network", "ensemble", "specialists"])
+def test_the_order_of_the_classes_is_that_of_the_adapter(student: Net, batch: Pair, kind: str) -> None:
+    networks: dict[str, nn.Module] = {
+        "network": Net(4, seed=1),
+        "ensemble": Ensemble([Net(4, seed=1), Net(5, seed=2)]),
+        "specialists": Specialists([Net(4, classes=2, seed=1), Net(5, classes=1, seed=2)], [(0, 2), (1,)]),
+    }
+    teacher, order = networks[kind].eval(), [2, 0, 1]
+    adapter = Adapter(teacher_logits=lambda output: output[:, order])
+    found = Distiller(student, teacher, Logit(2, alpha=0), adapter=adapter, example=batch).eval()(batch).total
+    with torch.no_grad():
+        expected = losses.kd(student(batch[0]), teacher(batch[0])[:, order], 2)
+    torch.testing.assert_close(found.detach(), expected)
+
+
+def _mutual(student: Net, teacher: Net, batch: Pair, *, each: bool) -> None:
+    """Three steps of two networks that teach each other."""
+    first, second = Distiller(student, teacher, Logit()), Distiller(teacher, student, Logit())
+    for _ in range(3):
+        first.train()
+        if not each:
+            second.train()
+        one = first(batch).total
+        if each:
+            second.train()
+        (one + second(batch).total).backward()
+
+
+def test_two_that_teach_each_other_are_in_train_mode_when_each_is_set_before_its_call(
+    student: Net, teacher: Net, batch: Pair
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _mutual(student, teacher, batch, each=True)
+    assert [int(net.stem[1].num_batches_tracked) for net in (student, teacher)] == [3, 3]
+
+
+def test_a_student_that_another_call_has_left_in_eval_mode_is_said_once(
+    student: Net, teacher: Net, batch: Pair
+) -> None:
+    with pytest.warns(UserWarning, match=r"student is in eval mode.*train\(\)") as caught:
+        _mutual(student, teacher, batch, each=False)
+    assert len(caught) == 1
+
+
+def test_a_student_in_eval_mode_is_said_after_a_validation_and_not_where_it_is_meant(
+    student: Net, teacher: Net, batch: Pair
+) -> None:
+    distiller = Distiller(student, teacher, both(), example=batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distiller.train()(batch)
+        student.eval()
+        with torch.no_grad():
+            distiller(batch)  # the loss of a validation
+        distiller.eval()(batch)
+        frozen = copy.deepcopy(student).requires_grad_(False).eval()
+        Distiller(frozen, teacher, both(), example=batch)(batch)  # projectors alone learn
+    distiller.train()
+    student.eval()
+    with pytest.warns(UserWarning, match="student is in eval mode"):
+        distiller(batch)
+
+
+def test_a_function_of_labels_keeps_them_from_the_networks(batch: Pair) -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(7, 7)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.words(ids)
+
+    ids = torch.arange(12).view(2, 6) % 7
+    adapter = Adapter(labels=lambda batch: F.pad(batch["labels"][:, 1:], (0, 1), value=-100))
+    found = Distiller(Words(), Words(), Logit(), adapter=adapter, task="token-classification")
+    given = {"ids": ids, "labels": ids}
+    assert torch.equal(found(given).labels, ids[:, 1:].flatten())
+    assert adapter.student_inputs_of(given) is ids
+    assert adapter.student_inputs_of({**given, "label": ids, "mask": ids}).keys() == {"ids", "mask"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_that_is_the_output_trains_it_in_every_precision(
+    batch: Pair, dtype: torch.dtype, recwarn: pytest.WarningsRecorder
+) -> None:
+    class Embedding(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.flat, self.proj = nn.Flatten(), nn.Linear(36, width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.proj(self.flat(x))
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        Distiller(Embedding(4), Embedding(6), Relation({"proj": "proj"}, "rkd"), example=batch)
+        assert [str(one.message) for one in recwarn] == []
+        with pytest.warns(UserWarning, match="keeps its initial weights"):
+            Distiller(Net(4), Net(6), Relation({"stem": "stem"}, "similarity"), example=batch)
+
+
+def test_a_frozen_part_in_both_networks_is_refused_for_what_would_happen(student: Net, batch: Pair) -> None:
+    teacher = Net(4, seed=1)
+    teacher.stem = student.stem.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"share.*stem.*eval mode.*deepcopy"):
+        Distiller(student, teacher, Logit(), example=batch)

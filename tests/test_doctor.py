@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -202,6 +205,7 @@ def test_tasks_of_many_rows_a_sample_are_examined(task: str) -> None:
     else:
         x = torch.randn(64, 8)
         y = (x[:, :5] > 0).float()
+        y[:, 4] = -100
         networks = [nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 5)) for width in (4, 16)]
     batches = list(zip(x.split(16), y.split(16), strict=True))
     options: dict[str, Any] = {"task": task, "epochs": 20, "device": "cpu", "precision": "fp32", "progress": False}
@@ -209,6 +213,7 @@ def test_tasks_of_many_rows_a_sample_are_examined(task: str) -> None:
     d = Distiller(networks[0], networks[1], methods.Logit(temperature=2, alpha=0.5), task=task).train()
     report = examine(d, batches, optimizer=torch.optim.AdamW(d.parameters(), 1e-3))
     assert report.findings == (), str(report)
+    assert "loss-padding" in report.passed  # what does not count never reaches the loss
 
 
 def test_few_samples_accuse_nobody() -> None:
@@ -529,3 +534,45 @@ def test_batches_with_pictures_of_two_sizes_are_examined() -> None:
     batches = [(torch.randn(16, 3, size, size), torch.randint(0, 4, (16,))) for size in (16, 24)]
     report = examine(student=net(0), teacher=net(1).eval(), loss=lambda s, t: kd(s, t, 4.0), batches=batches)
     assert "normalisation" in report.skipped
+
+
+def pictures_of(root: Path, part: str, numbers: range) -> None:
+    for number in numbers:
+        parent = root / part / ("cat", "dog")[number % 2]
+        parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(parent / f"{part}{number:03}.png")
+
+
+def examined_with(splits: Any) -> Report:
+    c = case(0)
+    return examine(**c.arguments(data=splits))
+
+
+def test_pictures_of_folders_that_are_copies_of_each_other_are_found(tmp_path: Path) -> None:
+    pictures_of(tmp_path, "train", range(24))
+    pictures_of(tmp_path, "val", range(100, 124))
+    pictures_of(tmp_path, "test", range(200, 224))
+    assert "splits" in examined_with(data.load(f"imagefolder:{tmp_path}", image_size=8, num_workers=0)).passed
+    shutil.rmtree(tmp_path / "test")
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    next((tmp_path / "test").rglob("*.png")).unlink()
+    found = examined_with(data.load(f"imagefolder:{tmp_path}", image_size=8, num_workers=0)).find("splits")
+    assert found[0].severity == "fault"
+    assert "23 of the 23 samples of test are in train" in found[0].measured
+
+
+def test_pictures_that_are_no_files_or_too_many_are_not_said_to_be_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part, first in (("train", 0), ("val", 100), ("test", 200)):
+        pictures_of(tmp_path, part, range(first, first + 12))
+    found = data.load(f"imagefolder:{tmp_path}", image_size=8, num_workers=0)
+    unnamed = {part: replace(getattr(found, part), source=Pictures("pil", 0)) for part in ("train", "test")}
+    unnamed["test"] = replace(unnamed["test"], source=Pictures("pil", 0))
+    assert "no files" in examined_with(unnamed).skipped["splits"]
+    monkeypatch.setattr("kdlib.doctor.data.MOST_HASHED", 10)
+    assert "12 samples" in examined_with(found).skipped["splits"]
+    # A pair that cannot be compared does not hide another.
+    both = {"train": found.train, "validation": found.validation, "again": found.validation}
+    assert "splits" in said(examined_with(both))

@@ -19,6 +19,7 @@ from kdlib import train
 from kdlib.data import NO_AUGMENTATION, DataModule, normalized_images
 from kdlib.distiller import Distiller
 from kdlib.ensembles import Specialists
+from kdlib.evaluation import evaluate
 from kdlib.methods import Feature, HardLabels, Logit
 from kdlib.recipes import Recipe
 from kdlib.teachers import CachedTeacher, Ensemble
@@ -401,3 +402,20 @@ def test_a_member_that_is_the_student_is_refused() -> None:
     student = Net(1)
     with pytest.raises(ValueError, match="share weights"):
         Distiller(student, Ensemble([Net(2), student]), Logit())
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric", "vote"])
+def test_a_member_that_is_damaged_is_not_outvoted(batch: tuple[Tensor, Tensor], mean: str, broken: float) -> None:
+    bad = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    bad(batch[0])
+    with torch.no_grad():
+        bad[1].bias[1] = broken
+    good = copy.deepcopy(bad)
+    with torch.no_grad():
+        good[1].bias.zero_()
+    ensemble = Ensemble([good, bad, copy.deepcopy(good)], mean=mean)
+    with pytest.raises(FloatingPointError, match="teacher's logits are not finite"):
+        Distiller(copy.deepcopy(good), ensemble, Logit(), example=batch)
+    with pytest.raises(FloatingPointError, match="not finite for 8 of 8"):
+        evaluate(ensemble, [batch], device="cpu", precision="fp32")

@@ -328,3 +328,29 @@ def test_softmaxes_are_for_one_class_a_sample(task: str, kind: str) -> None:
     teacher = gated if kind == "gate" else ConfidenceEnsemble(members, by="entropy")
     with pytest.raises(ValueError, match="softmax.*geometric"):
         Distiller(nn.Linear(4, 3), teacher, method, task=task)
+
+
+def test_weights_for_each_sample_come_from_the_inputs_and_labels_that_the_distiller_reads(
+    batch: tuple[Tensor, Tensor],
+) -> None:
+    networks, (images, labels) = members(), batch
+    student = Net(3).eval()
+    given = {"small": images, "large": images.flip(3), "y": labels}
+    adapter = Adapter(inputs="small", teacher_inputs="large", labels="y")
+    teacher = ConfidenceEnsemble(networks)
+    found = Distiller(student, teacher, Logit(alpha=0), adapter=adapter, example=given).eval()(given).total
+    expected = Distiller(
+        student, teacher, Logit(alpha=0), adapter=Adapter(inputs=0, teacher_inputs=2, labels=1)
+    ).eval()((images, labels, images.flip(3)))
+    by_hand = ConfidenceEnsemble(networks)((images.flip(3), labels)).logits
+    torch.testing.assert_close(found, expected.total)
+    torch.testing.assert_close(found.detach(), losses.kd(student(images).detach(), by_hand, 4.0))
+    own = ConfidenceEnsemble(networks, adapter=Adapter(inputs="small", labels="y"))  # its own wins
+    found = Distiller(student, own, Logit(alpha=0), adapter=adapter).eval()(given).total
+    by_hand = ConfidenceEnsemble(networks)((images, labels)).logits
+    torch.testing.assert_close(found.detach(), losses.kd(student(images).detach(), by_hand, 4.0))
+
+
+def test_an_adapter_that_says_where_logits_are_is_refused() -> None:
+    with pytest.raises(ValueError, match="read_logits"):
+        ConfidenceEnsemble(members(), adapter=Adapter(teacher_logits=lambda output: output.flip(1)))

@@ -539,6 +539,23 @@ def test_what_was_refused_is_not_in_the_folder_and_what_was_kept_is_reported(
 
 
 @pytest.mark.slow
+def test_a_refused_export_leaves_the_files_that_it_should_replace(
+    network: nn.Module, blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export.export_all(network, tmp_path, ["onnx", "onnx-int8"], blobs)
+    before = {name: (tmp_path / name).read_bytes() for name in left_in(tmp_path)}
+    known = export.FORMATS["onnx"]
+    monkeypatch.setitem(export.FORMATS, "onnx", replace(known, write=tampered(known.write, 2.0)))
+    with pytest.raises(ValueError, match="The onnx export was refused"):
+        export.export_all(network, tmp_path, ["onnx"], blobs, overwrite=True)
+    assert {name: (tmp_path / name).read_bytes() for name in left_in(tmp_path)} == before
+    strange = models.build("resnet8", num_classes=7, in_channels=1, seed=0)
+    with pytest.raises(ValueError, match="7"):
+        export.export_all(strange, tmp_path, ["onnx-int8"], blobs, overwrite=True)
+    assert {name: (tmp_path / name).read_bytes() for name in left_in(tmp_path)} == before
+
+
+@pytest.mark.slow
 def test_images_are_compared_in_an_even_spread(blobs: DataModule, network: nn.Module, tmp_path: Path) -> None:
     """Of images in the order of their classes the first would be of one class alone."""
     order = blobs.test.labels.argsort(stable=True)

@@ -206,6 +206,23 @@ def test_a_dataset_is_shuffled_by_the_seed_anew_in_each_epoch() -> None:
     assert epochs[0] != epochs[1]
 
 
+def test_each_epoch_sees_the_beginning_of_a_longer_stream_unless_it_goes_on_by_itself() -> None:
+    class GoesOn(IterableDataset):
+        def __init__(self) -> None:
+            self.given = 0
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            while True:
+                yield samples()[self.given % 48]
+                self.given += 1
+
+    with pytest.raises(ValueError, match=r"steps_per_epoch=.*beginning.*continues or shuffles by itself"):
+        fit(net(), DataLoader(Stream(), 8))
+    beginning = weights(fit(net(), batches()[:3], epochs=2).student)
+    assert same(weights(fit(net(), DataLoader(Stream(), 8), steps_per_epoch=3, epochs=2).student), beginning)
+    assert not same(weights(fit(net(), DataLoader(GoesOn(), 8), steps_per_epoch=3, epochs=2).student), beginning)
+
+
 def test_steps_per_epoch_cuts_an_epoch_short_and_too_few_batches_are_an_error() -> None:
     run = fit(net(), batches(), steps_per_epoch=2, epochs=1)
     assert same(weights(run.student), weights(fit(net(), batches()[:2], epochs=1).student))
@@ -414,7 +431,9 @@ def test_validation_is_weighted_by_samples() -> None:
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:
     bad = copy.deepcopy(batches())
     bad[3][0][0] = float("nan")
-    with pytest.raises(FloatingPointError, match="not finite at step 3 of 12"):
+    with pytest.raises(FloatingPointError, match="Not finite in this batch: inputs[.]"):
+        fit(net(), bad)
+    with pytest.raises(FloatingPointError, match=r"not finite at step 3 of 12.*inputs and labels.*isfinite\(\)"):
         fit(net(), bad)
 
 

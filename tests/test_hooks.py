@@ -566,6 +566,54 @@ def test_a_layer_that_saw_a_part_of_the_batch_is_refused():
         extractor(torch.zeros(8, 3))
 
 
+class Folded(nn.Module):
+    """Sees the series or frames of each sample as samples of their own, as PatchTST and TimeSformer do.
+
+    kind: what one of them is, "vector", "tokens" or "map". The layer `whole` gets them by sample.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.whole = nn.Identity(), nn.Identity()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.first(x.flatten(0, 1))
+        if self.kind == "map":
+            self.whole(parts.unflatten(0, (len(x), -1)).transpose(1, 2))
+        else:
+            self.whole(parts.reshape(len(x), -1, parts.shape[-1]))
+        return parts.reshape(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "layout"),
+    [("vector", (6,), (4, 3, 6)), ("tokens", (8, 6), (4, 24, 6)), ("map", (6, 8, 8), (4, 6, 3, 8, 8))],
+)
+def test_a_layer_that_sees_parts_of_samples_as_samples_is_refused(
+    kind: str, part: tuple[int, ...], layout: tuple[int, ...]
+) -> None:
+    model, x = Folded(kind), torch.randn(4, 3, *part)
+    advice = (
+        r"x\.unflatten\(0, \(batch, -1\)\)\.transpose" if kind == "map" else r"x\.reshape\(batch, -1, x\.shape\[-1\]\)"
+    )
+    with (
+        FeatureExtractor(model, ["first"]) as extractor,
+        pytest.raises(ValueError, match=rf"'first'.*for 4 samples.*nn\.Identity.*{advice}"),
+    ):
+        extractor(x)
+    with FeatureExtractor(model, ["whole"]) as extractor:  # as the error says
+        found = extractor(x).features["whole"]
+    assert found.shape == layout
+    expected = x.transpose(1, 2) if kind == "map" else x.reshape(layout)
+    assert torch.equal(found, expected)
+
+
+def test_a_width_that_happens_to_be_the_number_of_samples_hides_no_part_of_the_batch() -> None:
+    with FeatureExtractor(Folded("tokens"), ["first"]) as extractor, pytest.raises(ValueError, match="for 6 samples"):
+        extractor(torch.randn(6, 3, 8, 6))
+
+
 def test_samples_come_first_where_a_layer_has_positions_first():
     class Sequences(nn.Module):
         def __init__(self) -> None:

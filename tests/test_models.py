@@ -605,6 +605,7 @@ def test_cached_imagenet_weights_are_used(hub: Path):
     assert loaded(torch.zeros(1, 3, 64, 64)).shape == (1, 1_000)
 
 
+@pytest.mark.slow
 def test_torchvisions_resnet_can_be_trained_on_and_saved(hub: Path, tmp_path: Path):
     from torchvision import models as zoo
 

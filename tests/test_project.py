@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -248,3 +249,16 @@ def test_the_readmes_loop_is_the_one_that_is_executed() -> None:
         for path in (ROOT / "README.md", ROOT / "examples" / "README.md")
     ]
     assert blocks[0][1] == blocks[1][1]
+
+
+@pytest.mark.parametrize("name", ["my runs/x", "/tmp/it's/student.safetensors", "a, b; (c) & \\"])
+@pytest.mark.parametrize(
+    ("target", "variable", "option"), [("distill", "OUT", "--out"), ("browser", "STUDENT", "--student")]
+)
+def test_a_name_given_to_make_reaches_the_command_as_one_word(
+    target: str, variable: str, option: str, name: str
+) -> None:
+    command = ["make", "-n", "-s", "-o", ".venv/.base", "-o", ".venv/.browser", target, f"{variable}={name}"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    words = shlex.split(said.replace("\\\n", " "))
+    assert words[words.index(option) + 1] == name

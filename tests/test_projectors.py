@@ -158,6 +158,34 @@ def test_tokens_meet_a_vector_in_their_mean(count: int) -> None:
     torch.testing.assert_close(pooled(with_class_token, vector)[0][..., 0, 0], output(9, 3).mean(dim=1))
 
 
+@pytest.mark.parametrize(
+    ("length", "count"), [(50, 200), (25, 100), (40, 160), (50, 201), (10, 90), (50, 100), (100, 50)]
+)
+@pytest.mark.parametrize("lying", ["along", "down"])
+def test_tokens_are_not_folded_onto_a_line_of_another_length(length: int, count: int, lying: str) -> None:
+    line = output(3, 1, length) if lying == "along" else output(3, length, 1)
+    for pair in ((line, output(count, 3)), (output(count, 3), line)):
+        with pytest.raises(ValueError, match=r"s -> t .*nn\.Identity"):
+            pooled(*pair)
+
+
+@pytest.mark.parametrize("class_token", [0, 1])
+def test_tokens_meet_a_line_as_long_as_they_are(class_token: int) -> None:
+    line = output(3, 1, 50)
+    tokens = torch.cat([torch.full((B, class_token, 3), 99.0), line[:, :, 0].mT], dim=1)
+    for found in pooled(line, tokens):
+        assert torch.equal(found, line)
+
+
+def test_tokens_that_are_given_as_the_error_says_are_pooled_along_the_line() -> None:
+    line, tokens = output(3, 1, 50), output(200, 5)
+    with pytest.raises(ValueError, match=r"x\.mT\[:, :, None\]"):
+        pooled(line, tokens)
+    first, second = pooled(line, tokens.mT[:, :, None])
+    assert torch.equal(first, line)
+    torch.testing.assert_close(second[:, :, 0].mT, tokens.unflatten(1, (50, 4)).mean(dim=2))
+
+
 # -------------------- volumes
 
 

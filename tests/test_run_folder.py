@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from kdlib import files
-from kdlib.run_folder import claim
+from kdlib.run_folder import claim, remove_earlier
 
 RESULTS = ("student.safetensors", "report.json")
 HOLDER = """
 import sys, time
-from kdlib.run_folder import claim
+from kdlib.run_folder import claim, remove_earlier
 with claim(sys.argv[1], ("a",), resume=False, overwrite=False):
     print("held", flush=True)
     time.sleep(60)
@@ -111,3 +111,12 @@ def test_files_are_as_shared_as_the_umask_says(tmp_path: Path, umask: str, mode:
     code = f"import os, sys; os.umask({umask}); from kdlib import files; files.write_text(sys.argv[1], 'x')"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=True)
     assert os.stat(tmp_path / "a").st_mode & 0o777 == mode
+
+
+def test_a_held_folder_is_cleared_of_the_named_results_alone(tmp_path: Path) -> None:
+    for name in ("report.json", "notes.txt"):
+        (tmp_path / name).write_text(name)
+    with claim(tmp_path, (), resume=False, overwrite=True) as out:
+        assert (tmp_path / "report.json").exists()
+        remove_earlier(out, RESULTS)
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".lock") == ["notes.txt"]

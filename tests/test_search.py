@@ -158,6 +158,7 @@ def test_the_same_seed_gives_the_same_trials_and_another_seed_others(blobs: Data
     assert all(a["learning_rate"] != b["learning_rate"] for a, b in zip(points(first), points(other), strict=True))
 
 
+@pytest.mark.slow
 def test_the_test_set_is_not_read_and_no_training_or_evaluation_is_made_that_is_not_counted(
     blobs: DataModule, teacher: nn.Module, trainings: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +183,7 @@ class _Sealed:
         raise AssertionError(f"The test set's {name} were read.")
 
 
+@pytest.mark.slow
 def test_hyperband_stops_trials_after_epochs_1_3_and_9_and_only_such_that_are_behind(
     blobs: DataModule, teacher: nn.Module, invented: list[Any]
 ) -> None:
@@ -984,6 +986,81 @@ def test_the_command_searches_the_student_within_a_limit_and_without_a_judge(
     assert facts["max_macs"] == 500_000
     assert facts["best"]["student"].startswith("resnet")
     assert pd.read_csv(tmp_path / "out" / "trials.csv").macs[lambda macs: macs <= 500_000].count() == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--method", "kdd"],
+        ["--teacher", "no-such"],
+        ["--student", "no-such"],
+        ["--sampler", "tpee"],
+        ["--workers", 0],
+        ["--max-macs", 10],
+    ],
+)
+def test_a_refused_search_leaves_the_one_that_it_should_replace(
+    wrong: list[Any], command_data: list[Any], invented: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    for name in (storage.FILE, "report.md", "trials.csv"):
+        (tmp_path / "out" / name).write_text("of the earlier search")
+    assert call(*command_data, *wrong, "--out", tmp_path / "out", "--overwrite") == 2
+    for name in (storage.FILE, "report.md", "trials.csv"):
+        assert (tmp_path / "out" / name).read_text() == "of the earlier search"
+
+
+def fill_the_disk(database: Any) -> None:
+    """From now on SQLite says that the disk is full, as it does when it cannot grow its file."""
+    from sqlalchemy import event
+
+    @event.listens_for(database.engine, "connect")
+    def no_page_more(connection: Any, _: Any) -> None:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count={pages}")
+
+    database.engine.dispose()
+
+
+def test_a_disk_that_fills_up_during_a_search_is_said_and_the_same_call_goes_on(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"teacher": teacher, "epochs": 2, "storage": tmp_path, **TINY}
+    made = len(search.run(blobs, trials=2, **options).rows)
+    opened = storage._database
+    with monkeypatch.context() as patch:
+
+        def small(*arguments: Any) -> Any:
+            database = opened(*arguments)
+            fill_the_disk(database)
+            return database
+
+        patch.setattr(storage, "_database", small)
+        with pytest.raises(OSError, match="disk is full") as caught:
+            search.run(blobs, trials=300, **options)
+    assert "invalid data" not in str(caught.value)
+    assert "same command" in str(caught.value)
+    assert len(search.run(blobs, trials=made + 1, **options).rows) > made
+
+
+def test_a_disk_that_is_full_at_the_beginning_is_not_a_wrong_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sqlite3
+
+    import optuna
+    from sqlalchemy import exc
+
+    def full(url: str) -> None:
+        cause = sqlite3.OperationalError("database or disk is full")
+        raise exc.OperationalError("CREATE TABLE studies", {}, cause) from cause
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", full)
+    with pytest.raises(OSError, match="disk is full") as caught, storage.open_storage(tmp_path):
+        pass
+    assert "space" in str(caught.value)
+    assert "address" not in str(caught.value)
 
 
 BAD_COMMANDS: dict[str, tuple[list[Any], str]] = {

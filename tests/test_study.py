@@ -257,6 +257,27 @@ def test_rows_come_back_to_the_last_bit(tmp_path: Path) -> None:
     assert list(frame.columns) == ["a", "b", "c", "d"]
 
 
+def test_names_keep_their_spaces(tmp_path: Path) -> None:
+    with RunsFile(tmp_path / "x.csv", ("a",)).open() as table:
+        table.append({"a": "imagefolder:my  pictures\r\nand\ttwo "})
+    assert content(tmp_path / "x.csv", ("a",)) == [{"a": "imagefolder:my  pictures and\ttwo "}]
+
+
+@pytest.mark.parametrize("option", ["--data", "--teacher", "--student"])
+def test_a_name_that_no_row_can_hold_is_refused_before_the_first_run(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(runner, "run", lambda *args, **options: pytest.fail("a study was begun"))
+    options = ["short", option, "imagefolder:/bilder-\udcfc", "--out", str(tmp_path), "--quiet"]
+    monkeypatch.setattr(sys, "argv", ["kdlib study", *options])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "UTF-8" in said
+    assert "Rename" in said
+
+
 def test_a_file_cut_anywhere_loses_no_whole_row(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     with RunsFile(path, ("a", "b")).open() as table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -332,18 +333,30 @@ def test_a_teacher_whose_numbers_would_be_broadcast_is_refused() -> None:
         distil("regression", Logit(loss=F.mse_loss, hard=F.mse_loss), z, t, y)
 
 
-@pytest.mark.parametrize(("output", "targets"), [((16, 1), (16,)), ((8, 1, 6, 6), (8, 6, 6)), ((16,), (16, 1))])
+@pytest.mark.parametrize(
+    ("output", "targets"),
+    [((16, 1), (16,)), ((8, 1, 6, 6), (8, 6, 6)), ((16,), (16, 1)), ((8, 5, 1), (8, 5)), ((8, 5), (8, 5, 1))],
+)
 def test_targets_that_would_be_broadcast_are_refused(output: tuple[int, ...], targets: tuple[int, ...]) -> None:
     network, x, y = Given(torch.randn(output)), torch.zeros(output[0]), torch.randn(targets)
     options: dict[str, Any] = {"task": "regression", "device": "cpu", "precision": "fp32"}
     method = HardLabels(hard=lambda z, y: (z - y).square().mean())
-    with pytest.raises(ValueError, match=r"every pair of samples.*labels\.unsqueeze\(1\)"):
+    with pytest.raises(ValueError, match="every pair of samples") as in_fit:
         train.fit(network, [(x, y)], method=method, epochs=1, progress=False, **options)
-    with pytest.raises(ValueError, match=r"every pair of samples.*labels\.unsqueeze\(1\)"):
+    with pytest.raises(ValueError, match="every pair of samples") as in_evaluate:
         train.evaluate(network, [(x, y)], loss=F.mse_loss, **options)
-    y = y.view(output)
-    train.fit(network, [(x, y)], method=method, epochs=1, progress=False, **options)
-    assert train.evaluate(network, [(x, y)], loss=F.mse_loss, **options).loss > 0
+    for caught in (in_fit, in_evaluate):
+        (shape,) = re.findall(r"labels\.reshape\(([-\d, ]+)\)", str(caught.value))
+        y = torch.arange(float(y.numel())).view(targets).reshape([int(size) for size in shape.split(",")])
+        assert torch.equal(y, torch.arange(float(y.numel())).view(output))
+        train.fit(network, [(x, y)], method=method, epochs=1, progress=False, **options)
+        assert train.evaluate(network, [(x, y)], loss=F.mse_loss, **options).loss > 0
+
+
+def test_targets_whose_axes_have_another_order_are_not_told_to_be_reshaped() -> None:
+    with pytest.raises(ValueError, match=r"axes in the order") as caught:
+        Regression().rows(torch.zeros(8, 17, 6, 6), torch.zeros(8, 6, 6, 17))
+    assert "reshape" not in str(caught.value)
 
 
 def test_numbers_of_any_shape_stay_as_they_are() -> None:

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from kdlib import devices, teachers
+from kdlib.adapters import Adapter
 from kdlib.data import NO_AUGMENTATION, Augmentation, Batch, DataModule, InMemoryDataset, epoch_order
 from kdlib.devices import DeviceConfig
 from kdlib.hooks import ModelOutput
-from kdlib.teachers import CachedTeacher, FrozenTeacher
+from kdlib.teachers import CachedTeacher, FrozenTeacher, as_teacher
 
 CPU = DeviceConfig(torch.device("cpu"), bfloat16=False)
 SHIFTS = Augmentation(padding=2, flip=True)
@@ -864,3 +865,101 @@ def test_a_cache_takes_the_numbers_of_numpy(blobs: DataModule, tmp_path: Path) -
     )
     again = CachedTeacher.build(model, blobs.train, seed=0, views=2, directory=tmp_path / "c", **options)
     assert built.fingerprint == again.fingerprint
+
+
+# -------------------- weights that are cast once
+
+
+class HalfOut(nn.Module):
+    """Leaves autocast for its last layer, as networks do whose logits are to be exact; `by_weight`: calls no layer."""
+
+    def __init__(self, by_weight: bool):
+        super().__init__()
+        self.body, self.head, self.by_weight = nn.Linear(12, 16), nn.Linear(16, 4), by_weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x)
+        with torch.autocast(x.device.type, enabled=False):
+            if self.by_weight:
+                return nn.functional.linear(hidden.float(), self.head.weight.float(), self.head.bias)
+            return self.head(hidden.float())
+
+
+@pytest.mark.parametrize("by_weight", [False, True])
+def test_a_teacher_that_leaves_autocast_gives_what_it_gives_under_autocast(by_weight: bool) -> None:
+    torch.manual_seed(0)
+    net, config, inputs = (
+        HalfOut(by_weight).eval(),
+        DeviceConfig(torch.device("cpu"), bfloat16=True),
+        torch.randn(8, 12),
+    )
+    with torch.no_grad(), config.autocast():
+        expected, layer = net(inputs), net.body(inputs)
+    with FrozenTeacher(net).activate(["body"], config) as teacher:
+        for _ in range(3):
+            output = teacher((inputs, None))
+            assert torch.equal(output.logits, expected)
+            assert torch.equal(output.features["body"], layer)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+@torch.no_grad()
+def _in_place(net: nn.Linear, new: Tensor) -> None:
+    net.weight.copy_(new)
+
+
+def _its_data(net: nn.Linear, new: Tensor) -> None:
+    net.weight.data = new
+
+
+def _another(net: nn.Linear, new: Tensor) -> None:
+    net.weight = nn.Parameter(new)
+
+
+@pytest.mark.parametrize("write", [_in_place, _its_data, _another])
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.filterwarnings("ignore:While the teacher was used")
+def test_the_answers_follow_weights_that_are_written_between_the_calls(write: Any, bfloat16: bool) -> None:
+    torch.manual_seed(0)
+    net, config, inputs = nn.Linear(12, 4), DeviceConfig(torch.device("cpu"), bfloat16), torch.randn(8, 12)
+    with FrozenTeacher(net).activate([], config) as teacher:
+        for _ in range(4):
+            write(net, torch.randn(4, 12))
+            with torch.no_grad(), config.autocast():
+                expected = net(inputs)
+            for _ in range(2):
+                assert torch.equal(teacher((inputs, None)).logits, expected)
+
+
+# -------------------- what the network returned, read as an adapter says
+
+
+def backwards(output: Tensor) -> Tensor:
+    return output.flip(1)
+
+
+def test_a_cache_is_built_as_the_adapter_reads_the_network(net: Net, dataset: InMemoryDataset, tmp_path: Path) -> None:
+    adapter = Adapter(teacher_logits=backwards)
+    plain = build(net, dataset)
+    cache = build(net, dataset, adapter=adapter, directory=tmp_path, half=False)
+    batch = first(dataset)
+    assert torch.equal(cache(batch).logits, plain(batch).logits.flip(1))
+    assert cache.fingerprint != plain.fingerprint
+    assert torch.equal(as_teacher(cache, adapter)(batch).logits, cache(batch).logits)  # not a second time
+    with pytest.raises(ValueError, match="built for another teacher"):
+        build(net, dataset, directory=tmp_path, half=False)
+    again = build(net, dataset, adapter=adapter, directory=tmp_path, half=False)
+    assert torch.equal(again(batch).logits, cache(batch).logits)
+    for other in (plain, build(net, dataset, adapter=Adapter(teacher_logits=lambda o: o))):
+        with pytest.raises(ValueError, match="teacher_logits.*order"):
+            as_teacher(other, adapter)
+        assert as_teacher(other, adapter, needs_logits=False) is other  # nobody reads them
+
+
+def test_a_cache_is_built_on_the_inputs_that_the_adapter_gives_the_teacher(net: Net, dataset: InMemoryDataset) -> None:
+    adapter = Adapter(teacher_inputs=lambda batch: batch.images.flip(3))
+    cache = build(net, dataset, adapter=adapter)
+    batch = first(dataset)
+    torch.testing.assert_close(cache(batch).logits, by_hand(net, batch.images.flip(3))["logits"], rtol=0, atol=1e-5)
+    with pytest.raises(TypeError, match=r"kdlib\.adapters\.Adapter.*got str"):
+        build(net, dataset, adapter="logits")

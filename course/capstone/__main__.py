@@ -12,11 +12,20 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from course.capstone import check, read_evidence, read_report
 from course.grading import wrap
+
+# What an entry that is missing, or is of another kind, leads to where it is read.
+EDITED = (LookupError, TypeError, AttributeError, ArithmeticError)
+WRITTEN_BY = {
+    "study": "kdlib study",
+    "student": "kdlib distill",
+    "export": "kdlib export",
+    "cost": "python -m course.capstone cost",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,10 +105,13 @@ def _draft(options: argparse.Namespace) -> int:
     if options.out.exists():
         raise ValueError(f"{options.out} is there already, and its words are yours. Choose another name with --out.")
     paths = {name: getattr(options, name) for name in ("study", "student", "export", "cost")}
-    evidence = collect(**paths)
     folder = options.out.absolute().parent
     from_report = {name: Path(os.path.relpath(path.absolute(), folder)).as_posix() for name, path in paths.items()}
-    write_text(options.out, draft.write(evidence, from_report))
+    try:
+        text = draft.write(collect(**paths), from_report)
+    except EDITED as error:
+        raise ValueError(_not_as_written(paths, error)) from error
+    write_text(options.out, text)
     print(
         f"Written to {options.out}. Put words where it says TODO, then: python -m course.capstone check {options.out}"
     )
@@ -108,13 +120,24 @@ def _draft(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     report = read_report(options.report)
-    faults = check(report, read_evidence(report))
+    try:
+        faults = check(report, read_evidence(report))
+    except EDITED as error:
+        raise ValueError(_not_as_written({name: report.file(name) for name in WRITTEN_BY}, error)) from error
     if not faults:
         print(f"{options.report}: every claim that can be checked holds. Whether it is worth reading, people must say.")
         return 0
     print(f"{options.report}: {len(faults)} fault{'s' * (len(faults) > 1)}\n")
     print("\n\n".join(wrap(fault) for fault in faults))
     return 1
+
+
+def _not_as_written(paths: Mapping[str, Path], error: Exception) -> str:
+    files = "\n".join(f"  {path}   written by {WRITTEN_BY[name]}" for name, path in paths.items())
+    return (
+        f"One of these files is not as its command wrote it ({type(error).__name__}: {error}). Make the one that was "
+        f"edited anew:\n{files}"
+    )
 
 
 if __name__ == "__main__":

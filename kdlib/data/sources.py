@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import struct
+import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -32,6 +34,10 @@ FASHION_FILES = {  # sha256 of the files in Debian's package dataset-fashion-mni
 }
 UNPACKED_SHA256 = "9c04ad366d0e0a329a138d55f02a1ecb0908abbb2b176aa3149715c86d37efb0"  # train, validation, test
 HASHED_WHOLE = 1_000_000_000  # bytes of a folder of images
+# The endings of what lies beside pictures and nobody misses.
+NO_PICTURES = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".db", ".ini")
+# What PIL raises for a damaged file besides OSError, SyntaxError and EOFError.
+DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -210,9 +216,11 @@ def image_folder(path: str | Path, image_size: int, num_workers: int | None) -> 
     """Images in ImageNet's layout: PATH/train/CLASS/*, PATH/val/CLASS/* and, if there is one, PATH/test/CLASS/*.
 
     Without a test folder, val is the test set and a tenth of train (at most 10,000 images) is held out for
-    validation, so that choices are never made on the test set.
+    validation, so that choices are never made on the test set. Raises FileNotFoundError for another layout, and
+    ValueError for classes that differ and for a folder that is reached twice.
     """
     path = Path(path).expanduser()  # the shell does not see the ~ in imagefolder:~/pictures
+    _refuse_reached_twice(path / part for part in ("train", "val", "test"))
     train = _open_folder(path, "train")
     last = "test" if (path / "test").is_dir() else "val"
     test = _open_folder(path, last)
@@ -243,19 +251,63 @@ def _open_folder(path: Path, part: str) -> Any:
     from torchvision.datasets import ImageFolder
 
     try:
-        return ImageFolder(path / part, loader=_open_image)
+        images = ImageFolder(path / part, loader=_open_image)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(
             f"{path / part} does not hold images in class folders ({error}). Expected {path}/train/CLASS/IMAGE and "
             f"{path}/val/CLASS/IMAGE, as ImageNet is laid out."
         ) from error
+    _warn_of_unread(path / part, images.classes)
+    return images
+
+
+def _refuse_reached_twice(roots: Iterable[Path]) -> None:
+    """Raise ValueError where links lead to one folder by two paths: its pictures would count twice, or in two parts."""
+    reached: dict[str, str] = {}
+    for root in roots:
+        for folder, _, _ in os.walk(root, followlinks=True):  # as ImageFolder does
+            real = os.path.realpath(folder)
+            if real in reached:
+                raise ValueError(
+                    f"{folder} and {reached[real]} are the same folder, through a link: its pictures would count more "
+                    "than once, or be in two parts. Each folder may be reached by one path only: remove the link."
+                )
+            reached[real] = folder
+
+
+def _warn_of_unread(root: Path, classes: Sequence[str]) -> None:
+    """Warn of files in the class folders whose endings are not read, but for hidden ones and notes beside pictures."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    known = (*IMG_EXTENSIONS, *NO_PICTURES)
+    left_out = [
+        Path(folder, name)
+        for one in classes
+        for folder, _, names in os.walk(root / one, followlinks=True)
+        for name in names
+        if not name.startswith((".", "README", "LICENSE")) and not name.lower().endswith(known)
+    ]
+    if left_out:
+        warnings.warn(
+            f"{len(left_out):,} file(s) in the class folders of {root} are left out, as {min(left_out)}: only files "
+            f"that end in {', '.join(IMG_EXTENSIONS)} are read. Convert them, or move them elsewhere.",
+            stacklevel=2,
+        )
 
 
 def _open_image(path: str) -> Any:
-    """As torchvision's own loader, but what is not 8 bits a channel, upright and opaque is not flattened in silence."""
+    """As torchvision's own loader, but what is not 8 bits a channel, upright and opaque is not flattened in silence.
+
+    Raises OSError for a damaged file, and ValueError as `upright` does.
+    """
     from PIL import Image
 
-    with Path(path).open("rb") as file, Image.open(file) as image:
+    with Path(path).open("rb") as file:
+        try:
+            image = Image.open(file)
+            image.load()
+        except DAMAGED as error:
+            raise OSError(f"{error}") from error
         return upright(image, path).convert("RGB")
 
 

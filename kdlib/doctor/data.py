@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kdlib.data import DataModule
-from kdlib.data.datasets import count_shared
+from kdlib.data.datasets import LazyDataset, count_shared
 from kdlib.doctor.report import DOUBT, FAULT, Finding, Skip
 from kdlib.doctor.samples import RARE, Samples, better, samples
 from kdlib.doctor.setup import Setup
@@ -225,8 +227,13 @@ def splits(setup: Setup) -> Finding | None:
     """Do the samples that choices are made on, or that are trained on, stand in the test split as well?"""
     if setup.splits is None:
         raise Skip("no splits were given: examine(..., data=...)")
+    skipped = None
     for (first, a), (second, b) in combinations(setup.splits.items(), 2):
-        shared, number = _shared(a, b)
+        try:
+            shared, number = _shared(a, b)
+        except Skip as reason:  # another pair may still be found to share samples
+            skipped = skipped or reason
+            continue
         # Fashion-MNIST has 3 test pictures in a thousand that are in the training set too, CIFAR-10 far more that are
         # nearly so: a few twins are no mistake of the set-up.
         if shared > 0.01 * number:
@@ -238,6 +245,8 @@ def splits(setup: Setup) -> Finding | None:
                 "the best of 30 epochs chosen on the test set gains what no other data set will give.",
                 "Cut a validation split out of the training set, choose on it, and read the test set once.",
             )
+    if skipped is not None:
+        raise skipped
     return None
 
 
@@ -258,6 +267,10 @@ def _shared(a: Any, b: Any) -> tuple[int, int]:
     if a is b:
         return len(b), len(b)
     if hasattr(a, "iter_batches") and hasattr(b, "iter_batches"):
+        if isinstance(a, LazyDataset) and isinstance(b, LazyDataset) and a.source is not b.source:
+            seen_files = set(_file_hashes(a))
+            files = _file_hashes(b)
+            return sum(one in seen_files for one in files), len(files)
         same = getattr(a, "fingerprint", 1) == getattr(b, "fingerprint", 2)
         return len(b) if same else count_shared(a, b), len(b)
     seen = set(_hashes(a))
@@ -274,14 +287,31 @@ def _hashes(split: Any) -> list[int]:
         return [hash(_content(row)) for row in split.detach().cpu()]
     if not hasattr(split, "__getitem__") or not hasattr(split, "__len__"):
         raise Skip(f"the samples of a {type(split).__name__} cannot be read by their number")
-    if len(split) > MOST_HASHED:
-        raise Skip(f"a data set has {len(split):,} samples, and more than {MOST_HASHED:,} are not read one by one")
+    _refuse_many(split)
     found = []
     for number in range(len(split)):
         sample = split[number]
         value = sample[0] if isinstance(sample, tuple | list) else sample
         found.append(hash(_content(value)))
     return found
+
+
+def _file_hashes(split: LazyDataset) -> list[bytes]:
+    """A hash of the file of each picture."""
+    samples = getattr(split.source, "samples", None)
+    if samples is None:
+        raise Skip("the pictures of the splits come from different sources and are no files that can be compared")
+    _refuse_many(split)
+    try:
+        paths = [Path(samples[position][0]) for position in split.source_positions.tolist()]
+        return [hashlib.blake2b(path.read_bytes()).digest() for path in paths]
+    except (TypeError, LookupError, OSError) as error:
+        raise Skip(f"the files of the pictures cannot be read ({error})") from None
+
+
+def _refuse_many(split: Any) -> None:
+    if len(split) > MOST_HASHED:
+        raise Skip(f"a data set has {len(split):,} samples, and more than {MOST_HASHED:,} are not read one by one")
 
 
 def _content(value: Any) -> bytes:

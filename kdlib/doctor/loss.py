@@ -21,7 +21,7 @@ from kdlib.doctor.probe import (
     scaling,
 )
 from kdlib.doctor.report import DOUBT, FAULT, Finding, Skip
-from kdlib.doctor.setup import LossSetup, Setup, total
+from kdlib.doctor.setup import DistillerSetup, LossSetup, Setup, total
 
 GITHUB = "https://github.com/"
 NEAR = 2e-3  # relative: a weight is a known factor if it is as near as this; rounding leaves 1e-5
@@ -464,6 +464,8 @@ def half_precision(setup: Setup) -> Finding | None:
 def padding(setup: Setup) -> Finding | None:
     """Do positions whose label says "ignore" stay out of the soft loss?"""
     labels, student = setup.observed[0].labels, setup.observed[0].logits.get("student")
+    if student is not None and "teacher" in setup.observed[0].logits and _task_leaves_out(setup, len(student)):
+        return None
     if labels is None or student is None or labels.is_floating_point() or "teacher" not in setup.observed[0].logits:
         raise Skip("there are no labels that could say which positions count")
     apart = labels < 0
@@ -487,6 +489,17 @@ def padding(setup: Setup) -> Finding | None:
         "Select the positions that count before the loss: logits[labels != -100].",
         story=f"{GITHUB}linkedin/Liger-Kernel/pull/974",
     )
+
+
+def _task_leaves_out(setup: Setup, rows: int) -> bool:
+    """Whether a Distiller's task gives its loss these rows alone, without those whose label does not count."""
+    if not isinstance(setup, DistillerSetup) or setup.distiller is None:
+        return False
+    labels, ignored = setup.adapter.labels_of(setup.batches[0]), getattr(setup.distiller.task, "ignore_index", None)
+    if ignored is None or not isinstance(labels, Tensor):
+        return False
+    counted = int((labels != ignored).sum())
+    return rows == counted < labels.numel()
 
 
 def _finite(*tensors: Tensor) -> bool:

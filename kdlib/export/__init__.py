@@ -23,7 +23,7 @@ from kdlib.export._common import CALIBRATION_IMAGES, Predict, float_copy
 from kdlib.export.executorch import load_executorch, to_executorch
 from kdlib.export.onnx import load_onnx, to_onnx, to_onnx_int8
 from kdlib.export.report import LEAST_AGREEMENT, ExportReport, check, latency_ratio, table
-from kdlib.run_folder import claim
+from kdlib.run_folder import claim, remove_earlier
 
 __all__ = [
     "FORMATS",
@@ -144,6 +144,7 @@ def export_all(
     """Write a network in several formats to a folder, and report.json with what was measured.
 
     An export that is refused ends this with a ValueError; those before it are kept, and are in report.json.
+    With `overwrite` a file of an earlier run stays until its successor is made, and the others until all are.
     Raises what `export` raises, and ValueError for a folder that holds an earlier run, unless `overwrite`.
     """
     known = {name: _find_format(name) for name in formats}  # each once
@@ -153,12 +154,13 @@ def export_all(
         raise ValueError(f"formats are empty: give one or more of {', '.join(FORMATS)}.")
     reports: list[ExportReport] = []
     results = [*(one.file for one in FORMATS.values()), "report.json"]
-    with claim(out, results, resume=None, overwrite=overwrite) as folder:
+    with claim(out, () if overwrite else results, resume=None, overwrite=False) as folder:
         for name, one in known.items():
             reports.append(export(model, folder / one.file, name, data, validation=validation, images=images))
             split = "validation" if validation else "test"
             content = {"split": split, "formats": [report.to_json() for report in reports]}
             files.write_text(folder / "report.json", json.dumps(content, indent=2) + "\n")
+        remove_earlier(folder, [one.file for name, one in FORMATS.items() if name not in known])
     return reports
 
 

@@ -61,18 +61,21 @@ def search(
     """
     from kdlib import data as datasets
     from kdlib.errors import check_whole
-    from kdlib.run_folder import claim
+    from kdlib.run_folder import claim, remove_earlier
     from kdlib.search import engine, judging, report
     from kdlib.search.storage import FILE, load_optuna
 
     load_optuna()  # before the data are read
     check_whole(0, judge_seeds=judge_seeds)
+    check_whole(workers=workers)
     if judge_seeds == 1:
         raise ValueError("One seed says nothing about spread: give --judge-seeds 2 at least, five as a rule, or 0.")
     try:
-        with claim(out, (FILE, f"{FILE}-wal", f"{FILE}-shm", *report.FILES), resume=not overwrite, overwrite=overwrite,
-                   echo=lambda line: None):  # fmt: skip
-            found = engine.run(
+        results = (FILE, f"{FILE}-wal", f"{FILE}-shm", *report.FILES)
+        # An earlier search stays until this one is known to be sound.
+        with claim(out, () if overwrite else results, resume=not overwrite, overwrite=overwrite,
+                   echo=lambda line: None) as folder:  # fmt: skip
+            checked = engine.check(
                 datasets.load(data, image_size=image_size),
                 teacher=teacher,
                 student=None if search_student else student,
@@ -86,12 +89,12 @@ def search(
                 max_macs=max_macs,
                 max_latency=None if max_latency is None else max_latency / 1e3,
                 seed=seed,
-                storage=storage or out,
-                workers=workers,
                 device=device,
                 precision=precision,
-                progress=not quiet,
             )
+            if overwrite:
+                remove_earlier(folder, results)
+            found = engine.search(*checked, storage or out, workers=workers, progress=not quiet)
             command = report.command_line(_arguments())
             report.write(out, found, command=command)  # what was found is there if the judgement is interrupted
             judged = None

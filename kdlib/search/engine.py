@@ -173,11 +173,53 @@ def run(
     Raises ImportError without optuna, ValueError for settings that make no sense or differ from those of a stored
     search, OSError for a storage that cannot be used, ChildProcessError when a worker is killed.
     """
+    checked = check(
+        data,
+        teacher=teacher,
+        student=student,
+        method=method,
+        space=space,
+        trials=trials,
+        epochs=epochs,
+        images=images,
+        views=views,
+        sampler=sampler,
+        pruner=pruner,
+        max_macs=max_macs,
+        max_latency=max_latency,
+        seed=seed,
+        device=device,
+        precision=precision,
+    )
+    check_whole(workers=workers)
+    check_flags(progress=progress)
+    return search(*checked, storage, workers=workers, progress=progress)
+
+
+def check(
+    data: DataModule,
+    *,
+    teacher: nn.Module | str | None,
+    student: str | None,
+    method: str,
+    space: Space | None = None,
+    trials: int,
+    epochs: int,
+    images: int | None,
+    views: int,
+    sampler: str,
+    pruner: str | None,
+    max_macs: int | None,
+    max_latency: float | None,
+    seed: int,
+    device: str,
+    precision: str,
+) -> tuple[Task, dict[str, Distribution], Strategy, Limits]:
+    """What `search` is given, from the settings of `run`; raises as `run` does, before anything is written."""
     load_optuna()
     check_kind("a kdlib.data.DataModule, such as data.load('fashion-mnist')", DataModule, data=data)
-    check_whole(trials=trials, epochs=epochs, views=views, workers=workers)
+    check_whole(trials=trials, epochs=epochs, views=views)
     check_whole(0, LARGEST_WHOLE - TUNING_SEED, seed=seed)
-    check_flags(progress=progress)
     if not isinstance(sampler, str) or sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, SAMPLERS)
     if pruner is not None and (not isinstance(pruner, str) or pruner not in PRUNERS):
@@ -186,7 +228,9 @@ def run(
     space = _resolve_space(space, method, student)
     task = _make_task(data, teacher, method, student or "resnet8", space, images, epochs, views, device, precision)
     strategy = Strategy(sampler, pruner, seed, epochs, count=trials)
-    return search(task, space, strategy, limits, storage, workers=workers, progress=progress)
+    if max_macs is not None:
+        largest_allowed(CostTable(data, False).of(students_of(space) or [task.student]), Limits(max_macs))
+    return task, space, strategy, limits
 
 
 def _resolve_space(space: Space | None, method: str, student: str | None) -> dict[str, Distribution]:

@@ -36,8 +36,8 @@ def open_storage(storage: Storage) -> Iterator[tuple[BaseStorage, bool]]:
     storage: None for memory, a folder, "sqlite:///PATH", "journal:PATH" (a file on a disk that the machines share) or
     the URL of a database, "postgresql://..." or "mysql://...". A folder or SQLite file is held by one search at a time.
     The machines that share a journal should all run Windows, or none: its lock is another one there.
-    Raises OSError for one that is in use, cannot be written or cannot be reached, ImportError where a database needs
-    another package, ValueError for a file that is no storage of optuna's.
+    Raises OSError for one that is in use, cannot be written, also later, or cannot be reached, ImportError where a
+    database needs another package, ValueError for a file that is no storage of optuna's.
     """
     optuna = load_optuna()
     if storage is None:
@@ -56,11 +56,14 @@ def open_storage(storage: Storage) -> Iterator[tuple[BaseStorage, bool]]:
             try:
                 from kdlib.search.write_through import WriteThrough
 
-                yield WriteThrough(database), False
+                with _explain_failed_writes(optuna, text):
+                    yield WriteThrough(database), False
             finally:
                 database.engine.dispose()
     else:
-        yield _database(optuna, text, text), True
+        database = _database(optuna, text, text)
+        with _explain_failed_writes(optuna, text):
+            yield database, True
 
 
 def _journal(optuna: Any, path: Path) -> BaseStorage:
@@ -96,6 +99,11 @@ def _database(optuna: Any, url: str, shown: str) -> Any:
         reason = " ".join(str(error.__cause__ or error).split())
         if "not a database" in reason:
             raise ValueError(f"{shown} is not a SQLite file ({reason}). Choose another one.") from error
+        if "disk is full" in reason:
+            raise OSError(
+                f"The storage {_without_password(shown)} cannot be written ({reason}). Free some space, or choose "
+                "another folder."
+            ) from error
         raise OSError(
             f"The storage {_without_password(shown)} cannot be reached or used ({reason}). Check its address, or leave "
             "it out: a file in the run's folder will do for one machine."
@@ -108,6 +116,20 @@ def _database(optuna: Any, url: str, shown: str) -> Any:
         event.listen(database.engine, "connect", _log_ahead)
         database.engine.dispose()
     return database
+
+
+@contextmanager
+def _explain_failed_writes(optuna: Any, shown: str) -> Iterator[None]:
+    """OSError, with the database's own reason, for trials that could not be written."""
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        cause = getattr(error.__cause__, "orig", None) or error.__cause__ or error  # SQLAlchemy's adds the statement
+        reason = " ".join(str(cause).split())
+        raise OSError(
+            f"The trials could not be written to {_without_password(shown)} ({reason}). Those before are kept. See to "
+            "that, by freeing some space for instance: the same command, without --overwrite, goes on with them."
+        ) from error
 
 
 def _log_ahead(connection: Any, _: Any) -> None:

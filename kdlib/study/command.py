@@ -68,10 +68,14 @@ def study(
     Stopped at any moment, the same command goes on with what is missing.
     """
     from kdlib.study import plans, runner
+    from kdlib.study.runs_file import check_encodable
 
     _check_again(context)
     if again is not None:
         raise typer.Exit(_reproduce(again, row, cache, device, precision))
+    architectures = student or ["resnet8"]
+    for architecture in architectures:
+        check_encodable(data=data, teacher=teacher, student=architecture)
     first = plans.TUNING_SEEDS[0]
     chosen = plans.of_methods(methods) if methods else plans.find(plan)
     configs = [
@@ -88,7 +92,7 @@ def study(
             tuning_seeds=range(first, first + tuning_seeds),
             workers=workers,
         )
-        for architecture in student or ["resnet8"]
+        for architecture in architectures
         for count in images or [10_000]
     ]
     try:

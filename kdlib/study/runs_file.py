@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -188,12 +189,23 @@ def _parse_column(name: str, texts: list[str]) -> list[Any]:
 
 
 def to_text(value: Any) -> str:
-    """A value as it stands in a file: None as nothing, floats to the last bit."""
+    """A value as it stands in a file: None as nothing, floats to the last bit, line ends as one space."""
     if value is None:
         return ""
     if isinstance(value, float):
         return repr(float(value))
-    return " ".join(str(value).split())  # a line is a row
+    return re.sub(r"[\r\n]+", " ", str(value))  # a line is a row; other spaces may belong to the name of a folder
+
+
+def check_encodable(**names: str) -> None:
+    """Raise ValueError for a name, by its option, that no row can hold: one whose bytes are not UTF-8."""
+    for option, name in names.items():
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"--{option} {name!r} is not written in UTF-8, and the file of results is. Rename the file or folder."
+            ) from error
 
 
 def holds(rows: Sequence[Mapping[str, str]], values: Mapping[str, Any]) -> bool:

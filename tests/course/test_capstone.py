@@ -560,3 +560,25 @@ def test_a_report_that_is_not_there_is_told_with_the_way_to_one(tmp_path: Path) 
 
 def test_a_hyphen_between_two_numbers_is_no_sign() -> None:
     assert [one.value for one in numbers.with_units("a gain of 0.3-1.2 points, and -2 % elsewhere")] == [1.2, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "value"),
+    [
+        ("cost.json", "teacher", {}),
+        ("cost.json", "student", None),
+        ("export.json", "formats", None),
+        ("export.json", "formats", [1]),
+        ("cost.json", "student", {"milliseconds": "fast"}),
+    ],
+)
+def test_an_edited_file_is_one_sentence_with_the_command_that_writes_it(
+    file: str, entry: str, value: Any, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_of(good, tmp_path)
+    edited = next(path.parent.rglob(file))
+    edited.write_text(json.dumps(json.loads(edited.read_text()) | {entry: value}))
+    assert main(["check", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert str(edited) in said
+    assert {"cost.json": "python -m course.capstone cost", "export.json": "kdlib export"}[file] in said

@@ -505,6 +505,7 @@ def test_an_exception_that_cannot_be_printed() -> None:
     assert "Strange" in text_of(grade(broken))
 
 
+@pytest.mark.slow
 def test_an_endless_loop(short_time_limit: None) -> None:
     def endless(z: Tensor, t: float) -> Tensor:
         while t > 0:

@@ -47,7 +47,7 @@ def test_make_distill_does_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(jobs, "distill", refuse)
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
-    command = re.search(r"-m kdlib (distill .*)", makefile)[1].replace("$(OUT)", "somewhere")
+    command = re.search(r"-m kdlib (distill .*)", makefile)[1].replace("$(call quoted,$(OUT))", "somewhere")
     CliRunner().invoke(cli.app, shlex.split(command))
     assert asked == [JOB]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,13 @@ def test_an_option_overrides_what_the_course_sets(
     assert not any(one.startswith("--ServerApp.ip=127") for one in seen)
     assert any(one.startswith("--ServerApp.root_dir=") for one in seen)
     assert seen[-len(options) :] == options
+
+
+def test_without_jupyterlab_a_sentence_says_how_to_install_it() -> None:
+    # As after `make distill`: nothing that comes with JupyterLab alone is there either.
+    code = "import sys; sys.modules.update(dict.fromkeys(('jupyterlab', 'nbformat', 'nbclient'))); "
+    code += "from course import lab; sys.exit(lab.main([]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "make lab" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

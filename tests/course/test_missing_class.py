@@ -50,6 +50,7 @@ def test_class_means_soften_to_the_mean_soft_label_of_the_class(logits: torch.Te
         torch.testing.assert_close(own[0], losses.soften(logits, 4.0)[:, label == LABELS_OF].mean(dim=(0, 1)))
 
 
+@pytest.mark.slow
 def test_the_constant_is_the_smallest_of_the_best_and_shares_are_of_their_own_images() -> None:
     labels = torch.tensor([0, 0, 1, 1])
     logits = torch.tensor([[1.0, 3.0], [1.0, 3.5], [0.0, 9.0], [0.0, 8.0]])

@@ -71,6 +71,7 @@ def test_moving_a_control_changes_picture_and_text_and_back_again(results: Modal
     assert explorer._text.value == text
 
 
+@pytest.mark.slow
 def test_the_same_state_gives_the_same_picture_however_it_was_reached(results: ModalityResults) -> None:
     there, fresh = explorers.Modalities(results), explorers.Modalities(results, **MOVES)
     for control, value in MOVES.items():

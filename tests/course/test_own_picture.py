@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from course import own_picture
 from kdlib import data, models
@@ -94,3 +95,13 @@ def test_sixteen_bits_of_grey(tmp_path: Path) -> None:
     page[50:150, 80:120] = 10_000
     Image.fromarray(page).save(tmp_path / "deep.png")
     assert (own_picture.read(tmp_path / "deep.png")[0] > 60).any()
+
+
+def test_a_picture_that_pil_refuses_by_another_error_is_named(tmp_path: Path) -> None:
+    notes = PngInfo()
+    notes.add_text("note", "a" * 2_000_000, zip=True)
+    Image.new("L", (50, 50), 99).save(tmp_path / "note.png", pnginfo=notes)
+    (tmp_path / "header.ppm").write_bytes(b"P6 24 twenty-four 255 " + bytes(24 * 24 * 3))
+    for name in ("note.png", "header.ppm"):
+        with pytest.raises(ValueError, match=f"{name} is not a picture that can be read"):
+            own_picture.read(tmp_path / name)

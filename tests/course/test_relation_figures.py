@@ -26,6 +26,7 @@ def matrices(count: int = 3, size: int = 6) -> dict[str, torch.Tensor]:
     return {name: torch.rand(size, size, generator=generator) for name in names}
 
 
+@pytest.mark.slow
 def test_the_maps_are_drawn_in_steps_and_their_differences_below_them() -> None:
     given = matrices()
     fig = plots.relation_maps(given, **LOOK, differences=True)

@@ -48,6 +48,7 @@ def test_a_value_comes_back() -> None:
     assert (result.value, result.error, result.timed_out, result.printed) == (3, None, False, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [forever, chatty])
 def test_an_endless_function_is_stopped(
     function: Any, short_time_limit: None, capsys: pytest.CaptureFixture[str]

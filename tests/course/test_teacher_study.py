@@ -443,6 +443,7 @@ def test_the_table_has_all_teachers_by_accuracy(results: TeacherResults) -> None
     assert table["gain, ResNet-8"].notna().sum() == 6
 
 
+@pytest.mark.slow
 def test_figures_have_labels_alt_texts_and_a_line_for_each_teacher(results: TeacherResults) -> None:
     for over in (HARD, REFERENCE):
         fig = plots.teacher_gains(results, over)

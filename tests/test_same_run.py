@@ -1,0 +1,69 @@
+"""What a resumed run is recognised by, and what it goes on with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kdlib import train
+from kdlib.data import DataModule
+from kdlib.train import Recipe
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def fit(blobs: Any, **options: Any) -> train.Result:
+    given = {"epochs": 2, "recipe": Recipe(learning_rate=0.01, batch_size=32), "device": "cpu", "precision": "fp32"}
+    return train.fit(net(), blobs, **{**given, "progress": False, **options})
+
+
+def test_other_training_images_are_another_run(blobs: DataModule, tmp_path: Any) -> None:
+    fit(blobs, checkpoint=tmp_path / "a")
+    other = replace(blobs, train=blobs.train.select(torch.arange(96).roll(1)[:95]))
+    with pytest.raises(ValueError, match="belongs to another run: it was {'data'"):
+        fit(other, checkpoint=tmp_path / "a", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("was", "now"), [({"ema_decay": 0.9}, {"ema_decay": 0.99}),
+                     ({"gradient_accumulation_steps": 3}, {"gradient_accumulation_steps": 2})], ids=str,
+)  # fmt: skip
+def test_another_number_is_another_run_too(blobs: DataModule, tmp_path: Any, was: dict, now: dict) -> None:
+    fit(blobs, checkpoint=tmp_path / "a", **was)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        fit(blobs, checkpoint=tmp_path / "a", resume=True, **now)
+
+
+def test_seconds_are_of_all_resumptions(blobs: DataModule, tmp_path: Any) -> None:
+    first = fit(blobs, checkpoint=tmp_path / "a")
+    again = fit(blobs, checkpoint=tmp_path / "a", resume=True)  # nothing is left to do
+    assert again.seconds == first.seconds > 0
+
+
+def test_the_loss_of_an_epoch_is_weighted_by_samples() -> None:
+    x, y = torch.randn(12, 64, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+    frozen = Recipe(learning_rate=1e-12, schedule="constant", momentum=0, weight_decay=0)
+    run = train.fit(net(), [(x[:2], y[:2]), (x[2:], y[2:])], epochs=1, recipe=frozen, device="cpu", precision="fp32",
+                    progress=False)  # fmt: skip
+    assert run.rows[0]["loss"] == pytest.approx(nn.functional.cross_entropy(net()(x), y).item(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_other_views_are_another_search(blobs: DataModule, tmp_path: Any) -> None:
+    pytest.importorskip("optuna")
+    from kdlib import search
+
+    options: dict[str, Any] = {
+        "method": "hard", "student": "resnet8w2", "trials": 1, "epochs": 1, "images": 30, "storage": tmp_path,
+        "device": "cpu", "precision": "fp32", "progress": False,
+    }  # fmt: skip
+    search.run(blobs, views=1, **options)
+    with pytest.raises(ValueError, match=r"views 1 \(now 2\)"):
+        search.run(blobs, views=2, **options)
