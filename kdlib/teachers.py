@@ -116,9 +116,8 @@ class FrozenTeacher(Teacher):
         self._extractor: FeatureExtractor | None = None
         self._guard: StateGuard | None = None
         self._layers: set[nn.Module] | None = None  # whose weights are cast, known after the first call in bfloat16
-        self._written: list[
-            tuple[int, int, int]
-        ] = []  # where their weights lay and how often they were written to then
+        # Where these weights lay when they were cast, and how often they had been written to.
+        self._written: list[tuple[int, int, int]] = []
 
     @contextmanager
     def activate(self, layers: Sequence[str], config: devices.DeviceConfig) -> Iterator[FrozenTeacher]:
