@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from kdlib.data.sources import DAMAGED
+from kdlib.data.decode import DAMAGED
 
 SIDE = 28
 FAINT = 0.15  # of the brightest pixel: what is darker counts as background, such as a shadow or the noise of a camera

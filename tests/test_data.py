@@ -6,6 +6,7 @@ import contextlib
 import gc
 import gzip
 import hashlib
+import io
 import os
 import pickle
 import urllib.error
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import nn
 from torchvision import datasets as torchvision_sets
@@ -1062,6 +1063,38 @@ def test_sixteen_bits_are_turned_too(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.png") as image:
         turned = np.asarray(upright(image, "a.png"))
     assert np.array_equal(turned, np.rot90(pixels >> 8, -1))
+
+
+def with_exif(image: Image.Image, orientation: int, damage: Callable[[bytes], bytes]) -> bytes:
+    """A WebP file whose EXIF block, with orientation and resolution, was damaged."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x011A] = 72.0
+    file = io.BytesIO()
+    image.save(file, "webp", lossless=True, exif=damage(exif.tobytes()))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_pillow_turns_it(orientation: int) -> None:
+    pixels = Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3))
+    with Image.open(io.BytesIO(with_exif(pixels, orientation, lambda exif: exif))) as image:
+        assert np.array_equal(np.asarray(upright(image, "a.webp")), np.asarray(ImageOps.exif_transpose(image)))
+
+
+def test_tags_that_cannot_be_written_anew_do_not_keep_an_image_from_being_turned() -> None:
+    pixels = Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3))
+    rational, text = b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02"  # the resolution's type: big-endian, as PIL writes it
+    file = with_exif(pixels, 6, lambda exif: exif.replace(rational, text))
+    with Image.open(io.BytesIO(file)) as image:
+        assert np.array_equal(np.asarray(upright(image, "a.webp")), np.rot90(np.asarray(image), -1))
+
+
+def test_an_image_whose_exif_data_are_damaged_is_used_as_it_is_stored_and_named() -> None:
+    pixels = Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3))
+    file = with_exif(pixels, 6, lambda exif: exif.replace(b"MM\x00*", b"MM\x00\x11"))
+    with Image.open(io.BytesIO(file)) as image, pytest.warns(UserWarning, match=r"EXIF data of a\.webp cannot be read"):
+        assert np.array_equal(np.asarray(upright(image, "a.webp")), np.asarray(pixels))
 
 
 @pytest.mark.parametrize(("count", "odd"), [(2, 2), (4, 3)])

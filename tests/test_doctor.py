@@ -27,6 +27,7 @@ from kdlib.distiller import Distiller
 from kdlib.doctor import CHECKS, Finding, Report, examine
 from kdlib.doctor.data import _shared
 from kdlib.doctor.report import Skip
+from kdlib.hooks import ModelOutput
 from kdlib.losses import kd
 from kdlib.study import method_specs
 from kdlib.study.method_specs import METHODS
@@ -130,6 +131,20 @@ def test_what_rounding_leaves_of_a_teacher_is_no_loss(seed: int) -> None:
     assert said(examine(**given, teacher=lambda batch: 4.0 * F.one_hot(batch[1], 2) - 2, loss=loss)) == {
         "loss-ignores-teacher"
     }
+
+
+def test_a_function_is_asked_as_a_distiller_asks_it() -> None:
+    """It gives its logits itself: an adapter that should bring them to another order is refused, and not left out."""
+    x, y = torch.randn(64, 6), torch.arange(64) % 2
+    given: dict[str, Any] = {"student": nn.Linear(6, 2), "batches": [(x, y)] * 2, "loss": lambda s, t: kd(s, t, 4.0)}
+    adapter = Adapter(inputs=0, labels=1, teacher_logits=lambda logits: logits.flip(1))
+    answers = 4.0 * F.one_hot(y, 2) - 2
+    with pytest.raises(ValueError, match=r"this teacher gives its logits\s+itself"):
+        examine(**given, teacher=lambda batch: answers, adapter=adapter)
+    plain = Adapter(inputs=0, labels=1)
+    assert examine(**given, teacher=lambda batch: ModelOutput(answers), adapter=plain).faults == ()
+    with pytest.raises(ValueError, match="returned a dict; expected a tensor of logits"):
+        examine(**given, teacher=lambda batch: {"logits": answers}, adapter=plain)
 
 
 @pytest.mark.parametrize("weight", [1e-3, 1e-4])

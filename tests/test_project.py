@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mutants import MUTANTS, Mutant
 
 import kdlib
 from kdlib.data.sources import FASHION_FILES
@@ -93,6 +94,16 @@ def test_what_is_fast_comes_first_then_what_is_slow_the_lessons_and_the_browser(
         slow = int(item.get_closest_marker("slow") is not None)
         rooms.append(next((number for number, one in enumerate(folders, 2) if path.startswith(one)), slow))
     assert rooms == sorted(rooms)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_seeded_fault_can_still_be_made_and_has_its_tests(mutant: Mutant) -> None:
+    """What `make mutants` needs; it takes minutes, and says only then that a line has changed."""
+    assert (ROOT / "kdlib" / mutant.file).read_text(encoding="utf-8").count(mutant.old) == 1
+    for test in mutant.tests:
+        path, *inside = test.split("::")
+        assert (ROOT / path).is_file()
+        assert not inside or f"def {inside[-1].partition('[')[0]}(" in (ROOT / path).read_text(encoding="utf-8")
 
 
 def test_what_pip_shall_install_stands_in_quotes_that_every_shell_knows() -> None:

@@ -998,6 +998,8 @@ def test_the_command_searches_the_student_within_a_limit_and_without_a_judge(
         ["--sampler", "tpee"],
         ["--workers", 0],
         ["--max-macs", 10],
+        ["--max-latency", 1e-6],
+        ["--storage", "no-such://server/search"],
     ],
 )
 def test_a_refused_search_leaves_the_one_that_it_should_replace(

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from typing import Any
 
 WHITE = (255, 255, 255, 255)
+# What PIL raises for a damaged file besides OSError, SyntaxError and EOFError.
+DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error)
 
 
 def upright(image: Any, name: str) -> Any:
     """The image in mode L or RGB: turned as its EXIF tag says, what is transparent on white, 16 bits scaled to 8.
 
-    image: a PIL image; anything else comes back as it is. Raises ValueError for pixels of 32 bits or floats, which have
-    no range that is known.
+    image: a PIL image; anything else comes back as it is. Warns of EXIF data that cannot be read: such an image is not
+    turned. Raises ValueError for pixels of 32 bits or floats, which have no range that is known.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if not isinstance(image, Image.Image):
         return image
-    image = ImageOps.exif_transpose(image)  # first: what is made of 16 bits has no tags any more
+    image = _turned(image, name)  # first: what is made of 16 bits has no tags any more
     if image.mode.startswith("I;16"):
         image = _from_sixteen_bits(image)
     if image.mode in ("I", "F"):
@@ -29,6 +33,33 @@ def upright(image: Any, name: str) -> Any:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
     return image if image.mode == "L" else image.convert("RGB")
+
+
+def _turned(image: Any, name: str) -> Any:
+    """As `ImageOps.exif_transpose`, which also writes the tags anew and fails where one of them cannot be written."""
+    from PIL import ExifTags, Image
+
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        turn = turns.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (OSError, SyntaxError, EOFError, *DAMAGED) as error:
+        warnings.warn(f"The EXIF data of {name} cannot be read ({error}): it is not turned.", stacklevel=3)
+        return _without_tags(image.copy())
+    return image if turn is None else _without_tags(image.transpose(turn))
+
+
+def _without_tags(image: Any) -> Any:
+    """So that an image which comes here twice is turned once."""
+    image.info = {name: value for name, value in image.info.items() if name == "transparency"}
+    return image
 
 
 def _from_sixteen_bits(image: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from kdlib.data.augment import Augmentation, permutation
 from kdlib.data.datasets import InMemoryDataset, LazyDataset
-from kdlib.data.decode import upright
+from kdlib.data.decode import DAMAGED, upright
 from kdlib.data.unpacked import mapped
 from kdlib.files import fingerprint
 
@@ -36,8 +35,6 @@ UNPACKED_SHA256 = "9c04ad366d0e0a329a138d55f02a1ecb0908abbb2b176aa3149715c86d37e
 HASHED_WHOLE = 1_000_000_000  # bytes of a folder of images
 # The endings of what lies beside pictures and nobody misses.
 NO_PICTURES = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".db", ".ini")
-# What PIL raises for a damaged file besides OSError, SyntaxError and EOFError.
-DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),

@@ -29,6 +29,7 @@ from kdlib.doctor.setup import (
 )
 from kdlib.errors import check_kind, check_real, unknown_name
 from kdlib.hooks import batch_size_of
+from kdlib.teachers import as_teacher
 
 Check = Callable[[Setup], Finding | list[Finding] | None]
 
@@ -223,7 +224,8 @@ def _setup(distiller: Distiller | None, student: Any, teacher: Any, loss: Any, s
     if loss is not None:
         module = loss if isinstance(loss, nn.Module) else None
         network = network_of(teacher)
-        return LossSetup(student, network, [], adapter, extra=module, loss=loss, ask=None if network else teacher)
+        ask = None if network else as_teacher(teacher, adapter)
+        return LossSetup(student, network, [], adapter, extra=module, loss=loss, ask=ask)
     return StepSetup(student, teacher, [], adapter, step=step)
 
 

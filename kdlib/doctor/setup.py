@@ -21,7 +21,7 @@ from kdlib.distiller import Distiller, Losses
 from kdlib.doctor.report import Skip
 from kdlib.guards import writes_to
 from kdlib.hooks import ModelOutput, as_arguments
-from kdlib.teachers import FrozenTeacher
+from kdlib.teachers import FrozenTeacher, Teacher
 
 Terms = dict[str, Tensor]
 ROLES = ("student", "teacher")
@@ -209,7 +209,7 @@ class LossSetup(Setup):
     """Two networks and a function of (student_logits, teacher_logits) or (student_logits, teacher_logits, labels)."""
 
     loss: Callable[..., Any] | None = None
-    ask: Callable[[Any], Any] | None = None  # a teacher that is no network
+    ask: Teacher | None = None  # one that is no network
 
     @property
     def takes_labels(self) -> bool:
@@ -234,8 +234,7 @@ class LossSetup(Setup):
         if self.teacher is not None:
             return _called(self.teacher, self.adapter.teacher_inputs_of(batch), self.adapter.teacher_logits_of)
         assert self.ask is not None
-        found = self.ask(batch)
-        return found.logits if isinstance(found, ModelOutput) else found
+        return self.ask(batch).logits
 
     @contextmanager
     def _watch_loss(self, seen: Observed) -> Iterator[None]:

@@ -92,9 +92,12 @@ def search(
                 device=device,
                 precision=precision,
             )
+            latencies = None
             if overwrite:
+                task, space, _, limits = checked
+                latencies = engine.measure_latencies(task, space, limits, storage)
                 remove_earlier(folder, results)
-            found = engine.search(*checked, storage or out, workers=workers, progress=not quiet)
+            found = engine.search(*checked, storage or out, workers=workers, progress=not quiet, latencies=latencies)
             command = report.command_line(_arguments())
             report.write(out, found, command=command)  # what was found is there if the judgement is interrupted
             judged = None

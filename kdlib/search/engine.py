@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 TUNING_SEED = 1000  # of the trainings, plus the search's own seed: far from the seeds that judge
 FEWEST_FOR_IMPORTANCE = 4
+STUDY = "search"  # its name in the storage, where `search` is given no other
 GOOD_TRIALS = 5  # that optuna's importance should rest on at least
 
 
@@ -299,7 +300,7 @@ def search(
     *,
     workers: int,
     progress: bool,
-    name: str = "search",
+    name: str = STUDY,
     latencies: Mapping[str, float] | None = None,
 ) -> Found:
     """A search of this strategy, under this name in the storage; what `run` does when all is checked."""
@@ -322,6 +323,22 @@ def search(
         seconds = time.perf_counter() - started
         rows, shares = tuple(trials.rows), importance(trials)
     return Found(task, space, strategy, limits, rows, shares, costs.latencies, storage, seconds, workers)
+
+
+def measure_latencies(
+    task: Task, space: dict[str, Distribution], limits: Limits, storage: Storage
+) -> dict[str, float] | None:
+    """The latencies that `search` is given, before it is begun; None where there is no limit to them.
+
+    Raises as `search` does, for limits that no network keeps to and for a storage that cannot be used: a search that
+    replaces an earlier one is refused while that is still there.
+    """
+    with open_storage(storage) as (store, _):
+        if limits.max_latency is None:
+            return None
+        costs = CostTable(task.data, True, dict(_stored_latencies(load_optuna(), store, STUDY)))
+        largest_allowed(costs.of(students_of(space) or [task.student]), limits)
+    return costs.latencies
 
 
 def _stored_latencies(optuna: Any, store: Any, name: str) -> dict[str, float]:
