@@ -262,7 +262,10 @@ def _execution_problems(notebook: NotebookNode) -> Iterator[str]:
 def to_text(notebook: NotebookNode) -> str:
     """The cells as Markdown, without outputs; raises ValueError for cells that could not be read back."""
     text, previous = "", ""
-    for cell in canonicalize(notebook).cells:
+    for number, cell in enumerate(canonicalize(notebook).cells, 1):
+        if cell.get("attachments") or cell.cell_type == "raw":
+            kind = "is a raw one" if cell.cell_type == "raw" else "holds a pasted picture"
+            raise ValueError(f"Cell {number} {kind}, which Markdown cannot carry. Edit this notebook in JupyterLab.")
         part = cell.source
         if cell.cell_type == "code":
             tags = f" tags={json.dumps(_tags(cell))}" if _tags(cell) else ""

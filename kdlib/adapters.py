@@ -22,7 +22,8 @@ class Adapter:
         Adapter(inputs="table", teacher_inputs="image", labels="species")
 
     inputs: of the student. Default: of a pair (inputs, labels) the first; of a dict all that is neither label nor
-    index, as keyword arguments, or as it is if that is one field. teacher_inputs: default, the student's.
+    index nor named by teacher_inputs, as keyword arguments, or as it is if that is one field. teacher_inputs: default,
+    the student's.
     labels: default, the second of a pair, or the field "labels" or "label" of a dict, and neither is an input unless
     another one is named; a batch may have none.
     indices: the sample's numbers (int64, B), which stored outputs are found by; default, the field "index" of a dict.

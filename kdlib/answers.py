@@ -80,8 +80,8 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
     if negative or bool(((sums - 1).abs() > 0.01).any()):
         raise ValueError(
             f"These are no {kind}: a row sums to between {sums.min():.4g} and {sums.max():.4g}, not to 1. If each is "
-            "the probability of a label of its own (a sigmoid), give torch.logit(p) with kind='logits'; if these are "
-            "the best few alone, kind='top_k'. Only numbers before a softmax are kind='logits'."
+            "the probability of a label of its own (a sigmoid), give torch.logit(p, eps=1e-6) with kind='logits'; if "
+            "these are the best few alone, kind='top_k'. Only numbers before a softmax are kind='logits'."
         )
     if kind == "log_probabilities":
         return values

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from kdlib import devices, distributed
 from kdlib.adapters import Adapter
 from kdlib.data import Augmentation, Batch, DataModule, PairedData, epoch_order, seed_for
-from kdlib.errors import check_whole
+from kdlib.errors import as_whole
 from kdlib.evaluation import HardLoss, Metrics, check_class_names, check_classes, evaluate
 from kdlib.hooks import batch_size_of
 from kdlib.recipes import Recipe
@@ -303,8 +303,7 @@ def _described(loader: Iterable[Any]) -> str:
 
 def _count_steps(loader: Iterable[Any], wanted: int | None) -> int:
     if wanted is not None:
-        check_whole(1, MOST_STEPS, steps_per_epoch=wanted)
-        return wanted
+        return as_whole(1, MOST_STEPS, steps_per_epoch=wanted)
     count = _length(loader)
     if count is None:
         raise ValueError(
@@ -331,8 +330,7 @@ def source(
     task: Task,
 ) -> IndexedBatches | LoaderBatches:
     """Where the batches come from; ValueError for what only a `DataModule` can do, asked of another kind of data."""
-    if views is not None and (isinstance(views, bool) or not isinstance(views, int) or views < 1):
-        raise ValueError(f"views is a whole number of at least 1; got {views!r}.")
+    views = None if views is None else as_whole(views=views)
     if isinstance(data, DataModule):
         if validation is not None or steps_per_epoch is not None:
             raise ValueError(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib import devices, distributed, files, models, schemas
-from kdlib.errors import DivergedError
+from kdlib.errors import DivergedError, as_whole
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,8 @@ class Checkpointer:
     every: int | None = None
 
     def __post_init__(self) -> None:
-        every = self.every
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise ValueError(f"checkpoint_every is a number of steps, at least 1; got {every!r}.")
+        if self.every is not None:
+            object.__setattr__(self, "every", as_whole(checkpoint_every=self.every))
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint belongs after this step."""

@@ -82,10 +82,10 @@ class WeightRounding(nn.Module):
 
 
 class ActivationRounding(nn.Module):
-    """Rounds what goes into a layer to 2^bits equal steps between the least and the largest value seen (Jacob 2018).
+    """Rounds what goes into a layer to 2^bits values, equal steps apart and zero among them (Jacob et al. 2018).
 
-    In train mode the limits follow the batches as a moving average. Before the first batch nothing is rounded. Under
-    autocast the results are rounded once more, to bfloat16: measure an accuracy in float32.
+    They span what was seen: in train mode the limits follow the batches as a moving average. Before the first batch
+    nothing is rounded. Under autocast the results are rounded once more, to bfloat16: measure an accuracy in float32.
     """
 
     low: Tensor
@@ -121,6 +121,19 @@ class ActivationRounding(nn.Module):
     def extra_repr(self) -> str:
         """The bits."""
         return f"bits={self.bits}"
+
+
+def refuse_activation_rounding(model: nn.Module) -> None:
+    """Raise ValueError for a network whose activations are rounded in floats: it is neither rounded anew nor exported.
+
+    Raises TypeError for what is no nn.Module.
+    """
+    check_kind("a torch.nn.Module", nn.Module, model=model)
+    if any(isinstance(one, ActivationRounding) for one in model.modules()):
+        raise ValueError(
+            "This network rounds its activations already: call compress.finalize(model, "
+            "keep_activation_rounding=False) first. Its weights stay rounded."
+        )
 
 
 # --- zeros
@@ -183,7 +196,7 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
         if name != last and width > round_to > left:
             raise ValueError(
                 f"ratio={ratio} leaves {left} of the {width} channels of {name}, and no multiple of round_to={round_to}"
-                " is so small. Take a smaller ratio, or a smaller round_to."
+                f" is so small. Take a smaller ratio{', or a smaller round_to' if round_to > 1 else ''}."
             )
     pruning = _torch_pruning()
     with torch.enable_grad():
@@ -276,12 +289,8 @@ def prepare_qat(model: nn.Module, bits: int, activation_bits: int = 8) -> nn.Mod
     Raises ValueError for other numbers of bits, and for a network that rounds already.
     """
     check_whole(2, MOST_BITS, bits=bits, activation_bits=activation_bits)
+    refuse_activation_rounding(model)
     _layers(model, masks=True)
-    if any(isinstance(one, ActivationRounding) for one in model.modules()):
-        raise ValueError(
-            "This network rounds its activations already: call compress.finalize(model, "
-            "keep_activation_rounding=False) first."
-        )
     copied = copy.deepcopy(model)
     for layer in _layers(copied, masks=True).values():
         home = layer.weight.device
@@ -468,6 +477,7 @@ def quantize_pt2e(model: nn.Module, calibration: Iterable[Any]) -> nn.Module:
     Raises OSError without a C++ compiler (an int8 ONNX file by kdlib.export needs none), ImportError without torchao,
     ValueError for no batch, inputs that do not fit and networks that cannot be exported.
     """
+    refuse_activation_rounding(model)
     _layers(model)
     _check_compiler()
     batches = [_inputs(batch).cpu().contiguous() for batch in calibration]

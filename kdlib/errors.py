@@ -47,8 +47,15 @@ def check_whole(least: int = 1, most: int = LARGEST_WHOLE, **values: Any) -> Non
         whole = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
         if whole is None or not least <= whole <= most:
             too_large = whole is not None and whole > most
-            limits = f"of at most {most}" if too_large else f"of at least {least}"
-            raise ValueError(f"{name} is a whole number {limits}; got {value!r}.")
+            limits = f" of at most {most}" if too_large else "" if least <= -LARGEST_WHOLE else f" of at least {least}"
+            raise ValueError(f"{name} is a whole number{limits}; got {value!r}.")
+
+
+def as_whole(least: int = 1, most: int = LARGEST_WHOLE, **value: Any) -> int:
+    """The one value as Python's int: JSON and some of torch know no NumPy numbers. Raises as `check_whole`."""
+    check_whole(least, most, **value)
+    (given,) = value.values()
+    return int(given)
 
 
 def check_real(**values: Any) -> None:

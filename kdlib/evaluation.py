@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdlib import devices, distributed, losses, tasks
 from kdlib.adapters import Adapter
 from kdlib.data import DataModule, IndexedDataset
-from kdlib.errors import check_kind, check_whole, explain_shape_errors
+from kdlib.errors import as_whole, check_kind, explain_shape_errors
 from kdlib.tasks import Classification, Task
 from kdlib.teachers import Ensemble, FrozenTeacher
 
@@ -60,7 +60,7 @@ def evaluate(
     TypeError for what gives no batches; FloatingPointError for logits that are not finite.
     """
     check_kind("an nn.Module", nn.Module, model=model)
-    check_whole(batch_size=batch_size)
+    batch_size = as_whole(batch_size=batch_size)
     check_kind("what an error calls the model, such as 'teacher'", str, role=role)
     check_kind(
         "a kdlib.adapters.Adapter, such as Adapter(inputs='image', labels='species')", Adapter | None, adapter=adapter

@@ -91,6 +91,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         if isinstance(error, FileExistsError):  # by mkdir: "File exists" would puzzle who asked for this file
             reason = f"{path.parent} is not a folder"
         advice = "Free some space, or choose a folder you may write to"
+        if path.is_dir():
+            reason, advice = "it is a folder", "Name a file in it"
         if isinstance(error, PermissionError) and temporary is not None:  # by Windows, of a table that is open in Excel
             advice += ", or close the program that has it open"
         raise OSError(
@@ -223,10 +225,17 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
         try:
-            save_file(plain, temporary, metadata={"kdlib": json.dumps(metadata)})
+            save_file(plain, temporary, metadata={"kdlib": json.dumps(metadata, default=_plain_number)})
         except SafetensorError as error:  # safetensors hides the operating system's error in its text
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+
+
+def _plain_number(value: Any) -> Any:
+    """What JSON can hold of a number of NumPy's or a tensor of one; TypeError, which names it, for anything else."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"A description holds texts, numbers, lists and dictionaries of them; got {value!r}.")
 
 
 def refuse_extra_state(tensors: Mapping[str, Any]) -> None:

@@ -157,7 +157,11 @@ LOSSES: dict[str, LossSpec] = {
 
 
 def find(name: str, family: Family | None = None) -> LossSpec:
-    """The row of this name, of this family if one is given; ValueError, with near matches, if there is none."""
+    """The row of this name, of this family if one is given; ValueError, with what there is, if there is none."""
+    if isinstance(name, str) and name in LOSSES and family not in (None, LOSSES[name].family):
+        kind = LOSSES[name].family
+        call = f"Logit(loss={name!r})" if kind is Family.LOGIT else f"{kind.title()}(layers, {name!r})"
+        raise ValueError(f"{name!r} is a loss of the family {kind}, and this method takes one of {family}: {call}.")
     options = [known for known, spec in LOSSES.items() if family in (None, spec.family)]
     if name not in options:
         raise unknown_name("loss", name, options)

@@ -299,6 +299,7 @@ def latency(
     _check_integer("batch_size", batch_size, high=LARGEST_BATCH)
     # More than the cores only slows down, and millions end the process.
     _check_integer("threads", threads, high=max(64, 4 * (os.cpu_count() or 1)))
+    batch_size, threads = int(batch_size), int(threads)  # of NumPy's numbers a report cannot be printed
     _check_seconds(min_run_time)
     model = _move(model, device)
     home, dtype = _device_and_dtype(model)

@@ -52,7 +52,7 @@ class Method(nn.Module):
     def setup(self, student: ModelOutput, teacher: ModelOutput | None) -> None:
         """Make what depends on the sizes of the layers; called once, with both outputs for a small batch.
 
-        `Distiller` calls it with its example, and `fit` with two images.
+        `Distiller` calls it with its example, `fit` with two images of a `DataModule` or with a loader's first batch.
         """
 
     @property
@@ -369,8 +369,9 @@ def create(
 ) -> Method:
     """The method of a loss in `loss_table.LOSSES`, by the loss's name alone, with weight 1.
 
-    layers: for features and relations. temperature, alpha: for logit losses; default, what the study chose. options:
-    further arguments of the loss.
+    layers: for features and relations. temperature, alpha: for logit losses; default, those of the loss in
+    `loss_table`: what the study chose, but for kd, whose T is 4. options: further arguments of the loss; default, the
+    table's too.
     Raises ValueError for settings that belong to another sort of loss, and what the method raises.
     """
     spec = loss_table.find(loss)
@@ -408,9 +409,11 @@ def _check_function(hard: Any) -> None:
 def _check_hard(method: Method, hard: LossFunction | None, task: Task) -> None:
     if hard is None and not task.has_classes:
         name = type(method).__name__
+        # A loss on logits by its name compares probabilities of classes, and would be refused next.
+        both = "loss=F.mse_loss, " if isinstance(method, Logit) and isinstance(method.loss, str) else ""
         raise ValueError(
             f"{name} takes the cross-entropy with the labels, and this task has no classes: give it a function of "
-            f"student output and target, {name}(hard=F.mse_loss)."
+            f"student output and target, {name}({both}hard=F.mse_loss)."
         )
     binary = isinstance(hard, nn.BCEWithLogitsLoss) or hard is F.binary_cross_entropy_with_logits
     if binary and isinstance(task, MultiLabel):  # of the two logits of a pair one is 0: half of the gradient

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kdlib import schemas
 from kdlib.data.paired import PAIRED_FILES
 from kdlib.data.sources import data_dir
-from kdlib.errors import LARGEST_WHOLE, check_flags, check_whole, unknown_name
+from kdlib.errors import LARGEST_WHOLE, as_whole, check_flags, check_whole, unknown_name
 from kdlib.files import load_tensors, save_tensors
 
 LARGEST_SIZE = 100_000_000  # of classes, channels or pixels of a side
@@ -255,7 +255,8 @@ def build(
     stem: how torchvision's networks begin. "imagenet" is their own (7 x 7, stride 2, max pooling: 28 pixels become
         7 before the first block, and on images of 28 to 32 pixels that costs more accuracy than any distillation
         gives back); "stride2" (3 x 3, 28 become 14) and "stride1" (3 x 3, 28 stay 28, about three times the work of
-        stride2) fit small images. The thin ResNets and the article's networks have stems of their own.
+        stride2) fit small images. mobilenet-v3-small's own is "stride2". The thin ResNets and the article's networks
+        have stems that none of the three changes.
     image_size: pixels of a side; only the article's networks, which end in one linear layer, depend on it.
     seed: of the initial weights; None draws from the global generator.
     Raises ValueError for an unknown name or stem, or numbers below one.
@@ -265,15 +266,14 @@ def build(
         raise unknown_name("model", name, [*list_models(), "resnet14w6 and its like", "timm:NAME"])
     if not isinstance(stem, str) or stem not in STEMS:
         raise unknown_name("stem", stem, STEMS)
-    check_whole(1, LARGEST_SIZE, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     if seed is not None:
-        check_whole(-LARGEST_WHOLE, seed=seed)
+        seed = as_whole(-LARGEST_WHOLE, seed=seed)
     config = {
         "architecture": name,
-        "num_classes": num_classes,
-        "in_channels": in_channels,
+        "num_classes": as_whole(1, LARGEST_SIZE, num_classes=num_classes),
+        "in_channels": as_whole(1, LARGEST_SIZE, in_channels=in_channels),
         "stem": stem,
-        "image_size": image_size,
+        "image_size": as_whole(1, LARGEST_SIZE, image_size=image_size),
     }
     if seed is None:
         model = make(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -49,9 +50,11 @@ class Recipe:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate is a positive number; got {self.learning_rate}.")
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 2:
+        whole = isinstance(self.batch_size, Integral) and not isinstance(self.batch_size, bool)
+        if not whole or self.batch_size < 2:
             text = "batch_size is a whole number of at least 2 (batch statistics need more than one sample)"
             raise ValueError(f"{text}; got {self.batch_size}.")
+        object.__setattr__(self, "batch_size", int(self.batch_size))
         if not (0 <= self.warmup < 1 and 0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
             raise ValueError("warmup and momentum lie in [0, 1), weight_decay is 0 or more.")
         if self.clip is not None and not self.clip > 0:

@@ -379,14 +379,15 @@ class CachedTeacher(Teacher):
         """Run the teacher once on every sample of the dataset in `views` augmented views, and store the outputs.
 
         layers: names whose outputs are stored too. directory: keep the outputs there as memory-mapped arrays; a
-        finished cache in it is opened again instead, and refused when data, teacher, augmentation, seed, views, layers
-        or precision differ. Under torchrun each process computes its shard, and the directory is one that all of them
-        see. half: store in 16 bits (default: only in a directory). adapter: what the network is called with and where
-        its logits are, by teacher_inputs and teacher_logits; a `Distiller` with this adapter takes them as they are.
+        finished cache in it is opened again instead, and refused when data, teacher, augmentation, seed, views, layers,
+        precision or half differ. Under torchrun each process computes its shard, and the directory is one that all of
+        them see. half: store in 16 bits (default: only in a directory). adapter: what the network is called with and
+        where its logits are, by teacher_inputs and teacher_logits; a `Distiller` with this adapter takes them as they
+        are.
         Raises ValueError for fewer than one view, an empty dataset or a cache of something else.
         """
         _check_build(model, dataset, augmentation, seed, views, layers, directory, half, batch_size, progress, adapter)
-        seed, views = int(seed), int(views)  # NumPy's numbers are no JSON
+        seed, views, batch_size = int(seed), int(views), int(batch_size)  # NumPy's numbers are no JSON
         count = len(dataset)
         if views < 1 or count == 0:
             raise ValueError(f"A cache needs at least one view of one sample; got {views} views of {count}.")
@@ -498,9 +499,11 @@ class CachedTeacher(Teacher):
         except (OSError, ValueError) as error:
             raise ValueError(f"The cache in {directory} cannot be read ({error}). Delete the folder.") from error
         if differ:
+            same = set(differ) <= {"layers", "precision", "half"}
+            why = "It holds them in another form" if same else "Its outputs belong to other images or another teacher"
             raise ValueError(
-                f"The cache in {directory} was built for another {', '.join(differ)}. Its outputs would belong to "
-                "other images or another teacher: delete the folder or name a new one."
+                f"The cache in {directory} was built with another {', '.join(differ)}. {why}: name a new folder, or "
+                "delete this one if nothing else reads it."
             )
         return cls(metadata, indices, stored)
 

@@ -22,6 +22,7 @@ from kdlib.checkpoints import Checkpointer, plain_groups
 from kdlib.data import seed_for
 from kdlib.described import describe, settings
 from kdlib.distiller import Distiller
+from kdlib.errors import LARGEST_WHOLE, as_whole
 from kdlib.evaluation import accuracy, has_label
 from kdlib.files import fingerprint, refuse_extra_state
 from kdlib.hooks import batch_size_of
@@ -68,9 +69,7 @@ class Trainer:
         self.run = self._describe_run()
 
     def _check_settings(self) -> None:
-        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or not 1 <= self.epochs <= MOST_EPOCHS:
-            limits = f"at most {MOST_EPOCHS:,}" if isinstance(self.epochs, int) and self.epochs > 1 else "at least 1"
-            raise ValueError(f"epochs is {limits}; got {self.epochs!r}.")
+        self.epochs = as_whole(1, MOST_EPOCHS, epochs=self.epochs)
         if self.make_optimizer is not None and not callable(self.make_optimizer):
             raise TypeError(f"{_OPTIMIZER}; got {type(self.make_optimizer).__name__}.")
         if self.on_epoch_end is not None and not callable(self.on_epoch_end):
@@ -94,11 +93,11 @@ class Trainer:
                 "checkpoint_every works on a DataModule, which can begin an epoch in its middle: a loader's "
                 "checkpoints are written after each epoch. Leave it out, or make a DataModule: data.from_datasets(...)."
             )
-        steps = self.accumulation_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= self.steps_per_epoch:
+        self.accumulation_steps = as_whole(-LARGEST_WHOLE, gradient_accumulation_steps=self.accumulation_steps)
+        if not 1 <= self.accumulation_steps <= self.steps_per_epoch:
             raise ValueError(
                 f"gradient_accumulation_steps is a whole number from 1 to the {self.steps_per_epoch} steps of an "
-                f"epoch; got {self.accumulation_steps!r}."
+                f"epoch; got {self.accumulation_steps}."
             )
         if every is not None and every % self.accumulation_steps:
             raise ValueError(

@@ -312,7 +312,11 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "infinite": ({"given": with_value(1, 1, math.inf), "kind": "probabilities"}, ValueError, "not finite"),
     "unknown kind": ({"given": LOGITS, "kind": "logit"}, ValueError, "'logit'.*'logits'.*probabilities"),
     "logits as probabilities": ({"given": LOGITS, "kind": "probabilities"}, ValueError, "sums to.*kind='logits'"),
-    "sigmoids": ({"given": LOGITS.sigmoid(), "kind": "probabilities"}, ValueError, r"sigmoid.*torch\.logit\(p\)"),
+    "sigmoids": (
+        {"given": LOGITS.sigmoid(), "kind": "probabilities"},
+        ValueError,
+        r"sigmoid.*torch\.logit\(p, eps=1e-6\)",
+    ),
     "percent": ({"given": 100 * LOGITS.softmax(1), "kind": "probabilities"}, ValueError, "100, not to 1"),
     "negative": (
         {"given": torch.tensor([[1.2, -0.2, 0.0]]), "kind": "probabilities"},
@@ -354,6 +358,17 @@ def test_what_is_no_answer_is_refused_in_a_sentence(name: str) -> None:
     with pytest.raises(error, match=words) as caught:
         CachedTeacher.from_logits(**options)
     assert re.search(r"^\S.{20,}[.]$", str(caught.value), re.DOTALL)
+
+
+def test_what_sigmoids_are_told_to_do_works_where_a_service_has_rounded_them() -> None:
+    given = torch.tensor([[1.0, 0.0, 0.5], [0.9, 0.2, 0.1]])
+    with pytest.raises(ValueError, match="torch.logit") as caught:
+        CachedTeacher.from_logits(given, kind="probabilities")
+    advice = re.search(r"torch\.logit\(p, [^)]*\)", str(caught.value))
+    assert advice is not None
+    answers = eval(advice[0], {"torch": torch, "p": given})
+    cache = CachedTeacher.from_logits(answers, kind="logits")
+    torch.testing.assert_close(ask(cache, 0).sigmoid(), given[:1], rtol=0, atol=1e-5)
 
 
 def pickled(path: Path) -> Path:

@@ -297,7 +297,7 @@ def test_channels_last_and_expanded_images_and_an_empty_batch():
 
 @pytest.mark.parametrize("padding", [-1, 1.5, "2", None])
 def test_padding_is_a_number_of_pixels(padding: object):
-    with pytest.raises(ValueError, match="padding is a number of pixels, 0 or more; got"):
+    with pytest.raises(ValueError, match="padding is a whole number of at least 0; got"):
         Augmentation(padding=padding)
 
 

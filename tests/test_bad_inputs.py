@@ -364,8 +364,8 @@ FIT: dict[str, Case] = {
     "no accumulation": (lambda: fit(gradient_accumulation_steps=0), ValueError, "from 1 to the 3 steps.*got 0"),
     "too much accumulation": (lambda: fit(gradient_accumulation_steps=9), ValueError, "from 1 to the 3 steps.*got 9"),
     "half an accumulation": (lambda: fit(gradient_accumulation_steps=1.5), ValueError, "whole number.*got 1.5"),
-    "no epochs": (lambda: fit(epochs=0), ValueError, "epochs is at least 1; got 0"),
-    "half an epoch": (lambda: fit(epochs=0.5), ValueError, "epochs is at least 1; got 0.5"),
+    "no epochs": (lambda: fit(epochs=0), ValueError, "epochs is a whole number of at least 1; got 0"),
+    "half an epoch": (lambda: fit(epochs=0.5), ValueError, "epochs is a whole number of at least 1; got 0.5"),
     "a factory that returns nothing": (lambda: fit(optimizer=lambda p: None), TypeError, "AdamW.*it gave NoneType"),
     "an optimiser itself": (
         lambda: fit(student=(s := net()), optimizer=torch.optim.SGD(s.parameters(), 0.1)),
@@ -397,7 +397,11 @@ OWN: dict[str, Case] = {
     "a negative label": (lambda: own(pairs(BYTES, -1)), ValueError, "run from -1.*0 to 2"),
     "a validation label without a class": (lambda: own(validation=pairs(BYTES, 7)), ValueError, "validation labels.*7"),
     "no samples": (lambda: own([]), ValueError, "train dataset is empty"),
-    "too few to hold some out": (lambda: own(pairs(BYTES)[:5]), ValueError, "no test dataset.*5 samples.*give one"),
+    "too few to hold some out": (
+        lambda: own(pairs(BYTES)[:5]),
+        ValueError,
+        "no test and no validation.*5 sam.*give both",
+    ),
     "a stream": (lambda: own(Stream()), TypeError, "train is a dataset with a length.*Stream"),
     "a loader": (lambda: own(loader()), TypeError, "gives a sample by its number.*DataLoader"),
     "a tensor": (lambda: own(IMAGES), ValueError, r"train\[0\] is a Tensor; expected a pair"),

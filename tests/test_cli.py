@@ -150,7 +150,7 @@ def test_a_cache_is_used_again_and_refused_for_another_teacher(
     other = tmp_path / "other.safetensors"
     models.save(models.build("resnet20", num_classes=10, in_channels=1, seed=5), other)
     assert call("distill", *TINY, *options, "--teacher", other, "--out", tmp_path / "third") == 2
-    assert "was built for another teacher" in capsys.readouterr().err
+    assert "was built with another teacher" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdlib import compress, measure, models, train
+from kdlib import compress, export, measure, models, train
 from kdlib.data import DataModule
 from kdlib.methods import HardLabels, Logit
 from kdlib.train import Recipe
@@ -669,7 +669,7 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: compress.quantize_weights(rounding(), 4), ValueError, "rounded already"),
     (lambda: compress.prepare_qat(model(), 1), ValueError, "at least 2"),
     (lambda: compress.prepare_qat(model(), 4, activation_bits=16), ValueError, "at most 8"),
-    (lambda: compress.prepare_qat(rounding(), 4), ValueError, "rounded already"),
+    (lambda: compress.prepare_qat(rounding(), 4), ValueError, "rounds its activations already"),
     (lambda: compress.calibrate(model(), [images()]), ValueError, "rounds no activations"),
     (lambda: compress.calibrate(rounding(), []), ValueError, "no batch"),
     (lambda: compress.calibrate(rounding(), [torch.zeros(1, 3, 28, 28)]), ValueError, "cannot take images"),
@@ -722,7 +722,16 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 
 def test_what_a_finalized_network_is_told_to_do_works(tmp_path: Path) -> None:
     coarse = compress.prepare_qat(models.build("article-student", num_classes=10, in_channels=1, seed=0), 4)
+    images = torch.randn(4, 1, 28, 28)
     kept = compress.finalize(coarse)
+    for network in (coarse, kept):  # either is told what really helps
+        for refused in (
+            lambda network=network: compress.prepare_qat(network, 4),
+            lambda network=network: compress.quantize_pt2e(network, [images]),
+            lambda network=network: export.to_onnx(network, tmp_path / "kept.onnx", images),
+        ):
+            with pytest.raises(ValueError, match=r"already.*keep_activation_rounding=False"):
+                refused()
     with pytest.raises(ValueError, match=r"keep_activation_rounding=False"):
         models.save(kept, tmp_path / "kept.safetensors")
     with pytest.raises(ValueError, match=r"already.*keep_activation_rounding=False"):
@@ -730,6 +739,7 @@ def test_what_a_finalized_network_is_told_to_do_works(tmp_path: Path) -> None:
     plain = compress.finalize(kept, keep_activation_rounding=False)
     models.save(plain, tmp_path / "plain.safetensors")
     compress.prepare_qat(plain, 4)
+    export.to_onnx(plain, tmp_path / "plain.onnx", images)
     with pytest.raises(ValueError, match="nothing to make permanent"):
         compress.finalize(plain, keep_activation_rounding=False)
 

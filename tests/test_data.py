@@ -1193,3 +1193,79 @@ def test_an_error_of_a_transform_is_not_called_a_damaged_picture(folder: DataMod
 
     with pytest.raises(ValueError, match="^my own mistake$"):
         list(replace(folder.test, transform=lambda augmentation: broken).iter_batches(2))
+
+
+def test_a_random_crop_keeps_the_share_of_the_area_that_was_asked_for(tmp_path: Path) -> None:
+    ramp = np.broadcast_to(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (64, 64, 3))
+    for part in ("train", "val"):
+        (tmp_path / part / "only").mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(ramp).save(tmp_path / part / "only" / f"{number}.png")
+    found = data.load(f"imagefolder:{tmp_path}", image_size=32, num_workers=0)
+    for view in range(8):
+        (batch,) = found.test.iter_batches(2, augmentation=Augmentation(scale=(0.9, 1.0)), view=view)
+        for image in bytes_of(batch.images, found.test.mean, found.test.std):
+            assert int(image.max()) - int(image.min()) > 180  # nine tenths of the picture, at most 4:3 in shape
+
+
+def test_a_mean_of_ones_own_leaves_the_deviation_to_the_images() -> None:
+    images = [(torch.full((1, 4, 4), 255 * (i % 2), dtype=torch.uint8), i % 2) for i in range(40)]
+    options: dict[str, Any] = {"classes": ("a", "b"), "image_size": 4, "in_channels": 1}
+    measured = data.from_datasets(images, **options).train
+    mean_given = data.from_datasets(images, mean=[0.1], **options).train
+    std_given = data.from_datasets(images, std=[0.1], **options).train
+    assert measured.mean[0] == pytest.approx(0.5, abs=0.1)
+    assert (mean_given.mean, mean_given.std) == ((0.1,), measured.std)
+    assert (std_given.mean, std_given.std) == (measured.mean, (0.1,))
+
+
+def test_mean_and_deviation_are_those_of_images_from_the_whole_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large set some are taken, evenly spaced: its samples may lie there class by class."""
+    monkeypatch.setattr("kdlib.data.own.STATISTICS", 10)
+    images = [(torch.full((1, 2, 2), 255 * (i >= 50), dtype=torch.uint8), int(i >= 50)) for i in range(100)]
+    found = data.from_datasets(images, classes=("a", "b"), image_size=2, in_channels=1)
+    assert found.train.mean[0] == pytest.approx(0.5, abs=0.15)
+
+
+def test_labels_below_zero_are_refused_in_the_test_set_too() -> None:
+    images = [(torch.full((1, 2, 2), i, dtype=torch.uint8), i % 2) for i in range(40)]
+    other = [(image, label - 1) for image, label in images]
+    with pytest.raises(ValueError, match="The test labels run from -1 to 0, and 2 classes"):
+        data.from_datasets(images, test=other, classes=("a", "b"), image_size=2, in_channels=1)
+
+
+def test_a_folder_is_decoded_by_as_many_workers_as_were_asked_for(tree: Path) -> None:
+    found = data.load(f"imagefolder:{tree}", image_size=16, num_workers=3)
+    assert [split.num_workers for split in (found.train, found.validation, found.test)] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_has_the_scale_of_its_own_and_is_found_in_the_home_folder(tmp_path: Path, monkeypatch, name: str) -> None:
+    write_cifar(tmp_path, monkeypatch, name)
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path.parent))
+    found = data.load(name, root=f"~/{tmp_path.name}", download=False)
+    for split in (found.train, found.validation, found.test):
+        assert (split.mean, split.std) == sources.CIFAR_STATISTICS[name]
+
+
+def test_splits_of_a_folder_that_share_images_are_refused(folder: DataModule) -> None:
+    with pytest.raises(ValueError, match=r"3 image\(s\) of imagefolder:.* are in train and in validation"):
+        replace(folder, validation=folder.train.select(torch.tensor([1, 4, 2])))
+
+
+def test_splits_of_other_sizes_may_number_their_samples_alike() -> None:
+    other = custom(images=torch.zeros(6, 2, 5, 4, dtype=torch.uint8))
+    assert len(module(train=custom(), validation=other).validation) == 6
+
+
+def test_datasets_of_ones_own_have_the_name_and_the_augmentation_that_were_given() -> None:
+    images = [(torch.full((1, 4, 4), i, dtype=torch.uint8), i % 2) for i in range(20)]
+    options: dict[str, Any] = {"classes": ("a", "b"), "image_size": 4, "in_channels": 1}
+    found = data.from_datasets(images, augmentation=Augmentation(padding=1, flip=True), name="mine", **options)
+    assert (found.name, found.augmentation) == ("mine", Augmentation(padding=1, flip=True))
+    assert data.from_datasets(images, **options).augmentation == NO_AUGMENTATION
+
+
+def test_a_command_gets_folders_of_the_size_it_asks_for(tree: Path) -> None:
+    assert data.load_images(f"imagefolder:{tree}", image_size=24).image_size == 24

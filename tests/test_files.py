@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import pickle
+import platform
+import re
 import stat
 import sys
 import tempfile
@@ -148,7 +150,7 @@ def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path):
 
 def test_a_folder_in_the_place_of_the_file_stays(tmp_path: Path):
     (tmp_path / "taken" / "inside").mkdir(parents=True)
-    with pytest.raises(OSError, match="Could not write .*taken: Is a directory"):
+    with pytest.raises(OSError, match="Could not write .*taken: it is a folder.*Name a file in it"):
         files.write_text(tmp_path / "taken", "text")
     assert entries(tmp_path) == ["taken"]
     assert entries(tmp_path / "taken") == ["inside"]
@@ -443,3 +445,35 @@ def test_what_was_read_does_not_hold_the_file(tmp_path: Path) -> None:
     tensors, _ = files.load_tensors(path)
     assert str(path) not in Path("/proc/self/maps").read_text()
     assert tensors["w"].sum() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows asks no process")
+def test_the_file_of_a_process_of_another_user_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / f".a.txt.{files.HOST}-12345.x.tmp"
+    left.write_text("being written")
+
+    def kill(process: int, signal: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", kill)
+    files.sweep(tmp_path / "a.txt")
+    assert left.exists()
+
+
+def test_a_temporary_file_bears_the_name_of_this_machine(tmp_path: Path) -> None:
+    """In a folder that several machines share, none sweeps the files of another's processes."""
+    name = re.sub(r"\W", "_", platform.node())
+    with files.atomic_write(tmp_path / "a.txt") as temporary:
+        assert temporary.name.startswith(f".a.txt.{name}-{os.getpid()}.")
+
+
+@pytest.mark.slow
+def test_the_checksum_of_a_large_file_sees_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "large.npy"
+    with path.open("wb") as file:
+        file.truncate(2050 * 65_536)  # no bytes are stored for it; every other block is read
+    before = files.checksum(path)
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    assert files.checksum(path) != before

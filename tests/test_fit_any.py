@@ -764,3 +764,18 @@ def test_a_teacher_is_evaluated_on_its_own_inputs() -> None:
     options = {"device": "cpu", "precision": "fp32"}
     found = train.evaluate(Teacher(), given, adapter=adapter, role="teacher", **options)
     assert found.accuracy == train.evaluate(net(seed=1), batches(), **options).accuracy
+
+
+def test_a_distributed_sampler_shuffles_anew_in_each_epoch() -> None:
+    seen: list[int] = []
+
+    class Watched(TensorDataset):
+        def __getitem__(self, number: int) -> tuple:
+            seen.append(number)
+            return super().__getitem__(number)
+
+    watched = Watched(*samples().tensors)
+    fit(net(), DataLoader(watched, 8, sampler=DistributedSampler(watched, num_replicas=1, rank=0)), epochs=2)
+    first, second = seen[-96:-48], seen[-48:]
+    assert sorted(first) == sorted(second)
+    assert first != second

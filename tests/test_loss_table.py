@@ -78,10 +78,15 @@ def test_find_gives_the_row_of_a_family_and_names_near_matches():
     assert find("hint") is LOSSES["hint"] is find("hint", Family.FEATURE)
     with pytest.raises(ValueError, match="^There is no loss named 'hnt'. Did you mean 'hint'.*Known: kd, dkd, "):
         find("hnt")
-    with pytest.raises(
-        ValueError, match=r"^There is no loss named 'hint'\. .*Known: kd, dkd, dist, standardized_kd\.$"
+    with pytest.raises(ValueError, match=r"^There is no loss named 'hnt'\. .*Known: kd, dkd, dist, standardized_kd\.$"):
+        find("hnt", Family.LOGIT)
+    for name, family, call in (
+        ("hint", Family.LOGIT, r"Feature\(layers, 'hint'\)"),
+        ("rkd", Family.FEATURE, r"Relation\(layers, 'rkd'\)"),
+        ("kd", Family.RELATION, r"Logit\(loss='kd'\)"),
     ):
-        find("hint", Family.LOGIT)
+        with pytest.raises(ValueError, match=f"^'{name}' is a loss of the family .*, and .* one of {family}: {call}.$"):
+            find(name, family)
 
 
 def test_options_are_bound_to_every_term_and_unknown_ones_are_refused():

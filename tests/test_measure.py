@@ -753,3 +753,14 @@ def test_importing_measure_is_cheap():
     code = "import sys, kdlib.measure; print([m for m in ('torchmetrics', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_model_that_is_very_slow_is_not_timed_longer_for_the_sake_of_more_runs(monkeypatch):
+    class Slow(nn.Module):
+        def forward(self, images):
+            time.sleep(0.03)
+            return images
+
+    monkeypatch.setattr(measure, "MAX_SECONDS", 0.05)
+    result = measure.latency(Slow(), SHAPE, threads=1, min_run_time=0.001)
+    assert len(result.runs) < measure.MIN_RUNS

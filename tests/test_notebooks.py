@@ -679,3 +679,47 @@ def test_lessons_are_never_silently_left_out(conftest: ModuleType, pytestconfig:
     missing = SimpleNamespace(pluginmanager=SimpleNamespace(hasplugin=lambda name: False))
     with pytest.raises(pytest.UsageError, match="nbval is missing"):
         conftest.pytest_configure(missing)
+
+
+def test_pictures_that_are_pasted_into_prose_stay() -> None:
+    cell = nbformat.v4.new_markdown_cell("![a dot](attachment:dot.png)")
+    cell.attachments = {"dot.png": {"image/png": "iVBORw0KGgo="}}
+    (kept,) = notebooks.canonicalize(nbformat.v4.new_notebook(cells=[cell])).cells
+    assert kept.attachments == cell.attachments
+
+
+def test_what_markdown_cannot_carry_is_refused_by_its_number() -> None:
+    words, raw = nbformat.v4.new_markdown_cell("Words."), nbformat.v4.new_raw_cell("Raw.")
+    pasted = nbformat.v4.new_markdown_cell("![a dot](attachment:dot.png)")
+    pasted.attachments = {"dot.png": {"image/png": "iVBORw0KGgo="}}
+    for cell, kind in ((pasted, "holds a pasted picture"), (raw, "is a raw one")):
+        with pytest.raises(ValueError, match=f"^Cell 2 {kind}, which Markdown cannot carry"):
+            notebooks.to_text(nbformat.v4.new_notebook(cells=[words, cell]))
+
+
+def test_the_check_says_which_cell_and_which_line(tmp_path: Path) -> None:
+    notebook, path = notebooks.from_text("One.\n\n\nTwo.\n\n\nThree.\n"), tmp_path / "01_prose.ipynb"
+    text = notebooks.dumps(notebook)
+    path.write_text(text)
+    assert notebooks.problems(path) == []
+    path.write_text(text.replace("Two.", "Another."))
+    assert notebooks.problems(path) == ["cell 2 was changed after the lesson was executed"]
+    lines = text.splitlines()
+    lines[4] = f" {lines[4]}"
+    path.write_text("\n".join(lines) + "\n")
+    assert notebooks.problems(path) == ["the file is not in canonical form, from line 5 on"]
+
+
+def test_a_lesson_is_executed_in_the_folder_of_its_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, object]] = []
+
+    class Client:
+        def __init__(self, notebook: NotebookNode, **options: object) -> None:
+            given.append(options)
+            raise LessonError("no kernel is needed here")
+
+    monkeypatch.setattr("nbclient.NotebookClient", Client)
+    with pytest.raises(LessonError, match="no kernel"):
+        notebooks.write(tmp_path / "01_sum.ipynb", notebooks.from_text("```python\n1 + 1\n```\n"))
+    assert given[0]["resources"] == {"metadata": {"path": str(tmp_path)}}
+    assert given[0]["timeout"] == notebooks.CELL_TIMEOUT

@@ -439,3 +439,32 @@ def test_the_lines_for_clip_run_on_a_tiny_one() -> None:
     rows = fit(student, [given] * 10, teacher=teacher, method=method, adapter=adapter, epochs=3).rows
     assert rows[-1]["hint embedding"] < 0.8 * rows[0]["hint embedding"]
     assert rows[-1]["hard"] < rows[0]["hard"]
+
+
+def test_another_seed_breaks_other_pairs() -> None:
+    first, again, other = (pairs().shuffle_pairs("picture", 0.5, seed=seed).inputs["picture"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_labelled_samples_are_drawn_anew_from_all_of_them() -> None:
+    few = pairs().few_labels(3)
+    torch.manual_seed(0)
+    beside = [one["index"][20:] - 100 for one in few.batches(20, labelled=4, steps=30)]
+    assert set(torch.cat(beside).tolist()) == set(few.labelled.tolist())
+    assert not torch.equal(beside[0], beside[1])
+
+
+def test_samples_that_come_again_come_in_another_order() -> None:
+    torch.manual_seed(0)
+    made = [one["index"] for one in pairs().batches(20, steps=6)]
+    first, second = torch.cat(made[:3]), torch.cat(made[3:])
+    assert torch.equal(first.sort().values, second.sort().values)
+    assert not torch.equal(first, second)
+
+
+def test_a_batch_that_is_not_full_is_left_out() -> None:
+    batches = pairs().batches(25)
+    assert [len(one["index"]) for one in batches] == [25, 25]
+    assert len(batches) == 2
+    assert len(torch.cat([one["index"] for one in batches]).unique()) == 50

@@ -120,3 +120,21 @@ def test_a_held_folder_is_cleared_of_the_named_results_alone(tmp_path: Path) -> 
         assert (tmp_path / "report.json").exists()
         remove_earlier(out, RESULTS)
         assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".lock") == ["notes.txt"]
+
+
+def test_a_place_that_is_no_folder_is_refused_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match="Could not write to .*file.*choose a folder you may write to"),
+        claim(tmp_path / "file" / "run", RESULTS, resume=False, overwrite=False),
+    ):
+        pass
+
+
+def test_a_command_that_cannot_resume_does_not_advise_it(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("{}")
+    with (
+        pytest.raises(ValueError, match=r"an earlier run \(report.json\)\. Replace it with --overwrite, or choose"),
+        claim(tmp_path, RESULTS, resume=None, overwrite=False),
+    ):
+        pass

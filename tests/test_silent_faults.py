@@ -9,7 +9,7 @@ import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdlib import train, verdict
+from kdlib import devices, train, verdict
 from kdlib.data import DataModule, InMemoryDataset
 from kdlib.data.augment import NO_AUGMENTATION
 from kdlib.distill import Job, distill
@@ -641,3 +641,43 @@ class LeNet(nn.Module):
 def test_a_view_of_maps_is_said_to_be_one(call: Any) -> None:
     with pytest.raises(ValueError, match=r"calls \.view\(\).*flatten"):
         call()
+
+
+def test_a_checkpoint_of_another_run_says_what_it_was_and_what_it_is_now(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    stopped(path)
+    with pytest.raises(ValueError, match=r"it was \{'seed': 0\}, now it is \{'seed': 7\}"):
+        resume(path, seed=7)
+
+
+def test_random_numbers_are_given_back_after_an_error() -> None:
+    before = torch.get_rng_state()
+
+    def draw() -> None:
+        with devices.isolate_rng(torch.device("cpu")):
+            torch.rand(3)
+            raise Stop
+
+    with pytest.raises(Stop):
+        draw()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Pair(NamedTuple):
+    """A batch with names, as some datasets give it."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def test_a_batch_with_names_keeps_them_when_it_is_moved() -> None:
+    moved = devices.move_batch(Pair(IMAGES[:2], [LABELS[:2]]), "cpu")
+    assert type(moved) is Pair
+    assert torch.equal(moved.images, IMAGES[:2])
+
+
+def test_no_hook_is_left_by_looking_which_layers_run_in_autocast() -> None:
+    model = net()
+    with pytest.raises(Stop), devices.DeviceConfig(torch.device("cpu"), True).layers_in_autocast(model):
+        raise Stop
+    assert not any(layer._forward_pre_hooks for layer in model.modules())

@@ -476,7 +476,8 @@ def test_a_teacher_with_other_positions_is_refused(task: str) -> None:
 @pytest.mark.parametrize(
     ("method", "words"),
     [
-        (Logit(), r"cross-entropy.*no classes.*Logit\(hard=F\.mse_loss\)"),
+        (Logit(), r"cross-entropy.*no classes.*Logit\(loss=F\.mse_loss, hard=F\.mse_loss\)"),
+        (Logit(loss=F.mse_loss), r"cross-entropy.*no classes.*Logit\(hard=F\.mse_loss\)"),
         (Logit(hard=F.mse_loss), r"kd compares probabilities.*none.*loss=F\.mse_loss"),
         (Logit(loss="dist", hard=F.mse_loss), "dist compares probabilities"),
         (HardLabels(), r"no classes.*HardLabels\(hard=F\.mse_loss\)"),

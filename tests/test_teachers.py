@@ -601,9 +601,11 @@ def test_a_directory_of_something_else_is_refused(
     settings = {"net": net, "dataset": dataset, "views": 2, "augmentation": SHIFTS, "seed": 5, "layers": ["stem"]}
     build(**settings, directory=tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    same = named in ("layers", "half", "precision")
+    why = "It holds them in another form" if same else "Its outputs belong to other images or another teacher"
     message = (
-        f"^The cache in {re.escape(str(tmp_path))} was built for another {named}\\. Its outputs would belong to other "
-        "images or another teacher: delete the folder or name a new one.$"
+        f"^The cache in {re.escape(str(tmp_path))} was built with another {named}\\. {why}: "
+        "name a new folder, or delete this one if nothing else reads it.$"
     )
     settings["net"] = silent(net)
     with pytest.raises(ValueError, match=message):
@@ -617,7 +619,7 @@ def test_a_teacher_with_other_activations_is_another_teacher(dataset: InMemoryDa
     one = nn.Sequential(nn.Flatten(), nn.Linear(60, 4), nn.ReLU())
     other = nn.Sequential(*one[:2], nn.Tanh())  # with the very same weights
     build(one, dataset, directory=tmp_path)
-    with pytest.raises(ValueError, match="built for another teacher"):
+    with pytest.raises(ValueError, match="built with another teacher"):
         build(other, dataset, directory=tmp_path)
 
 
@@ -655,7 +657,7 @@ def test_metadata_without_an_entry_is_of_another_cache(net: Net, dataset: InMemo
     build(net, dataset, directory=tmp_path)
     (tmp_path / "cache.json").write_text("{}", encoding="utf-8")
     with pytest.raises(
-        ValueError, match="for another data, augmentation, seed, views, teacher, layers, half, precision"
+        ValueError, match="with another data, augmentation, seed, views, teacher, layers, half, precision"
     ):
         build(net, dataset, directory=tmp_path)
 
@@ -946,7 +948,7 @@ def test_a_cache_is_built_as_the_adapter_reads_the_network(net: Net, dataset: In
     assert torch.equal(cache(batch).logits, plain(batch).logits.flip(1))
     assert cache.fingerprint != plain.fingerprint
     assert torch.equal(as_teacher(cache, adapter)(batch).logits, cache(batch).logits)  # not a second time
-    with pytest.raises(ValueError, match="built for another teacher"):
+    with pytest.raises(ValueError, match="built with another teacher"):
         build(net, dataset, directory=tmp_path, half=False)
     again = build(net, dataset, adapter=adapter, directory=tmp_path, half=False)
     assert torch.equal(again(batch).logits, cache(batch).logits)

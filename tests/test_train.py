@@ -674,9 +674,9 @@ def test_pieces_that_do_not_fit_are_refused_with_advice(blobs: DataModule) -> No
         fit(small(), blobs, teacher=teacher, method=HardLabels() + Feature({"layer9": "layer1"}))
     with pytest.raises(ValueError, match="no layer in Sequential named 'stage1'"):
         fit(small(), blobs, teacher=teacher, method=HardLabels() + Feature({"layer1": "stage1"}))
-    with pytest.raises(ValueError, match="epochs is at least 1; got 0"):
+    with pytest.raises(ValueError, match="epochs is a whole number of at least 1; got 0"):
         fit(small(), blobs, epochs=0)
-    with pytest.raises(ValueError, match="checkpoint_every is a number of steps, at least 1; got 0"):
+    with pytest.raises(ValueError, match="checkpoint_every is a whole number of at least 1; got 0"):
         fit(small(), blobs, checkpoint_every=0)
     with pytest.raises(ValueError, match="1 training images; at least 2"):
         fit(small(), blobs.subset(1))

@@ -570,3 +570,8 @@ def test_options_of_networks_are_checked(options: Any) -> None:
 def test_a_confidence_below_one_is_not_shown_as_one() -> None:
     shown = str(verdict.compare([0.90, 0.91, 0.92], [0.89, 0.90, 0.905], confidence=0.999))
     assert "(99.9% interval" in shown
+
+
+def test_losses_near_zero_and_far_from_it_are_in_one_unit() -> None:
+    found = verdict.compare_networks([0.01, 0.02, 0.03, 12.0], [0.02, 0.05, 0.02, 15.0])
+    assert found.mean == pytest.approx(-3.03 / 4)

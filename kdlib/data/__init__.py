@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -74,7 +75,8 @@ class DataModule:
     """Three splits of one source, the names of its classes and the augmentation that suits it.
 
     train, validation and test are disjoint; choices are made on validation, test is read once at the end.
-    image_size: pixels of a side. Raises ValueError for labels without a class, and for splits that share images.
+    image_size: pixels of a side. Raises ValueError for labels of train or validation without a class, and where these
+    two share an image that has the same index in both; the test split is not read, so see to it yourself.
     """
 
     name: str
@@ -113,8 +115,9 @@ class DataModule:
         """
         if count is None:
             return self
-        if isinstance(count, bool) or not isinstance(count, int):
+        if isinstance(count, bool) or not isinstance(count, Integral):
             raise TypeError(f"count is a whole number of training images, or None for all; got {count!r}.")
+        count = int(count)
         if not 1 <= count <= len(self.train):
             raise ValueError(f"{self.name} has {len(self.train):,} training images; there is no subset of {count:,}.")
         order = permutation(self.train.indices, "take", seed)
@@ -128,7 +131,7 @@ class DataModule:
 
     def exclude_class(self, label: int) -> DataModule:
         """The same data whose training and validation splits lack one class (Hinton's missing class)."""
-        if isinstance(label, bool) or not isinstance(label, int):
+        if isinstance(label, bool) or not isinstance(label, Integral):
             raise TypeError(f"label is the number of a class; got {label!r}.")
         if not 0 <= label < self.num_classes:
             raise ValueError(f"{self.name} has classes 0 to {self.num_classes - 1}; there is no class {label}.")
@@ -232,11 +235,14 @@ def from_datasets(
     train, validation, test: datasets of (image, label): PIL images or uint8 tensors C x H x W, and class numbers.
     Without validation or test, a tenth of the training samples is held out for it. image_size: the shorter side is
     resized to it and the centre cut out. in_channels: 1 for grey, 3 for colour. mean, std: of each channel, for pixels
-    in [0, 1]; default, of the training images without those held out. augmentation: may shift and flip.
+    in [0, 1]; default, of some 2,000 training images, none of those held out. augmentation: may shift and flip.
     Raises TypeError for images that are no bytes, ValueError for labels without a class, or more images than fit.
     """
     if isinstance(classes, str) or not hasattr(classes, "__len__") or len(classes) < 2:
         raise ValueError(f"classes are the names of at least 2 classes; got {classes!r}.")
+    if isinstance(image_size, bool) or not isinstance(image_size, Integral) or image_size < 1:
+        raise ValueError(f"image_size is a whole number of pixels, the side of a square; got {image_size!r}.")
+    image_size = int(image_size)
     splits = read_datasets(
         train,
         validation,

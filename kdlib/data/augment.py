@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdlib.errors import check_flags
+from kdlib.errors import as_whole, check_flags
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # splitmix64's increment, as a signed 64-bit number
 
@@ -37,8 +37,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         check_flags(flip=self.flip)
-        if isinstance(self.padding, bool) or not isinstance(self.padding, int) or self.padding < 0:
-            raise ValueError(f"padding is a number of pixels, 0 or more; got {self.padding!r}.")
+        object.__setattr__(self, "padding", as_whole(0, padding=self.padding))
         if (
             not isinstance(self.scale, tuple | list)
             or len(self.scale) != 2

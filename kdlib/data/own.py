@@ -30,8 +30,6 @@ def read_datasets(
     std: Sequence[float] | None,
 ) -> dict[str, InMemoryDataset]:
     """Train, validation and test splits of datasets of (image, label); see `data.from_datasets`."""
-    if not isinstance(image_size, int) or image_size < 1:
-        raise ValueError(f"image_size is a whole number of pixels, the side of a square; got {image_size!r}.")
     for what, given in {"mean": mean, "std": std}.items():
         if given is not None and (not isinstance(given, Iterable) or len(list(given)) != in_channels):
             raise ValueError(f"{what} has a number for each channel, {in_channels}; got {given!r}.")
@@ -56,8 +54,10 @@ def read_datasets(
         if name not in splits:  # a tenth of the training samples, the same on every machine
             whole = splits["train"]
             if len(whole) < 10:
+                missing = " and no ".join(one for one in ("test", "validation") if one not in splits)
                 raise ValueError(
-                    f"There is no {name} dataset, and of {len(whole)} samples no tenth can be held out: give one."
+                    f"There is no {missing} dataset, and of {len(whole)} samples no tenth can be held out: give "
+                    f"{'both' if 'and' in missing else 'one'}."
                 )
             kept, held_out = hold_out(len(whole), tenth)
             splits[name], splits["train"] = whole.select(held_out), whole.select(kept)

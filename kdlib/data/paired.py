@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from kdlib.data.augment import permutation
 from kdlib.data.sources import data_dir, verify_file
-from kdlib.errors import check_real, check_whole, unknown_name
+from kdlib.errors import as_whole, check_real, check_whole, unknown_name
 from kdlib.files import load_tensors
 
 HIDDEN = -100  # the label of a sample that may not be seen; also what torch's cross-entropy leaves out
@@ -172,10 +172,10 @@ class PairedBatches:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole(1, batch_size=self.batch_size)
-        check_whole(0, labelled=self.labelled)
+        object.__setattr__(self, "batch_size", as_whole(batch_size=self.batch_size))
+        object.__setattr__(self, "labelled", as_whole(0, labelled=self.labelled))
         if self.steps is not None:
-            check_whole(1, steps=self.steps)
+            object.__setattr__(self, "steps", as_whole(steps=self.steps))
         elif len(self.dataset) < self.batch_size:
             raise ValueError(
                 f"There are {len(self.dataset):,} samples, less than one batch of {self.batch_size:,}. Take smaller "

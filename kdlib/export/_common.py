@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlib import measure
+from kdlib import compress, measure
 from kdlib.errors import check_kind, explain_shape_errors
 
 Predict = Callable[[Tensor], Tensor]  # normalized images N x C x H x W -> logits N x classes
@@ -44,6 +44,7 @@ def float_copy(model: nn.Module) -> nn.Module:
     """
     check_kind("an nn.Module", nn.Module, model=model)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    compress.refuse_activation_rounding(model)
     measure.bytes_in_memory(model)  # refuses lazy layers
     try:
         copied = measure.copy_without_hooks(model, "cpu").float()

@@ -20,7 +20,7 @@ def soften(logits: Tensor, temperature: float) -> Tensor:
 
     Shapes: logits (..., C), classes last; the probabilities have the same shape and sum to 1 over the
         classes.
-    Raises: TypeError or ValueError if T is not a finite number above 0, or if the logits are no floats.
+    Raises: TypeError or ValueError if T is not a number from 1e-20 to 1e20, or if the logits are no floats.
     Paper: Hinton, Vinyals, Dean 2015, arXiv:1503.02531.
     """
     (logits,) = as_floats(logits=logits)
@@ -42,7 +42,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
     Gradient: flows to the teacher's logits too if they carry one; nothing is detached here, so compute
         them under torch.no_grad().
     Raises: ValueError for shapes that differ, are not B x C or have fewer than two classes, and for T
-        outside 0.001 .. 1000; TypeError for what is not a float tensor.
+        outside 0.001 .. 1000, of float64 0.001 .. 1e6; TypeError for what is not a float tensor.
     Paper: Hinton, Vinyals, Dean 2015, arXiv:1503.02531.
     Published code disagrees: some leaves out T^2; some uses reduction="mean", which divides by B * C and
         so makes the loss C times too small; some feeds probabilities where logits belong, a softmax too

@@ -8,6 +8,7 @@ B x D where needed. Teacher tensors are not detached; compute them under no_grad
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -161,7 +162,8 @@ def layer_correlation(student_layers: Sequence[Tensor], teacher_layers: Sequence
     changes nothing, so widths are free and no projection is needed.
 
     Shapes: L >= 2 layers of the student and L of the teacher, each B x anything, on one batch of B >= 2.
-    Scale: 0 to 1; the mean is over all L x L entries, whose diagonal adds nothing. Where
+    Scale: 0 to 1; the mean is over all L x L entries. The diagonal is 1 in both matrices and adds nothing, but for
+        a layer that answers all samples alike. Where
         features outnumber samples even unrelated layers have relations near 1: see linear_cka.
     Degenerate: a layer that answers all samples alike has relation 0 to every layer, without gradient.
     Raises: ValueError for fewer than two layers or samples, for lengths or batches that differ; TypeError
@@ -241,8 +243,8 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
     scaled to Euclidean norm 1.
 
     Shapes: B x anything each, B >= 1 (a batch of one gives 0). Scale: at most 4 / B, so a weight in the
-        hundreds or thousands is usual. Degenerate: the row of an all-zero sample is zero and gets no
-        gradient.
+        hundreds or thousands is usual. Degenerate: in G the row of an all-zero sample is zero and gets no
+        gradient; the sample gets some by the rows of the others.
     Raises: ValueError for batches that differ, or no feature dimension; TypeError for non-floats.
     Paper: Tung, Mori 2019, arXiv:1907.09682.
     Published code disagrees: one library passes the 1 meant as dimension as p, and so normalises by the
@@ -271,7 +273,7 @@ def correlation_congruence(student: Tensor, teacher: Tensor, gamma: float = 0.4,
     """
     student, teacher = rows_of(1, student=student, teacher=teacher)
     check_number("gamma", gamma)
-    if not isinstance(order, int) or order < 1:
+    if isinstance(order, bool) or not isinstance(order, Integral) or order < 1:
         raise ValueError(f"order must be a whole number of at least 1, got {order!r}")
     return F.mse_loss(_taylor_kernel(student, gamma, order), _taylor_kernel(teacher, gamma, order))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlib import files
-from kdlib.errors import unknown_name
+from kdlib.errors import as_whole, unknown_name
 from kdlib.study import method_specs
 from kdlib.study.method_specs import (
     BATCH_SIZE,
@@ -52,9 +52,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("images", "epochs", "views"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is a whole number of at least 1; got {value!r}.")
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_whole(**{name: value}))
         if self.optimizer not in SHARED_SPACES:
             raise unknown_name("optimizer of a study", self.optimizer, SHARED_SPACES)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from course import capstone
-from course.capstone import numbers
+from course.capstone import cost, numbers
 from course.capstone.__main__ import main
 from course.capstone.evidence import load_study
 from kdlib.study import plans
@@ -582,3 +582,90 @@ def test_an_edited_file_is_one_sentence_with_the_command_that_writes_it(
     said = capsys.readouterr().err
     assert str(edited) in said
     assert {"cost.json": "python -m course.capstone cost", "export.json": "kdlib export"}[file] in said
+
+
+def changed_report(good: Path, section: str, old: str, new: str, **evidence: Any) -> list[str]:
+    """The faults of the good report with another text in a section, or with other evidence."""
+    report = capstone.read_report(good)
+    found = replace(capstone.read_evidence(report), **evidence)
+    return capstone.check(report.changed(section, old, new) if section else report, found)
+
+
+def test_a_number_is_that_of_the_files_to_the_digits_that_are_written() -> None:
+    (one,) = numbers.all_numbers("75.3")
+    assert [one.agrees(value) for value in (75.249, 75.251, 75.349, 75.36, 75.2)] == [False, True, True, False, False]
+
+
+def test_the_test_pictures_have_to_be_named(good: Path) -> None:
+    found = changed_report(good, "Data", f"{IMAGES} ", "100 ")
+    assert len(found) == 1, found
+    assert "does not name the 400 test pictures" in found[0]
+
+
+def test_a_seed_that_diverged_may_not_be_left_out(tmp_path: Path) -> None:
+    path = write_evidence(tmp_path)
+    study = path.parent / "runs" / "study" / study_name(path)
+    lines = study.read_text().splitlines(keepends=True)
+    number = next(n for n, line in enumerate(lines) if ",label-smoothing," in line)
+    study.write_text("".join(lines[:number] + lines[number + 1 :]))
+    said = [fault for fault in faults(path) if fault.startswith("Seeds: label-smoothing")]
+    assert len(said) == 1
+    assert "A seed at which a method fails may not be left out" in said[0]
+
+
+@pytest.mark.parametrize("change", [{"images": 6_000}, {"student": "resnet20"}])
+def test_a_student_of_other_settings_is_none_of_the_study(change: dict[str, Any], good: Path) -> None:
+    student = capstone.read_evidence(capstone.read_report(good)).student
+    found = changed_report(good, "", "", "", student={**student, "job": {**student["job"], **change}})
+    assert len(found) == 1, found
+    assert "is no student of the study" in found[0]
+
+
+def test_the_agreement_of_an_exported_file_is_compared(good: Path) -> None:
+    found = changed_report(good, "Cost", "98.75", "99.75")
+    assert len(found) == 1, found
+    assert found[0].startswith("Cost: the agreement of onnx-int8 is 99.75; the export measured 98.75")
+
+
+def test_a_command_may_leave_out_what_changes_nothing(good: Path) -> None:
+    assert changed_report(good, "Repeat", " --quiet", "") == []
+    assert changed_report(good, "Repeat", " --quiet", " --quiet --workers 4") == []
+    assert changed_report(good, "Repeat", "--data imagefolder", "--quiet --data imagefolder") == []
+
+
+def test_a_study_of_other_data_beside_it_is_nobodys_business(good: Path, tmp_path: Path) -> None:
+    path = copy_of(good, tmp_path)
+    write_study(path.parent / "runs" / "study", budget=replace(BUDGET, data="imagefolder@32:others", student="mlp"))
+    assert faults(path) == []
+
+
+def test_a_wrong_claim_in_plain_words_is_found() -> None:
+    (fault,) = with_conclusion("kd outperforms hard labels; by its interval it LOSES.")
+    assert fault == "Verdicts: the conclusion says that kd outperforms, and its interval says LOSES."
+    assert with_conclusion("kd never beats hard labels, it does not: kd LOSES.") == []
+
+
+def test_the_level_of_the_intervals_may_stand_in_the_conclusion(good: Path) -> None:
+    assert changed_report(good, "Conclusion", "gain less.", "gain less. These are 95 % intervals.") == []
+
+
+def test_a_renamed_study_is_refused(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy_of(good, tmp_path)
+    name = study_name(path)
+    shutil.copy(path.parent / "runs" / "study" / name, path.parent / "runs" / "study" / "mine.csv")
+    path.write_text(path.read_text().replace(name, "mine.csv"))
+    assert main(["check", str(path)]) == 2
+    assert f"its rows belong to {name}" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_the_time_of_a_network_is_the_least_of_its_rounds_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "SECONDS", 1e-3)
+    before, seen = torch.get_num_threads(), []
+    set_threads = torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: (seen.append(count), set_threads(count)))
+    found = cost.measured("resnet8-fashion", "resnet8-fashion", "fashion-mnist")
+    assert seen == [1, before]
+    for role in ("teacher", "student"):
+        assert len(found[role]["milliseconds_of_rounds"]) == cost.ROUNDS
+        assert found[role]["milliseconds"] == min(found[role]["milliseconds_of_rounds"])

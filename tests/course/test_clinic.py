@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -497,3 +498,41 @@ def test_a_term_of_another_name_is_drawn() -> None:
     given, control = Course(None, {"kd": [1.0, 2.0]}, [0.1, 0.2]), Course(None, {"hard": [1.0, 2.0]}, [0.1, 0.2])
     drawn = figure.draw(given, control)
     assert [one.get_text() for one in drawn.axes[0].get_legend().get_texts()] == ["kd"]
+
+
+def test_a_line_with_its_own_indentation_keeps_it() -> None:
+    text = "def f():\n    a = 1\n    return a\n"
+    assert script.edited(text, {2: "a = 2\nb = 3"}) == "def f():\n    a = 2\n    b = 3\n    return a\n"
+    assert script.edited(text, {2: "    if True:\n        a = 2"}) == (
+        "def f():\n    if True:\n        a = 2\n    return a\n"
+    )
+
+
+def test_an_error_is_told_with_the_innermost_line_of_the_script() -> None:
+    text = "def inner():\n    return 1 / 0\n\n\ninner()\n"
+    with pytest.raises(script.ScriptError, match="ZeroDivisionError at line 2: return 1 / 0"):
+        script.prepare(text)
+
+
+def test_networks_are_judged_on_validation_pictures_in_eval_mode_and_given_back() -> None:
+    network = ward.new_student()
+    network.middle.eval()
+    modes = [module.training for module in network.modules()]
+    images, labels = ward.pictures("validation", ward.JUDGED, 1)
+    judged = ward.accuracy(network)
+    assert [module.training for module in network.modules()] == modes
+    with torch.no_grad():
+        right = (network.eval()(images).argmax(1) == labels).float().mean().item()
+    assert judged == right
+
+
+def test_another_seed_is_another_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def prepare(text: str, seed: int = 0) -> SimpleNamespace:
+        return SimpleNamespace(fit=lambda: seeds.append(seed))
+
+    monkeypatch.setattr(script, "prepare", prepare)
+    for cured in (False, True):
+        clinic.patient(7).course(seed=4_321, cured=cured)
+    assert seeds == [4_321, 4_321]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -15,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from course import exercises
+from course import code_grading, exercises
 from course.grading import Feedback, Outcome
 from course.lessons import lesson01, lesson03, lesson04, lesson06, lesson07, lesson08
-from course.specs import CodeSpec, MultipleChoice
+from course.specs import CodeSpec, MultipleChoice, Numeric
 
 soften, soft_loss = lesson04.soften, lesson04.soft_loss
 
@@ -666,3 +667,79 @@ def test_a_check_does_not_depend_on_earlier_ones(short_time_limit: None) -> None
     grade(lambda *a: a[0].zero_())
     grade(lambda *a: [0 for _ in iter(int, 1)])
     assert str(grade(soft_loss)) == first
+
+
+# Numbers, words and prints of the feedback.
+
+
+def test_a_prediction_is_judged_by_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    q = exercises.load("01")
+    q.resnets.predict(1.7)
+    q.resnets.check(1.7)  # on this machine it came out otherwise than the known answer
+    assert "Correct. You predicted 1.7; it is 1.7." in capsys.readouterr().out
+    q.resnets.predict(25_557_032 / 11_689_512)
+    q.resnets.check(1.7)
+    assert "You predicted 2.186; it is 1.7." in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_number_near_no_known_mistake_is_told_no_mistake() -> None:
+    key = Numeric(10.0, 0.02, ((5.0, "You halved it."), (20.0, "You doubled it.")))
+    assert [key.mistake_message(answer) for answer in (5.1, 5.5, 19.5, 23.0)] == [
+        "You halved it.", "", "You doubled it.", ""
+    ]  # fmt: skip
+
+
+def test_what_is_printed_belongs_to_the_example() -> None:
+    def loud(z: Tensor, t: float) -> Tensor:
+        print("T =", t, "classes =", z.shape[1])
+        return soften(z, t)
+
+    z, t = lesson04.SOFTEN.cases()[0].arguments
+    for answer in (loud, lambda z, t: 3 * loud(z, t)):
+        printed = [line for line in str(grade(answer, "soften")).splitlines() if "classes =" in line]
+        assert printed == [f"    T = {t} classes = {z.shape[1]}"]
+
+
+def test_a_wrong_constant_is_not_called_the_answer_to_the_example() -> None:
+    found = grade(lambda s, z, t: 0 * s.sum() + 5)
+    assert (found.outcome, found.mistake) == (Outcome.WRONG, "")
+    assert "for every input" not in text_of(found)
+
+
+def test_only_the_opposite_is_called_a_wrong_sign() -> None:
+    right = lesson01.size_in_bytes
+    assert "Only the sign is wrong" in text_of(grade(lambda *a: -right(*a), "size_in_bytes", "01"))
+    found = text_of(grade(lambda *a: -3 * right(*a), "size_in_bytes", "01"))
+    assert "always -3 times the right answer" in found
+    assert "Only the sign" not in found
+
+
+@pytest.mark.parametrize(("value", "shown"), [(7.0, "7"), (math.nan, "nan")])
+def test_in_a_large_result_the_place_and_both_numbers_are_right(value: float, shown: str) -> None:
+    case = next(case for case in lesson04.SOFTEN.cases() if case.arguments[0].numel() > 12 and not case.edge_case)
+
+    def wrong_at_one_place(z: Tensor, t: float) -> Tensor:
+        result = soften(z, t).clone()
+        if z.shape == case.arguments[0].shape:
+            result[2, 3] = value
+        return result
+
+    right = code_grading.format_value(soften(*case.arguments)[2, 3])
+    assert f"the answer at [2, 3] is {right}; yours is {shown}." in text_of(grade(wrong_at_one_place, "soften"))
+
+
+@pytest.mark.parametrize("name", code_grading.IMPORT_HINTS)
+def test_the_import_that_is_advised_gives_that_name(name: str) -> None:
+    full = {"stats": "scipy.stats", "np": "numpy", "nn": "torch.nn", "F": "torch.nn.functional"}.get(name, name)
+    namespace: dict[str, Any] = {}
+    exec(code_grading.IMPORT_HINTS[name], namespace)
+    assert namespace[name] is importlib.import_module(full)
+
+
+@pytest.mark.slow
+def test_a_function_that_cannot_be_stopped_is_said_to_run_on(short_time_limit: None) -> None:
+    def sleepy(z: Tensor, t: float) -> Tensor:
+        time.sleep(1.5)
+        return soften(z, t)
+
+    assert "runs on in the background: restart the kernel" in text_of(grade(sleepy, "soften"))

@@ -206,3 +206,48 @@ def test_no_home_folder_at_all(clone: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert progress_file.path() == clone / ".kdlib-progress.json"
     (clone / "pyproject.toml").unlink()
     assert progress_file.path() is None
+
+
+def test_off_may_be_written_in_capitals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDLIB_PROGRESS", " OFF ")
+    exercises.load("04").law.check("b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_is_a_try_and_a_prediction_counts_only_when_it_could_be_compared(progress_file: Path) -> None:
+    q = exercises.load("00")
+    q.twin.predict("a")
+    q.twin.check()  # nothing was measured
+    assert not progress_file.exists()
+    exercises.load("04").soften.check(lambda logits, temperature: 1 / 0)
+    assert json.loads(progress_file.read_text())["exercises"] == {"04.soften": "tried"}
+
+
+def test_all_lessons_are_added_up(progress_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress_file.write_text('{"exercises": {"03.shirt": "done", "04.law": "done", "04.limit": "done"}}')
+    count = sum(1 for number in exercises.list_lessons() for _ in exercises.load(number))
+    assert table(capsys).splitlines()[-1] == f"All lessons: 3 of {count} done"
+
+
+def test_the_list_of_a_lesson_adds_up_its_minutes() -> None:
+    q = exercises.load("04")
+    assert f"5 exercises, about {sum(one.minutes for one in q)} minutes" in repr(q)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no accounts here")
+def test_an_account_that_only_has_a_number_is_no_error(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a container that was started with --user 12345."""
+    import pwd
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.undo()
+    monkeypatch.delenv("KDLIB_PROGRESS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(progress_file, "__file__", str(clone / "course" / "progress_file.py"))
+    assert progress_file.path() == clone / ".kdlib-progress.json"

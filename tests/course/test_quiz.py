@@ -356,3 +356,39 @@ def test_forgetting_one_lesson_keeps_the_answers_to_others(progress: Path) -> No
     assert "quiz.fair_twin" in progress.read_text()
     assert main(["--forget"]) == 0
     assert "quiz.fair_twin" not in progress.read_text()
+
+
+def test_after_the_last_question_comes_the_first_that_is_open(progress: Path) -> None:
+    one = quiz.Quiz()
+    assert one.next_number(30) == 1
+    one.grade(1, quiz.QUESTIONS[0].correct)
+    assert one.next_number(30) == 2
+    assert one.next_number(7) == 8
+
+
+def test_what_was_right_once_stays_right_on_another_day(progress: Path) -> None:
+    quiz.Quiz().grade(1, quiz.QUESTIONS[0].correct)
+    later = quiz.Quiz()
+    assert "first answer counts" in " ".join(later.grade(1, wrong_letter(1)).split())
+    assert later.summary() == "1 of 30 right, 0 wrong, 29 open"
+
+
+def test_the_report_counts_what_is_open_as_not_right(progress: Path) -> None:
+    one = quiz.load("05")
+    one.grade(1, one.questions[0].correct)
+    assert "1 of 2 right" in one.report_text().splitlines()[1]
+
+
+def test_after_forgetting_the_same_quiz_takes_answers_again(progress: Path) -> None:
+    one = quiz.Quiz()
+    one.grade(1, wrong_letter(1))
+    one.forget()
+    assert "first answer counts" not in " ".join(one.grade(1, quiz.QUESTIONS[0].correct).split())
+    assert one.summary() == "1 of 30 right, 0 wrong, 29 open"
+
+
+def test_where_no_question_is_open_that_is_said(progress: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = quiz.load("00")
+    one.grade(1, one.questions[0].correct)
+    one.ask()
+    assert capsys.readouterr().out.startswith("No question is open.")

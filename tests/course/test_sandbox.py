@@ -149,3 +149,18 @@ def test_a_decorated_function_is_the_learners() -> None:
     exec("@torch.no_grad()\ndef answer():\n    exit()", cell)
     assert isinstance(sandbox.call(cell["answer"], ()).error, SystemExit)
     assert ZMQExitAutocall.called == 0
+
+
+def test_after_the_learners_own_stop_the_notebook_is_as_before() -> None:
+    cell: dict[str, Any] = {"exit": ZMQExitAutocall()}
+    before = dict(cell)
+    exec("def answer():\n    while True:\n        pass", cell)
+    streams = sys.stdout, sys.stderr
+    timer = threading.Timer(0.2, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        sandbox.call(cell["answer"], (), limit=20)
+    assert (sys.stdout, sys.stderr) == streams
+    assert "input" not in cell
+    assert "quit" not in cell
+    assert {name: cell[name] for name in before} == before
