@@ -105,7 +105,9 @@ def _evaluate_split(
         for batch in dataset.iter_batches(batch_size, sampler=shard, device=config.device):
             with explain_shape_errors(role, batch.images):
                 outputs.append(Classification().rows(frozen(batch).logits.float().cpu(), None, role)[0])
-    logits = distributed.all_gather_rows(torch.cat(outputs), count)
+    own = torch.cat(outputs)
+    outputs.clear()  # of many classes they are gigabytes
+    logits = distributed.all_gather_rows(own, count)
     _refuse_non_finite(int((~logits.isfinite()).any(1).sum()), count, "images", role)
     lowest, highest = int(dataset.labels.min()), int(dataset.labels.max())
     if lowest < 0:

@@ -108,8 +108,8 @@ MUTANTS = (
     Mutant(
         "dkd: target not left out of the others",
         "losses/logits.py",
-        "others = others + (others >= target)",
-        "others = others + torch.zeros_like(target)",
+        "others = F.log_softmax(scaled_logits.scatter(1, target, -math.inf), dim=1)",
+        "others = F.log_softmax(scaled_logits, dim=1)",
         (LOGITS,),
     ),
     Mutant(

@@ -340,3 +340,19 @@ def test_a_seed_differs_with_its_key_in_the_32_bits_that_a_generator_looks_at():
     first = [torch.rand(1, generator=torch.Generator().manual_seed(seed_for(*key))).item() for key in keys]
     assert len(set(first)) == len(keys)
     assert seed_for(3, "epoch", 1) == seed_for(3, "epoch", 1)
+
+
+def test_large_images_are_not_prepared_a_thousand_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[int] = []
+
+    def count(images: torch.Tensor, *options: object) -> torch.Tensor:
+        prepared.append(len(images))
+        return augment(images, *options)
+
+    monkeypatch.setattr("kdlib.data.datasets.augment", count)
+    for side, most in ((28, 1024), (256, 64)):
+        images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(1100, 1, side, side)
+        dataset = InMemoryDataset(images, torch.zeros(1100).long(), torch.arange(1100), (0.0,), (1.0,))
+        prepared.clear()
+        assert sum(len(batch.labels) for batch in dataset.iter_batches(32)) == 1100
+        assert max(prepared) == most

@@ -17,7 +17,8 @@ from kdlib.data.decode import upright
 from kdlib.devices import pin_memory, to_device
 from kdlib.files import fingerprint
 
-CHUNK_SIZE = 1024  # images in memory that are augmented and normalized at once
+CHUNK_SIZE = 1024  # images in memory that are augmented and normalized at once,
+CHUNK_PIXELS = 1 << 22  # unless they have more pixels in all their channels: 1,024 of 224 x 224 take a gigabyte
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,8 @@ class InMemoryDataset:
         shared = view_fingerprint(self, augmentation, seed)
         # Several small batches are made at once: the dozen operations cost little more for 1,000 images than for 100,
         # and an image's view does not depend on its neighbours.
-        chunk = batch_size * max(1, CHUNK_SIZE // batch_size)
+        at_once = min(CHUNK_SIZE, CHUNK_PIXELS // max(1, self.images[:1].numel()))
+        chunk = batch_size * max(1, at_once // batch_size)
         for chosen in positions.split(chunk) if len(positions) else ():  # torch splits nothing into one empty part
             indices = self.indices[chosen]
             images = pin_memory(augment(self.images[chosen], indices, augmentation, seed, view), device)

@@ -49,18 +49,21 @@ def read_datasets(
         name: InMemoryDataset(images, labels, torch.arange(len(labels)), *unscaled)
         for name, (images, labels) in read.items()
     }
-    tenth = max(1, len(splits["train"]) // 10)
+    del read
+    positions = torch.arange(len(splits["train"]))  # of the training samples that are left
+    tenth = max(1, len(positions) // 10)
     for name in ("test", "validation"):
         if name not in splits:  # a tenth of the training samples, the same on every machine
-            whole = splits["train"]
-            if len(whole) < 10:
+            if len(positions) < 10:
                 missing = " and no ".join(one for one in ("test", "validation") if one not in splits)
                 raise ValueError(
-                    f"There is no {missing} dataset, and of {len(whole)} samples no tenth can be held out: give "
+                    f"There is no {missing} dataset, and of {len(positions)} samples no tenth can be held out: give "
                     f"{'both' if 'and' in missing else 'one'}."
                 )
-            kept, held_out = hold_out(len(whole), tenth)
-            splits[name], splits["train"] = whole.select(held_out), whole.select(kept)
+            kept, held_out = hold_out(len(positions), tenth)
+            splits[name], positions = splits["train"].select(positions[held_out]), positions[kept]
+    if len(positions) < len(splits["train"]):  # once, as it copies the images
+        splits["train"] = splits["train"].select(positions)
     shares = _statistics(splits["train"].images)
     mean, std = tuple(shares[0] if mean is None else mean), tuple(shares[1] if std is None else std)
     return {name: replace(split, mean=mean, std=std) for name, split in splits.items()}

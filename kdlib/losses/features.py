@@ -101,8 +101,9 @@ def vid(predicted_mean: Tensor, raw_variance: Tensor, teacher_map: Tensor) -> Te
     if shape(raw) != (channels,):
         raise ValueError(f"raw_variance must have shape ({channels},), one per channel, got {shape(raw)}")
     variance = F.softplus(raw) + VARIANCE_FLOOR
-    variance = variance.reshape(-1, *[1] * (teacher.ndim - 2))  # C x 1 x 1, to broadcast over the positions
-    return (variance.log() + (teacher - mean).square() / variance).mean() / 2
+    # First the mean of each channel, whose elements share one v: maps divided by v would be kept for the gradient.
+    squared = (teacher - mean).square().mean(dim=(0, *range(2, teacher.ndim)))
+    return (variance.log() + squared / variance).mean() / 2
 
 
 def _check_maps(**maps: Tensor) -> None:

@@ -207,16 +207,17 @@ def _kl(log_student: Tensor, log_teacher: Tensor) -> Tensor:
 
 
 def _decouple(scaled_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of (target, any other), B x 2, and of the others among themselves, B x (C - 1)."""
+    """Log-probabilities of (target, any other), B x 2, and of the others among themselves, B x C with 0 at the target.
+
+    Where student and teacher have the same log-probability, 0, the KL divergence has no term and no gradient.
+    """
     target = labels[:, None]
-    # The indices 0 .. C-1 without the label: those from the label on move up by one. A boolean mask would
-    # select the same columns, but make a GPU wait.
-    others = torch.arange(scaled_logits.shape[1] - 1, device=labels.device)
-    others = others + (others >= target)
     log_p = F.log_softmax(scaled_logits, dim=1)
-    log_p_others = log_p.gather(1, others).logsumexp(dim=1, keepdim=True)
+    # The target gets the probability 0. A boolean mask would leave it out, but make a GPU wait.
+    log_p_others = log_p.scatter(1, target, -math.inf).logsumexp(dim=1, keepdim=True)
     log_target = torch.cat([log_p.gather(1, target), log_p_others], dim=1)
-    return log_target, F.log_softmax(scaled_logits.gather(1, others), dim=1)
+    others = F.log_softmax(scaled_logits.scatter(1, target, -math.inf), dim=1)
+    return log_target, others.scatter(1, target, 0.0)
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:

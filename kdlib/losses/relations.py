@@ -9,6 +9,7 @@ B x D where needed. Teacher tensors are not detached; compute them under no_grad
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +103,7 @@ def linear_cka(a: Tensor, b: Tensor) -> Tensor:
     Paper: Kornblith et al. 2019, arXiv:1905.00414.
     """
     a, b = rows_of(2, a=a, b=b)
-    return _alignment(_linear_gram(a), _linear_gram(b))
+    return _alignment(_direction(a), _direction(b))
 
 
 def renyi_information(a: Tensor, b: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ def renyi_information(a: Tensor, b: Tensor) -> Tensor:
         constants.
     """
     a, b = rows_of(2, a=a, b=b)
-    return _shared_information(_gaussian_gram(a), _gaussian_gram(b))
+    return _shared_information(_squared_kernel(a), _squared_kernel(b))
 
 
 def layer_relation_matrix(layers: Sequence[Tensor], relation: str | Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -143,13 +144,16 @@ def layer_relation_matrix(layers: Sequence[Tensor], relation: str | Callable[[Te
     """
     layers = layers_of("layers", layers)
     if callable(relation):
-        prepare, compare = (lambda layer: layer), relation
+        rows = [[relation(a, b) for b in layers] for a in layers]
     elif relation in _RELATIONS:
         prepare, compare = _RELATIONS[relation]
+        prepared = [prepare(layer) for layer in layers]  # what is kept for the gradient is B x B a layer, not a pair
+        rows = []
+        for i, a in enumerate(prepared):  # it is symmetric, so each pair is compared once
+            rows.append([row[i] for row in rows] + [compare(a, b) for b in prepared[i:]])
     else:
         raise ValueError(f"relation must be one of {', '.join(_RELATIONS)} or a function, got {relation!r}")
-    prepared = [prepare(layer) for layer in layers]  # one kernel matrix per layer; comparing them is cheap
-    matrix = torch.stack([torch.stack([compare(a, b) for b in prepared]) for a in prepared])
+    matrix = torch.stack([torch.stack(row) for row in rows])
     if matrix.ndim != 2:
         raise ValueError(f"relation must return a scalar tensor, got shape {shape(matrix)[2:]}")
     return matrix
@@ -312,23 +316,34 @@ def _gaussian_gram(layer: Tensor) -> Tensor:
     return torch.exp(-divide(squared, squared.sum() / pairs))
 
 
-def _alignment(gram_a: Tensor, gram_b: Tensor) -> Tensor:
-    """The cosine between two kernel matrices seen as vectors: for centred linear kernels this is CKA."""
-    return (unit(gram_a.flatten()) * unit(gram_b.flatten())).sum()
+def _direction(layer: Tensor) -> Tensor:
+    """The linear kernel matrix seen as a vector of norm 1."""
+    return unit(_linear_gram(layer).flatten())
 
 
-def _shared_information(gram_a: Tensor, gram_b: Tensor) -> Tensor:
-    return _entropy(gram_a) + _entropy(gram_b) - _entropy(gram_a * gram_b)
+def _alignment(a: Tensor, b: Tensor) -> Tensor:
+    """The cosine between two kernel matrices, given as `_direction`: for centred linear kernels this is CKA."""
+    return (a * b).sum()
 
 
-def _entropy(gram: Tensor) -> Tensor:
-    """-log2 tr((K / B)^2) of a kernel matrix with a diagonal of ones: the trace is the mean of squares."""
-    return -gram.square().mean().log2()
+def _squared_kernel(layer: Tensor) -> tuple[Tensor, Tensor]:
+    """The squares of the entries of the Gaussian kernel matrix, and its entropy."""
+    squares = _gaussian_gram(layer).square()
+    return squares, _entropy(squares)
 
 
-_RELATIONS = {
-    "correlation": (_linear_gram, _alignment),
-    "information": (_gaussian_gram, _shared_information),
+def _shared_information(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+    return a[1] + b[1] - _entropy(a[0] * b[0])
+
+
+def _entropy(squares: Tensor) -> Tensor:
+    """-log2 tr((K / B)^2) of a kernel matrix with a diagonal of ones: the trace is the mean of the squares."""
+    return -squares.mean().log2()
+
+
+_RELATIONS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any, Any], Tensor]]] = {
+    "correlation": (_direction, _alignment),
+    "information": (_squared_kernel, _shared_information),
 }
 
 
