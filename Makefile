@@ -102,7 +102,7 @@ define install
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(or $(2),.venv)/bin/python || $(PYTHON) -m venv $(or $(2),.venv) || \
 		{ echo "Could not make $(or $(2),.venv). On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
-	@echo "Setting up $(or $(2),.venv) (once)"
+	@echo "Setting up $(or $(2),.venv) (once; some minutes, and on Linux gigabytes, if PyTorch has to come with CUDA)"
 	@$(or $(2),.venv)/bin/python -m pip install --quiet --disable-pip-version-check $(1)
 	@touch $@
 endef

@@ -5,6 +5,7 @@ Text and not a hash, so that a refusal can say what was and what is. It is the s
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import re
@@ -119,7 +120,8 @@ def _kept(function: types.FunctionType) -> list[Any]:
 
 
 def _constants(code: types.CodeType, doc: str | None) -> list[Any]:
-    inside: list[Any] = []
+    # Since Python 3.14 a small whole number stands in the instruction that loads it, and not among the constants.
+    inside: list[Any] = [one.argval for one in dis.get_instructions(code) if one.opname == "LOAD_SMALL_INT"]
     for one in code.co_consts:
         if isinstance(one, types.CodeType):
             inside += _constants(one, None)

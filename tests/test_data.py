@@ -7,6 +7,7 @@ import gc
 import gzip
 import hashlib
 import io
+import multiprocessing
 import os
 import pickle
 import urllib.error
@@ -594,6 +595,20 @@ def test_without_a_test_folder_val_is_the_test_set(folder: DataModule, tree: Pat
     assert folder.train.mean == IMAGENET_MEAN
     assert folder.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert folder.augmentation == Augmentation(flip=True, scale=(0.35, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("method", "small", "workers"), [("fork", 21, 5), ("forkserver", 21, 0), ("spawn", 21, 0), ("spawn", 20, 5)]
+)
+def test_workers_decode_where_they_start_quickly_or_have_much_to_do(
+    monkeypatch: pytest.MonkeyPatch, tree: Path, method: str, small: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(sources, "SMALL_FOLDER", small)  # the tree has 20 images to train on
+    for chosen, offered in ((method, ["fork"]), (None, [method, "spawn"])):  # set by the program, or the platform's own
+        monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none, chosen=chosen: chosen)
+        monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda offered=offered: offered)
+        assert data.load(f"imagefolder:{tree}", image_size=16).train.num_workers == workers
 
 
 def test_with_a_test_folder_val_is_validation(tmp_path: Path):

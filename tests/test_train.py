@@ -1085,6 +1085,8 @@ def test_a_checkpoint_in_an_epoch_holds_no_half_made_gradient(blobs: DataModule,
         (itemgetter(0), itemgetter(1)),
         (torch.relu, torch.tanh),
         (np.array(["a"]), np.array(["b"])),
+        (lambda x: 2 * x + 1, lambda x: 2 * x + 3),
+        (lambda p: torch.optim.AdamW(p, 3e-3, weight_decay=1), lambda p: torch.optim.AdamW(p, 3e-3, weight_decay=0)),
     ],
 )
 def test_settings_without_attributes_are_told_apart(a: Any, b: Any) -> None:

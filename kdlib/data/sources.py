@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import multiprocessing
 import os
 import warnings
 import zlib
@@ -32,6 +33,7 @@ FASHION_FILES = {  # sha256 of the files in Debian's package dataset-fashion-mni
     "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
 }
 UNPACKED_SHA256 = "9c04ad366d0e0a329a138d55f02a1ecb0908abbb2b176aa3149715c86d37efb0"  # train, validation, test
+SMALL_FOLDER = 2_000  # images, some ten seconds of one core for photos
 HASHED_WHOLE = 1_000_000_000  # bytes of a folder of images
 # The endings of what lies beside pictures and nobody misses.
 NO_PICTURES = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".db", ".ini")
@@ -221,7 +223,7 @@ def image_folder(path: str | Path, image_size: int, num_workers: int | None) -> 
     train = _open_folder(path, "train")
     last = "test" if (path / "test").is_dir() else "val"
     test = _open_folder(path, last)
-    num_workers = min(8, max(0, (os.cpu_count() or 1) - 1)) if num_workers is None else num_workers
+    num_workers = _default_workers(len(train)) if num_workers is None else num_workers
     splits = {
         "train": _lazy_dataset(train, image_size, num_workers),
         "test": _lazy_dataset(test, image_size, num_workers),
@@ -290,6 +292,17 @@ def _warn_of_unread(root: Path, classes: Sequence[str]) -> None:
             f"that end in {', '.join(IMG_EXTENSIONS)} are read. Convert them, or move them elsewhere.",
             stacklevel=2,
         )
+
+
+def _default_workers(num_images: int) -> int:
+    """One for each core but one, eight at most; none for a small folder where each of them begins by importing torch.
+
+    For every pass that takes longer than to decode a small folder; only a fork (Linux, before Python 3.14) has it all.
+    """
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    if method != "fork" and num_images < SMALL_FOLDER:
+        return 0
+    return min(8, max(0, (os.cpu_count() or 1) - 1))
 
 
 def _open_image(path: str) -> Any:
