@@ -23,7 +23,7 @@ from course.specs import Case, CodeSpec, Mistake
 
 RTOL, ATOL = 1e-3, 1e-5  # single precision leaves about four good digits of a divergence times T^2
 # Of bytecode: all that "pass", "..." and "loss = None; return loss" come to, whatever the version of Python.
-IDLE = ("RESUME", "NOP", "LOAD_CONST", "LOAD_FAST", "STORE_FAST", "POP_TOP", "RETURN_VALUE", "RETURN_CONST")
+IDLE = ("RESUME", "NOP", "LOAD_CONST", "LOAD_SMALL_INT", "LOAD_FAST", "STORE_FAST", "POP_TOP", "RETURN_")
 NEXT_STEPS = {
     NameError: "A name is misspelt, or the cell that makes it has not been run.",
     AttributeError: "Look at what kind of object stands before the dot: print(type(...)).",
