@@ -287,7 +287,7 @@ def test_a_cache_of_the_same_networks_with_other_logits_is_refused(blobs: DataMo
         cache = CachedTeacher.build(teacher, blobs.validation, **options)
         again = CachedTeacher.build(copy.deepcopy(teacher), blobs.validation, **options)
         assert again.fingerprint == cache.fingerprint
-        with pytest.raises(ValueError, match="built for another teacher"):
+        with pytest.raises(ValueError, match="built with another teacher"):
             CachedTeacher.build(other, blobs.validation, **options)
 
 

@@ -376,8 +376,8 @@ def test_alpha_out_of_range(alpha: float):
         ),
         (lambda: Feature(pairs("low"), "atention"), "no loss named 'atention'. Did you mean 'attention'"),
         (lambda: Relation(pairs("low"), "similarities"), "no loss named 'similarities'. Did you mean 'similarity'"),
-        (lambda: Logit(loss="hint"), "no loss named 'hint'"),  # a loss of another family
-        (lambda: Feature(pairs("low"), "fsp"), "no loss named 'fsp'.*Known: hint, attention, vid"),
+        (lambda: Logit(loss="hint"), r"^'hint' is a loss of the family feature.*: Feature\(layers, 'hint'\)"),
+        (lambda: Feature(pairs("low"), "fsp"), r"^'fsp' is a loss of the family relation.*: Relation\(layers, 'fsp'\)"),
         (
             lambda: Relation(pairs("low"), None),
             "no loss named None.*Known: fsp, layer_correlation, layer_information, rkd,",
