@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from kdlib import data, files, models, study, train, verdict
 from kdlib.checkpoints import Checkpointer
 from kdlib.data import DataModule
 from kdlib.study import analysis, command, experiment, history, method_specs, plans, runner, runs_file
-from kdlib.study.experiment import Experiment, WorkerPool, derangement
+from kdlib.study.experiment import Experiment, SeedRuns, WorkerPool, derangement
 from kdlib.study.history import HistoryFile
 from kdlib.study.method_specs import (
     FAMILIES,
@@ -1401,13 +1402,30 @@ def test_a_process_that_is_killed_ends_the_study_with_what_to_do(
     others = set(multiprocessing.active_children())  # workers of loaders that earlier tests have left half read
     with WorkerPool(Experiment(real, tmp_path), 2).open() as pool:
         configs = [run_config("hard", 0), run_config("label-smoothing", 0)]
-        with pool.experiment.seed_runner(configs, tmp_path / "x.csv") as seed_runner:
-            found = pool.run(seed_runner, configs, test=False)
-            next(found)
-            for process in set(multiprocessing.active_children()) - others:
-                process.kill()
-            with pytest.raises(ChildProcessError, match="Finished runs are kept: start the same command again"):
-                list(pool.run(seed_runner, configs, test=False))
+        seeds = [(pool.experiment.seed_runner(configs, tmp_path / "x.csv"), configs)]
+        found = pool.run(seeds, test=False)
+        next(found)
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        with pytest.raises(ChildProcessError, match="Finished runs are kept: start the same command again"):
+            list(pool.run([(pool.experiment.seed_runner(configs, tmp_path / "x.csv"), configs)], test=False))
+
+
+@pytest.mark.slow
+def test_a_process_without_work_begins_with_the_next_seed(real: Budget, tmp_path: Path) -> None:
+    experiment, begun = Experiment(real, tmp_path / "cache"), []
+
+    def seeds() -> Iterator[SeedRuns]:
+        for seed in (0, 1, 2):
+            begun.append(seed)
+            yield experiment.seed_runner([run_config(seed=seed)], tmp_path / "x.csv"), [run_config(seed=seed)]
+
+    with WorkerPool(experiment, 2).open() as pool:
+        found = pool.run(seeds(), test=False)
+        first, _ = next(found)
+        assert begun == [0, 1]
+        assert {config.seed for config, _ in found} | {first.seed} == {0, 1, 2}
+    assert not list((tmp_path / "cache").glob("outputs-*"))
 
 
 def test_processes_of_the_caller_are_left_alone(real: Budget, tmp_path: Path) -> None:

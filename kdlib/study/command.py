@@ -48,9 +48,9 @@ def study(
         list[int] | None, typer.Option("--left-out", help="missing-class: the class; repeat it for more.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
-    cache: Annotated[Path, typer.Option(help="Scratch folder for the teachers' outputs and unfinished runs.")] = Path(
-        "runs/study"
-    ),
+    cache: Annotated[
+        Path, typer.Option(help="Scratch folder for unfinished runs, and the teachers' outputs of --workers seeds.")
+    ] = Path("runs/study"),
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",

@@ -17,9 +17,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -365,6 +365,20 @@ class ForbiddenDataset:
 # are written by one process only, the one that was started.
 
 
+SeedRuns = tuple[AbstractContextManager["SeedRunner"], Sequence[RunConfig]]  # a seed, and the runs to make with it
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads of torch inside the block: with another number sums are rounded differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class WorkerPool:
     """Makes runs, `num_workers` at a time; with one, in this process and with all of its threads."""
 
@@ -394,27 +408,58 @@ class WorkerPool:
                 process.terminate()
             self._executor.shutdown(cancel_futures=True)
 
-    def run(
-        self, runner: SeedRunner, configs: Sequence[RunConfig], *, test: bool
-    ) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
-        """Yield each run with its row, as they are finished; ChildProcessError when a process was killed."""
+    def run(self, seeds: Iterable[SeedRuns], *, test: bool) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
+        """Yield each run with its row, as they are finished; ChildProcessError when a process was killed.
+
+        seeds: a runner for each seed, with the runs to make; the next one is taken when a process has nothing to do. A
+        seed's outputs are removed when all its rows were yielded; after an error they stay, for the next session.
+        """
         if self._executor is None:
-            for config in configs:
-                yield config, runner.run(config, test=test)
+            for seed, configs in seeds:
+                with seed as runner:
+                    for config in configs:
+                        yield config, runner.run(config, test=test)
             return
-        for kind in dict.fromkeys(config.spec.teacher for config in configs):
-            runner.teacher(kind)  # computed here once; the workers find the outputs on the disk
-        futures: dict[Future[dict[str, Any]], RunConfig] = {}
         try:
-            for config in configs:
-                futures[self._executor.submit(_run_in_worker, runner.group, config, test)] = config
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            yield from self._run_in_workers(self._executor, iter(seeds), test)
         except BrokenProcessPool as error:
             raise ChildProcessError(
                 "A process of the study was killed, perhaps because memory ran out. Finished runs are kept: start the "
                 f"same command again, with fewer than --workers {self.num_workers} if it happens once more."
             ) from error
+
+    def _run_in_workers(
+        self, executor: ProcessPoolExecutor, seeds: Iterator[SeedRuns], test: bool
+    ) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
+        preparing: dict[Future[None], _OpenSeed] = {}  # one at a time: seeds share the teachers that are trained
+        running: dict[Future[dict[str, Any]], tuple[RunConfig, _OpenSeed]] = {}
+        while True:
+            if not preparing and len(running) < self.num_workers and (following := next(seeds, None)) is not None:
+                seed = _OpenSeed(*following)
+                preparing[executor.submit(_prepare_in_worker, seed.group, seed.kinds, torch.get_num_threads())] = seed
+            if not preparing and not running:
+                return
+            pending: list[Future[Any]] = [*preparing, *running]
+            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished & preparing.keys():
+                seed = preparing.pop(future)
+                future.result()  # raises what it raised there
+                for config in seed.configs:
+                    running[executor.submit(_run_in_worker, seed.group, config, test)] = config, seed
+            for future in finished & running.keys():
+                config, seed = running.pop(future)
+                yield config, future.result()
+                if not any(seed is other for _, other in running.values()):
+                    seed.context.close()
+
+
+class _OpenSeed:
+    """A seed whose runs are under way in the worker processes."""
+
+    def __init__(self, runner: AbstractContextManager[SeedRunner], configs: Sequence[RunConfig]) -> None:
+        self.context, self.configs = ExitStack(), configs
+        self.group = self.context.enter_context(runner).group
+        self.kinds = tuple(dict.fromkeys(config.spec.teacher for config in configs))
 
 
 _worker_experiment: Experiment
@@ -442,8 +487,22 @@ def _wait_for_end_of_parent() -> None:
     os._exit(1)
 
 
+def _prepare_in_worker(group: SeedGroup, kinds: Sequence[TeacherKind], threads: int) -> None:
+    """Compute the outputs of a seed's teachers; the other workers find them on the disk.
+
+    threads: those of the process that was started, so that sums are rounded as with one worker.
+    """
+    with torch_threads(threads):
+        for kind in kinds:
+            _runner(group).teacher(kind)
+
+
 def _run_in_worker(group: SeedGroup, config: RunConfig, test: bool) -> dict[str, Any]:
+    return _runner(group).run(config, test=test)
+
+
+def _runner(group: SeedGroup) -> SeedRunner:
     global _worker_runner
     if _worker_runner is None or _worker_runner.group != group:
         _worker_runner = SeedRunner(_worker_experiment, group)
-    return _worker_runner.run(config, test=test)
+    return _worker_runner

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +23,7 @@ from kdlib.batches import full_batches
 from kdlib.data import data_dir
 from kdlib.measure import clock
 from kdlib.study import plans
-from kdlib.study.experiment import Experiment, WorkerPool
+from kdlib.study.experiment import Experiment, SeedRuns, WorkerPool, torch_threads
 from kdlib.study.history import HistoryFile
 from kdlib.study.method_specs import HARD, METHODS, TRIALS_PER_METHOD, MethodSpec, Settings
 from kdlib.study.plans import PLANS, TRIALS, TUNING_SEEDS, Budget, Plan, Row, RunConfig, TunedSettings, row_key
@@ -38,12 +38,13 @@ FEW_STEPS = 100  # of a run: in fewer a network hardly learns anything
 class StudyConfig:
     """What a study consists of; the command line has one option for each field.
 
-    out: folder of the results, default data/results. cache: scratch folder for teacher outputs (some gigabytes for one
-    seed) and checkpoints of unfinished runs; they are removed when a seed is done. trials_file: trials to take the
-    settings from, made for the same student, teacher, optimiser and batch size with other images or epochs (--choices);
-    with `retune` only the best of each family are taken from it, of any budget, and their settings are tuned anew.
-    defaults: no trials, the start settings of each method. excluded_classes: for the plan "missing-class" (--left-out).
-    workers: how many runs at a time, each in a process of its own that has its share of torch's threads.
+    out: folder of the results, default data/results. cache: scratch folder for teacher outputs (some gigabytes for each
+    seed under way: one, or at most as many as there are workers) and checkpoints of unfinished runs; they are removed
+    when a seed is done. trials_file: trials to take the settings from, made for the same student, teacher, optimiser
+    and batch size with other images or epochs (--choices); with `retune` only the best of each family are taken from
+    it, of any budget, and their settings are tuned anew. defaults: no trials, the start settings of each method.
+    excluded_classes: for the plan "missing-class" (--left-out). workers: how many runs at a time, each in a process of
+    its own that has its share of torch's threads.
     Raises TypeError for a plan by its name, ValueError for seeds that serve twice, options that contradict each other,
     or less than one worker.
     """
@@ -174,23 +175,12 @@ def reproduce(
     try:
         with experiment.seed_runner([config], own) as runner:
             runner.teacher(config.spec.teacher)  # with all threads, as in the study: only students share them out
-            with _threads(int(old["threads"])):
+            with torch_threads(int(old["threads"])):
                 new = runner.run(config, test=True)
     finally:
         experiment.remove_outputs(own)
     values = {name: (old[name], to_text(new.get(name))) for name in RUN_COLUMNS if name not in TIME_COLUMNS}
     return {name: (before, now) for name, (before, now) in values.items() if before != now}
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads of torch inside the block: with another number sums are rounded differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _read_existing(path: Path, columns: Sequence[str] | None) -> list[dict[str, str]]:
@@ -378,23 +368,25 @@ class _Executor:
 
     def run(self, configs: Iterable[RunConfig], file: RunsFile, *, test: bool) -> None:
         """Make those runs that have no row yet."""
+        for config, row in self.pool.run(self._seeds(configs, file), test=test):
+            if "history" in row:  # before the row: a run that has a row has these two as well
+                self._write_history(file, row)
+            if "predicted" in row:
+                self._write_predictions(file, row)
+            file.append(row)
+            self._log(file).write(len(file.rows))
+            self._count(config, row)
+
+    def _seeds(self, configs: Iterable[RunConfig], file: RunsFile) -> Iterator[SeedRuns]:
+        """Each seed with those of its runs that have no row yet; the bar names the last one that was begun."""
         finished = {row["fingerprint"] for row in file.rows}
-        groups = [list(group) for _, group in groupby(configs, key=lambda config: (config.seed, config.excluded_class))]
-        for group in groups:
-            missing = [config for config in group if self.experiment.run_fingerprint(config) not in finished]
-            if not missing:
-                continue
-            log = self._log(file)
-            with self.experiment.seed_runner(group, file.path) as runner:
-                self.bar.set_description(f"seed {group[0].seed}: ", refresh=True)
-                for config, row in self.pool.run(runner, missing, test=test):
-                    if "history" in row:  # before the row: a run that has a row has these two as well
-                        self._write_history(file, row)
-                    if "predicted" in row:
-                        self._write_predictions(file, row)
-                    file.append(row)
-                    log.write(len(file.rows))
-                    self._count(config, row)
+        for _, group in groupby(configs, key=lambda config: (config.seed, config.excluded_class)):
+            runs = list(group)
+            missing = [config for config in runs if self.experiment.run_fingerprint(config) not in finished]
+            if missing:
+                self._log(file)
+                self.bar.set_description(f"seed {runs[0].seed}: ", refresh=True)
+                yield self.experiment.seed_runner(runs, file.path), missing
 
     def note_tuned(self, trials: RunsFile, tuned: Mapping[str, TunedSettings]) -> None:
         """Write the tuned settings to the log of the trials, if this session made any."""

@@ -119,6 +119,10 @@ def test_a_search_is_judged_and_its_rows_are_written_once(tiny: DataModule, tmp_
     assert by_arm[CONTROL]["learning_rate"] == by_arm[FOUND]["learning_rate"]
     assert (by_arm[CONTROL]["alpha"], by_arm[CONTROL]["temperature"]) == ("0.1", "4.0")
     assert by_arm[DEFAULTS]["learning_rate"] == "0.1"
+    spent = [(row["search"], float(row["trained_epochs"])) for row in trials]
+    epochs = {arm: sum(count for search, count in spent if search == arm) for arm in (FOUND, RANDOM)}
+    epochs |= {DEFAULTS: 0, CONTROL: epochs[FOUND]}  # the control takes its learning rate from the search
+    assert all(float(row["search_cost"]) == epochs[row["arm"]] for row in runs)
     judged = search_results.load_judged(tmp_path, 20)
     assert judged.cost(RANDOM) >= judged.cost(FOUND)  # the baseline gets no less
     assert make() == [trials, runs]
