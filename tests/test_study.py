@@ -12,14 +12,17 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -1052,6 +1055,15 @@ def test_durations_have_a_short_text() -> None:
     ]
 
 
+@pytest.mark.slow
+def test_the_time_left_is_not_shared_by_more_workers_than_there_are_runs(budget: Budget, tmp_path: Path) -> None:
+    config = replace(study_config(budget, tmp_path, seeds=(0,)), plan=plans.of_methods(["hard"]))
+    runner.run(config, progress=False)
+    one, four = (runner.dry_run(replace(config, seeds=(0, 1), workers=workers)) for workers in (1, 4))
+    assert "1 left" in one
+    assert one == four
+
+
 def test_the_plan_counts_what_is_left_and_writes_nothing(budget: Budget, tmp_path: Path) -> None:
     config = study_config(budget, tmp_path / "new", "full", defaults=False)
     text = runner.dry_run(config)
@@ -1426,6 +1438,95 @@ def test_a_process_without_work_begins_with_the_next_seed(real: Budget, tmp_path
         assert begun == [0, 1]
         assert {config.seed for config, _ in found} | {first.seed} == {0, 1, 2}
     assert not list((tmp_path / "cache").glob("outputs-*"))
+
+
+class Threads:
+    """A pool whose workers are threads of this process, with preparations and runs that a test gives."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        prepare: Callable[[int], None],
+        make: Callable[[RunConfig], dict[str, Any]],
+        workers: int = 2,
+    ) -> None:
+        monkeypatch.setattr(experiment, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+        monkeypatch.setattr(experiment, "prepare_in_worker", lambda group, kinds, threads: prepare(group))
+        monkeypatch.setattr(experiment, "run_in_worker", lambda group, config, test: make(config))
+        self.pool = WorkerPool(cast(Experiment, SimpleNamespace(budget=None, cache=None)), workers)
+        self.left: list[int] = []
+
+    @contextmanager
+    def seed(self, number: int) -> Iterator[Any]:
+        yield SimpleNamespace(group=number)
+        self.left.append(number)
+
+    def run(self, *seeds: Sequence[RunConfig]) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
+        with self.pool.open():
+            openings = [(self.seed(number), configs) for number, configs in enumerate(seeds)]
+            yield from self.pool.run(openings, test=False)
+
+
+def test_outputs_without_room_wait_for_the_end_of_the_runs_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    failed = threading.Event()
+
+    def prepare(seed: int) -> None:
+        tried.append(seed)
+        if seed == 1 and not pool.left:
+            failed.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def make(config: RunConfig) -> dict[str, Any]:
+        assert failed.wait(60)
+        return {}
+
+    pool = Threads(monkeypatch, prepare, make)
+    rows = [config.seed for config, _ in pool.run([run_config(seed=0)], [run_config(seed=1)])]
+    assert (rows, tried, pool.left) == ([0, 1], [0, 1, 1], [0, 1])
+
+
+def test_outputs_that_never_find_room_end_the_study_after_the_runs_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(seed: int) -> None:
+        if seed == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    pool, rows = Threads(monkeypatch, prepare, lambda config: {}), []
+    with pytest.raises(OSError, match="No space left"):
+        rows.extend(pool.run([run_config(seed=0)], [run_config(seed=1)]))
+    assert (rows, pool.left) == ([(run_config(seed=0), {})], [0])
+
+
+def test_a_run_that_is_finished_is_kept_when_others_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(9)
+    configs = [run_config(seed=seed) for seed in range(9)]
+
+    def make(config: RunConfig) -> dict[str, Any]:
+        together.wait(60)
+        if config.seed < 8:
+            raise ValueError("a damaged layer")
+        return {}
+
+    def all_of_them(pending: Sequence[Future[Any]], **options: Any) -> Any:
+        return wait(pending)  # so that they are finished at the same time
+
+    monkeypatch.setattr(experiment, "wait", all_of_them)
+    found = Threads(monkeypatch, lambda seed: None, make, workers=9).run(configs)
+    assert next(found) == (configs[8], {})
+    with pytest.raises(ValueError, match="a damaged layer"):
+        next(found)
+
+
+@pytest.mark.slow
+def test_outputs_are_computed_again_by_a_process_that_had_them(real: Budget, tmp_path: Path) -> None:
+    """The first and the further trials of a seed share a folder, which is removed in between."""
+    with WorkerPool(Experiment(real, tmp_path / "cache"), 2).open() as pool:
+        for _ in range(2):
+            opening = pool.experiment.seed_runner([run_config()], tmp_path / "x.csv")
+            found = pool.run([(opening, [run_config()])], test=False)
+            next(found)
+            assert list((tmp_path / "cache").rglob("cache.json"))
+            assert next(found, None) is None
 
 
 def test_processes_of_the_caller_are_left_alone(real: Budget, tmp_path: Path) -> None:

@@ -155,8 +155,9 @@ class Cost:
     """What a method costs while it trains; the student that it leaves costs the same, whatever the method.
 
     relative_time: time of an epoch relative to hard labels, the median over `num_pairs` paired seeds; the teacher's
-    outputs are cached and not counted. nan where no seed of both ran on one kind of machine. seconds_per_epoch: the
-    median. extra_parameters: of projectors, thrown away afterwards.
+    outputs are cached and not counted. nan where no seed of both ran on one kind of machine. With several workers a
+    run shares the cores with other runs, and with the teacher's outputs of the next seed: ratios to be quoted come
+    from one worker. seconds_per_epoch: the median. extra_parameters: of projectors, thrown away afterwards.
     """
 
     relative_time: float

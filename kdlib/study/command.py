@@ -49,7 +49,7 @@ def study(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
     cache: Annotated[
-        Path, typer.Option(help="Scratch folder for unfinished runs, and the teachers' outputs of --workers seeds.")
+        Path, typer.Option(help="Scratch folder: unfinished runs, teachers' outputs of up to --workers seeds.")
     ] = Path("runs/study"),
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",

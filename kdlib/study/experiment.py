@@ -365,7 +365,7 @@ class ForbiddenDataset:
 # are written by one process only, the one that was started.
 
 
-SeedRuns = tuple[AbstractContextManager["SeedRunner"], Sequence[RunConfig]]  # a seed, and the runs to make with it
+SeedRuns = tuple[AbstractContextManager["SeedRunner"], Sequence[RunConfig]]  # what opens a seed, and its runs
 
 
 @contextmanager
@@ -411,17 +411,18 @@ class WorkerPool:
     def run(self, seeds: Iterable[SeedRuns], *, test: bool) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
         """Yield each run with its row, as they are finished; ChildProcessError when a process was killed.
 
-        seeds: a runner for each seed, with the runs to make; the next one is taken when a process has nothing to do. A
-        seed's outputs are removed when all its rows were yielded; after an error they stay, for the next session.
+        seeds: of each seed what opens its runner, and the runs to make; the next one is taken when a process has
+        nothing to do. A seed's outputs are removed when all its rows were yielded; after an error they stay, for the
+        next session.
         """
         if self._executor is None:
-            for seed, configs in seeds:
-                with seed as runner:
+            for opening, configs in seeds:
+                with opening as runner:
                     for config in configs:
                         yield config, runner.run(config, test=test)
             return
         try:
-            yield from self._run_in_workers(self._executor, iter(seeds), test)
+            yield from self._run_in_workers(self._executor, seeds, test)
         except BrokenProcessPool as error:
             raise ChildProcessError(
                 "A process of the study was killed, perhaps because memory ran out. Finished runs are kept: start the "
@@ -429,36 +430,46 @@ class WorkerPool:
             ) from error
 
     def _run_in_workers(
-        self, executor: ProcessPoolExecutor, seeds: Iterator[SeedRuns], test: bool
+        self, executor: ProcessPoolExecutor, seeds: Iterable[SeedRuns], test: bool
     ) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
+        waiting = (_OpenSeed(*seed) for seed in seeds)
         preparing: dict[Future[None], _OpenSeed] = {}  # one at a time: seeds share the teachers that are trained
         running: dict[Future[dict[str, Any]], tuple[RunConfig, _OpenSeed]] = {}
+        postponed: _OpenSeed | None = None
         while True:
-            if not preparing and len(running) < self.num_workers and (following := next(seeds, None)) is not None:
-                seed = _OpenSeed(*following)
-                preparing[executor.submit(_prepare_in_worker, seed.group, seed.kinds, torch.get_num_threads())] = seed
+            if not preparing and len(running) < (self.num_workers if postponed is None else 1):
+                following = postponed or next(waiting, None)
+                if following is not None:
+                    arguments = following.group, following.kinds, torch.get_num_threads()
+                    preparing[executor.submit(prepare_in_worker, *arguments)] = following
             if not preparing and not running:
                 return
             pending: list[Future[Any]] = [*preparing, *running]
             finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished & preparing.keys():
-                seed = preparing.pop(future)
-                future.result()  # raises what it raised there
-                for config in seed.configs:
-                    running[executor.submit(_run_in_worker, seed.group, config, test)] = config, seed
-            for future in finished & running.keys():
-                config, seed = running.pop(future)
-                yield config, future.result()
+            beside_others = bool(running)
+            # Rows first, and of these the good ones: an error ends the study, and what is finished is to be kept.
+            for run in sorted(finished & running.keys(), key=lambda future: future.exception() is not None):
+                config, seed = running.pop(run)
+                yield config, run.result()
                 if not any(seed is other for _, other in running.values()):
                     seed.context.close()
+            for preparation in finished & preparing.keys():
+                seed = preparing.pop(preparation)
+                if preparation.exception() is not None and beside_others:
+                    postponed = seed  # perhaps the disk has no room for two seeds: once more, when the other has ended
+                    continue
+                preparation.result()  # raises what it raised there
+                postponed = None
+                for config in seed.configs:
+                    running[executor.submit(run_in_worker, seed.group, config, test)] = config, seed
 
 
 class _OpenSeed:
     """A seed whose runs are under way in the worker processes."""
 
-    def __init__(self, runner: AbstractContextManager[SeedRunner], configs: Sequence[RunConfig]) -> None:
+    def __init__(self, opening: AbstractContextManager[SeedRunner], configs: Sequence[RunConfig]) -> None:
         self.context, self.configs = ExitStack(), configs
-        self.group = self.context.enter_context(runner).group
+        self.group = self.context.enter_context(opening).group
         self.kinds = tuple(dict.fromkeys(config.spec.teacher for config in configs))
 
 
@@ -487,17 +498,20 @@ def _wait_for_end_of_parent() -> None:
     os._exit(1)
 
 
-def _prepare_in_worker(group: SeedGroup, kinds: Sequence[TeacherKind], threads: int) -> None:
+def prepare_in_worker(group: SeedGroup, kinds: Sequence[TeacherKind], threads: int) -> None:
     """Compute the outputs of a seed's teachers; the other workers find them on the disk.
 
     threads: those of the process that was started, so that sums are rounded as with one worker.
     """
+    global _worker_runner
+    _worker_runner = None  # one of the same seed may hold outputs that were removed since
     with torch_threads(threads):
         for kind in kinds:
             _runner(group).teacher(kind)
 
 
-def _run_in_worker(group: SeedGroup, config: RunConfig, test: bool) -> dict[str, Any]:
+def run_in_worker(group: SeedGroup, config: RunConfig, test: bool) -> dict[str, Any]:
+    """Make a run in a worker process, and return its row."""
     return _runner(group).run(config, test=test)
 
 

@@ -181,7 +181,8 @@ class Plan:
         excluded_classes: Sequence[int] = (),
         optimizer: str = SGD,
     ) -> list[RunConfig]:
-        """The runs of these variants, all of a seed together: a study that was stopped holds whole pairs.
+        """The runs of these variants, all of a seed together: a study that was stopped holds whole pairs, but for the
+        seeds under way.
 
         tuned: where a method is missing, its start settings with this optimiser. excluded_classes: for a plan that
         excludes classes, one after the other.

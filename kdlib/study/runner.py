@@ -112,15 +112,15 @@ def run(
         trial_rows = [] if trials is None else trials.rows
         study.check_files(runs.rows, trial_rows)
         bar = stack.enter_context(tqdm(disable=not progress, unit="run", bar_format=_BAR_FORMAT))
-        pool = stack.enter_context(WorkerPool(study.experiment, config.workers).open())
-        estimate = TimeEstimate(study.experiment, [*trial_rows, *runs.rows])
-        executor = _Executor(study.experiment, pool, bar, estimate, command)
-        if trials is not None:
-            executor.set_remaining(study.runs_left(runs.rows) + study.trials_left(trials.rows))
-            study.tune(executor, trials)
-        configs = study.run_configs(runs)
-        executor.set_remaining(study.runs_left(runs.rows))
-        executor.run(configs, runs, test=True)
+        with WorkerPool(study.experiment, config.workers).open() as pool:
+            estimate = TimeEstimate(study.experiment, [*trial_rows, *runs.rows])
+            executor = _Executor(study.experiment, pool, bar, estimate, command)
+            if trials is not None:
+                executor.set_remaining(study.runs_left(runs.rows) + study.trials_left(trials.rows))
+                study.tune(executor, trials)
+            configs = study.run_configs(runs)
+            executor.set_remaining(study.runs_left(runs.rows))
+            executor.run(configs, runs, test=True)
         for file in filter(None, (trials, runs)):  # while their locks are held: no other study uses these outputs
             study.experiment.remove_outputs(file.path)
     update_readme(config.results_dir)
@@ -148,7 +148,7 @@ def dry_run(config: StudyConfig) -> str:
     remaining = sum((left for *_, left in parts), Counter[str]())
     if remaining:
         estimate = TimeEstimate(study.experiment, [*trial_rows, *rows])
-        duration = format_duration(estimate.total(remaining) / config.workers)
+        duration = format_duration(estimate.total(remaining) / _at_once(config.workers, remaining))
         lines.append(f"About {duration} to go, {estimate.basis(remaining)}; plus the teachers' outputs.")
     return "\n".join(lines)
 
@@ -429,7 +429,11 @@ class _Executor:
         self._show_time_left()
 
     def _show_time_left(self) -> None:
-        seconds = 0.0 if self.bar.disable else self.estimate.total(self.remaining) / self.pool.num_workers
+        seconds = (
+            0.0
+            if self.bar.disable
+            else self.estimate.total(self.remaining) / _at_once(self.pool.num_workers, self.remaining)
+        )
         self.bar.set_postfix_str(f"about {format_duration(seconds)} left" if seconds else "")
 
 
@@ -497,6 +501,11 @@ def probe(experiment: Experiment, steps: int = 3) -> float:
     seconds_per_image = (now() - started) / (steps * len(batch))
     evaluated = 3 * len(experiment.data.validation)  # at the end, and the test set; without backward: about a third
     return seconds_per_image * (budget.epochs * experiment.num_images + evaluated / 3)
+
+
+def _at_once(workers: int, remaining: Counter[str]) -> int:
+    """How many of the remaining runs are made at a time."""
+    return max(1, min(workers, remaining.total()))
 
 
 def format_duration(seconds: float) -> str:
