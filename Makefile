@@ -20,8 +20,8 @@ lab: .venv/.course ## JupyterLab on the first lesson, on this machine only
 browser: .venv/.browser ## Teacher and student answer in the browser: draw, or upload a photo; STUDENT=FILE for one of yours (needs npm once)
 	@$(BIN)/python -m course.browser $(if $(STUDENT),--student $(call quoted,$(STUDENT)))
 
-check: .venv/.base ## Can this machine run the course? A verdict, and what to do
-	$(BIN)/python -m kdlib check
+check: .venv/.course ## Can this machine run the course? A verdict, and what to do
+	$(BIN)/python -m kdlib check --course
 
 test: .venv/.dev ## Every test: the units in parallel, then each lesson once, then the browser
 	$(BIN)/python -m pytest tests --ignore tests/browser -n auto --dist loadgroup -q

@@ -109,6 +109,14 @@ def values_match(given: Any, expected: Any, *, any_nonfinite: bool = False) -> b
     return torch.allclose(a, b, rtol=1e-9 if exact else RTOL, atol=0.0 if exact else ATOL)
 
 
+def _gradients_match(given: Tensor | None, expected: Tensor | None) -> bool:
+    """Whether two gradients are the same, by the length of their difference: beside a zero the others count."""
+    a, b = _as_float64(given), _as_float64(expected)
+    if a is None or b is None or a.shape != b.shape:
+        return False
+    return bool((a - b).norm() <= RTOL * b.norm() + ATOL)
+
+
 def _as_float64(value: Any) -> Tensor | None:
     """A real number, array or tensor as a float64 tensor, or None if it is something else."""
     try:
@@ -200,6 +208,8 @@ def _error_feedback(spec: CodeSpec, attempt: _Attempt, earlier: Sequence[_Attemp
         step = f"Put {IMPORT_HINTS[error.name]} in the first line of the cell."
     elif "ellipsis" in message.lower():
         step = "One ... is still waiting for your code."
+    elif "__round__" in message or "round()" in message:
+        step = "Python's round() is for one number. A tensor has a method: tensor.round()."
     elif "bool tensor" in message:
         step = "Truth values cannot be subtracted: .float() first, or combine them with &, | and ~."
     elif "infer output dtype" in message:
@@ -281,7 +291,7 @@ def _gradient_problem(spec: CodeSpec, answer: Any, cases: Sequence[Case]) -> str
     for case in cases if spec.grad_arguments else ():
         given, expected = (_gradients(function, spec, case) for function in (answer, spec.reference))
         triples = zip(spec.grad_arguments, given, expected, strict=True)
-        missed = [name for name, mine, theirs in triples if not values_match(mine, theirs)]
+        missed = [name for name, mine, theirs in triples if not _gradients_match(mine, theirs)]
         if not missed:
             continue
         which = f"the gradient that {' and '.join(missed)} should receive"

@@ -28,9 +28,11 @@ from functools import cache
 from typing import Any
 
 from course import code_grading, lessons, progress_file
-from course.grading import Feedback, Outcome, grade_question, wrap
+from course.grading import INVALID, Feedback, Outcome, grade_question, wrap
 from course.specs import CodeSpec, ExerciseSpec, LessonSpec, MultipleChoice, Numeric, QuestionSpec
 from kdlib.errors import unknown_name
+
+SEVERAL = "Several values stand in the brackets, where one is expected. A decimal number has a point: 0.5, and not 0,5."
 
 
 class Exercise:
@@ -57,9 +59,9 @@ class Exercise:
         """Grade an answer and return the feedback; nothing is printed or stored."""
         raise NotImplementedError
 
-    def check(self, answer: Any = ...) -> None:
+    def check(self, answer: Any = ..., *more: Any) -> None:
         """Grade an answer and print the feedback: not attempted, wrong, error or correct."""
-        feedback = self.grade(answer)
+        feedback = Feedback(Outcome.ERROR, SEVERAL, opening=INVALID) if more else self.grade(answer)
         print(feedback)
         state = self._progress_state(feedback.outcome)
         problem = progress_file.save(self._lesson, self.name, state) if state else ""
@@ -139,8 +141,11 @@ class Prediction(Question):
         super().__init__(lesson, spec)
         self._prediction: Any = ...
 
-    def predict(self, answer: Any = ...) -> None:
+    def predict(self, answer: Any = ..., *more: Any) -> None:
         """Record a prediction, which check() compares later; until then it may be changed."""
+        if more:
+            print(wrap(f"This is not a prediction yet. {SEVERAL}"))
+            return
         if grade_question(self._spec, answer).outcome is Outcome.NOT_ATTEMPTED:
             print("Not attempted yet. Put your prediction in place of the dots: a wrong one costs nothing.")
             return

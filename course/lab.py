@@ -51,6 +51,8 @@ def launch(lesson: Path, arguments: Sequence[str], folder: Path) -> None:
     """Start JupyterLab on a lesson, print its address, and return when it is stopped."""
     from jupyterlab.labapp import LabApp
 
+    # For its terminals: python, kdlib and pip are those of this environment. Unresolved, since that is often a link.
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     token = secrets.token_hex(24)
     defaults = {f"--{name}": value for name, value in server_options(lesson, token, folder).items()}
     given = (argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("--"))

@@ -475,11 +475,16 @@ def device(
 
 
 @app.command()
-def check(json_: Json = False) -> None:
-    """Say whether this machine can run the course, and what to do if it cannot."""
+def check(
+    course: Annotated[
+        bool, typer.Option("--course", help="Look also for what the lessons need: JupyterLab, …")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Say whether kdlib, its data and its teachers are in order here, with --course the lessons' packages, too."""
     from kdlib import environment
 
-    report = environment.check()
+    report = environment.check(course)
     if json_:
         print(json.dumps({"ready": report.ready, "checks": [vars(one) for one in report.checks]}))
     else:

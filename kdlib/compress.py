@@ -144,7 +144,8 @@ def prune_weights(model: nn.Module, amount: float) -> nn.Module:
 
     amount: the share of these weights, between 0 and 1; chosen by magnitude over all layers at once (torch's
     global_unstructured with L1). Masks hold the zeros while the copy is trained, until `finalize`; biases and
-    normalisation are left alone. Han et al. 2015, Learning both weights and connections, arXiv 1506.02626.
+    normalisation are left alone. Han et al. 2015 (Learning both weights and connections, arXiv 1506.02626) prune layer
+    by layer and in rounds, with training between them.
     Raises ValueError for a share that takes nothing or everything, and for a network that is masked or rounded already.
     """
     _check_share(amount=amount)

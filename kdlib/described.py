@@ -39,18 +39,47 @@ def settings(module: nn.Module, base: type[nn.Module] = nn.Module) -> dict[str, 
     return found
 
 
+def own_modules(module: nn.Module) -> dict[str, nn.Module]:
+    """Those of the modules in it, by name, whose classes are the user's."""
+    return {path: one for path, one in module.named_modules() if not _is_ours(type(one))}
+
+
+def numbers_of(module: nn.Module) -> dict[str, bool | int | float | str | None]:
+    """What the user's own modules in it count in plain attributes, by name: a step, a weight that falls."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, one in own_modules(module).items()
+        for name, value in vars(one).items()
+        if name not in _OF_EVERY_MODULE and isinstance(value, bool | int | float | str | None)
+    }
+
+
+def set_numbers(module: nn.Module, values: Mapping[str, Any]) -> None:
+    """Set what `numbers_of` has read of an equal module; other names are left out."""
+    modules = dict(module.named_modules())
+    for name, value in values.items():
+        path, _, attribute = name.rpartition(".")
+        if name not in numbers_of(module):
+            continue
+        setattr(modules[path], attribute, value)
+
+
 def describe(value: Any) -> str:
     """A value as text."""
     text = _text(value, ())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 12]}... {_hash(text)}"
 
 
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("kdlib", "torch")
+
+
 def _attributes(module: nn.Module, base: type[nn.Module]) -> Iterator[tuple[str, Any]]:
     """What a user may have set: attributes of the object, and of its class where that is the user's."""
-    own = type(module).__module__.partition(".")[0] not in ("kdlib", "torch")
+    own = not _is_ours(type(module))
     if own:
         for kind in type(module).__mro__:
-            if issubclass(base, kind) or kind.__module__.partition(".")[0] in ("kdlib", "torch"):
+            if issubclass(base, kind) or _is_ours(kind):
                 break
             yield from ((name, value) for name, value in vars(kind).items() if not name.startswith("__"))
     for name, value in vars(module).items():

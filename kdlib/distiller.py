@@ -158,7 +158,9 @@ class Distiller(nn.Module):
         modes = {module: module.training for module in self.student.modules()}
         self.student.eval()  # so that no batch statistic moves
         # Not translated: a program for this size of batch would be used once.
-        uncompiled = FeatureExtractor(self.student, self.extractor.layers, read_logits=self.adapter.logits_of)
+        uncompiled = FeatureExtractor(
+            self.student, self.extractor.layers, read_logits=self.adapter.logits_of, layouts=self.extractor.layouts
+        )
         try:
             inputs = self.adapter.student_inputs_of(example)
             with explain_shape_errors("student", inputs), uncompiled as extractor:

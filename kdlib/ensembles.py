@@ -155,7 +155,8 @@ class Specialists(nn.Module):
     probability. num_classes: default, one more than the largest class.
     Shapes: a member's logits are B x its classes, the gate's and the result B x C.
     Raises ValueError for classes that two members claim, that nobody knows, or that do not fit a member's logits.
-    Paper: Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 5, whose specialists keep one class for all others.
+    Paper: Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 5, has specialists, each with one class for all others,
+    and a generalist that chooses which of them are asked. The product with the gate is ours.
     """
 
     _flat_classes: Tensor

@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -28,6 +29,9 @@ EXTRAS = {  # what pip installs for an extra, by the names under which Python im
     "timm": ("timm",),
 }
 INTACT = "intact"
+# Into this Python, whichever pip is first on the path.
+_PYTHON = f'"{sys.executable}"' if " " in sys.executable else sys.executable
+_PIP = f"{_PYTHON} -m pip install"
 OF_THE_LESSONS = ("course", "compress", "export", "search")  # without one of these some lesson stops
 
 
@@ -58,7 +62,7 @@ class Extra:
             return f"The extra {self.name} is installed."
         return (
             f"The extra {self.name} is not installed ({', '.join(self.missing)}), so what needs it is left out here; "
-            f'pip install "kdlib[{self.name}]" adds it.'
+            f"{_pip_install(f'kdlib[{self.name}]')} adds it."
         )
 
 
@@ -102,18 +106,22 @@ def extra(name: str) -> Extra:
     return Extra(name, tuple(package for package in EXTRAS[name] if importlib.util.find_spec(package) is None))
 
 
+def _pip_install(requirement: str) -> str:
+    return f'{_PIP} "{requirement}"'
+
+
 def _versions(extras: Sequence[str]) -> list[Check]:
     checks = [Check("python", platform.python_version(), True)]
     try:
         requirements = importlib.metadata.requires("kdlib") or []
     except importlib.metadata.PackageNotFoundError:  # a clone on the path: nobody looked at its requirements
-        return [*checks, Check("kdlib", "not installed", False, "pip install -e . in the cloned repository")]
+        return [*checks, Check("kdlib", "not installed", False, f"{_PIP} -e . in the cloned repository")]
     for text in requirements:
         wanted = Requirement(text)
         if wanted.marker is not None and not any(wanted.marker.evaluate({"extra": extra}) for extra in extras):
             continue
         requirement = text.partition(";")[0].strip()  # with its marker pip would ignore it
-        fix = f'pip install "{requirement}"'
+        fix = _pip_install(requirement)
         try:
             found = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:

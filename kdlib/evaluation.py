@@ -136,7 +136,7 @@ def _evaluate_batches(
         raise ValueError(
             "This task has no classes, so no cross-entropy: say what is measured, evaluate(..., loss=F.mse_loss)."
         )
-    total, right, count, seen, bad, kept = 0.0, 0.0, 0, 0, 0, []
+    total, right, count, seen, bad, kept, kept_labels = 0.0, 0.0, 0, 0, 0, [], []
     with frozen.activate((), config):
         for given in loader:
             batch = devices.move_batch(given, config.device)
@@ -159,11 +159,17 @@ def _evaluate_batches(
             seen += len(rows)
             if isinstance(task, Classification):
                 kept.append(rows.cpu())
+                kept_labels.append(row_labels)
     if count == 0:
         nothing = "The loader gives no batch" if seen == 0 else "All samples are without a label (below 0)"
         raise ValueError(f"{nothing}: there is nothing to evaluate on.")
     _refuse_non_finite(bad, seen, "samples", role)
-    return Metrics(right / count, total / count, torch.cat(kept) if kept else None)  # type: ignore[arg-type]
+    all_rows = torch.cat(kept) if kept else None
+    mean = total / count
+    if loss is not None and all_rows is not None and all(isinstance(one, Tensor) for one in kept_labels):
+        # At once: with weights of classes a mean over batches would depend on their size.
+        mean = loss(all_rows.to(config.device), torch.cat(kept_labels)).item()
+    return Metrics(right / count, mean, all_rows)  # type: ignore[arg-type]
 
 
 def accuracy(rows: Tensor, labels: Tensor) -> Tensor:

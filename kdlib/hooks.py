@@ -17,6 +17,7 @@ from torch.func import functional_call
 from kdlib.errors import unknown_name
 from kdlib.guards import writes_to
 
+TOKENS, POSITIONS_FIRST, LINE = "B x N x C", "N x B x C", "B x C x L"  # how an output of three dimensions is read
 LOGIT_FIELDS = ("logits", "out")
 # Of an output with three dimensions these have the channels second, B x C x L.
 LINE_LAYERS = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
@@ -82,14 +83,15 @@ class FeatureExtractor:
     layers: names as `named_modules()` gives them. Of a module that runs several times in one forward pass, "name#0" is
     the output of its first call, "name#-1" of its last. Of an output that is a tuple or a dict, "name[0]" or
     "name[key]" is one part; a tuple that holds one tensor needs no such choice. An output with positions first,
-    N x B x C, is given as B x N x C, unless N = B, which cannot be told apart. So is that of a layer that sees K frames
-    or series of each sample as samples, where it is K * B x B x C by chance: let an nn.Identity in the network get
-    x.reshape(B, -1, x.shape[-1]), and name that. One of 1-D convolutions, B x C x L, is given as a map, B x C x 1 x L,
-    so that three dimensions are always tokens; see `is_line` for what is seen to be one.
+    N x B x C, is given as B x N x C, unless N = B in the first call, which cannot be told apart. So is that of a layer
+    that sees K frames or series of each sample as samples, where it is K * B x B x C by chance: let an nn.Identity in
+    the network get x.reshape(B, -1, x.shape[-1]), and name that. One of 1-D convolutions, B x C x L, is
+    given as a map, B x C x 1 x L, so that three dimensions are always tokens; see `is_line` for what is seen to be one.
     compile: torch.compile translates the model at the first call, which takes a minute or so, and then only this object
     runs it that way. weights: used by this object in place of the model's own of these names.
     read_logits: from what the model returns to its logits; default, see `find_logits`. needs_logits: whether a model
-    that gives none is refused.
+    that gives none is refused. layouts: what is known of three dimensions, by layer, shared with other extractors of
+    this model; a call that cannot tell is read as one before it that could.
     Raises ValueError for an unknown layer, with near matches, or a model that was compiled before.
     """
 
@@ -102,8 +104,10 @@ class FeatureExtractor:
         weights: Mapping[str, Tensor] | None = None,
         read_logits: Callable[[Any], Any] | None = None,
         needs_logits: bool = True,
+        layouts: dict[str, str] | None = None,
     ) -> None:
         self.model = model
+        self.layouts: dict[str, str] = {} if layouts is None else layouts
         self.weights = dict(weights or {})
         # One size of batch is all that training sees, so a program for that size is the fastest.
         self._forward: Any = torch.compile(model, dynamic=False) if compile else model
@@ -236,9 +240,23 @@ class FeatureExtractor:
                 f"The output of {name!r} was overwritten in place by the layer after it (an inplace ReLU, as a "
                 "rule). Name that later layer, or set its inplace to False."
             )
-        if output.ndim == 3 and samples is not None and len(output) != samples == output.shape[1]:
-            return output.transpose(0, 1)  # positions come first, as torch's recurrent layers and encoders have them
-        return output[:, :, None] if is_line(self.model.get_submodule(parts.module), output) else output
+        if output.ndim != 3:
+            return output
+        layout = self._layout(name, output, samples)
+        if layout == POSITIONS_FIRST:  # as torch's recurrent layers and encoders have them
+            return output.transpose(0, 1)
+        return output[:, :, None] if layout == LINE else output
+
+    def _layout(self, name: str, output: Tensor, samples: int | None) -> str:
+        """How three dimensions are read; where equal sizes leave it open, as at an earlier call of this layer."""
+        line = is_line(self.model.get_submodule(self._names[name].module), output)
+        if line is None or len(output) == samples == output.shape[1]:
+            if name in self.layouts:
+                return self.layouts[name]
+            return LINE if line else TOKENS
+        first = samples is not None and len(output) != samples == output.shape[1]
+        self.layouts[name] = found = POSITIONS_FIRST if first else LINE if line else TOKENS
+        return found
 
     def _refuse_part(self, name: str, call: Any, samples: int | None) -> None:
         if not isinstance(call, Captured) or samples is None or samples in call.output.shape[:2]:
@@ -271,12 +289,13 @@ def plain_encoders() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def is_line(layer: nn.Module, output: Tensor) -> bool:
+def is_line(layer: nn.Module, output: Tensor) -> bool | None:
     """Whether the output of a layer is B x C x L, as 1-D convolutions give it, and not tokens, B x N x C.
 
     It is where the layer is a 1-D convolution, normalisation or pooling, and of a block where the last layer inside it
-    with weights is one and has as many channels as the second dimension of the output, not as the third. An activation
-    alone, or a function, cannot be seen to give one: name the layer before it, or let it give x.unsqueeze(2).
+    with weights is one and has as many channels as the second dimension of the output, not as the third; None where
+    both have as many. An activation alone, or a function, cannot be seen to give one: name the layer before it, or let
+    it give x.unsqueeze(2).
     """
     if output.ndim != 3 or isinstance(layer, LINE_LAYERS + LINE_POOLING):
         return output.ndim == 3
@@ -285,7 +304,9 @@ def is_line(layer: nn.Module, output: Tensor) -> bool:
         return False
     names = ("out_channels", "num_features", "num_channels")
     channels = next(getattr(last, name) for name in names if hasattr(last, name))
-    return output.shape[1] == channels != output.shape[2]
+    if output.shape[1] == channels == output.shape[2]:
+        return None
+    return output.shape[1] == channels
 
 
 def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

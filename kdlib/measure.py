@@ -306,13 +306,9 @@ def latency(
     images = torch.ones(batch_size, *shape, dtype=dtype, device=home)
     globals_ = {"model": model, "images": images}
     timer = Timer("model(images)", timer=clock(home), globals=globals_, num_threads=threads)
+    _first_pass(model, images, shape)
     with _eval_mode(model), torch.inference_mode():
-        try:
-            warm = timer.timeit(2).mean  # the first passes allocate memory and choose kernels
-        except Exception as error:
-            if not may_be_of_shape(error):
-                raise
-            raise _input_error(shape, error) from error
+        warm = timer.timeit(2).mean
         measured = timer.blocked_autorange(min_run_time=max(min_run_time, min(5 * warm, MAX_SECONDS)))
         runs, block = list(measured.times), measured.number_per_run
         # One long block may fill the whole time, and a single run has no spread.
@@ -320,6 +316,17 @@ def latency(
             runs.append(timer.timeit(block).mean)
     low, median, high = torch.tensor(runs, dtype=torch.float64).quantile(QUARTILES).tolist()
     return Latency(median, high - low, tuple(runs), batch_size, threads)
+
+
+def _first_pass(model: nn.Module, images: Tensor, shape: tuple[int, int, int]) -> None:
+    """Allocate memory, choose kernels, and let a network make what it keeps, which inference mode would spoil."""
+    try:
+        with _eval_mode(model), torch.no_grad():
+            model(images)
+    except Exception as error:
+        if not may_be_of_shape(error):
+            raise
+        raise _input_error(shape, error) from error
 
 
 def peak_memory(model: nn.Module, input_shape: Sequence[int], batch_size: int = 1) -> int:
@@ -336,13 +343,9 @@ def peak_memory(model: nn.Module, input_shape: Sequence[int], batch_size: int = 
     model = _move(model, "cpu")
     images = torch.ones(batch_size, *shape, dtype=_device_and_dtype(model)[1])
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler logs into the notebook
+    _first_pass(model, images, shape)
     with _eval_mode(model), torch.inference_mode():
-        try:
-            model(images)
-        except Exception as error:
-            if not may_be_of_shape(error):
-                raise
-            raise _input_error(shape, error) from error
+        model(images)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             model(images)
     with TemporaryDirectory() as folder:

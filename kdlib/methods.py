@@ -314,10 +314,11 @@ class Feature(LayerMethod):
     """Distillation of intermediate features: a student map is made to look like a teacher map.
 
     layers: student layer -> teacher layer. loss: "hint" (FitNets, Romero et al. 2015; a learned 1 x 1 projection
-    to the teacher's width), "attention" (Zagoruyko and Komodakis 2017; needs no projection), "vid" (Ahn et al.
-    2019; a learned mean and variance), or a function of projected student map and teacher map. Where the maps
-    differ in height or width, the larger is average-pooled to the smaller; printing a run's method shows the
-    projectors. Padded positions count as the others do. options: further arguments of that function.
+    to the teacher's width, where the paper has a larger kernel that fits the sizes, too), "attention" (Zagoruyko and
+    Komodakis 2017; needs no projection), "vid" (Ahn et al. 2019; a learned mean and variance), or a function of
+    projected student map and teacher map. Where the maps differ in height or width, the larger is average-pooled to
+    the smaller; printing a run's method shows the projectors. Padded positions count as the others do. options: further
+    arguments of that function.
     Maps are B x C x H x W; channels last are refused where the other layer's map shows them, not where both networks
     have them. A function of one's own gets B x C x H x W of both, as many channels as the teacher has: tokens of both
     networks come as B x C x N x 1, vectors as B x C x 1 x 1, so a cosine over the channels takes dim=1.

@@ -92,6 +92,7 @@ FACTS = {
     "seconds": Field("a number of seconds", _is_seconds),
     "rows": Field("a list of numbers by name, one an epoch", _is_list(_is_numbers)),
     "sums": Field("numbers by name", _is_numbers),
+    "numbers": Field("a dictionary", _is_dict, required=False),
 }
 SESSION = {
     "rows": Field(

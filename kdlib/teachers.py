@@ -31,7 +31,7 @@ from kdlib.errors import (
 )
 from kdlib.files import checksum, fingerprint, lock, write_text
 from kdlib.guards import StateGuard, writes_to
-from kdlib.hooks import FeatureExtractor, ModelOutput, find_logits
+from kdlib.hooks import FeatureExtractor, ModelOutput, as_arguments, find_logits
 from kdlib.tasks import MultiLabel, Segmentation, Task
 
 
@@ -61,6 +61,19 @@ class Teacher(Protocol):
         _ = dataset, augmentation, seed  # any images will do
 
 
+@contextmanager
+def _without_gradient() -> Iterator[None]:
+    """no_grad, also for what autocast keeps: up to torch 2.9 or so a student of these weights would get its casts."""
+    # Not inference_mode: its tensors cannot be saved for the student's backward pass.
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
 class FunctionTeacher(Teacher):
     """A function from a batch to logits, or to a `ModelOutput`, as a teacher: a service, say, that is asked by name."""
 
@@ -68,9 +81,9 @@ class FunctionTeacher(Teacher):
         self.function = function
         self.views = getattr(function, "views", None)
 
-    @torch.no_grad()
     def __call__(self, batch: Any, layers: Sequence[str] | None = None) -> ModelOutput:
-        output = self.function(batch)
+        with _without_gradient():
+            output = self.function(batch)
         if isinstance(output, Tensor):
             output = ModelOutput(output)
         if not isinstance(output, ModelOutput):
@@ -111,7 +124,7 @@ class FrozenTeacher(Teacher):
         self.model, self._role = model, role
         self._only_answers = False  # known after the first call: its forward sets no mode
         self._read_inputs = read_inputs or Adapter().teacher_inputs_of
-        self._options: dict[str, Any] = {"read_logits": read_logits, "needs_logits": needs_logits}
+        self._options: dict[str, Any] = {"read_logits": read_logits, "needs_logits": needs_logits, "layouts": {}}
         self._config: devices.DeviceConfig | None = None
         self._extractor: FeatureExtractor | None = None
         self._guard: StateGuard | None = None
@@ -148,11 +161,22 @@ class FrozenTeacher(Teacher):
     def check_compatible(self, dataset: IndexedDataset, augmentation: Augmentation, seed: int) -> None:
         """A live teacher gets the very batch that the student gets, so any images will do."""
 
-    @torch.no_grad()  # not inference_mode: its tensors cannot be saved for the student's backward pass
     def __call__(self, batch: Any, layers: Sequence[str] | None = None) -> ModelOutput:
         """The network's output. Outside of `activate` the network goes to where its inputs are and into eval mode."""
         self.model.eval()  # at every call: whoever holds the model may have called train() in between
         inputs = self._read_inputs(batch)
+        args, kwargs = as_arguments(inputs)
+        given = [(one, writes_to(one)) for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+        with _without_gradient():
+            output = self._call(inputs, layers)
+        if any(writes_to(one) != count for one, count in given):
+            raise ValueError(
+                f"The {self._role} writes into its inputs (x.sub_(mean), say, or x[mask] = 0), so whatever is given "
+                "them next would see others. Let its forward begin with x = x.clone(), or write x = x - mean."
+            )
+        return output
+
+    def _call(self, inputs: Any, layers: Sequence[str] | None) -> ModelOutput:
         if self._extractor is not None and self._config is not None and layers in (None, self._extractor.layers):
             with self._config.autocast():
                 output = self._answer(inputs, self._extractor, self._config)
@@ -187,6 +211,7 @@ class FrozenTeacher(Teacher):
 
 
 MEANS = ("arithmetic", "geometric", "vote")
+PROBES = 4  # images of which a teacher is asked again when its stored outputs are opened
 NO_VOTE = 1e-6  # the share that is spread over all classes, so that the logarithm of a class without a vote is finite
 
 
@@ -404,7 +429,10 @@ class CachedTeacher(Teacher):
         with _building(Path(directory)):  # a second run with this folder waits, and then opens what the first has built
             if not (Path(directory) / "cache.json").exists():
                 cls._run(teacher, dataset, Path(directory), metadata, config, batch_size, progress)
-        return cls.open(directory, metadata, dataset.indices)
+                return cls.open(directory, metadata, dataset.indices)
+        found = cls.open(directory, metadata, dataset.indices)
+        found._check_answers(teacher, dataset, config, Path(directory))
+        return found
 
     @staticmethod
     def _run(
@@ -506,6 +534,27 @@ class CachedTeacher(Teacher):
                 "delete this one if nothing else reads it."
             )
         return cls(metadata, indices, stored)
+
+    def _check_answers(
+        self, teacher: FrozenTeacher, dataset: IndexedDataset, config: devices.DeviceConfig, directory: Path
+    ) -> None:
+        """Raise ValueError where the network does not give what is stored: its fingerprint may have left that out.
+
+        Weights and structure are in it, and no attribute with which a forward computes, no buffer outside state_dict.
+        """
+        first = torch.arange(min(PROBES, len(dataset)))
+        options = {"augmentation": Augmentation(**self.metadata["augmentation"]), "seed": self.metadata["seed"]}
+        (batch,) = dataset.iter_batches(PROBES, sampler=first, device=config.device, **options)
+        with teacher.activate((), config):
+            now = teacher(batch).logits.float().cpu()
+        stored = self(batch).logits.float().cpu()
+        # In 16 bits, and by the kernels for another size of batch, numbers differ by some thousandths of their size.
+        if not (now - stored).norm() <= 0.05 * stored.norm():
+            raise ValueError(
+                f"The cache in {directory} holds other outputs than this teacher gives for the same images, though its "
+                "weights and its structure are the same: it computes with something else that was changed, a mean that "
+                "is subtracted, say. Name a new folder, or delete this one if nothing else reads it."
+            )
 
     def is_read_by(self, adapter: Adapter) -> bool:
         """Whether the outputs are those of a network that was read as this adapter reads a teacher."""

@@ -27,7 +27,7 @@ from kdlib.evaluation import Metrics, evaluate
 from kdlib.methods import HardLabels, Logit, Method
 from kdlib.recipes import Recipe
 from kdlib.tasks import Classification, Task
-from kdlib.teachers import Teacher
+from kdlib.teachers import FrozenTeacher, Teacher
 from kdlib.trainer import OptimizerFactory, Trainer
 
 
@@ -142,7 +142,7 @@ def fit(
     # A copy: the caller's method keeps no projector of this run, so the same call twice gives the same student.
     if method is None:
         method = Logit() if teacher is not None else HardLabels()
-    method = copy.deepcopy(method)
+    method = _copy(method, student, teacher)
     check_kind(
         "a kdlib.adapters.Adapter, such as Adapter(inputs='image', labels='species')", Adapter | None, adapter=adapter
     )
@@ -188,6 +188,8 @@ def fit(
         if resume and trainer.checkpointer.exists():
             trainer.load_checkpoint(other_threads)
         trainer.fit()
+    if isinstance(data, DataModule) and isinstance(getattr(student, "classes", None), tuple):
+        student.classes = data.classes  # type: ignore[assignment]  # no longer those that its file named
     for trained in (student, method):
         trained.zero_grad()  # the last step's gradients would take as much memory as the weights
     accuracy = None
@@ -195,6 +197,14 @@ def fit(
         accuracy = evaluate(student, data.test, device=device, precision=precision, adapter=adapter).accuracy
     last = trainer.rows[-1].get("validation_accuracy")
     return Result(student.eval(), method, trainer.rows, last, accuracy, trainer.seconds, str(trainer.config))
+
+
+def _copy(method: Method, *networks: Any) -> Method:
+    """A copy of the method that holds the very layers and weights of the networks which the method holds."""
+    modules = (one.model if isinstance(one, FrozenTeacher) else one for one in networks)
+    held = [one for one in modules if isinstance(one, nn.Module)]
+    kept = (part for one in held for part in (*one.modules(), *one.parameters(), *one.buffers()))
+    return copy.deepcopy(method, {id(part): part for part in kept})
 
 
 __all__ = ["Metrics", "Recipe", "Result", "evaluate", "fit"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,9 +21,9 @@ from kdlib import devices, distributed
 from kdlib.batches import IndexedBatches, LoaderBatches
 from kdlib.checkpoints import Checkpointer, plain_groups
 from kdlib.data import seed_for
-from kdlib.described import describe, settings
+from kdlib.described import describe, numbers_of, own_modules, set_numbers, settings
 from kdlib.distiller import Distiller
-from kdlib.errors import LARGEST_WHOLE, as_whole
+from kdlib.errors import LARGEST_WHOLE, as_whole, few
 from kdlib.evaluation import accuracy, has_label
 from kdlib.files import fingerprint, refuse_extra_state
 from kdlib.hooks import batch_size_of
@@ -67,6 +68,7 @@ class Trainer:
         self.resting = _frozen_in_eval_mode(self.student)
         self.log = TrainingLog(self.config.device, self.total_steps, self.checkpointer.diverged)
         self.run = self._describe_run()
+        self._warned = False
 
     def _check_settings(self) -> None:
         self.epochs = as_whole(1, MOST_EPOCHS, epochs=self.epochs)
@@ -113,9 +115,7 @@ class Trainer:
         home = next((p.device for p in self.student.parameters()), torch.device("cpu"))
         with ExitStack() as stack:
             stack.enter_context(devices.isolate_rng(self.config.device))
-            rank = distributed.rank()
-            seed = seed_for(self.seed, "process", rank) if rank else self.seed  # each its own dropout
-            devices.seed_rng(seed, self.config.device)
+            devices.seed_rng(self._process_seed, self.config.device)
             stack.enter_context(self.config.borrow(self.student))
             stack.callback(self.method.to, home)
             if self.ema_decay is not None:  # before there are hooks, which a copy would have too
@@ -126,12 +126,20 @@ class Trainer:
                 stack.enter_context(self.distiller.teacher.activate(self.method.teacher_layers, self.config))
             yield
 
+    @property
+    def _process_seed(self) -> int:
+        rank = distributed.rank()
+        return seed_for(self.seed, "process", rank) if rank else self.seed  # each its own dropout
+
     def sanity_check(self) -> None:
         """Run both networks on a small batch before anything is trained: sizes must fit, projectors get theirs."""
         with self.config.autocast():
             self.distiller.setup(self.batches.example(), self.batches.check_logits)
         self.method.to(self.config.device)
-        self.parameters = [*self.student.parameters(), *self.method.parameters()]
+        # As for a method without projectors, so that runs of one seed see one order and one dropout.
+        devices.seed_rng(self._process_seed, self.config.device)
+        # Each once: a method may hold a layer of the student.
+        self.parameters = list(dict.fromkeys([*self.student.parameters(), *self.method.parameters()]))
         learning = [p for p in self.parameters if p.requires_grad]
         if not learning:
             raise ValueError(
@@ -189,7 +197,7 @@ class Trainer:
             self._update_weights()
         if self.distiller.task.has_classes and isinstance(losses.labels, Tensor):  # of a dict only a loss knows which
             values["train_accuracy"] = accuracy(losses.rows, losses.labels)
-            values[LABELLED] = has_label(losses.labels).float().mean()
+            values[LABELLED] = has_label(losses.labels).float().sum()
         return values
 
     def _parts(self, batch: Any) -> dict[str, Any]:
@@ -261,7 +269,8 @@ class Trainer:
         evaluated = self.student if self.average is None else self.average.module
         diverged = f"The validation loss is not finite after epoch {epoch + 1} of {self.epochs}."
         try:
-            with self.distiller.extractor.paused():  # else it would keep the layers of all validation batches
+            # Else it would keep the layers of all validation batches; and a loader draws a number each time.
+            with self.distiller.extractor.paused(), devices.isolate_rng(self.config.device):
                 metrics = self.batches.evaluate(evaluated, self.method.hard_loss)
         except FloatingPointError as error:  # logits that are not finite
             raise self.checkpointer.diverged(diverged) from error
@@ -328,6 +337,8 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write all that is needed to go on from here."""
         config = getattr(self.student, "config", None)  # other libraries keep objects under this name
+        numbers = numbers_of(self.method)
+        self._warn_of_changes(numbers)
         facts = {
             "run": self.run,
             "config": config if isinstance(config, dict) else None,  # so that models.load can open it
@@ -335,8 +346,24 @@ class Trainer:
             "seconds": self.seconds,
             "rows": self.rows,
             "sums": distributed.all_reduce_values(self.log.sums),
+            "numbers": numbers,
         }
         self.checkpointer.save(self._modules, self.optimizer, self.options, facts, self.config.device)
+
+    def _warn_of_changes(self, kept: Collection[str]) -> None:
+        """Say once what the training has changed in a method of the user's own and no checkpoint keeps."""
+        now = {name: text for name, text in self._describe_settings().items() if name.startswith("method.")}
+        changed = [name.removeprefix("method.") for name in now if now[name] != self.run["settings"].get(name)]
+        own = own_modules(self.method)
+        lost = [name for name in changed if name.rpartition(".")[0] in own and name not in kept]
+        if lost and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"The training has changed {few(lost)} of its method, which a checkpoint does not keep: a resumed run "
+                "would begin with the first value again. Keep a tensor by register_buffer, and anything else in "
+                "attributes that are single numbers or texts.",
+                stacklevel=2,
+            )
 
     @property
     def _modules(self) -> dict[str, nn.Module]:
@@ -358,6 +385,7 @@ class Trainer:
         run = {**self.run, "threads": None} if other_threads else self.run
         facts = self.checkpointer.load(self._modules, self.optimizer, run, self.config.device, self._check_position)
         self.step, self.seconds, self.rows = facts["step"], facts["seconds"], facts["rows"]
+        set_numbers(self.method, facts.get("numbers", {}))  # a checkpoint of before has none
         self.log.sums = facts["sums"] if distributed.rank() == 0 else dict.fromkeys(facts["sums"], 0.0)
 
 

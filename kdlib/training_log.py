@@ -14,7 +14,7 @@ from kdlib import distributed
 
 # What a row of the history has beside the terms of the method.
 COLUMNS = frozenset({"epoch", "seconds", "images", "loss", "train_accuracy", "validation_loss", "validation_accuracy"})
-LABELLED = "images: with a label"  # among the values of a step: their share, over which its accuracy is a mean
+LABELLED = "labels"  # among the values of a step: how many there are, over which its accuracy is a mean
 
 
 class TrainingLog:
@@ -57,7 +57,7 @@ class TrainingLog:
         numbers = iter(torch.stack([one for *_, values in self._pending for one in values.values()]).tolist())
         for step, images, tensors in self._pending:
             values = {name: next(numbers) for name in tensors}  # a batch without labels has fewer
-            labelled = values.pop(LABELLED, 1.0) * images
+            labelled = values.pop(LABELLED, images)  # tokens and pixels count each
             self._refuse_non_finite(step, values)
             for name, value in values.items():
                 count = labelled if name == "train_accuracy" else images

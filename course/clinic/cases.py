@@ -255,7 +255,10 @@ CASES: dict[int, Case] = {
                     f"{GITHUB}yoshitomo-matsubara/torchdistill",
                 ),
                 ("IntelLabs/distiller #122: no T*T", f"{GITHUB}IntelLabs/distiller/issues/122"),
-                ("keras-team/keras-io #869", f"{GITHUB}keras-team/keras-io/issues/869"),
+                (
+                    "keras-team/keras-io #869: left out on purpose, its author says",
+                    f"{GITHUB}keras-team/keras-io/issues/869",
+                ),
             ),
         ),
         Case(

@@ -247,6 +247,11 @@ SOFT_LOSS = CodeSpec(
             "You multiplied by T once. The gradient without a factor shrinks as 1/T^2, so T^2 is needed.",
         ),
         Mistake(
+            "T^4",
+            lambda s, z, t: t**4 * _kl(_logs(s, t), _logs(z, t)),
+            "T^2 is there twice: losses.kd carries it already.",
+        ),
+        Mistake(
             "divided by T^2",
             lambda s, z, t: _kl(_logs(s, t), _logs(z, t)) / t**2,
             "You divided by T^2. The factor has to make up for what the high temperature takes away: multiply.",

@@ -121,6 +121,11 @@ JOINT = CodeSpec(
             "You multiplied by T once. Without a factor the soft gradient shrinks as 1/T^2, so T^2 is needed.",
         ),
         Mistake(
+            "T^4",
+            lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _soft(s, z, t),
+            "T^2 is there twice: losses.kd carries it already.",
+        ),
+        Mistake(
             "T^2 on both parts",
             lambda s, z, y, t, a: t**2 * (a * _hard(s, y) + (1 - a) * _kl(s, z, t)),
             "T^2 stands in front of both parts. It makes up for what softening takes away, and the hard part is not "

@@ -104,6 +104,12 @@ INTERVAL = CodeSpec(
             "take the standard deviation of the gains.",
         ),
         Mistake(
+            "two groups",
+            lambda a, b: stats.t.ppf(0.975, 2 * len(a) - 2) * ((a.var() + b.var()) / len(a)) ** 0.5,
+            "This is the interval of two groups that have nothing in common, with 2n - 2 degrees of freedom. The seeds "
+            "are paired: subtract seed by seed, and take the standard deviation of the n gains, and n - 1.",
+        ),
+        Mistake(
             "normal quantile",
             lambda a, b: stats.norm.ppf(0.975) * (a - b).std() / len(a) ** 0.5,
             "You took 1.96, which is right for many seeds. For few, the standard deviation itself is uncertain: "
@@ -122,8 +128,8 @@ INTERVAL = CodeSpec(
         Mistake(
             "biased deviation",
             lambda a, b: _half(a - b, correction=0),
-            "Your standard deviation divides by n. Divide by n - 1, as .std() does when you leave it alone: the mean "
-            "was taken from the same numbers.",
+            "Your standard deviation divides by n. Divide by n - 1, as a tensor's .std() does when you leave it "
+            "alone (NumPy's needs ddof=1): the mean was taken from the same numbers.",
         ),
         Mistake(
             "one-sided",

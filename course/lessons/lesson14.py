@@ -113,6 +113,20 @@ def _labelled_only(s: Tensor, t: Tensor, labels: Tensor, temperature: float, alp
     return alpha * hard + (1 - alpha) * temperature**2 * soft
 
 
+def _unlabelled_only(guarded: bool) -> Loss:
+    """guarded: the soft part of a batch whose labels are all known is 0, and not the mean of nothing."""
+
+    def loss(s: Tensor, t: Tensor, labels: Tensor, temperature: float, alpha: float) -> Tensor:
+        hidden = labels == HIDDEN
+        hard, _ = _parts(s, t, labels, temperature)
+        if guarded and not bool(hidden.any()):
+            return alpha * hard
+        _, soft = _parts(s[hidden], t[hidden], labels[hidden], temperature)
+        return alpha * hard + (1 - alpha) * temperature**2 * soft
+
+    return loss
+
+
 def _swapped_alpha(s: Tensor, t: Tensor, labels: Tensor, temperature: float, alpha: float) -> Tensor:
     hard, soft = _parts(s, t, labels, temperature)
     return (1 - alpha) * hard + alpha * temperature**2 * soft
@@ -196,6 +210,14 @@ LOSS = CodeSpec(
             "soft labels of labelled samples only",
             _labelled_only,
             "Your soft part looks at the labelled samples only. The pairs without labels are what it is for.",
+        ),
+        *(
+            Mistake(
+                f"soft labels of unlabelled samples only{note}",
+                _unlabelled_only(guarded),
+                "Your soft part leaves out the samples with a label. The teacher answers all of them.",
+            )
+            for guarded, note in ((True, ", 0 without any"), (False, ""))
         ),
         Mistake(
             "without T squared",

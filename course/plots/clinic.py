@@ -49,4 +49,4 @@ def fault_effects_alt(effects: Sequence[Effect]) -> str:
 
 
 def _accuracies(one: Effect) -> str:
-    return f"{one.came:.1f} % for {one.cured:.1f} %"
+    return f"{one.came:.1f} %, healthy {one.cured:.1f} %"

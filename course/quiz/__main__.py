@@ -1,7 +1,7 @@
 """The quiz in a terminal: a letter and Enter; q and Enter leaves, and the next call goes on from there.
 
 python -m course.quiz                  ask what is not right yet
-python -m course.quiz --lesson 05      the questions about one lesson
+python -m course.quiz --lesson 00 03   the questions about one lesson or several
 python -m course.quiz --report         what is right, and what to read again
 python -m course.quiz --print          all questions, for paper; --solutions adds the explanations
 python -m course.quiz --forget         begin anew
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 2 for a lesson without questions."""
     options = _parser().parse_args(arguments)
     try:
-        quiz = load(options.lesson)
+        quiz = load(*options.lesson)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -40,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m course.quiz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--lesson", help="only the questions about this lesson, by its number")
+    about = "only the questions about these lessons, by their numbers"
+    parser.add_argument("--lesson", nargs="+", action="extend", default=[], metavar="NUMBER", help=about)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--report", action="store_true", help="what is right, and what to read again")
     how.add_argument("--print", action="store_true", help="print all questions")

@@ -155,18 +155,17 @@ class Quiz:
         return {VIEW: controls.view._repr_mimebundle_()[VIEW], "text/plain": repr(self)}
 
 
-def load(lesson: str | int | None = None) -> Quiz:
-    """The quiz, or its questions about one lesson: load("05").
+def load(*lessons: str | int) -> Quiz:
+    """The quiz, or its questions about some lessons: load("05"), load("00", "03").
 
     Raises ValueError for a lesson without questions.
     """
-    if lesson is None:
-        return Quiz()
-    number = str(lesson).zfill(2)
-    chosen = [one for one in QUESTIONS if one.lesson == number]
-    if not chosen:
-        raise unknown_name("lesson with questions", lesson, dict.fromkeys(one.lesson for one in QUESTIONS))
-    return Quiz(chosen)
+    known = dict.fromkeys(one.lesson for one in QUESTIONS)
+    numbers = {str(lesson).zfill(2): lesson for lesson in lessons}
+    for number, lesson in numbers.items():
+        if number not in known:
+            raise unknown_name("lesson with questions", lesson, known)
+    return Quiz([one for one in QUESTIONS if one.lesson in numbers or not numbers])
 
 
 @cache

@@ -258,7 +258,7 @@ def _shoulder_exercises(where: Path, split: int) -> PairedData:
 
 @lru_cache(maxsize=SPLITS)
 def _digit_views(where: Path, split: int) -> PairedData:
-    """2,000 handwritten digits, each described twice (UCI multiple features): 240 pixels, and 47 Zernike moments."""
+    """2,000 handwritten digits, each described twice (UCI multiple features): coarse pixels and Zernike moments."""
     tensors, facts = _read("digit-views.safetensors")
     labels = tensors["labels"].long()
     order = permutation(torch.arange(len(labels)), "split")

@@ -47,8 +47,8 @@ def smoothing(setup: Setup) -> Finding | None:
         f"The teacher is right about {found.accuracy:.1%} of {len(found.labels)} samples, and yet gives "
         "the right class "
         f"{p[0]:.3f} (median), hardly ever more than {p[1]:.3f}: a ceiling, where labels smoothed by {amount} put it.",
-        "A teacher trained with smoothed labels holds all wrong classes for equally wrong. What a student could learn "
-        "from their differences is gone (Mueller et al. 2019, arXiv:1906.02629).",
+        "Smoothed labels make the wrong classes more alike, so a teacher may hand on less about them (Mueller et al. "
+        "2019, arXiv:1906.02629; Shen et al. 2021, arXiv:2104.00676, disagree).",
         "Train the teacher without label smoothing, or measure a student of each before you decide.",
         0.9,
     )

@@ -140,7 +140,7 @@ _FORMS = {
         "loss-probabilities",
         "the student's logits stand where F.kl_div takes log-probabilities, without a softmax: nothing holds them back",
         "Pass F.log_softmax(student / T, dim=1).",
-        f"{GITHUB}microsoft/ProDA/issues/43",
+        None,
     ),
     "teacher log-probabilities": (
         "loss-probabilities",
@@ -204,7 +204,6 @@ def softmax_twice(setup: Setup) -> Finding | None:
         "Probabilities lie within 1 of each other, so a second softmax makes all classes nearly equal: the loss is "
         "small at once and teaches almost nothing.",
         "Give the loss logits, the numbers before any softmax.",
-        story=f"{GITHUB}microsoft/ProDA/issues/43",
     )
 
 
@@ -237,7 +236,6 @@ def _reduction(setup: Setup) -> list[Finding]:
                 f"{len(setup.observed[0].logits['student'])} times that of a mean.",
                 "Beside a hard loss that is a mean, the soft one rules; and the step grows with the batch.",
                 'Use F.kl_div(..., reduction="batchmean").',
-                story=f"{GITHUB}open-mmlab/mmdetection/pull/11108",
             )
         )
     wanted = _expected(setup, base)
@@ -294,7 +292,7 @@ def temperature_squared(setup: Setup) -> Finding | None:
         "smaller weight, alpha means something else at every T, and at T = 4 the soft labels count a sixteenth.",
         "Multiply the soft loss by T ** 2, on every path and at every alpha.",
         sure,
-        f"{GITHUB}keras-team/keras-io/issues/869",
+        f"{GITHUB}IntelLabs/distiller/issues/122",
     )
 
 
@@ -487,7 +485,7 @@ def padding(setup: Setup) -> Finding | None:
         "Padding is learned as if it were text: a worse perplexity, and comparisons of methods whose order is "
         "reversed.",
         "Select the positions that count before the loss: logits[labels != -100].",
-        story=f"{GITHUB}linkedin/Liger-Kernel/pull/974",
+        story=f"{GITHUB}peremartra/optipfair/issues/34",
     )
 
 

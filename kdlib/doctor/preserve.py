@@ -22,6 +22,8 @@ def preserved(modules: Iterable[nn.Module], optimizers: Iterable[torch.optim.Opt
     What a training step keeps elsewhere (a queue of features, a counter) is not known here and stays changed.
     """
     networks = [_Network(module) for module in modules]
+    for network in networks:  # after all were read: two may share parameters
+        network.clear_gradients()
     states = [_OptimizerState(optimizer) for optimizer in optimizers]
     chance = random.getstate(), np.random.get_state()
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
@@ -55,8 +57,11 @@ class _Network:
             for name, p in one._parameters.items()
             if p is not None and not nn.parameter.is_lazy(p)
         ]
+
+    def clear_gradients(self) -> None:
+        """So that what was accumulated is not added to."""
         for _, _, p, _, _, _ in self._parameters:
-            p.grad = None  # so that what was accumulated is not added to
+            p.grad = None
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -43,7 +43,7 @@ def mode(setup: Setup) -> Finding | None:
         FAULT,
         f"In a step {len(known or training)} part(s) of the teacher run in train mode ({what}).",
         "Its answers depend on the other samples of the batch or on chance, and its batch statistics follow your "
-        "data: it is another, worse teacher than the one that you evaluated.",
+        "data: it is another teacher than the one that you evaluated, and often a worse one.",
         "Call teacher.eval() before training, and see that no train() of a module around it undoes that.",
         story=f"{GITHUB}vrvlive/knowlege-distillation/issues/2",
     )
@@ -272,7 +272,6 @@ def probabilities(setup: Setup) -> list[Finding]:
                     "Probabilities of a softmax lie between 1/e and e of each other after a second one: nearly flat "
                     "at every temperature. The loss falls to a small number at once and teaches almost nothing.",
                     f"Take the {role}'s output before its last softmax.",
-                    story=f"{GITHUB}microsoft/ProDA/issues/20",
                 )
             )
     if not any(setup.observed[0].logits.get(role) is not None for role in ("student", "teacher")):

@@ -86,7 +86,8 @@ def vid(predicted_mean: Tensor, raw_variance: Tensor, teacher_map: Tensor) -> Te
         numbers.
     Scale: nats per element, without the constant log(2 pi) / 2; negative when the fit is tight.
     Raises: ValueError for shapes that do not fit; TypeError for what is not a float tensor.
-    Paper: Ahn et al. 2019, arXiv:1904.05835.
+    Paper: Ahn et al. 2019, arXiv:1904.05835, which sums over channels and positions; their code takes the mean, as
+        here.
     Published code disagrees: log(1 + exp x) overflows at x = 89 in float32, softplus does not; one
         library keeps the variance where the optimiser cannot see it, so register raw_variance as a
         parameter.

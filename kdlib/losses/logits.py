@@ -37,8 +37,8 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
     the student's logits is T * (p_s - p_t) / B.
 
     Shapes: both B x C, with C >= 2.
-    Scale: nats times T^2. The factor keeps the gradient at the size of the hard-label gradient: as T
-        grows, the loss of zero-mean logits tends to mean_b ||s - t||^2 / (2 C), whatever T is.
+    Scale: nats times T^2. The factor keeps the gradient at about the same size as T grows: for large T
+        the loss of zero-mean logits tends to mean_b ||s - t||^2 / (2 C), whatever T is.
     Gradient: flows to the teacher's logits too if they carry one; nothing is detached here, so compute
         them under torch.no_grad().
     Raises: ValueError for shapes that differ, are not B x C or have fewer than two classes, and for T

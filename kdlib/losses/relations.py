@@ -172,7 +172,7 @@ def layer_correlation(student_layers: Sequence[Tensor], teacher_layers: Sequence
     Degenerate: a layer that answers all samples alike has relation 0 to every layer, without gradient.
     Raises: ValueError for fewer than two layers or samples, for lengths or batches that differ; TypeError
         for a tensor in place of a sequence, or layers that are not float tensors.
-    Paper: CKA is Kornblith et al. 2019, arXiv:1905.00414.
+    Paper: CKA is Kornblith et al. 2019, arXiv:1905.00414; the loss is this course's own.
     """
     return _layer_loss(student_layers, teacher_layers, "correlation")
 
@@ -188,7 +188,8 @@ def layer_information(student_layers: Sequence[Tensor], teacher_layers: Sequence
     Degenerate: a layer that answers all samples alike has information 0 with every layer, without
         gradient.
     Raises: as layer_correlation.
-    Paper: Sanchez Giraldo et al. 2015, arXiv:1211.2459; see renyi_information for kernel and width.
+    Paper: the information is that of Sanchez Giraldo et al. 2015, arXiv:1211.2459; the loss is this course's own. See
+        renyi_information for kernel and width.
     """
     return _layer_loss(student_layers, teacher_layers, "information")
 

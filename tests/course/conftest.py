@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 
-from course import exercises, sandbox
+from course import exercises, notebooks, sandbox
 from course.specs import CodeSpec, Mistake, QuestionSpec
 
 
@@ -15,6 +20,25 @@ def progress_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KDLIB_PROGRESS", str(path))
     exercises._load.cache_clear()
     return path
+
+
+def _functions_of(number: str, *names: str) -> dict[str, Any]:
+    namespace: dict[str, Any] = {"torch": torch, "F": F}
+    for cell in notebooks.read(notebooks.find(number)).cells:
+        if cell.cell_type == "code" and "tasks" not in cell.source:
+            functions = [node for node in ast.parse(cell.source).body if isinstance(node, ast.FunctionDef)]
+            functions = [node for node in functions if not names or node.name in names]
+            exec(compile(ast.Module(functions, []), f"lesson {number}", "exec"), namespace)
+    return namespace
+
+
+@pytest.fixture(scope="session")
+def functions_of() -> Callable[..., dict[str, Any]]:
+    """functions_of("06") has the functions that a lesson defines, by name, without those of its exercises.
+
+    functions_of("05", "distillation_loss") has this one alone: others may need what earlier cells have computed.
+    """
+    return _functions_of
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import re
 import time
 import warnings
 from collections import Counter
@@ -569,6 +570,10 @@ def test_a_question_at_the_point_of_use(capsys: pytest.CaptureFixture[str]) -> N
     for answer, opening in ((..., "Not attempted"), ("", "Not attempted"), ("a", "Not right"), (" B) ", "Correct")):
         q.law.check(answer)
         assert capsys.readouterr().out.startswith(opening)
+    q.law.check(0, 64)  # a decimal comma
+    assert re.match(
+        "This is not an answer yet. .*decimal number has a point", " ".join(capsys.readouterr().out.split())
+    )
     for answer in ("e", "ab", 2, ["b"], b"b", 10**5000):
         q.law.check(answer)
         assert 'one letter in quotes, "a", "b", "c" or "d"' in capsys.readouterr().out
@@ -580,6 +585,10 @@ def test_a_prediction_at_the_point_of_use(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.startswith("Not attempted yet")
     q.twin.predict("sure")
     assert "not a prediction yet" in capsys.readouterr().out
+    q.twin.predict(0, 64)
+    assert re.match(
+        "This is not a prediction yet. .*decimal number has a point", " ".join(capsys.readouterr().out.split())
+    )
     q.twin.predict("a")
     assert capsys.readouterr().out.startswith("Noted: a")
     for measured, opening in (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,25 @@ from course import lab, notebooks
 
 class Stop(Exception):
     pass
+
+
+@pytest.mark.slow
+def test_a_terminal_of_jupyterlab_finds_the_commands_of_the_lessons(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A server started as `.venv/bin/python -m course.lab` gives its terminals the path that it has itself."""
+    found: dict[str, str | None] = {}
+
+    def initialize(argv: list[str]) -> None:
+        found.update({name: shutil.which(name) for name in ("python", "kdlib")})
+        raise Stop
+
+    monkeypatch.setattr("jupyterlab.labapp.LabApp.initialize_server", initialize)
+    monkeypatch.setenv("PATH", os.defpath)
+    with pytest.raises(Stop):
+        lab.launch(notebooks.list_notebooks()[0], [], tmp_path)
+    folder = Path(sys.executable).parent
+    assert found == {name: str(folder / name) for name in ("python", "kdlib")}
 
 
 @pytest.mark.slow

@@ -14,8 +14,21 @@ from course import code_grading
 from course.grading import Outcome, grade_question
 from course.lessons import lesson04
 from course.specs import CodeSpec, MultipleChoice
+from kdlib import losses
 
 SOFTEN, SOFT_LOSS = lesson04.SOFTEN, lesson04.SOFT_LOSS
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
+def test_the_loss_of_the_lesson_has_the_value_and_gradient_of_its_twin(
+    functions_of: Callable[..., dict[str, Any]], temperature: float
+) -> None:
+    lesson, generator = functions_of("04", "distillation_loss"), torch.Generator().manual_seed(4)
+    student = torch.randn(7, 5, generator=generator).double().requires_grad_()
+    teacher = 3 * torch.randn(7, 5, generator=generator).double()
+    mine, twin = (loss(student, teacher, temperature) for loss in (lesson["distillation_loss"], losses.kd))
+    torch.testing.assert_close(mine, twin)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (mine, twin)))
 
 
 def row_by_row(z: Tensor, t: float) -> Tensor:

@@ -35,6 +35,19 @@ def test_the_joint_loss_agrees_with_its_twins(alpha: float) -> None:
     torch.testing.assert_close(loss, sum(methods.Logit(3.0, alpha)(ModelOutput(s), ModelOutput(t), y).values()))
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_the_loss_of_the_lesson_has_the_value_and_gradient_of_its_twins(
+    functions_of: Callable[..., dict[str, Any]], alpha: float
+) -> None:
+    s, t, y = batch()
+    s.requires_grad_()
+    mine = functions_of("05", "distillation_loss")["distillation_loss"](s, t, y, 3.0, alpha)
+    twin = sum(methods.Logit(3.0, alpha)(ModelOutput(s), ModelOutput(t), y).values())
+    assert isinstance(twin, Tensor)
+    torch.testing.assert_close(mine, twin)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, s)[0] for loss in (mine, twin)))
+
+
 def with_kl_div(s: Tensor, t: Tensor, y: Tensor, temperature: float, alpha: float) -> Tensor:
     log_q, log_p = F.log_softmax(s / temperature, dim=1), F.log_softmax(t / temperature, dim=1)
     soft = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2

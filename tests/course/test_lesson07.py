@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from course import code_grading, notebooks
+from course import code_grading
 from course.grading import Outcome, grade_question
 from course.lessons import lesson07
 from course.specs import CodeSpec
@@ -19,14 +18,8 @@ from kdlib import losses
 
 
 @pytest.fixture(scope="module")
-def lesson() -> dict[str, Any]:
-    """The functions that the lesson defines, by name, without its exercises'."""
-    namespace: dict[str, Any] = {"torch": torch, "F": F}
-    for cell in notebooks.read(notebooks.find("07")).cells:
-        if cell.cell_type == "code" and "tasks" not in cell.source:
-            functions = [node for node in ast.parse(cell.source).body if isinstance(node, ast.FunctionDef)]
-            exec(compile(ast.Module(functions, []), "lesson 07", "exec"), namespace)
-    return namespace
+def lesson(functions_of: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    return functions_of("07")
 
 
 def layers(widths: tuple[int, ...], seed: int) -> list[Tensor]:

@@ -7,16 +7,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from course import code_grading
 from course.experiments import teacher_results
 from course.grading import Outcome, grade_question
 from course.lessons import lesson10
+from kdlib.measure import calibration_error
 
 CLEAR = {"accuracy": (0.7, 0.4, 0.9), "size": (0.1, -0.3, 0.5)}
 NONE = {"accuracy": (0.3, -0.1, 0.6), "size": (0.1, -0.3, 0.5)}
 REST = {"confidence": (0.0, -0.4, 0.4), "calibration": (-0.2, -0.6, 0.2)}
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 3.0, 30.0])
+def test_the_calibration_error_of_the_lesson_is_that_of_its_twin(
+    functions_of: Callable[..., dict[str, Any]], sharpness: float
+) -> None:
+    generator = torch.Generator().manual_seed(10)
+    logits, labels = sharpness * torch.randn(500, 4, generator=generator), torch.randint(4, (500,), generator=generator)
+    mine = float(functions_of("10", "calibration_error")["calibration_error"](logits, labels))
+    assert mine == pytest.approx(calibration_error(logits, labels), abs=1e-6)
 
 
 def of_scipy(x: list[float], y: list[float]) -> float:

@@ -86,6 +86,15 @@ def test_the_zero_point_is_the_nearest_whole_number(whole: Callable[[float], int
     assert words in found.text
 
 
+def test_pythons_round_of_a_tensor_is_told_what_to_do() -> None:
+    def answer(values: Tensor, low: float, high: float) -> Tensor:
+        return round(values / ((high - low) / 255))  # type: ignore[call-overload]
+
+    found = code_grading.grade_code(lesson11.INT8, answer)
+    assert found.outcome is Outcome.ERROR
+    assert "tensor.round()" in found.text
+
+
 @pytest.mark.parametrize(
     ("ratio", "letter"), [(0.5, "a"), (0.8, "a"), (0.9, "b"), (1.0, "b"), (1.8, "c"), (2.2, "c"), (4.0, "d"), (9, "d")]
 )

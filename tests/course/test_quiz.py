@@ -212,6 +212,7 @@ def test_the_report_names_the_lessons_to_read_again(progress: Path) -> None:
 def test_the_questions_of_one_lesson(progress: Path) -> None:
     assert len(quiz.load(5)) == 2
     assert len(quiz.load("00")) == 1
+    assert [one.lesson for one in quiz.load("05", 0)] == ["00", "05", "05"]
     with pytest.raises(ValueError, match="lesson with questions"):
         quiz.load("99")
 
@@ -255,6 +256,8 @@ def test_the_terminal_prints_for_paper_reports_and_forgets(
     assert capsys.readouterr().out.count("right:") == 2
     typed(monkeypatch, "a")
     assert main(["--lesson", "00"]) == 0
+    assert main(["--print", "--lesson", "00", "03", "--lesson", "05"]) == 0
+    assert "Question 1 of 5, lesson 00" in capsys.readouterr().out
     assert main(["--report"]) == 0
     assert "29 open" in capsys.readouterr().out
     assert main(["--forget"]) == 0
