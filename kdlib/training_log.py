@@ -14,7 +14,7 @@ from kdlib import distributed
 
 # What a row of the history has beside the terms of the method.
 COLUMNS = frozenset({"epoch", "seconds", "images", "loss", "train_accuracy", "validation_loss", "validation_accuracy"})
-LABELLED = "labels"  # among the values of a step: how many there are, over which its accuracy is a mean
+LABELLED = "labels: how many"  # among the values of a step: how many there are, over which its accuracy is a mean
 
 
 class TrainingLog:

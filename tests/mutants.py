@@ -284,7 +284,7 @@ MUTANTS = (
     ),
     # -------------------- teachers
     Mutant("teacher in train mode", "teachers.py", "self.model.eval()  # at every call", "pass  #", (TEACHERS,)),
-    Mutant("gradient into the teacher", "teachers.py", "@torch.no_grad()  # not inference_mode", "#", (TEACHERS,)),
+    Mutant("gradient into the teacher", "teachers.py", "with torch.no_grad():", "if True:", (TEACHERS,)),
     Mutant("cache: another view", "teachers.py", "values[view, rows]", "values[0, rows]", (TEACHERS,)),
     Mutant(
         "cache: other images of the same indices",
@@ -332,8 +332,8 @@ MUTANTS = (
     Mutant(
         "projectors left out of the optimizer and of clipping",
         "trainer.py",
-        "self.parameters = [*self.student.parameters(), *self.method.parameters()]",
-        "self.parameters = [*self.student.parameters()]",
+        "self.parameters = list(dict.fromkeys([*self.student.parameters(), *self.method.parameters()]))",
+        "self.parameters = list(self.student.parameters())",
         CLIPPED,
     ),
     Mutant(

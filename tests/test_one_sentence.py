@@ -142,7 +142,7 @@ def test_every_kind_of_error_is_one_sentence(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, words = KINDS[name]
-    monkeypatch.setattr(environment, "check", lambda: run())
+    monkeypatch.setattr(environment, "check", lambda *_: run())
     assert call("check") == 2
     line = said(capsys)
     assert line.startswith("kdlib: ")

@@ -92,10 +92,15 @@ def build(net: Net, dataset: InMemoryDataset, **options: Any) -> CachedTeacher:
 
 
 class Silent(Net):
-    """Has the weights, but must not be run."""
+    """Has the weights, and must be asked of no more than the four images by which a cache is compared."""
+
+    asked = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        raise AssertionError("the teacher was run again")
+        self.asked += len(images)
+        if self.asked > 4:
+            raise AssertionError("the teacher was run again")
+        return super().forward(images)
 
 
 Silent.__name__ = "Net"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from course import code_grading, exercises
+from course import code_grading, exercises, notebooks
 from course.grading import Feedback, Outcome, grade_question
 from course.lessons import lesson00, lesson01, lesson03, lesson04
 from course.specs import CodeSpec, Mistake, Numeric, QuestionSpec
@@ -22,6 +22,12 @@ def test_every_lesson_has_three_to_five_exercises_of_the_three_kinds() -> None:
         assert 3 <= len(lesson) <= 5
         assert {"code", "prediction", "figure"} <= {exercise.kind for exercise in lesson}
         assert sum(exercise.minutes for exercise in lesson) <= 30
+
+
+def test_every_lesson_about_a_part_of_distillation_shows_where_it_is() -> None:
+    """16 answers questions on all of it, and 18 asks them."""
+    shown = {path.stem[:2] for path in notebooks.list_notebooks() if "plots.schematic(" in path.read_text("utf-8")}
+    assert shown == {path.stem[:2] for path in notebooks.list_notebooks()} - {"16", "18"}
 
 
 def test_every_exercise_says_what_it_should() -> None:
