@@ -477,7 +477,7 @@ def device(
 @app.command()
 def check(
     course: Annotated[
-        bool, typer.Option("--course", help="Look also for what the lessons need: JupyterLab, …")
+        bool, typer.Option("--course", help="Look also for what the lessons need, such as JupyterLab.")
     ] = False,
     json_: Json = False,
 ) -> None:

@@ -85,8 +85,8 @@ class FeatureExtractor:
     "name[key]" is one part; a tuple that holds one tensor needs no such choice. An output with positions first,
     N x B x C, is given as B x N x C, unless N = B in the first call, which cannot be told apart. So is that of a layer
     that sees K frames or series of each sample as samples, where it is K * B x B x C by chance: let an nn.Identity in
-    the network get x.reshape(B, -1, x.shape[-1]), and name that. One of 1-D convolutions, B x C x L, is
-    given as a map, B x C x 1 x L, so that three dimensions are always tokens; see `is_line` for what is seen to be one.
+    the network get x.reshape(B, -1, x.shape[-1]), and name that. One of 1-D convolutions, B x C x L, is given as a map,
+    B x C x 1 x L, so that three dimensions are always tokens; see `is_line` for what is seen to be one.
     compile: torch.compile translates the model at the first call, which takes a minute or so, and then only this object
     runs it that way. weights: used by this object in place of the model's own of these names.
     read_logits: from what the model returns to its logits; default, see `find_logits`. needs_logits: whether a model

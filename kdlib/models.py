@@ -54,8 +54,8 @@ class CifarResNet(nn.Module):
     """The thin ResNet of He et al. 2016, section 4.2: three stages of 16, 32 and 64 channels, 6n + 2 layers.
 
     widths: channels of the first convolution and of the three stages; the wide resnet8x4 and resnet32x4 are those of
-    Tian et al. 2020; resnet20x2 and resnet20x4 are made in the same way. Shortcuts that change the width
-    are 1 x 1 convolutions, as in most distillation benchmarks.
+    Tian et al. 2020; resnet20x2 and resnet20x4 are made in the same way. Shortcuts that change the width are 1 x 1
+    convolutions, as in most distillation benchmarks.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ class Teacher(Protocol):
 
 @contextmanager
 def _without_gradient() -> Iterator[None]:
-    """no_grad, also for what autocast keeps: up to torch 2.9 or so a student of these weights would get its casts."""
+    """no_grad, also for autocast: with torch 2.6 a student of these weights would get the casts, without a gradient."""
     # Not inference_mode: its tensors cannot be saved for the student's backward pass.
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)

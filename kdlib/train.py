@@ -109,7 +109,8 @@ def fit(
     compile: let torch.compile translate the networks first; it takes a minute or so and pays on GPUs.
     checkpoint: a file, written after every epoch and after `on_epoch_end`, and every `checkpoint_every` steps (needs a
     DataModule). resume: go on from it if it exists: with a DataModule where it was written, on a CPU to the
-    bit; with a loader at the next epoch, in whatever order it gives.
+    bit; with a loader at the next epoch, in whatever order it gives. Of a method the file keeps parameters, buffers and
+    attributes of its own that are single numbers or texts.
     other_threads: resume also with another number of CPU threads than before, whose sums are rounded in another order.
     test: whether the test split is read; default, where there is one.
     on_epoch_end: called after each epoch's validation with its number, 1 for the first, and the student, to look at it

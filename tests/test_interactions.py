@@ -228,7 +228,7 @@ class Ask:
 
 
 def test_autocast_keeps_no_casts_of_a_teachers_weights() -> None:
-    """Up to torch 2.9 or so the same network as a student would get these, which have no gradient."""
+    """With torch 2.6 the same network as a student would get these, which have no gradient."""
     ask, seen = Ask(), []
     model = network()
     model.register_forward_hook(lambda *_: seen.append(torch.is_autocast_cache_enabled()))

@@ -249,7 +249,7 @@ SOFT_LOSS = CodeSpec(
         Mistake(
             "T^4",
             lambda s, z, t: t**4 * _kl(_logs(s, t), _logs(z, t)),
-            "T^2 is there twice: losses.kd carries it already.",
+            "T^2 is there twice. (losses.kd, if you call it, carries it already.)",
         ),
         Mistake(
             "divided by T^2",
