@@ -30,7 +30,7 @@ def path() -> Path | None:
     """The path of the progress file, or None if it is switched off."""
     setting = os.environ.get("KDLIB_PROGRESS", "").strip()
     if setting:
-        return None if setting.lower() == "off" else Path(setting)
+        return None if setting.lower() == "off" else Path(setting).expanduser()
     clone = Path(__file__).resolve().parents[1]
     try:
         home = Path.home()

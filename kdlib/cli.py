@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +55,8 @@ Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the netw
 Half = Annotated[bool, typer.Option("--half", help="Write the weights in 16 bits.")]
 CheckpointEvery = Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints; default: one an epoch.")]
 ImageSize = Annotated[int, typer.Option(min=8, help="Pixels of a side, for image folders.")]
-Stem = Annotated[str, typer.Option(help="stride2, stride1 or imagenet: how torchvision's networks begin.")]
+STEM_HELP = "stride2, stride1 or imagenet: how torchvision's networks begin."
+Stem = Annotated[str, typer.Option(help=STEM_HELP)]
 
 Teachers = Annotated[
     list[str] | None,
@@ -97,8 +99,10 @@ Layers = Annotated[
 @app.command()
 def train(
     data: Data = "fashion-mnist",
-    model: Annotated[str, typer.Option(help="Architecture, for instance resnet20 or timm:NAME.")] = "resnet20",
-    stem: Stem = "stride2",
+    model: Annotated[
+        str | None, typer.Option(help="Architecture, resnet20 or timm:NAME for instance.", show_default="resnet20")
+    ] = None,
+    stem: Annotated[str | None, typer.Option(help=STEM_HELP, show_default="stride2")] = None,
     start: Annotated[
         str | None, typer.Option(help="Trained weights to go on from: a shipped name or a file; default: fresh ones.")
     ] = None,
@@ -139,7 +143,13 @@ def train(
         with distributed.local_main_process_first():
             loaded = datasets.load_images(data, image_size=image_size).subset(images, seed=seed)
         shape = {"num_classes": loaded.num_classes, "in_channels": loaded.in_channels, "image_size": loaded.image_size}
-        network = models.load(start) if start else models.build(model, **shape, stem=stem, seed=seed)
+        if start and (model or stem):
+            raise ValueError(
+                f"--start gives the network with its weights, and {'--model' if model else '--stem'} asks for a fresh "
+                "one: leave out one of the two."
+            )
+        fresh = partial(models.build, model or "resnet20", **shape, stem=stem or "stride2", seed=seed)
+        network = models.load(start) if start else fresh()
         models.get_config(network)  # refuses now, rather than after the training, what could not be saved
         with claim(out, ("model.safetensors", "history.csv", "checkpoint"), resume=resume, overwrite=overwrite):
             result = training.fit(
@@ -501,7 +511,8 @@ def _interruptible() -> Iterator[None]:
         with distributed.process_group():
             yield
     except KeyboardInterrupt:
-        print("\nkdlib: stopped. The same command with --resume goes on from the last checkpoint.", file=sys.stderr)
+        told = "The same command with --resume (in place of --overwrite) goes on from the last checkpoint."
+        print(f"\nkdlib: stopped. {told}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -28,6 +28,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -44,6 +45,7 @@ from kdlib.losses._common import off_mps
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose first dimension counts their outputs
 MOST_BITS = 8
 LARGEST_WIDTH = 1_000_000
+NOT_FOLLOWED = "a form that torch-pruning cannot follow. Prune the part of it that ends in one layer."
 SMALLEST_STEP = torch.finfo(torch.float32).tiny  # a channel of zeros has a step, too
 
 
@@ -200,7 +202,7 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
                 f" is so small. Take a smaller ratio{', or a smaller round_to' if round_to > 1 else ''}."
             )
     pruning = _torch_pruning()
-    with torch.enable_grad():
+    with torch.enable_grad(), _explain_pruning():
         pruning.pruner.BasePruner(
             copied,
             example,
@@ -249,13 +251,23 @@ def _check_narrower(
             f"ratio={ratio} takes no channel away: no layer is wider than round_to={round_to}, or the ratio is too "
             "small. Take a larger ratio, or a smaller round_to."
         )
-    with torch.no_grad():
+    with torch.no_grad(), _explain_pruning():
         found = after(example).shape
     if found != outputs:
         raise ValueError(
             f"Without these channels the network gives {tuple(found)} instead of {tuple(outputs)}: it has several "
-            "outputs, or a form that torch-pruning cannot follow. Prune the part of it that ends in one layer."
+            f"outputs, or {NOT_FOLLOWED}"
         )
+
+
+@contextmanager
+def _explain_pruning() -> Iterator[None]:
+    """ValueError for what torch-pruning makes of layers that it does not know: errors of many kinds."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"No channels can be removed ({reason}): the network has {NOT_FOLLOWED}") from error
 
 
 # --- few bits
@@ -375,12 +387,13 @@ def pack_weights(model: nn.Module, bits: int) -> dict[str, Tensor]:
 
     check_whole(2, MOST_BITS, bits=bits)
     layers, state = _layers(model), dict(model.state_dict())
-    for name, layer in layers.items():
+    for layer in layers.values():
         step = _steps(layer.weight, bits)
         numbers = (layer.weight.detach().float() / _per_channel(step, layer.weight)).round() + _largest(bits)
         digits = np.unpackbits(numbers.to(torch.uint8).reshape(-1, 1).cpu().numpy(), axis=1)[:, 8 - bits :]
-        key = f"{name}.weight".lstrip(".")  # a layer alone has no name
-        del state[key]
+        key, *others = _all_names(model, layer)
+        for one in (key, *others):
+            del state[one]
         state[f"{key}.packed"] = torch.from_numpy(np.packbits(digits)).to(step.device)
         state[f"{key}.step"] = step
     return state
@@ -397,7 +410,7 @@ def unpack_weights(model: nn.Module, state: dict[str, Tensor], bits: int) -> nn.
     copied, state = copy.deepcopy(model), dict(state)
     for name, layer in _layers(copied).items():
         count = layer.weight.numel()
-        key = f"{name}.weight".lstrip(".")
+        key, *others = _all_names(copied, layer)
         packed, step = state.pop(f"{key}.packed", None), state.pop(f"{key}.step", None)
         if packed is None or step is None or len(packed) != math.ceil(count * bits / 8):
             raise ValueError(
@@ -406,7 +419,8 @@ def unpack_weights(model: nn.Module, state: dict[str, Tensor], bits: int) -> nn.
             )
         digits = np.unpackbits(packed.cpu().numpy())[: count * bits].reshape(-1, bits)
         numbers = torch.from_numpy(digits.astype(np.int64) @ (1 << np.arange(bits)[::-1])).reshape(layer.weight.shape)
-        state[key] = (numbers - _largest(bits)).float() * _per_channel(step.cpu(), layer.weight)
+        weight = (numbers - _largest(bits)).float() * _per_channel(step.cpu(), layer.weight)
+        state |= dict.fromkeys((key, *others), weight)
     try:
         copied.load_state_dict(state)
     except RuntimeError as error:
@@ -541,9 +555,23 @@ def _layers(model: nn.Module, *, masks: bool = False) -> dict[str, Any]:
         held = parametrize.is_parametrized(layer, "weight")
         parts: Any = layer
         weights[name] = parts.parametrizations.weight.original if held else parts.weight
-    if len({id(weight) for weight in weights.values()}) < len(weights):
-        raise ValueError("Two layers share their weights, and compression would part them. Give each its own.")
+    owners = Counter(id(one) for module in model.modules() for one in module._parameters.values())
+    for name, weight in weights.items():
+        if owners[id(weight)] > 1:
+            raise ValueError(
+                f"{name or 'This layer'} and another layer, an embedding perhaps, share their weights, and compression "
+                "would part them. Give each its own."
+            )
     return layers
+
+
+def _all_names(model: nn.Module, layer: nn.Module) -> list[str]:
+    """The names of a layer's weight in the state: several where one layer is called by several names."""
+    return [
+        f"{name}.weight".lstrip(".")  # a layer alone has no name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if module is layer
+    ]
 
 
 def _check_free(name: str, layer: Any, masks: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,12 +18,17 @@ from kdlib import data as datasets
 from kdlib import distributed, evaluation, files, measure, method_parser, methods, models, train
 from kdlib.data import DataModule
 from kdlib.recipes import Recipe
-from kdlib.run_folder import claim, remove_earlier
+from kdlib.run_folder import claim, set_aside
 from kdlib.teachers import CachedTeacher, Ensemble
 
 RESULTS = (
     *("student.safetensors", "history.csv", "curves.png", "report.json"),
     *("baseline.checkpoint", "student.checkpoint"),
+)
+
+PLAIN = (  # a job's numbers, and what is on or off
+    *("images", "epochs", "views", "temperature", "alpha", "image_size", "seed"),
+    *("compile", "baseline", "half", "checkpoint_every", "other_threads"),
 )
 
 
@@ -64,6 +70,19 @@ class Job:
     other_threads: bool = False
     recipe: Recipe = field(default_factory=Recipe)
 
+    def __post_init__(self) -> None:
+        # Paths and NumPy's numbers are taken, too, and come out again in report.json, which knows neither.
+        several = not isinstance(self.teacher, str | os.PathLike)
+        values: dict[str, Any] = {
+            "teacher": tuple(map(os.fspath, self.teacher)) if several else os.fspath(str(self.teacher)),
+            **{name: os.fspath(getattr(self, name)) for name in ("data", "student")},
+            **{name: _plain(getattr(self, name)) for name in PLAIN},
+            "cache": None if self.cache is None else os.fspath(self.cache),
+            "layers": tuple(self.layers),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
     @property
     def teachers(self) -> tuple[str, ...]:
         """The names of all teachers."""
@@ -94,6 +113,11 @@ class Report:
         return asdict(self)
 
 
+def _plain(value: Any) -> Any:
+    """Python's own number for one of NumPy's; anything else as it is, for those who use it to refuse."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+
+
 def distill(
     job: Job,
     out: str | Path | None = None,
@@ -106,7 +130,7 @@ def distill(
     """Do the job and write student.safetensors, history.csv, curves.png and report.json to `out`.
 
     resume: go on from the checkpoints that a stopped run left in `out`. overwrite: replace what an earlier run left
-    there, once the job was checked. echo: receives a line before each stage.
+    there, unless this one is refused. echo: receives a line before each stage.
     Under torchrun every process calls it, and the first one prints and writes.
     Raises what `data.load`, `models.load` and `train.fit` raise, before anything is trained where that is possible, and
     ValueError or OSError for an `out` that holds an earlier run or is in use.
@@ -117,8 +141,8 @@ def distill(
         raise ValueError("resume and checkpoint_every belong to a run with a folder: give out='runs/student'.")
     if out is None:
         return _distill(job, None, resume=resume, overwrite=False, progress=progress, echo=echo)
-    # An earlier run stays until this job is known to be sound: its student may be what this one starts from.
-    with claim(out, () if overwrite else RESULTS, resume=resume, overwrite=overwrite, echo=echo) as folder:
+    # An earlier run is set aside when this one has read what it reads: its student may be what this one starts from.
+    with claim(out, RESULTS, resume=resume, overwrite=overwrite, at_once=False, echo=echo) as folder:
         return _distill(job, folder, resume=resume, overwrite=overwrite, progress=progress, echo=echo)
 
 
@@ -138,7 +162,7 @@ def _distill(
             echo(f"The {who} run on {len(data.train):,} images in {views}.")
         outputs = _cache_outputs(teacher, data, method, job, progress)
     if out is not None and overwrite:
-        remove_earlier(out, RESULTS)
+        set_aside(out, RESULTS)
 
     fit = partial(_fit, job, data, outputs, out, resume=resume, progress=progress)
     baseline = None
@@ -159,6 +183,8 @@ def _distill(
 
 def build(job: Job) -> tuple[DataModule, nn.Module, nn.Module, methods.Method]:
     """The data, the teacher, the student and the method of a job, before anything is trained; raises as `distill`."""
+    if job.cache is not None and not job.views:
+        raise ValueError("views=0 runs the teacher live, so there is nothing to keep: leave out the cache.")
     with distributed.local_main_process_first():
         data = datasets.load_images(job.data, image_size=job.image_size).subset(job.images, seed=job.seed)
         teacher = _load_teacher(job, data)
@@ -166,6 +192,8 @@ def build(job: Job) -> tuple[DataModule, nn.Module, nn.Module, methods.Method]:
     method = method_parser.parse(
         job.method, student, teacher, temperature=job.temperature, alpha=job.alpha, layers=job.layers
     )
+    if job.cache is not None and not method.needs_teacher:
+        raise ValueError(f"{job.method!r} needs no teacher, so there is nothing to keep: leave out the cache.")
     _check_teacher(teacher, data, job)
     return data, teacher, student, method
 

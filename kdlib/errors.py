@@ -135,7 +135,7 @@ def in_a_sentence(error: Exception) -> str:
     if re.search(_OF_A_PEER, text):
         return (
             f"Another process of this training has ended or cannot be reached ({text}). Look at what it said; the same "
-            "command with --resume goes on from the last checkpoint."
+            "command with --resume (in place of --overwrite) goes on from the last checkpoint."
         )
     if for_users:
         return text or kind
@@ -153,7 +153,7 @@ def explain_shape_errors(role: str, inputs: Any) -> Iterator[None]:
     """Say what torch's complaint about a shape means here; role: the student, say, that was given these inputs."""
     try:
         yield
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, AssertionError) as error:  # timm asserts the size of an image
         if not may_be_of_shape(error):
             raise
         if _names_two_devices(str(error)):
@@ -173,7 +173,7 @@ def explain_shape_errors(role: str, inputs: Any) -> Iterator[None]:
                 f"The {role} calls .view() on maps, which kdlib lays out channels last ({error}). Write x.flatten(1) "
                 "or x.reshape(...) in its forward."
             ) from error
-        if getattr(inputs, "ndim", 0) == 4 and isinstance(error, RuntimeError):
+        if getattr(inputs, "ndim", 0) == 4 and not isinstance(error, TypeError):
             channels, height, width = inputs.shape[1:]
             raise ValueError(
                 f"The {role} cannot take images of {channels} x {height} x {width} ({error}). Build it with "

@@ -154,7 +154,7 @@ def _evaluate_batches(
             counted = int(has_label(row_labels).sum()) if has_classes else len(rows)
             if counted:
                 total += value.item() * counted
-                right += accuracy(rows, row_labels).item() * counted if has_classes else float("nan")
+                right += int(is_right(rows, row_labels).sum()) if has_classes else float("nan")
             count += counted
             seen += len(rows)
             if isinstance(task, Classification):
@@ -177,8 +177,12 @@ def accuracy(rows: Tensor, labels: Tensor) -> Tensor:
 
     Of the rows that have a label: one below 0 stands for none. NaN where no row has one.
     """
-    right = rows.argmax(1) == (labels.argmax(1) if labels.ndim == 2 else labels)  # never at a label below 0
-    return right.float().sum() / has_label(labels).sum()
+    return is_right(rows, labels).float().sum() / has_label(labels).sum()
+
+
+def is_right(rows: Tensor, labels: Tensor) -> Tensor:
+    """Which rows N x C have their largest logit at the label, or at the class with the largest share: N."""
+    return rows.argmax(1) == (labels.argmax(1) if labels.ndim == 2 else labels)  # never at a label below 0
 
 
 def has_label(labels: Tensor) -> Tensor:
@@ -213,6 +217,14 @@ def check_class_names(role: str, model: Any, data: DataModule) -> None:
         f"{data.name}: its {example[0]!r} stands where the data have {example[1]!r}. Name the folders of the classes "
         f"as they were for the {role}, or train it anew."
     )
+
+
+def check_teacher(teacher: nn.Module, data: DataModule, *, device: str, precision: str) -> None:
+    """Raise ValueError for a teacher that was built for other images or classes, before it is run on all."""
+    check_class_names("teacher", teacher, data)
+    few = data.validation.select(torch.arange(min(2, len(data.validation))))
+    metrics = evaluate(teacher, few, device=device, precision=precision, role="teacher")
+    check_classes("teacher", metrics.logits, data)
 
 
 def check_classes(role: str, logits: Tensor, data: DataModule) -> None:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from kdlib import files
 from kdlib.errors import check_flags, may_be_of_shape
 from kdlib.hooks import plain_encoders
 
@@ -165,6 +166,11 @@ def count_nonzero(model: nn.Module) -> int:
             for name, chain_of_steps in module.parametrizations.items():  # type: ignore[union-attr, operator]
                 if hasattr(chain_of_steps, "original"):  # else it is made from several, as by weight_norm
                     computed[id(chain_of_steps.original)] = getattr(module, name)
+        masks = dict(module.named_buffers(recurse=False))
+        for name, parameter in module.named_parameters(recurse=False):  # as torch.nn.utils.prune leaves them
+            mask = masks.get(name.removesuffix("_orig") + "_mask")
+            if name.endswith("_orig") and mask is not None:
+                computed[id(parameter)] = parameter * mask
     return sum(int(computed.get(id(one), one).count_nonzero()) for one in model.parameters())
 
 
@@ -183,7 +189,9 @@ def bytes_saved(model: nn.Module, half: bool = False) -> int:
     check_flags(half=half)
     _tensors(model)
     # The size depends on names, shapes and types alone, so no weight is read: a model on "meta" will do.
-    unique = {id(tensor): (name, tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    state = model.state_dict(keep_vars=True)
+    files.refuse_extra_state(state)
+    unique = {id(tensor): (name, tensor) for name, tensor in state.items()}
     blank = {}
     for name, tensor in unique.values():
         dtype = torch.float16 if half and tensor.is_floating_point() else tensor.dtype
@@ -201,6 +209,7 @@ def zipped_bytes(state: nn.Module | Mapping[str, Tensor]) -> int:
     if isinstance(state, nn.Module):
         _tensors(state)
         state = state.state_dict(keep_vars=True)
+        files.refuse_extra_state(state)
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise TypeError(f"A torch.nn.Module or a dict of tensors is expected, not {type(state).__name__}.")
     unique = {id(tensor): (name, tensor) for name, tensor in state.items()}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from kdlib import distributed, files
+
+ASIDE = ".earlier"  # a folder in that of the run
 
 
 @contextmanager
@@ -16,12 +19,15 @@ def claim(
     *,
     resume: bool | None,
     overwrite: bool,
+    at_once: bool = True,
     echo: Callable[[str], None] = print,
 ) -> Iterator[Path]:
     """Hold the folder `out` for one run, under torchrun for all its processes.
 
     results: names of what a run writes there. resume: go on from what there is, None for a command that has no such
-    option; echo says if there is nothing. overwrite: what an earlier run left is removed first.
+    option; echo says if there is nothing. overwrite: what an earlier run left is set aside, and is gone when this one
+    has ended; but it comes back if this one fails before it has written a result, because it is refused for instance.
+    at_once: set it aside now; else the run does, by `set_aside`, when it has read what it needs of it.
     Raises OSError if another run holds the folder or it cannot be written, ValueError for one that holds an earlier run
     unless one of the two is asked for.
     """
@@ -34,9 +40,19 @@ def claim(
         files.ensure_writable(out)  # fails now rather than after the training
     with files.lock(out / ".lock", busy) if main else nullcontext():
         if main:
+            _settle(out, results)  # what a run that was killed had set aside
             _prepare(out, results, resume=resume, overwrite=overwrite, echo=echo)
+        if overwrite and at_once:
+            set_aside(out, results)
         distributed.barrier()  # no process looks for a checkpoint before it is clear which there are
-        yield out
+        try:
+            yield out
+        except BaseException:
+            if main:
+                _settle(out, results)
+            raise
+        if main:
+            shutil.rmtree(out / ASIDE, ignore_errors=True)
 
 
 def _prepare(
@@ -51,20 +67,26 @@ def _prepare(
             f"{out} holds an earlier run ({', '.join(there)}). {replace} --overwrite, or choose another folder with "
             "--out."
         )
-    if overwrite:
-        _remove(out, there)
 
 
-def remove_earlier(out: Path, results: Sequence[str]) -> None:
-    """Remove what an earlier run left in a folder that is held; under torchrun every process calls it.
-
-    For a run that may still be refused after the folder is held: see `distill.distill`.
-    """
+def set_aside(out: Path, results: Sequence[str]) -> None:
+    """Set aside what an earlier run left in a folder that is held; under torchrun every process calls it."""
     if distributed.rank() == 0:
-        _remove(out, [name for name in results if (out / name).exists()])
+        for name in (name for name in results if (out / name).exists()):
+            (out / ASIDE).mkdir(exist_ok=True)
+            (out / name).replace(out / ASIDE / name)
     distributed.barrier()  # no process looks for a checkpoint before it is gone
 
 
-def _remove(out: Path, names: Sequence[str]) -> None:
-    for name in names:
-        (out / name).unlink()
+def _settle(out: Path, results: Sequence[str]) -> None:
+    """Bring back what was set aside, unless a newer run has written a result."""
+    if not any((out / name).exists() for name in results):
+        for path in (out / ASIDE).glob("*"):
+            path.replace(out / path.name)
+    shutil.rmtree(out / ASIDE, ignore_errors=True)
+
+
+def remove_earlier(out: Path, results: Sequence[str]) -> None:
+    """Remove what an earlier run left in a folder that is held and this one has not replaced."""
+    for name in results:
+        (out / name).unlink(missing_ok=True)

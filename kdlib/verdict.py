@@ -90,8 +90,9 @@ def compare(
     method, baseline: results by seed, as mappings or pandas Series, paired by their keys; or two sequences of one
     length, paired by position. comparisons: how many such comparisons are made together (the Bonferroni
     correction). better: "higher", or "lower" for errors; it turns the verdict, not the numbers.
-    Where all differences are the same there is no spread to judge the mean by: the interval is the whole line and
-    the verdict INCONCLUSIVE, whatever the mean. (Two seeds agree to the last of 10,000 test images now and then.)
+    Where all differences are the same, to the digits of 32 bits, there is no spread to judge the mean by: the interval
+    is the whole line and the verdict INCONCLUSIVE, whatever the mean. (Now and then two seeds agree to the last of
+    10,000 test images.)
     same_unit: whether values that look like percent beside fractions are in one unit all the same.
     Raises ValueError for seeds that only one side has, fewer than two pairs, values that are not finite, percent beside
     fractions, or options out of range; TypeError for a mapping beside a sequence, or for results that are no numbers.
@@ -103,7 +104,7 @@ def compare(
         _refuse_two_units(of_method, of_baseline)
     differences = of_method - of_baseline
     n, mean, std = len(differences), float(differences.mean()), float(differences.std(ddof=1))
-    if _is_rounding(std, of_method, of_baseline):
+    if _is_rounding(std, of_method, of_baseline, np.float32):  # in which most programs compute an accuracy
         std, margin = 0.0, math.inf
     else:
         margin = _quantile(confidence, comparisons, n - 1) * std / math.sqrt(n)
@@ -147,7 +148,7 @@ def compare_samples(
         )
     differences = first - second
     mean, std = float(differences.mean()), float(differences.mean(1).std(ddof=1))
-    if _is_rounding(std, first, second):
+    if _is_rounding(std, first, second, np.float64):
         std, margin = 0.0, math.inf
     else:
         margin = _margin_over_both(differences, confidence, comparisons)
@@ -248,9 +249,9 @@ def _of_same_samples(first: Any, second: Any) -> tuple[np.ndarray, np.ndarray]:
     return one, other
 
 
-def _is_rounding(std: float, first: np.ndarray, second: np.ndarray) -> bool:
+def _is_rounding(std: float, first: np.ndarray, second: np.ndarray, digits: type[np.floating]) -> bool:
     """Whether all seeds agree: equal differences of rounded numbers still differ by a few units in the last place."""
-    return bool(std <= 4 * np.finfo(float).eps * max(np.abs(first).max(), np.abs(second).max()))
+    return bool(std <= 4 * np.finfo(digits).eps * max(np.abs(first).max(), np.abs(second).max()))
 
 
 def _margin_over_both(differences: np.ndarray, confidence: float, comparisons: int) -> float:

@@ -531,6 +531,16 @@ def test_a_picture_of_any_mode_has_the_colours_that_it_shows(mode: str, in_chann
     assert all(torch.equal(image, shown.permute(2, 0, 1)) for image in found.images)
 
 
+@pytest.mark.parametrize(("mode", "colour"), [("LA", (100, 128)), ("RGBA", (100, 100, 100, 128))])
+def test_a_picture_with_premultiplied_transparency_is_as_one_without(mode: str, colour: tuple[int, ...]) -> None:
+    plain = Image.new(mode, (8, 8), colour)
+    first, second = (
+        own([(picture, number % CLASSES) for number in range(COUNT)]).train
+        for picture in (plain, plain.convert(mode[:-1] + "a"))
+    )
+    assert (first.images.int() - second.images.int()).abs().max() <= 1
+
+
 def test_timm_that_is_not_installed_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     for call in (

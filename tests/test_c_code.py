@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torchvision import models as zoo
 
-from kdlib import data, models
+from kdlib import compress, data, models
 from kdlib.data import DataModule
 from kdlib.export.arena import ALIGNMENT, Lifetime, plan
 from kdlib.export.c_code import lifetimes, load_c, to_c, write
@@ -502,6 +502,32 @@ def test_a_dropout_function_that_does_nothing_in_eval_mode_is_left_out(
     plain = quantize(Net(lambda s, x: s.fc(x.flatten(1)), fc=FC), images)
     dropping = quantize(Net(lambda s, x: s.fc(drop(s, x).flatten(1)), fc=FC), images)
     assert torch.equal(dropping(images), plain(images))
+
+
+def test_rounded_activations_are_made_plain_first(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), *head(4))
+    rounded = compress.prepare_qat(model, 4, 2).train()
+    rounded(pictures(4, 1, 4, 4))
+    for refused in (rounded, compress.finalize(rounded)):
+        with pytest.raises(ValueError, match="rounds its activations already: call compress.finalize"):
+            to_c(refused.eval(), tmp_path / "net.c", pictures(2, 1, 4, 4))
+    to_c(compress.finalize(rounded, keep_activation_rounding=False).eval(), tmp_path / "net.c", pictures(2, 1, 4, 4))
+
+
+def test_a_hook_that_changes_an_input_is_refused_and_torchs_own_are_not(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), *head(4)).eval()
+    called = []
+    model[1].register_forward_hook(lambda module, given, output: called.append(1))
+    quantize(model, pictures(4, 1, 4, 4))
+    assert called == []  # the user's hook is not of the copy's business
+    handle = model[0].register_forward_pre_hook(lambda module, given: (3 * given[0],))
+    with pytest.raises(ValueError, match="0 has a forward pre-hook, and a hook cannot be exported"):
+        quantize(model, pictures(4, 1, 4, 4))
+    handle.remove()
+    nn.utils.spectral_norm(model[0])
+    given = pictures(20, 1, 4, 4)
+    with torch.no_grad():
+        assert (quantize(model, given)(given) - model(given)).abs().max() < 0.05
 
 
 def test_masks_of_pruning_are_to_be_removed_first(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -184,6 +186,63 @@ def test_a_student_goes_on_from_the_very_file_that_it_replaces(small_test_set: A
     options = [*TINY, "--student", own, "--epochs", 1, "--learning-rate", 1e-9, "--no-baseline"]
     assert call("distill", *options, "--out", tmp_path, "--overwrite") == 0
     torch.testing.assert_close(models.load(own).fc.weight, before.fc.weight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [["--precision", "fp16"], ["--smoothing", 5], ["--images", 1], ["--device", "gpu"]])
+def test_a_refused_training_leaves_the_run_that_it_should_replace(
+    wrong: list[Any], small_test_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    own = tmp_path / "model.safetensors"
+    models.save(models.build("resnet8", num_classes=10, in_channels=1, seed=5), own)
+    before = own.read_bytes()
+    options = ["--start", own, "--images", 64, "--epochs", 1, "--out", tmp_path, "--overwrite", "--quiet"]
+    assert call("train", *options, *wrong) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert own.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_student_of_other_images_leaves_the_run_that_it_should_replace(
+    small_test_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    other, out = tmp_path / "other.safetensors", tmp_path / "out"
+    models.save(models.build("resnet8", num_classes=10, in_channels=3, seed=0), other)
+    out.mkdir()
+    (out / "student.safetensors").write_text("of the earlier run")
+    options = [*TINY, "--student", other, "--epochs", 1, "--out", out, "--overwrite"]
+    assert call("distill", *options) == 2
+    assert "The student cannot take images of 1 x 28 x 28" in capsys.readouterr().err
+    assert (out / "student.safetensors").read_text() == "of the earlier run"
+
+
+@pytest.mark.slow
+def test_a_job_takes_paths_and_numpy_numbers(small_test_set: Any, tmp_path: Path) -> None:
+    own = tmp_path / "own.safetensors"
+    models.save(models.build("resnet8", num_classes=10, in_channels=1, seed=5), own)
+    numbers = {"seed": np.int64(0), "images": np.int64(64), "epochs": np.int64(1), "views": np.int64(1)}
+    switches = {"baseline": np.bool_(False), "half": np.bool_(True), "temperature": np.float32(4)}
+    job = distill.Job(teacher=[own], student=own, cache=tmp_path / "cache", **numbers, **switches)  # type: ignore[arg-type]
+    distill.distill(job, tmp_path / "out", progress=False, echo=lambda line: None)
+    told = json.loads((tmp_path / "out" / "report.json").read_text())["job"]
+    assert (told["teacher"], told["student"], told["cache"]) == ([str(own)], str(own), str(tmp_path / "cache"))
+    assert (told["seed"], told["images"], told["baseline"], told["temperature"]) == (0, 64, False, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["distill", *TINY, "--views", 0, "--cache", "outputs"], "nothing to keep: leave out the cache"),
+        (["distill", *TINY, "--method", "hard", "--cache", "outputs"], "'hard' needs no teacher"),
+        (["train", "--start", "resnet20-fashion", "--model", "resnet8"], "--start gives the network.*--model asks"),
+        (["train", "--start", "resnet20-fashion", "--stem", "imagenet"], "--start gives the network.*--stem asks"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    options: list[Any], message: str, small_test_set: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert call(*options, "--out", tmp_path / "out") == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
 
 
 @pytest.mark.slow
@@ -384,7 +443,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_comes_to_the_same_bits(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_step", interrupted)
         assert call(*TRAIN, "--out", tmp_path) == 130
-    assert "The same command with --resume goes on from the last checkpoint" in capsys.readouterr().err
+    assert (
+        "The same command with --resume (in place of --overwrite) goes on from the last checkpoint"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "model.safetensors").exists()
     assert load_tensors(tmp_path / "checkpoint")[1]["facts"]["step"] == 3
     assert call(*TRAIN, "--out", tmp_path, "--resume") == 0

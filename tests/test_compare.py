@@ -23,7 +23,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from kdlib import cli, compare, data, evaluation, measure, models, verdict
-from kdlib.compare import outputs
+from kdlib.compare import outputs, tables
+from kdlib.compare.outputs import Outputs, log_odds
 from kdlib.compare.report import FILES, Report
 from kdlib.data import DataModule, InMemoryDataset
 from kdlib.data.corruptions import DESTRUCTIONS, SEVERITIES, STRENGTHS, corrupt, destroy
@@ -312,6 +313,23 @@ def test_confidence_in_pictures_of_nothing_by_plain_loops(several: Report) -> No
         )
         row = row_of(several.outside, "sharp", pictures=kind, measure="AUROC")
         assert (row["covers"], row["family"], row["better"]) == ("seeds", 18, "higher")
+
+
+def test_networks_that_are_always_sure_are_still_told_from_their_own_doubts() -> None:
+    """A temperature far below 1 rounds nearly all confidences to 1: their order is still there."""
+    generator = torch.Generator().manual_seed(0)
+    inside, outside = (torch.randn(500, 3, generator=generator).double() + shift for shift in (8.0, 4.0))
+    inside[:, 1:], outside[:, 1:] = 0, 0
+    cold = 0.01
+    assert (outside / cold).softmax(1).amax(1).eq(1).float().mean() > 0.9
+    nothing = torch.stack(
+        [outside.softmax(1).amax(1), (outside / cold).softmax(1).amax(1), log_odds(outside / cold)], 1
+    )
+    sure = Outputs(inside, cold, {}, {"tiles": nothing.numpy()})
+    warm = [one.softmax(1).amax(1).numpy() for one in (inside / 4, outside / 4)]
+    wanted = np.mean(warm[0][:, None] > warm[1]) + np.mean(warm[0][:, None] == warm[1]) / 2
+    assert 0.9 < wanted < 1
+    assert tables._auroc("tiles", sure) == pytest.approx(wanted, abs=1e-6)
 
 
 # --- how it is done

@@ -15,7 +15,7 @@ import torch
 from on_mps import MPS, Mps
 from safetensors.torch import save_file
 from second_device import run_on_second_device
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -509,6 +509,9 @@ def test_nonzero_parameters_are_counted_as_the_network_uses_them() -> None:
     assert measure.count_nonzero(model) == measure.count_parameters(model)
     assert measure.count_nonzero(sparse) == measure.count_nonzero(compress.finalize(sparse)) == expected
     assert measure.count_nonzero(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))) == 4 + 2 + 2
+    masked: Any = nn.Sequential(nn.Linear(10, 10, bias=False), nn.Linear(10, 3))
+    nn.utils.prune.l1_unstructured(masked[0], "weight", 0.5)
+    assert measure.count_nonzero(masked) == 50 + 33
 
 
 # --- integers that really run
@@ -774,3 +777,73 @@ def test_channels_go_by_the_square_of_their_weights() -> None:
         model[0].weight[1] = 0.8  # a norm of 2.4, and a sum of 7.2
     narrow = compress.prune_channels(model, 0.5, torch.randn(1, 1, 6, 6), round_to=1)
     assert narrow[0].weight.max().item() == 3
+
+
+class Tied(nn.Module):
+    """A small language model: its last layer has the weights of the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.middle = nn.Embedding(20, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(torch.relu(self.middle(self.embedding(words))).mean(1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: compress.prune_weights(model, 0.5),
+        lambda model: compress.quantize_weights(model, 3),
+        lambda model: compress.prepare_qat(model, 3),
+        lambda model: compress.pack_weights(model, 3),
+    ],
+)
+def test_a_layer_that_shares_its_weights_with_an_embedding_is_refused(change: Callable[[nn.Module], Any]) -> None:
+    with pytest.raises(ValueError, match="head and another layer, an embedding perhaps, share their weights"):
+        change(Tied())
+
+
+def test_a_layer_that_is_called_by_two_names_is_packed_once() -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Module()
+    model.first = nn.Linear(8, 8)
+    model.second = model.first
+    state = compress.pack_weights(model, 3)
+    assert sorted(state) == ["first.bias", "first.weight.packed", "first.weight.step", "second.bias"]
+    again: Any = compress.unpack_weights(model, state, 3)
+    rounded: Any = compress.quantize_weights(model, 3)
+    assert torch.equal(again.first.weight, rounded.first.weight)
+
+
+class PaddedShortcut(nn.Module):
+    """The shortcut of the first ResNets for CIFAR: channels of zeros, which no layer has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, 2, 1)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        shortcut = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 8, 8))
+        return self.head(torch.relu(self.second(x) + shortcut).mean((2, 3)))
+
+
+class Shuffled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, 1, 1, groups=16)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(torch.relu(self.first(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("network", [PaddedShortcut, Shuffled])
+def test_a_form_that_torch_pruning_cannot_follow_is_refused_in_a_sentence(network: Callable[[], nn.Module]) -> None:
+    pytest.importorskip("torch_pruning")
+    with pytest.raises(ValueError, match=r"No channels can be removed \(.*\): the network has a form that torch-prun"):
+        compress.prune_channels(network(), 0.5, torch.randn(1, 3, 16, 16))

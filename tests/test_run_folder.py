@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from kdlib import files
-from kdlib.run_folder import claim, remove_earlier
+from kdlib.run_folder import claim, remove_earlier, set_aside
 
 RESULTS = ("student.safetensors", "report.json")
 HOLDER = """
@@ -55,7 +57,8 @@ def test_an_earlier_run_is_gone_on_from_or_replaced_only_when_that_is_asked_for(
     with claim(tmp_path, RESULTS, resume=True, overwrite=False):
         assert (tmp_path / "report.json").read_text() == "report.json"
     with claim(tmp_path, RESULTS, resume=False, overwrite=True):
-        assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".lock") == ["notes.txt"]
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == ["notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".lock") == ["notes.txt"]
     with pytest.raises(ValueError, match="give one of the two"), claim(tmp_path, (), resume=True, overwrite=True):
         pass
 
@@ -120,6 +123,55 @@ def test_a_held_folder_is_cleared_of_the_named_results_alone(tmp_path: Path) -> 
         assert (tmp_path / "report.json").exists()
         remove_earlier(out, RESULTS)
         assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".lock") == ["notes.txt"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_earlier_run_comes_back_where_the_one_that_should_replace_it_is_refused(
+    tmp_path: Path, at_once: bool
+) -> None:
+    for name in RESULTS:
+        (tmp_path / name).write_text("earlier")
+    with pytest.raises(ValueError, match="refused"), replacing(tmp_path, at_once):
+        raise ValueError("refused")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(RESULTS, "earlier")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path, at_once):
+        stop_after(tmp_path / "report.json")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.json": "newer"}
+
+
+def stop_after(path: Path) -> None:
+    path.write_text("newer")
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def replacing(folder: Path, at_once: bool) -> Iterator[None]:
+    with claim(folder, RESULTS, resume=False, overwrite=True, at_once=at_once) as out:
+        assert (out / "report.json").exists() != at_once
+        if not at_once:
+            set_aside(out, RESULTS)
+        yield
+
+
+@pytest.mark.slow
+def test_an_earlier_run_comes_back_after_a_kill(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("earlier")
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLDER.replace("overwrite=False", "overwrite=True"), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    assert not (tmp_path / "a").exists()
+    first.kill()
+    first.wait()
+    with (
+        pytest.raises(ValueError, match=r"holds an earlier run \(a\)"),
+        claim(tmp_path, ("a",), resume=False, overwrite=False),
+    ):
+        pass
+    assert (tmp_path / "a").read_text() == "earlier"
 
 
 def test_a_place_that_is_no_folder_is_refused_before_the_run(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -559,6 +560,101 @@ def test_a_journal_on_a_shared_disk_holds_a_search_too(
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit to the size of a file")
+def test_a_full_disk_costs_a_journal_no_trial(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    import resource
+
+    options = {"teacher": teacher, "epochs": 9, "trials": 6, "storage": f"journal:{tmp_path / 'search.log'}", **TINY}
+    before, (soft, hard) = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, hard))  # in the middle of a line
+    try:
+        with pytest.raises(OSError, match=r"could not be written to .*search.log .* the same command goes on"):
+            search.run(blobs, **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert (tmp_path / "search.log").read_bytes().endswith(b"\n")
+    made = len(invented)
+    assert 0 < made < 6
+    assert len(search.run(blobs, **options).rows) == 6
+    assert len(invented) <= 7  # none of the whole ones is made again
+
+
+def test_a_journal_with_half_a_line_of_a_killed_process_goes_on(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    options = {"teacher": teacher, "epochs": 9, "storage": f"journal:{tmp_path / 'search.log'}", **TINY}
+    search.run(blobs, trials=3, **options)
+    with (tmp_path / "search.log").open("ab") as file:
+        file.write(b'{"op_code": 4, "worker_id')
+    for count in (4, 5):
+        assert len(search.run(blobs, trials=count, **options).rows) == count
+
+
+@pytest.mark.parametrize("name", ["p{q}", "{}", "p%41q", "with space", "#1", "why?1"])
+def test_a_folder_may_have_any_name(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path, name: str
+) -> None:
+    search.run(blobs, teacher=teacher, trials=1, epochs=1, storage=tmp_path / name, **TINY)
+    assert (tmp_path / name / storage.FILE).is_file()
+
+
+def test_a_damaged_file_of_trials_is_called_damaged(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    options = {"teacher": teacher, "epochs": 1, "storage": tmp_path, **TINY}
+    search.run(blobs, trials=4, **options)
+    path = tmp_path / storage.FILE
+    for rest in tmp_path.glob(f"{storage.FILE}-*"):
+        rest.unlink()
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with pytest.raises(OSError, match=r"is damaged \(.*\)\. Restore its file of trials"):
+        search.run(blobs, trials=5, **options)
+
+
+def test_numpy_numbers_are_taken_everywhere(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    numbers = {"trials": 2, "epochs": 3, "images": 48, "seed": 1, "max_macs": 10**9}
+    options = {name: np.int64(number) for name, number in numbers.items()}
+    plain = search.run(blobs, teacher=teacher, **numbers, **TINY)
+    assert points(search.run(blobs, teacher=teacher, **options, **TINY)) == points(plain)
+    search.judge(plain, np.arange(2), progress=False, random_search=False).save(tmp_path)
+    assert json.loads((tmp_path / "search.json").read_text())["judged"]["seeds"] == [0, 1]
+
+
+def test_runs_on_another_test_set_are_not_paired_with_those_on_this_one(
+    blobs: DataModule, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(self: Any, student: str, settings: Any, seed: int, *, test: bool = False, **more: Any) -> task.Outcome:
+        size = len(self.task.data.test) / 1_000
+        return task.Outcome(self.task.epochs, 0.0, accuracy_of(settings), size if test else None)
+
+    monkeypatch.setattr(task.TaskRunner, "run", run)
+    monkeypatch.setattr(task.TaskRunner, "prepare", lambda self, seed: None)
+    options = {"teacher": teacher, "trials": 2, "epochs": 1, "pruner": None, "storage": tmp_path, **TINY}
+    fewer = replace(blobs, test=blobs.test.select(torch.arange(10)))
+    search.judge(search.run(fewer, **options), range(2), random_search=False, progress=False)
+    judged = search.judge(search.run(blobs, **options), range(3), random_search=False, progress=False)
+    assert set(judged.runs.test_accuracy) == {len(blobs.test) / 1_000}
+
+
+def test_a_script_without_its_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from kdlib import data, models, search\n"
+        "teacher = models.build('resnet8w4', num_classes=10, in_channels=1, seed=5).eval()\n"
+        "options = dict(student='resnet8w2', views=1, images=64, trials=2, epochs=1, progress=False)\n"
+        f"search.run(data.load('fashion-mnist'), teacher=teacher, workers=2, storage={str(tmp_path)!r}, **options)\n"
+    )
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode != 0
+    assert 'Put the call of search.run below a line `if __name__ == "__main__":`' in ended.stderr
+
+
 def test_a_journal_needs_no_right_to_make_links_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import optuna
 
@@ -973,6 +1069,25 @@ def test_the_command_searches_judges_and_writes(
     assert call(*options, "--seed", 1, "--overwrite") == 0
     assert len(invented) > made
     assert not list(out.glob(".outputs*"))
+
+
+@pytest.mark.slow
+def test_overwrite_with_a_storage_of_another_search_leaves_the_report(
+    command_data: list[Any], invented: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    options = [*command_data, "--trials", 2, "--judge-seeds", 0, "--out", out]
+    stored = ["--storage", f"sqlite:///{tmp_path / 'trials.db'}"]
+    assert call(*options, *stored) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert "report.md" in before
+    assert call(*options, *stored, "--seed", 1, "--overwrite") == 2
+    assert "another storage" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    # In the folder itself the earlier search is what --overwrite replaces.
+    inside = ["--storage", f"sqlite:///{out / storage.FILE}"]
+    assert call(*options, *inside, "--overwrite") == 0
+    assert call(*options, *inside, "--seed", 1, "--overwrite") == 0
 
 
 @pytest.mark.slow

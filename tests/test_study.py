@@ -31,7 +31,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from kdlib import data, files, models, study, train, verdict
+from kdlib import cli, data, files, models, study, train, verdict
 from kdlib.checkpoints import Checkpointer
 from kdlib.data import DataModule
 from kdlib.study import analysis, command, experiment, history, method_specs, plans, runner, runs_file
@@ -781,6 +781,69 @@ def test_other_tuning_seeds_are_refused_before_any_trial(
     assert trials.read_bytes() == before
 
 
+def test_more_tuning_seeds_than_a_finished_search_had_are_refused(budget: Budget, tmp_path: Path) -> None:
+    """Its further trials lie around the best by fewer seeds: with more there would be a mixture of two searches."""
+    config = partial(study_config, budget, tmp_path, defaults=False, plan="full")
+    tuned = list(PLANS["full"].tuned)
+    with RunsFile(budget.path("choose", tmp_path), TRIAL_COLUMNS).open() as table:
+        for spec in tuned:
+            first = plans.first_trials([spec], (1000,))
+            rows = [trial(spec.name, one.settings, 0.5 + 0.01 * number) for number, one in enumerate(first)]
+            further = plans.further_trials([spec], (1000,), rows)
+            for row in [*rows, *(trial(spec.name, one.settings, 0.4) for one in further)]:
+                table.append(row)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Experiment, "check_rows", lambda *args: None)  # invented rows have other fingerprints
+        for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+            with pytest.raises(
+                ValueError, match=r"whole search of \w+ by other tuning seeds.*\[1001\].*--tuning-seeds"
+            ):
+                attempt(config(tuning_seeds=(1000, 1001)))
+        assert "0 left" in runner.dry_run(config(tuning_seeds=(1000,)))
+
+
+@pytest.mark.parametrize("made", [{"classes": ["c", "b", "a"]}, {"num_classes": 5}])
+def test_a_teacher_of_other_classes_is_refused_before_anything_runs(
+    blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(data, "load", lambda name, **options: blobs)
+    path = tmp_path / "teacher.safetensors"
+    count = made.pop("num_classes", 3)
+    models.save(models.build("resnet8", num_classes=count, in_channels=1, seed=5), path, **made)
+    budget = Budget("blobs", "article-student", str(path), images=48, epochs=1, views=1, device="cpu", precision="fp32")
+    for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+        with pytest.raises(ValueError, match=r"teacher was trained with the same classes in another order|5 logits"):
+            attempt(study_config(budget, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_mistake_in_the_second_student_shows_before_the_first_study(
+    budget: Budget, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = []
+    monkeypatch.setattr(runner, "run", lambda config, **options: began.append(config))
+    options = [
+        "--method",
+        "kd",
+        "--defaults",
+        "--teacher",
+        budget.teacher,
+        "--images",
+        "48",
+        "--epochs",
+        "1",
+        "--seeds",
+    ]
+    students = ["--student", "article-student", "--student", "resnett8"]
+    monkeypatch.setattr("sys.argv", ["kdlib", "study", *students, *options, "2", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "resnett8" in capsys.readouterr().err
+    assert began == []
+
+
 @pytest.mark.slow
 def test_trials_of_another_search_are_refused_before_anything_runs(
     finished: Path, budget: Budget, tmp_path: Path
@@ -1306,6 +1369,16 @@ def test_a_gain_is_judged_over_seeds_and_test_images(finished: Path, teacher: st
     (tmp_path / path.name).write_bytes(path.read_bytes())  # an older file, without answers
     older = analysis.load("methods", **options, folder=tmp_path).gain("kd")
     assert (older.over, older.mean) == ("seeds", gain.mean)
+
+
+def test_an_answer_beyond_all_labels_is_kept_as_it_was(tmp_path: Path) -> None:
+    """A test split of few classes, and a network that has many: 300 is not 44, which one byte would make of it."""
+    file = PredictionsFile(tmp_path / "methods.csv")
+    file.add("a", torch.tensor([0, 300]), torch.tensor([0, 44]))
+    file.add("b", torch.tensor([0, 44]), torch.tensor([0, 44]))
+    again = PredictionsFile(tmp_path / "methods.csv")
+    assert again.predicted("a").tolist() == [0, 300]
+    assert (again.right("a").tolist(), again.right("b").tolist()) == ([True, False], [True, True])
 
 
 def test_answers_for_other_images_and_damaged_files_are_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdlib import losses, methods, models, train
+from kdlib import losses, measure, methods, models, train
 from kdlib.checkpoints import Checkpointer, plain_groups
 from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, epoch_order
 from kdlib.described import describe
@@ -571,6 +571,9 @@ def test_what_no_checkpoint_can_hold_is_said_before_the_training(blobs: DataModu
         options = {"ema_decay": ema_decay, "checkpoint": tmp_path / "checkpoint"}
         with pytest.raises(ValueError, match=r"student/1\._extra_state.*get_extra_state.*buffer"):
             fit(student, blobs, **options)
+    for count in (measure.bytes_saved, measure.zipped_bytes):
+        with pytest.raises(ValueError, match=r"1\._extra_state.*get_extra_state.*buffer"):
+            count(student)
     assert student[1].calls == 0
     fit(student, blobs)  # without a checkpoint it need not be held
 

@@ -16,7 +16,10 @@ MOST_WORDS = 900
 SAME_STUDENT = 0.01  # by how much the accuracy of a student that was trained again may differ on another machine
 NOTHING = {"", "-", "?", "none", "unknown", "n/a", "not known", "no"}
 VERDICTS = ("BEATS", "LOSES", "INCONCLUSIVE")
-NEGATION = re.compile(r"\b(not|no|neither|nor)\b", re.IGNORECASE)
+NEGATION = re.compile(r"\b(not|no|neither|nor|nothing|none|never)\b", re.IGNORECASE)
+CLAIM = re.compile(r"\b([Bb]eats|[Oo]utperforms)\b")  # BEATS is a verdict
+GAIN = re.compile(r"\b(gains?|gained|ahead|better|higher|improves?|improved)\b", re.IGNORECASE)
+LOSS = re.compile(r"\b(loses?|lost|loss|behind|below|worse|less|fewer|lower|falls?|drops?|costs?)\b", re.IGNORECASE)
 TOO_MUCH = re.compile(r"\b(proves?|proven|significant(?:ly)?|certainly|always|guarantees?)\b", re.IGNORECASE)
 UNRELATED = {"--quiet": 0, "--workers": 1, "--cache": 1}  # options of a study that say nothing about its runs
 
@@ -168,15 +171,9 @@ def verdicts(report: Report, evidence: Evidence) -> Iterator[str]:
         if name in of_method and row.get("verdict", "").strip("* ") != of_method[name]:
             yield f"the verdict of {name} is {of_method[name]}, by its interval; the table has {row.get('verdict')!r}."
     text = report.prose("Conclusion")
-    sentences = re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
-    for sentence in sentences:
+    for sentence in _sentences(text):
         yield from _verdicts_of(sentence, of_method)
-        if re.search(r"\b(beats|outperforms)\b", sentence) and not NEGATION.search(sentence):
-            for name in dict.fromkeys(_named(of_method, sentence)):
-                if of_method[name] != "BEATS":
-                    yield (
-                        f"the conclusion says that {name} {_claim(sentence)}, and its interval says {of_method[name]}."
-                    )
+        yield from _claims_of(sentence, of_method)
     if not any(word in text for word in VERDICTS):
         yield (
             "the conclusion has no verdict. Say for your method: BEATS, LOSES or INCONCLUSIVE, with gain and interval."
@@ -202,18 +199,28 @@ def _verdicts_of(sentence: str, of_method: dict[str, str]) -> Iterator[str]:
             yield f"the conclusion says {word} of {' and '.join(found)}, and their intervals say: {intervals}."
 
 
-def _claim(sentence: str) -> str:
-    found = re.search(r"\b(beats|outperforms)\b", sentence)
-    return found[0] if found else ""
+def _claims_of(sentence: str, of_method: dict[str, str]) -> Iterator[str]:
+    """The methods of which a sentence says without a verdict that they beat hard labels, and they do not."""
+    claim = CLAIM.search(sentence)
+    # With a method behind the word something else is compared: "the baseline beats kd".
+    if claim is None or NEGATION.search(sentence) or _named(of_method, sentence[claim.end() :]):
+        return
+    for name in dict.fromkeys(_named(of_method, sentence[: claim.start()])):
+        if of_method[name] != "BEATS":
+            yield f"the conclusion says that {name} {claim[0]}, and its interval says {of_method[name]}."
+
+
+def _sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
 
 
 def _named(names: Collection[str], sentence: str) -> list[str]:
     """The methods that a sentence names, in its order and as often as it does."""
-    return [word for word in re.findall(r"[\w+-]+", sentence) if word in names]
+    return [word for word in re.findall(r"[\w+-]+", sentence.casefold()) if word in names]
 
 
 def conclusion_numbers(report: Report, evidence: Evidence) -> Iterator[str]:
-    """Every per cent and every point in the conclusion is a number of the rows, or the goal that the question names."""
+    """Every per cent and every point in the conclusion is a number of the files, or the goal in the question."""
     results = evidence.results
     known = [100 * results.score(name).mean for name in evidence.names]
     known += [100 * float(row["teacher_accuracy"]) for row in results.rows[:1] if row.get("teacher_accuracy")]
@@ -222,14 +229,34 @@ def conclusion_numbers(report: Report, evidence: Evidence) -> Iterator[str]:
         known += [100 * value for value in (gain.mean, gain.low, gain.high)]
     known += [100 * (a - b) for a in _means(evidence) for b in _means(evidence)]
     known += [one.value for one in with_units(report.prose("Question"))]
+    known += [100 * float(one["agreement"]) for one in evidence.export["formats"]]
+    for count in ("parameters", "macs", "bytes", "milliseconds"):
+        share = 100 * evidence.cost["student"][count] / evidence.cost["teacher"][count]
+        known += [share, 100 - share]
     for one in with_units(report.prose("Conclusion")):
         # "Loses by 1.2 points" has no sign, where the rows have one.
         if not any(one.agrees(value) or (not one.signed and one.agrees(abs(value))) for value in known) and (
             one.value != 95 or one.decimals
         ):
             yield (
-                f"the conclusion has {one.text}, which no row gives: neither an accuracy, nor a gain, nor an interval."
+                f"the conclusion has {one.text}, which no file gives: it is no accuracy, gain, interval or agreement, "
+                "and no share of the teacher's cost."
             )
+    yield from _turned_gains(report, evidence)
+
+
+def _turned_gains(report: Report, evidence: Evidence) -> Iterator[str]:
+    """Losses that a sentence calls gains."""
+    gains = {name: evidence.results.gain(name) for name in evidence.results.methods}
+    losses = {name: 100 * gain.mean for name, gain in gains.items() if not gain.problem and gain.mean < 0}
+    for sentence in _sentences(report.prose("Conclusion")):
+        named = set(_named(gains, sentence))
+        if len(named) != 1 or not GAIN.search(sentence) or LOSS.search(sentence) or NEGATION.search(sentence):
+            continue
+        (name,) = named
+        for one in with_units(sentence):
+            if name in losses and one.value > 0 and one.agrees(-losses[name]):
+                yield f"the conclusion calls {one.text} a gain of {name}; the rows say {losses[name]:+.2f} points."
 
 
 def _means(evidence: Evidence) -> list[float]:
@@ -240,7 +267,7 @@ def _means(evidence: Evidence) -> list[float]:
 def test_set(report: Report, evidence: Evidence) -> Iterator[str]:
     """The test pictures were read once, after everything was chosen; the report says so, and the files do."""
     said = report.bullets("Method")
-    if "once" not in said.get("test set", ""):
+    if "once" not in said.get("test set", "").lower():
         yield (
             "the section Method has no '- test set: read once, ...'. Say when it was read, and that nothing "
             "was chosen by it."

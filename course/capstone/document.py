@@ -78,7 +78,10 @@ def read_report(path: str | Path) -> Report:
     if not path.is_file():
         what = "is a folder, not a report" if path.is_dir() else "is no file"
         raise FileNotFoundError(f"{path} {what}. python -m course.capstone draft writes a report to begin with.")
-    text = path.read_text(encoding="utf-8")[:LARGEST].replace("\r\n", "\n")
+    try:
+        text = path.read_text(encoding="utf-8-sig")[:LARGEST].replace("\r\n", "\n")  # some editors begin with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8. Save it with this encoding.") from error
     opening = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     if opening is None:
         raise ValueError(

@@ -79,11 +79,14 @@ Gains over hard labels, in points. {gain.comparisons} intervals that hold togeth
 def _results_table(results: Results) -> str:
     lines = ["| method | seeds | accuracy % | gain | interval | verdict |", "|---|--:|--:|--:|---|---|"]
     for name in (results.baseline, *results.methods):
-        cells = [name, str(len(results.seeds)), f"{100 * results.score(name).mean:.2f}"]
-        if name == results.baseline:
+        score, gain = results.score(name), None if name == results.baseline else results.gain(name)
+        accuracy = f"{PLACEHOLDER}: {score.problem}" if score.problem else f"{100 * score.mean:.2f}"
+        cells = [name, str(len(results.seeds)), accuracy]
+        if gain is None:
             cells += ["", "", ""]
+        elif gain.problem:
+            cells += [f"{PLACEHOLDER}: {gain.problem}", "", ""]
         else:
-            gain = results.gain(name)
             cells += [f"{100 * gain.mean:+.2f}", f"{100 * gain.low:+.2f} to {100 * gain.high:+.2f}", str(gain.verdict)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -172,6 +172,9 @@ class Patient:
         if not same:
             text = "The doctor finds no fault, but it is not the training that the first line describes: for the same "
             text += "batch the gradient is another one. Change only what is wrong."
+            known = {one.check for one in script.prepare(self.cured_source).examine().findings}
+            doubts = [one.measured for one in trial.report.findings if one.check not in known]
+            text = "\n\n".join([text, *doubts])
             return Feedback(Outcome.WRONG, text, "another training")
         if not same_large:
             text = "For this batch it is right, but a student that is sure and wrong gets another gradient than it "

@@ -68,7 +68,9 @@ def common_logits(logits: Tensor, labels: Tensor, way: str, weights: Tensor) -> 
         return ((1 - NO_VOTE) * shares + NO_VOTE / logits.shape[2]).log()
     if way.startswith("confidence"):
         fixed = fixed * confidence_weights(logits, labels if way.endswith("labels") else None)
-        fixed = fixed / fixed.sum(dim=0).clamp(min=1e-12)
+        # Where all that is left is a teacher without any confidence, its weight is all that there is.
+        fixed = torch.where(fixed.sum(dim=0) > 0, fixed, weights[:, None])
+        fixed = fixed / fixed.sum(dim=0)
     return weighted_mean(logits, fixed)
 
 

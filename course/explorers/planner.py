@@ -43,9 +43,9 @@ class Planner(Explorer):
     alt = (
         "Left: forty intervals below each other, one for each simulated experiment, blue circles where the verdict is "
         "BEATS, grey diamonds for INCONCLUSIVE, orange-red squares for LOSES; a solid line at zero, a dotted one at "
-        "the true gain, triangles at the ends of the axis for means beyond it. Right: a rising line, the experiments "
+        "the true gain, triangles at the ends of the axis for means beyond it. Right: a line, the experiments "
         "of 100 with the right verdict against the number of seeds, with a ring at the chosen one and a dashed line "
-        "at 80."
+        "at 80; it rises where there is a gain."
     )
     size = (10.4, 4.2)
 
@@ -143,8 +143,10 @@ class Planner(Explorer):
     def _describe_needed(self, result: Outcome) -> str:
         plan = result.plan
         if plan.sign == 0:
+            if plan.methods == 1:
+                return "A 95 % interval is made to be wrong in 5 % of studies at most."
             chance = planning.false_alarm(plan.methods)
-            what = f"one of {plan.methods} such methods" if plan.methods > 1 else "such a method"
+            what = f"one of {plan.methods} such methods"
             return f"Without a correction for several methods, {what} would get a verdict in {chance:.0%} of studies."
         if result.needed is not None:
             return f"For {WANTED} % it takes {result.needed} seeds."

@@ -139,12 +139,21 @@ class SearchReplay(Explorer):
         count = len(result.order)
         promised, kept = result.promised[-1], result.kept[-1]
         first = f"{state['sampler']}, seed {state['seed']}, order {state['number']}, {count} trial{'s' * (count > 1)}: "
-        side = "more" if kept > result.default else "less"
         return [
             first + f"the best is alpha {alpha:g}, T {temperature:g}.",
             f"It promises {promised:.2f} %. In the other seeds the same setting has {kept:.2f} %, "
             f"{abs(promised - kept):.2f} points {'less' if kept <= promised else 'more'}.",
-            f"T 4, alpha 0.1, which nobody searched, has {result.default:.2f} % there: the choice has "
-            f"{abs(kept - result.default):.2f} points {side}. The best of all in these seeds has "
-            f"{result.ceiling:.2f} %, but they chose it themselves.",
+            f"{self._describe_default(result)} The best of all in these seeds has {result.ceiling:.2f} %, but they "
+            "chose it themselves.",
         ]
+
+    def _describe_default(self, result: Steps) -> str:
+        usual, kept = "T 4, alpha 0.1, the usual setting,", result.kept[-1]
+        if result.best[-1] == self.replay.map.default:
+            return "It is T 4, alpha 0.1, the usual setting itself."
+        side = "more" if kept > result.default else "less"
+        tried = "which was tried as well" if self.replay.map.default in result.order else "which nobody searched"
+        return (
+            f"{usual} {tried}, has {result.default:.2f} % there: the choice has {abs(kept - result.default):.2f} "
+            f"points {side}."
+        )

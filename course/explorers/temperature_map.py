@@ -160,7 +160,8 @@ class TemperatureMap(Explorer):
             return f"INCONCLUSIVE: {interval}, contains zero, so these seeds cannot distinguish the two."
         note = ", and less is better" if plots.MAP_METRICS[metric][0] in LOWER_IS_BETTER else ""
         side = "above" if gain.mean > 0 else "below"
-        return f"{gain.verdict} hard labels: {interval}, lies {side} zero{note}."
+        against = f"{gain.verdict}{' to' * (gain.verdict is Verdict.LOSES)} hard labels"
+        return f"{against}: {interval}, lies {side} zero{note}."
 
     def _describe_counts(self, metric: str) -> str:
         verdicts = [cell.gain.verdict for cell in plots.heatmap_cells(self.results, metric).values()]

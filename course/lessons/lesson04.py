@@ -40,9 +40,12 @@ def _naive(z: Tensor, t: float) -> Tensor:
     return torch.exp(z / t) / torch.exp(z / t).sum(dim=1, keepdim=True)
 
 
-def _root_after_exp(z: Tensor, t: float) -> Tensor:
-    weights = torch.exp(z - z.amax(dim=1, keepdim=True)) ** (1 / t)
+def _from_weights(weights: Tensor) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _root_after_exp(z: Tensor, t: float) -> Tensor:
+    return _from_weights(torch.exp(z - z.amax(dim=1, keepdim=True)) ** (1 / t))
 
 
 def _shifted_by_the_largest(z: Tensor, t: float) -> Tensor:
@@ -72,6 +75,12 @@ SOFTEN = CodeSpec(
             "temperature multiplied",
             lambda z, t: soften(z, 1 / t),
             "You multiplied by the temperature: a high T then makes the answer sharper. Divide the logits by T.",
+        ),
+        Mistake(
+            "maximum of the undivided logits",
+            lambda z, t: _from_weights(torch.exp(z / t - z.amax(dim=1, keepdim=True))),
+            "You took off the largest logit before it was divided by T, so at a high T all weights are near to 0, or "
+            "0. Take off the maximum of logits / T.",
         ),
         Mistake(
             "over the batch",

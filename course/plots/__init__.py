@@ -24,7 +24,7 @@ teachers        what each teacher was worth to its students
 clinic          what each fault of the clinic did to accuracy
 """
 
-from course.plots.charts import class_matrix, loglog, pictures, probability_bars, text_colours
+from course.plots.charts import class_matrix, diverging_cmap, loglog, pictures, probability_bars, text_colours
 from course.plots.claims import claim_arms, claim_arms_alt, claim_lengths, claim_lengths_alt
 from course.plots.clinic import fault_effects, fault_effects_alt
 from course.plots.compression import (
@@ -148,6 +148,7 @@ __all__ = [
     "compression_gains_alt",
     "compression_point",
     "compression_role",
+    "diverging_cmap",
     "draw_gains_against",
     "fault_effects",
     "fault_effects_alt",

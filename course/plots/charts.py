@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from course.plots.theme import NEUTRAL, OTHER, TEACHER, Role, figure, legend
+from course.plots.theme import BASELINE, DISTILLED, NEUTRAL, OTHER, TEACHER, Role, figure, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.container import BarContainer
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
@@ -56,11 +57,13 @@ def class_matrix(
     low: float | None = None,
     high: float | None = None,
     number: str = "{:.2f}",
+    cmap: str | Colormap = "cividis",
 ) -> AxesImage:
     """A heat map of a C x C matrix with the class names at its sides and, up to 12 classes, a number in each cell.
 
     label: what the colour means, with its unit. low, high: the ends of the colour scale (default: the smallest and the
-    largest value); cells beyond them keep their number. Ten classes need about 7 x 6 inches.
+    largest value); cells beyond them keep their number. cmap: the colours, such as `diverging_cmap()` where the middle
+    of the scale means that nothing changed. Ten classes need about 7 x 6 inches.
     Raises ValueError for a matrix of another size.
     """
     values = np.asarray(matrix, dtype=float)
@@ -68,7 +71,7 @@ def class_matrix(
         raise ValueError(
             f"{len(classes)} classes need a matrix of {len(classes)} x {len(classes)}, got {values.shape}."
         )
-    image = axes.imshow(values, vmin=low, vmax=high, cmap="cividis")
+    image = axes.imshow(values, vmin=low, vmax=high, cmap=cmap)
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel=columns, ylabel=rows)
@@ -81,6 +84,13 @@ def class_matrix(
             look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": colours[row, column]}
             axes.text(column, row, number.format(value), **look)
     return image
+
+
+def diverging_cmap() -> Colormap:
+    """White in the middle, the distilled student's blue above it, and the baseline's vermilion below."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("gain", (BASELINE.colour, "#FFFFFF", DISTILLED.colour))
 
 
 def text_colours(image: AxesImage, values: Any) -> np.ndarray:

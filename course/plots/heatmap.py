@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from course.plots.charts import text_colours
+from course.plots.charts import diverging_cmap, text_colours
 from course.plots.descriptions import describe_cell, describe_setting, in_brackets
-from course.plots.theme import BASELINE, DISTILLED, INK, figure
+from course.plots.theme import INK, figure
 from kdlib.errors import unknown_name
 from kdlib.verdict import Verdict
 
@@ -95,13 +95,11 @@ class AnnotatedHeatmap:
     def fill(self, cells: dict[Setting, HeatmapCell], diverging: bool) -> None:
         """Show these cells; diverging: 0 is white, values above it blue, values below it vermilion."""
         from matplotlib import colormaps
-        from matplotlib.colors import LinearSegmentedColormap
 
         values = np.full(self._shape, np.nan)
         for setting, cell in cells.items():
             values[self.positions[setting]] = 100 * cell.value.mean
-        ends = (BASELINE.colour, "#FFFFFF", DISTILLED.colour)
-        cmap = LinearSegmentedColormap.from_list("gain", ends) if diverging else colormaps["cividis"]
+        cmap = diverging_cmap() if diverging else colormaps["cividis"]
         cmap = cmap.with_extremes(bad="#DDDDDD")
         finite = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)
         largest = max(np.abs(finite).max(), 0.01)

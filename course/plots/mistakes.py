@@ -32,7 +32,7 @@ def mistakes(costs: Sequence[Cost]) -> Figure:
             ax.errorbar([found.mean], [y], xerr=margin, linestyle="", label=mean or None, **marks)
         ax.axvline(0, color=NEUTRAL.colour, linewidth=1.2, zorder=1)
         ax.set_title(f"alpha = {alpha:g}: {'labels and teacher' if alpha else 'the teacher alone'}")
-        ax.set(xlabel="change of validation accuracy (points)", ylabel="mistake" if panel == 0 else "")
+        ax.set(xlabel="change of validation accuracy (points)", ylabel="what was changed" if panel == 0 else "")
         ax.set_yticks(range(len(rows)), [cost.way for cost in rows])
     axes[0].set_ylim(len(costs) / len(alphas) - 0.4, -0.6)  # the first on top; the other panels share this axis
     legend(axes[0])

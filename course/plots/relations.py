@@ -25,12 +25,13 @@ def relation_maps(
     columns: str,
     classes: Sequence[str] = (),
     differences: bool = False,
+    far: float | None = None,
 ) -> Figure:
     """Relation matrices of several networks side by side, in one colour scale; the teacher's is the first.
 
     matrices: by the network's name, each N x M. label, high: of the colour scale, which begins at 0. rows, columns:
     labels of the axes. classes: the names, for N pictures sorted by class with equally many of each. differences: below
-    each network but the first, |its matrix - the first one's|.
+    each network but the first, |its matrix - the first one's|. far: the end of their scale (default: high).
     Raises ValueError for matrices of different sizes.
     """
     values = {name: np.asarray(matrix, dtype=float) for name, matrix in matrices.items()}
@@ -48,7 +49,7 @@ def relation_maps(
             axes[0][column].set_title(name)
             _label(axes[0][column], matrix.shape, "" if column else rows, "" if differences else columns, classes)
             if differences and column:
-                far = _draw(axes[1][column], abs(matrix - first), high, DIFFERENCES)
+                distance = _draw(axes[1][column], abs(matrix - first), high if far is None else far, DIFFERENCES)
                 axes[1][column].set_title("|student - teacher|")
                 _label(axes[1][column], matrix.shape, "", columns, classes)
         fig.colorbar(image, ax=axes[0], label=label)
@@ -56,7 +57,7 @@ def relation_maps(
             axes[1][0].axis("off")
             note = "Below each student:\nhow far each cell is\nfrom the teacher's.\nWhite is the same."
             axes[1][0].text(0.5, 0.5, note, ha="center", va="center", fontsize=9, transform=axes[1][0].transAxes)
-            fig.colorbar(far, ax=axes[1], label="difference")
+            fig.colorbar(distance, ax=axes[1], label="difference")
     return fig
 
 

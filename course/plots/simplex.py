@@ -43,7 +43,7 @@ def shrinking_answers(teacher_logits: Any, student_logits: Any, temperatures: Se
         axes.grid(visible=False)
     for role, z in logits.items():
         rest = (z - z.mean()) / 3 @ CORNERS
-        label = "centred logits / 3" if role is TEACHER else ""
+        label = "limit" if role is TEACHER else ""
         right.plot(*rest, **NEUTRAL.line(label, linestyle="", marker="X", markersize=9, zorder=5))
         first, text = answers[role][0], f"T = {temperatures[0]:g}"
         place = (-40, -2) if role is TEACHER else (-33, -3)  # beside the lines

@@ -61,21 +61,23 @@ def _ask_all(quiz: Quiz) -> None:
     number = quiz.next_number()
     while number:
         print(f"\n{quiz.text(number)}\n")
+        letters = list(quiz.question(number).key.by_letter)
         letter = _read_letter()
         if letter == "q":
             break
-        reply = quiz.grade(number, letter)
-        print(f"\n{reply}")
-        if not reply.startswith(("Not attempted", "This is not")):
-            number = quiz.next_number(number)
+        if letter not in letters:
+            print(f"\nType one letter, {letters[0]} to {letters[-1]}, and Enter; q leaves.")
+            continue
+        print(f"\n{quiz.grade(number, letter)}")
+        number = quiz.next_number(number)
     print()
     quiz.report()
 
 
 def _read_letter() -> str:
-    """What was typed; "q" at the end of the input and for Ctrl-C."""
+    """What was typed, without quotes; "q" at the end of the input and for Ctrl-C."""
     try:
-        return input("Letter, or q to leave: ").strip().lower()
+        return input("Letter, or q to leave: ").strip().strip("\"')").lower()
     except (EOFError, KeyboardInterrupt):
         return "q"
 

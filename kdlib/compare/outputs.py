@@ -31,13 +31,14 @@ class Outputs:
     """What one network said of N test images.
 
     logits: N x C, float32. temperature: fitted on validation images. corrupted: by corruption and severity, N, whether
-    it was right. outside: by kind of picture, N, the largest probability as it is and after the temperature.
+    it was right. outside: by kind of picture, N x 3: the largest probability as it is and after the temperature, and
+    the `log_odds` of the latter.
     """
 
     logits: Tensor
     temperature: float
     corrupted: Mapping[tuple[str, int], np.ndarray]
-    outside: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    outside: Mapping[str, np.ndarray]
 
     @cached_property
     def answers(self) -> Tensor:
@@ -142,10 +143,21 @@ def _reduce(logits: Mapping[Hashable, Tensor], labels: Tensor, temperature: floa
     kept: dict = {"clean": logits["clean"]}
     for kind, some in logits.items():
         if kind in DESTRUCTIONS:
-            kept[kind] = torch.stack([F.softmax(some.double() / t, 1).amax(1) for t in (1.0, temperature)], 1)
+            sure = [F.softmax(some.double() / t, 1).amax(1) for t in (1.0, temperature)]
+            kept[kind] = torch.stack([*sure, log_odds(some / temperature)], 1)
         elif kind != "clean":
             kept[kind] = some.argmax(1) == labels
     return kept
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """The logarithm of p / (1 - p), p the largest probability: its order, and no ties where all of them round to 1.
+
+    logits: N x C. Returns N, float64.
+    """
+    largest, at = logits.double().max(1)
+    others = logits.double().scatter(1, at[:, None], -torch.inf)
+    return largest - others.logsumexp(1)
 
 
 def _joined(parts: list[dict], temperature: float) -> Outputs:
@@ -154,7 +166,5 @@ def _joined(parts: list[dict], temperature: float) -> Outputs:
         logits=whole["clean"],
         temperature=temperature,
         corrupted={kind: whole[kind].numpy() for kind in CONDITIONS if kind in whole},
-        outside={
-            kind: (whole[kind][:, 0].numpy(), whole[kind][:, 1].numpy()) for kind in DESTRUCTIONS if kind in whole
-        },
+        outside={kind: whole[kind].numpy() for kind in DESTRUCTIONS if kind in whole},
     )

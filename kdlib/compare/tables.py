@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kdlib import measure, verdict
 from kdlib.compare.networks import TEACHER
-from kdlib.compare.outputs import CONDITIONS, Outputs
+from kdlib.compare.outputs import CONDITIONS, Outputs, log_odds
 from kdlib.data.corruptions import DESTRUCTIONS
 from kdlib.errors import check_real
 from kdlib.verdict import Comparison
@@ -367,14 +367,16 @@ def _confidence(logits: Tensor) -> np.ndarray:
 
 
 def _confidence_outside(kind: str, repaired: int, one: Outputs) -> np.ndarray:
-    return one.outside[kind][repaired]
+    return one.outside[kind][:, repaired]
 
 
 def _auroc(kind: str, one: Outputs) -> float:
     """The probability that a test image gets more confidence than a picture of nothing; ties count one half."""
     from torchmetrics.functional.classification import binary_auroc
 
-    inside, outside = _confidence(one.repaired), one.outside[kind][1]
-    scores = torch.cat([torch.from_numpy(inside), torch.from_numpy(outside)])
+    inside, outside = log_odds(one.repaired), torch.from_numpy(one.outside[kind][:, 2])
+    # Of their order alone, in [0, 1]: torchmetrics would take numbers beyond that for logits, and round them to 1.
+    ranks = torch.unique(torch.cat([inside, outside]), return_inverse=True)[1].double()
+    scores = ranks / ranks.max().clamp(min=1)
     truth = torch.cat([torch.ones(len(inside), dtype=torch.int64), torch.zeros(len(outside), dtype=torch.int64)])
     return float(binary_auroc(scores, truth))

@@ -29,7 +29,9 @@ def upright(image: Any, name: str) -> Any:
             f"{name} has pixels of mode {image.mode} (32 bits or floats), whose range is not known. Save it with 8 or "
             "16 bits a channel."
         )
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode == "La":  # PIL converts it to LA alone
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
     return image if image.mode == "L" else image.convert("RGB")

@@ -40,6 +40,7 @@ def to_executorch(model: nn.Module, path: str | Path, example: Tensor, calibrati
     example: normalized images N x C x H x W, of which the first says the shape. calibration: normalized training
     images, of which at most 512 are used; with them the network is quantized to int8 (weights a scale for each
     channel, by torchao's PT2E), without them it stays in float32. The model is left as it was, its mode included.
+    What the file answers is not compared with the network: `export` does that.
     Raises ImportError without the extra kdlib[deploy], ValueError for a network, an example or calibration images
     that do not fit, OSError if the file cannot be written.
     """

@@ -5,7 +5,6 @@ Only what integer code can compute is accepted (`SUPPORTED`); everything else is
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+
+from kdlib import compress, measure
 
 SUPPORTED = (
     "Conv2d, BatchNorm, ReLU, ReLU6, addition, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten, Linear, Identity and "
@@ -79,8 +80,10 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     """
     _check(model, images)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    compress.refuse_activation_rounding(model)
+    _refuse_hooks(model)
     try:
-        model = copy.deepcopy(model).eval().to("cpu", torch.float32)
+        model = measure.copy_without_hooks(model, "cpu").float()
     except RuntimeError as error:  # of weights that are computed from others, as masks of torch.nn.utils.prune do
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -107,6 +110,17 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     if shapes[logits][1:] != (1, 1) or len(observed.shapes[logits]) not in (2, 4):
         raise ValueError(f"One logit for each class is expected, N x classes; got {observed.shapes[logits]}.")
     return Traced(tuple(layers), str(inputs[0]), logits, shapes, {name: observed.ranges[name] for name in shapes})
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    """Raise ValueError for hooks that change an input: nothing of them would be exported."""
+    for name, module in model.named_modules():
+        own = [hook for hook in module._forward_pre_hooks.values() if not type(hook).__module__.startswith("torch.")]
+        if own:  # torch's own compute a weight, as spectral_norm does
+            raise ValueError(
+                f"{name or 'The network'} has a forward pre-hook, and a hook cannot be exported. Write what it does "
+                "into forward, or remove it."
+            )
 
 
 def _needed(layers: list[Layer], logits: str) -> list[Layer]:

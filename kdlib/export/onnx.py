@@ -37,7 +37,8 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
     """Write a network to an ONNX file in float32, for batches of any size, and nothing to the screen.
 
     example: normalized images N x C x H x W, of which the first says the shape. The input is called "images", the
-    output "logits". The model is left as it was, its mode included.
+    output "logits". The model is left as it was, its mode included. What the file answers is not compared with the
+    network: `export` does that.
     Raises ImportError without the extra kdlib[export], ValueError for a network or an example that does not fit or
     that ONNX cannot express, OSError if the file cannot be written.
     """

@@ -61,9 +61,9 @@ def search(
     """
     from kdlib import data as datasets
     from kdlib.errors import check_whole
-    from kdlib.run_folder import claim, remove_earlier
+    from kdlib.run_folder import claim, set_aside
     from kdlib.search import engine, judging, report
-    from kdlib.search.storage import FILE, load_optuna
+    from kdlib.search.storage import FILE, database_file, load_optuna
 
     load_optuna()  # before the data are read
     check_whole(0, judge_seeds=judge_seeds)
@@ -73,7 +73,7 @@ def search(
     try:
         results = (FILE, f"{FILE}-wal", f"{FILE}-shm", *report.FILES)
         # An earlier search stays until this one is known to be sound.
-        with claim(out, () if overwrite else results, resume=not overwrite, overwrite=overwrite,
+        with claim(out, results, resume=not overwrite, overwrite=overwrite, at_once=False,
                    echo=lambda line: None) as folder:  # fmt: skip
             checked = engine.check(
                 datasets.load(data, image_size=image_size),
@@ -94,9 +94,11 @@ def search(
             )
             latencies = None
             if overwrite:
-                task, space, _, limits = checked
+                task, space, strategy, limits = checked
+                if storage and database_file(storage) != database_file(out):  # else it is removed
+                    engine.check_same_search(task, space, strategy, limits, storage)
                 latencies = engine.measure_latencies(task, space, limits, storage)
-                remove_earlier(folder, results)
+                set_aside(folder, results)
             found = engine.search(*checked, storage or out, workers=workers, progress=not quiet, latencies=latencies)
             command = report.command_line(_arguments())
             report.write(out, found, command=command)  # what was found is there if the judgement is interrupted

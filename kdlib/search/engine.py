@@ -13,12 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from kdlib import evaluation, files, models
 from kdlib.data import DataModule
-from kdlib.errors import LARGEST_WHOLE, check_flags, check_kind, check_whole, unknown_name
+from kdlib.errors import LARGEST_WHOLE, as_whole, check_flags, check_kind, check_whole, unknown_name
 from kdlib.methods import Method
 from kdlib.search import loop
 from kdlib.search.limits import CostTable, Limits, largest_allowed
@@ -34,8 +33,18 @@ from kdlib.search.space import (
 )
 from kdlib.search.storage import Storage, load_optuna, open_storage
 from kdlib.search.task import Task, TaskRunner, build_student, teacher_fingerprint
-from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED, PRUNERS, SAMPLERS, Strategy, Trials
-from kdlib.search.workers import Runner, open_runners
+from kdlib.search.trials import (
+    COMPLETE,
+    DIVERGED,
+    INFEASIBLE,
+    PRUNED,
+    PRUNERS,
+    SAMPLERS,
+    Strategy,
+    Trials,
+    check_identity,
+)
+from kdlib.search.workers import Runner, open_runners, refuse_without_main_guard
 from kdlib.study.method_specs import Settings, TeacherKind
 
 if TYPE_CHECKING:
@@ -193,6 +202,8 @@ def run(
         precision=precision,
     )
     check_whole(workers=workers)
+    if workers > 1:
+        refuse_without_main_guard()
     check_flags(progress=progress)
     return search(*checked, storage, workers=workers, progress=progress)
 
@@ -219,8 +230,9 @@ def check(
     """What `search` is given, from the settings of `run`; raises as `run` does, before anything is written."""
     load_optuna()
     check_kind("a kdlib.data.DataModule, such as data.load('fashion-mnist')", DataModule, data=data)
-    check_whole(trials=trials, epochs=epochs, views=views)
-    check_whole(0, LARGEST_WHOLE - TUNING_SEED, seed=seed)
+    trials, epochs, views = as_whole(trials=trials), as_whole(epochs=epochs), as_whole(views=views)
+    seed = as_whole(0, LARGEST_WHOLE - TUNING_SEED, seed=seed)
+    images = images if images is None else as_whole(images=images)
     if not isinstance(sampler, str) or sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, SAMPLERS)
     if pruner is not None and (not isinstance(pruner, str) or pruner not in PRUNERS):
@@ -278,17 +290,9 @@ def _make_task(
         teacher = None
     task = Task(data, teacher, method, student, images, epochs, views, words, device, precision)
     if teacher is not None:
-        _check_teacher(teacher, data, device, precision)
+        evaluation.check_teacher(teacher, data, device=device, precision=precision)
     build_student(data, student, 0)  # raises now for an unknown one
     return task
-
-
-def _check_teacher(teacher: nn.Module, data: DataModule, device: str, precision: str) -> None:
-    """Raise ValueError for a teacher that was built for other images or classes, before it is run on all."""
-    evaluation.check_class_names("teacher", teacher, data)
-    few = data.validation.select(torch.arange(min(2, len(data.validation))))
-    metrics = evaluation.evaluate(teacher, few, device=device, precision=precision, role="teacher")
-    evaluation.check_classes("teacher", metrics.logits, data)
 
 
 def search(
@@ -339,6 +343,17 @@ def measure_latencies(
         costs = CostTable(task.data, True, dict(_stored_latencies(load_optuna(), store, STUDY)))
         largest_allowed(costs.of(students_of(space) or [task.student]), limits)
     return costs.latencies
+
+
+def check_same_search(
+    task: Task, space: dict[str, Distribution], strategy: Strategy, limits: Limits, storage: Storage
+) -> None:
+    """Raise ValueError where the storage holds another search; what `search` would do when it is begun."""
+    optuna = load_optuna()
+    with open_storage(storage) as (store, _):
+        if STUDY in optuna.get_all_study_names(store):
+            stored = optuna.load_study(study_name=STUDY, storage=store).user_attrs.get("identity")
+            check_identity(stored, _identity(task, space, strategy, limits))
 
 
 def _stored_latencies(optuna: Any, store: Any, name: str) -> dict[str, float]:

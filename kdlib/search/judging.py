@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kdlib import verdict
-from kdlib.errors import LARGEST_WHOLE, check_flags, check_kind, check_whole
+from kdlib.errors import LARGEST_WHOLE, as_whole, check_flags, check_kind, check_whole
 from kdlib.files import fingerprint
 from kdlib.search.engine import Found, prepare, scratch_folder, search
 from kdlib.search.storage import load_optuna, open_storage
@@ -197,9 +197,7 @@ def judge(
 def _check_seeds(seeds: Iterable[int], tuning_seed: int) -> list[int]:
     if isinstance(seeds, str | bytes) or not isinstance(seeds, Iterable):
         raise TypeError(f"seeds are whole numbers, such as range(5); got {seeds!r}.")
-    given = list(seeds)
-    for seed in given:
-        check_whole(0, LARGEST_WHOLE, seed=seed)
+    given = [as_whole(0, LARGEST_WHOLE, seed=seed) for seed in seeds]
     if len(set(given)) < max(2, len(given)):
         raise ValueError(f"To judge takes at least two different seeds, five as a rule; got {given}.")
     if tuning_seed in given:
@@ -233,7 +231,8 @@ def _run_all(found: Found, arms: Sequence[Arm], seeds: Sequence[int], workers: i
         open_runners(found.task, cache, workers) as runners,
         tqdm(total=len(arms) * len(seeds), desc="judge", unit="run", disable=not progress) as bar,
     ):
-        done = Stored(load_optuna().create_study(study_name="judged", storage=store, load_if_exists=True))
+        study = load_optuna().create_study(study_name="judged", storage=store, load_if_exists=True)
+        done = Stored(study, found.task.data.test.fingerprint)
         rows = []
         for seed in seeds:
             missing = [arm for arm in arms if done.find(arm, seed) is None]
@@ -250,10 +249,11 @@ def _run_all(found: Found, arms: Sequence[Arm], seeds: Sequence[int], workers: i
 
 
 class Stored:
-    """The judging runs in the storage of a search, by what was trained."""
+    """The judging runs in the storage of a search, by what was trained, and by the test set that judged it."""
 
-    def __init__(self, study: Any) -> None:
-        self.study = study
+    def __init__(self, study: Any, test: str) -> None:
+        """study: optuna's. test: the fingerprint of the test set."""
+        self.study, self.test = study, test
 
     def find(self, arm: Arm, seed: int) -> Mapping[str, Any] | None:
         """The result of a run; None if it has not been made."""
@@ -263,10 +263,9 @@ class Stored:
         """Keep the result of a run."""
         self.study.set_user_attr(self._key(arm, seed), dict(result))
 
-    @staticmethod
-    def _key(arm: Arm, seed: int) -> str:
+    def _key(self, arm: Arm, seed: int) -> str:
         # By the setting and not by the arm: a search with more trials may find another one.
-        return f"seed {seed}, {fingerprint([], arm.student, asdict(arm.settings))[:16]}"
+        return f"seed {seed}, {fingerprint([], arm.student, asdict(arm.settings), self.test)[:16]}"
 
 
 def _train(arms: Sequence[Arm], seed: int, runners: list[Runner], done: Stored, bar: tqdm) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kdlib import measure
 from kdlib.data import DataModule
-from kdlib.errors import check_real, check_whole
+from kdlib.errors import as_whole, check_real
 from kdlib.search.task import build_student
 
 LATENCY_SECONDS = 0.2  # for which each network is timed
@@ -25,9 +25,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.max_macs is not None:
-            check_whole(max_macs=self.max_macs)
+            object.__setattr__(self, "max_macs", as_whole(max_macs=self.max_macs))
         if self.max_latency is not None:
             check_real(max_latency=self.max_latency)
+            object.__setattr__(self, "max_latency", float(self.max_latency))
             if not 0 < self.max_latency < float("inf"):
                 raise ValueError(f"max_latency is a positive number of seconds; got {self.max_latency}.")
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 FILE = "search.sqlite"  # in the folder of a search
+DAMAGED = "Restore its file of trials from a copy, or choose another folder."
 Storage = str | Path | None
 
 
@@ -47,12 +48,11 @@ def open_storage(storage: Storage) -> Iterator[tuple[BaseStorage, bool]]:
     text = str(storage)
     if text.startswith("journal:"):
         yield _journal(optuna, Path(text.removeprefix("journal:"))), True
-    elif "://" not in text or text.startswith("sqlite:///"):
-        path = Path(text.removeprefix("sqlite:///")) if "://" in text else Path(text) / FILE
+    elif (path := database_file(text)) is not None:
         busy = f"{path.parent} is in use by another search that has not ended. Wait for it, or choose another folder."
         files.ensure_writable(path.parent)
         with files.lock(path.with_name(f".{path.name}.lock"), busy):
-            database = _database(optuna, f"sqlite:///{path}", text)
+            database = _database(optuna, _sqlite_url(path), text)
             try:
                 from kdlib.search.write_through import WriteThrough
 
@@ -66,16 +66,59 @@ def open_storage(storage: Storage) -> Iterator[tuple[BaseStorage, bool]]:
             yield database, True
 
 
+def database_file(storage: str | Path) -> Path | None:
+    """The SQLite file that a folder or "sqlite:///PATH" names, from the root; None for another storage."""
+    text = str(storage)
+    if text.startswith("sqlite:///"):
+        return Path(text.removeprefix("sqlite:///")).absolute()
+    return None if "://" in text or text.startswith("journal:") else (Path(text) / FILE).absolute()
+
+
+def _sqlite_url(path: Path) -> str:
+    """A URL for optuna, which fills in braces."""
+    from sqlalchemy.engine import URL, make_url
+
+    url = URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+    if make_url(url).database != str(path):  # SQLAlchemy before 2.1 takes a question mark for the end
+        raise ValueError(f"{path.parent} cannot be written as an address of SQLite. Give a folder with a plainer name.")
+    return url.replace("{", "{{").replace("}", "}}")
+
+
 def _journal(optuna: Any, path: Path) -> BaseStorage:
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
+
+    class Backend(JournalFileBackend):
+        """A journal whose last line is whole: what follows half a line could not be read any more."""
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            try:
+                super().append_logs(logs)
+            except OSError as error:
+                _cut_off_partial_line(path, lock)
+                raise OSError(
+                    f"The trials could not be written to {path} ({error.strerror or error}). Those before are kept. "
+                    "See to that, by freeing some space for instance: the same command goes on with them."
+                ) from error
 
     files.ensure_writable(path.parent)
     # optuna's default lock is a symbolic link, which on Windows takes a privilege.
-    lock = JournalFileOpenLock(str(path)) if sys.platform == "win32" else None
+    lock = (JournalFileOpenLock if sys.platform == "win32" else JournalFileSymlinkLock)(str(path))
+    if path.exists():
+        _cut_off_partial_line(path, lock)  # of a process that was killed while it wrote
     try:
-        return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock))
+        return optuna.storages.JournalStorage(Backend(str(path), lock))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no journal of a search ({error}). Choose another file.") from error
+
+
+def _cut_off_partial_line(path: Path, lock: Any) -> None:
+    lock.acquire()
+    try:
+        with path.open("rb+") as file:
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)
+    finally:
+        lock.release()
 
 
 def _database(optuna: Any, url: str, shown: str) -> Any:
@@ -99,6 +142,8 @@ def _database(optuna: Any, url: str, shown: str) -> Any:
         reason = " ".join(str(error.__cause__ or error).split())
         if "not a database" in reason:
             raise ValueError(f"{shown} is not a SQLite file ({reason}). Choose another one.") from error
+        if "malformed" in reason:
+            raise OSError(f"{_without_password(shown)} is damaged ({reason}). {DAMAGED}") from error
         if "disk is full" in reason:
             raise OSError(
                 f"The storage {_without_password(shown)} cannot be written ({reason}). Free some space, or choose "
@@ -126,6 +171,8 @@ def _explain_failed_writes(optuna: Any, shown: str) -> Iterator[None]:
     except optuna.exceptions.StorageInternalError as error:
         cause = getattr(error.__cause__, "orig", None) or error.__cause__ or error  # SQLAlchemy's adds the statement
         reason = " ".join(str(cause).split())
+        if "malformed" in reason or "not a database" in reason:
+            raise OSError(f"{_without_password(shown)} is damaged ({reason}). {DAMAGED}") from error
         raise OSError(
             f"The trials could not be written to {_without_password(shown)} ({reason}). Those before are kept. See to "
             "that, by freeing some space for instance: the same command, without --overwrite, goes on with them."

@@ -95,6 +95,17 @@ class Assignment:
     last_report: int = 0
 
 
+def check_identity(before: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> None:
+    """Raise ValueError for a search that is another one than that which a storage holds; before: None for none."""
+    now = {name: value for name, value in json.loads(json.dumps(identity)).items() if name in (before or {})}
+    differ = [f"{name} {before[name]} (now {value})" for name, value in now.items() if before and before[name] != value]
+    if differ:
+        raise ValueError(
+            f"The search in this place was made with {', '.join(differ)}. Give the same settings to go on with it, or "
+            "choose another folder; where --storage was given, another storage."
+        )
+
+
 class Trials:
     """The trials of one search in a storage."""
 
@@ -128,23 +139,11 @@ class Trials:
             direction="maximize",
             load_if_exists=True,
         )
-        self._check_identity(identity)
+        if "identity" not in self.study.user_attrs:
+            self.study.set_user_attr("identity", json.loads(json.dumps(identity)))
+        check_identity(self.study.user_attrs["identity"], identity)
         self._shared = shared
         self._interrupted: list[tuple[int, FrozenTrial]] = []  # with the slots that they had
-
-    def _check_identity(self, identity: Mapping[str, Any]) -> None:
-        now = json.loads(json.dumps(identity))
-        before = self.study.user_attrs.get("identity")
-        if before is None:
-            self.study.set_user_attr("identity", now)
-            return
-        now = {name: value for name, value in now.items() if name in before}  # an older search noted less
-        differ = [f"{name} {before[name]} (now {now[name]})" for name in now if before[name] != now[name]]
-        if differ:
-            raise ValueError(
-                f"The search in this place was made with {', '.join(differ)}. Give the same settings to go on with it, "
-                "or choose another folder."
-            )
 
     # --- one trial after the other
 

@@ -119,7 +119,7 @@ class RemoteRunner:
                     return value
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise ChildProcessError(
-                "A process of the search was killed, perhaps because memory ran out. Finished trials are kept: start "
+                "A process of the search has ended, perhaps because memory ran out. Finished trials are kept: start "
                 "the same search again, with fewer workers if it happens once more."
             ) from error
 
@@ -132,6 +132,15 @@ class RemoteRunner:
         self.process.terminate()
         self.process.join()
         self._connection.close()
+
+
+def refuse_without_main_guard() -> None:
+    """Raise RuntimeError in a process that is being started, and for this runs the user's script from its beginning."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "A search with several workers starts processes, and each of these runs the script anew. Put the call of "
+            'search.run below a line `if __name__ == "__main__":`.'
+        )
 
 
 @contextmanager

@@ -96,6 +96,8 @@ def study(
         for count in images or [10_000]
     ]
     try:
+        for config in configs[1:]:
+            runner.dry_run(config)  # a mistake in the last one shows before hours of the first
         for config in configs:
             if dry:
                 print(runner.dry_run(config))

@@ -28,7 +28,7 @@ from typing import Any, NoReturn, TypedDict, cast
 import torch
 from torch import Tensor, nn
 
-from kdlib import data, devices, files, measure, models, train
+from kdlib import data, devices, evaluation, files, measure, models, train
 from kdlib.data import DataModule, IndexedDataset
 from kdlib.errors import DivergedError
 from kdlib.methods import HardLabels, Method
@@ -56,13 +56,15 @@ class Experiment:
     def __init__(self, budget: Budget, cache: Path) -> None:
         """Load data and teacher. cache: scratch folder for teacher outputs, control teachers and checkpoints.
 
-        Raises what `data.load`, `subset` and `models.load` raise; the test set is not read.
+        Raises what `data.load`, `subset` and `models.load` raise, and ValueError for a teacher of other images or
+        classes; the test set is not read.
         """
         self.data = data.load_images(budget.data)
         self.budget = replace(budget, images=budget.images or len(self.data.train))
         self.data.subset(self.num_images)  # raises now if there are not that many
         self.device_config = devices.resolve(budget.device, budget.precision)
         self.reference = models.load(budget.teacher)
+        evaluation.check_teacher(self.reference, self.data, **self.device_options)
         self.cache = cache
         datasets = (self.data.train.fingerprint, self.data.validation.fingerprint)
         self.fingerprint = files.fingerprint(self.reference.state_dict(), repr(self.reference), datasets)

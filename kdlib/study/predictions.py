@@ -13,11 +13,10 @@ from torch import Tensor
 from kdlib import files
 
 LABELS = "labels"  # beside the answers, each under the fingerprint of its run
-MOST_CLASSES = 256  # that fit one byte
 
 
 class PredictionsFile:
-    """The predicted classes of all runs of a CSV file, as uint8, or int16 where there are more than 256 classes."""
+    """The predicted classes of all runs of a CSV file, each in the smallest type that holds them: uint8 as a rule."""
 
     def __init__(self, runs_path: Path) -> None:
         """runs_path: the CSV file, which need not exist. Raises ValueError for a damaged file beside it."""
@@ -32,11 +31,10 @@ class PredictionsFile:
 
     def add(self, fingerprint: str, predicted: Tensor, labels: Tensor) -> None:
         """Write the answers of one more run. Raises ValueError for other labels than those in the file."""
-        compact = torch.uint8 if int(labels.max()) < MOST_CLASSES else torch.int16
-        labels = labels.to(compact)
+        labels = _compact(labels)
         if LABELS in self._tensors and not torch.equal(self._tensors[LABELS], labels):
             raise ValueError(f"{self.path} holds answers for other test images. Choose another folder with --out.")
-        self._tensors |= {LABELS: labels, fingerprint: predicted.to(compact)}
+        self._tensors |= {LABELS: labels, fingerprint: _compact(predicted)}
         files.save_tensors(self.path, self._tensors, {})
 
     def predicted(self, fingerprint: str) -> Tensor | None:
@@ -47,3 +45,8 @@ class PredictionsFile:
         """For each test image whether this run's student was right; None where its answers are not known."""
         predicted = self.predicted(fingerprint)
         return None if predicted is None else predicted == self._tensors[LABELS]
+
+
+def _compact(classes: Tensor) -> Tensor:
+    types = (torch.uint8, torch.int16, torch.int32)
+    return classes.to(next(one for one in types if int(classes.max()) <= torch.iinfo(one).max))

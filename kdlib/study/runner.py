@@ -269,6 +269,22 @@ class _Study:
                     f"{self.trials_path} holds trials of {spec.name} from another search, perhaps of another version "
                     "of kdlib. Move it and the runs away, or choose another folder with --out."
                 )
+            self._check_first_trials(spec, [row for row in trial_rows if row["method"] == spec.name])
+
+    def _check_first_trials(self, spec: MethodSpec, trial_rows: Sequence[Row]) -> None:
+        """Raise ValueError where the further trials were made before all of the first: around another best one."""
+        tried = {(Settings.from_row(row), int(row["seed"])) for row in trial_rows}
+        first = spec.first_settings(self.config.budget.optimizer)
+        missing = sorted(
+            {seed for settings in first for seed in self.config.tuning_seeds}
+            - {seed for seed in self.config.tuning_seeds if all((settings, seed) in tried for settings in first)}
+        )
+        if missing and any(settings not in first for settings, _ in tried):
+            raise ValueError(
+                f"{self.trials_path} holds the whole search of {spec.name} by other tuning seeds: with the seeds "
+                f"{missing} as well, others might have been tried. Give --tuning-seeds as in the first command, "
+                "or choose another folder with --out."
+            )
 
     def tune(self, executor: _Executor, trials: RunsFile) -> None:
         """Make the trials that are missing, and take the best settings of each method."""

@@ -226,7 +226,7 @@ FAULTY: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "a number of no row": (
         replaced("The controls gain less.", "In the best run it gains 6.4 points."),
-        r"^Numbers: the conclusion has 6.4, which no row gives",
+        r"^Numbers: the conclusion has 6.4, which no file gives",
     ),
     "the test set": (replaced("- test set: read once", "- test set: read"), r"^Test set: the section Method has no"),
     "settings that were not chosen": (
@@ -271,11 +271,12 @@ def test_one_fault_is_refused_and_named(name: str, good: Path, tmp_path: Path) -
     assert re.search(message, found[0]), found
 
 
-def with_conclusion(text: str) -> list[str]:
-    """The faults of another conclusion of the shipped example, in which kd LOSES."""
+def with_conclusion(text: str, *kinds: str) -> list[str]:
+    """The faults of another conclusion of the shipped example, in which kd LOSES; kinds: default, its verdicts."""
     report = capstone.read_report(EXAMPLE)
     changed = replace(report, sections={**report.sections, "Conclusion": f"{text}\n"})
-    return [one for one in capstone.check(changed, capstone.read_evidence(report)) if one.startswith("Verdicts")]
+    found = capstone.check(changed, capstone.read_evidence(report))
+    return [one for one in found if one.startswith(kinds or ("Verdicts",))]
 
 
 @pytest.mark.parametrize(
@@ -643,6 +644,59 @@ def test_a_wrong_claim_in_plain_words_is_found() -> None:
     (fault,) = with_conclusion("kd outperforms hard labels; by its interval it LOSES.")
     assert fault == "Verdicts: the conclusion says that kd outperforms, and its interval says LOSES."
     assert with_conclusion("kd never beats hard labels, it does not: kd LOSES.") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The baseline beats kd: kd LOSES.",
+        "Hard labels beat kd, and label-smoothing outperforms kd. kd LOSES.",
+        "kd beats nothing: it LOSES.",
+        "kd LOSES. The int8 file agrees with the student on 97.20 % of the pictures.",
+        "kd LOSES. The student needs 29 % of the teacher's parameters, 71 % fewer.",
+        "kd LOSES by 6.4 points; it falls 6.4 points below hard labels.",
+    ],
+)
+def test_what_the_files_say_may_be_said(text: str) -> None:
+    assert with_conclusion(text, "Verdicts", "Numbers") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("KD BEATS hard labels. So label-smoothing is INCONCLUSIVE.", "says BEATS of kd, and its interval says LOSES"),
+        ("KD beats hard labels. kd LOSES.", "says that kd beats, and its interval says LOSES"),
+        ("kd gains 6.4 points over hard labels. label-smoothing is INCONCLUSIVE.", "calls 6.4 a gain of kd"),
+        ("kd LOSES, at 46 % of the teacher's parameters.", "has 46, which no file gives"),
+    ],
+)
+def test_what_the_files_do_not_say_is_found(text: str, message: str) -> None:
+    (fault,) = with_conclusion(text, "Verdicts", "Numbers")
+    assert message in fault
+
+
+def test_a_report_of_some_editors_is_read_and_one_of_another_encoding_is_told(good: Path, tmp_path: Path) -> None:
+    path = copy_of(good, tmp_path)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8-sig")
+    assert faults(path) == []
+    path.write_text(text.replace("## Data", "## Data\n\n\u00e4"), encoding="cp1252")
+    with pytest.raises(ValueError, match="is not text in UTF-8. Save it with this encoding"):
+        capstone.read_report(path)
+
+
+def test_a_draft_of_a_study_that_is_not_finished_has_no_nan(good: Path, tmp_path: Path) -> None:
+    path = copy_of(good, tmp_path)
+    study = path.parent / "runs" / "study" / study_name(path)
+    lines = study.read_text().splitlines(keepends=True)
+    number = next(place for place, line in enumerate(lines) if ",kd," in line)
+    study.write_text("".join(lines[:number] + lines[number + 1 :]))
+    files = {"study": study} | {name: path.parent / "runs" / f"{name}.json" for name in ("student", "export", "cost")}
+    options = [word for name, one in files.items() for word in (f"--{name}", str(one))]
+    assert main(["draft", *options, "--out", str(tmp_path / "new.md")]) == 0
+    text = (tmp_path / "new.md").read_text()
+    assert "nan" not in text
+    assert "| kd | 5 | TODO: " in text
 
 
 def test_the_level_of_the_intervals_may_stand_in_the_conclusion(good: Path) -> None:

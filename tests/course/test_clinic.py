@@ -378,6 +378,15 @@ OTHERWISE: list[tuple[int, dict[str, str], str]] = [
         },
         "log_softmax needs neither",
     ),
+    (  # the other divergence
+        2,
+        {
+            "targets =": "log_q, log_p = F.log_softmax(output / T, dim=1), F.log_softmax(large_logits / T, dim=1)",
+            "log_probabilities =": "",
+            "soft = ": "soft = (log_q.exp() * (log_q - log_p)).sum(dim=1).mean()",
+        },
+        "KL(student",
+    ),
 ]
 
 

@@ -205,3 +205,11 @@ def test_nothing_runs_a_network_when_a_control_moves(
 def test_what_it_cannot_show_is_refused(given: dict[str, Tensor], message: str, dataset: InMemoryDataset) -> None:
     with pytest.raises(ValueError, match=message):
         explorers.Ensemble(given, dataset, CLASSES)
+
+
+def test_a_teacher_that_is_sure_and_wrong_and_alone_makes_no_nan() -> None:
+    labels = torch.arange(6) % 3
+    sure = [20.0 * torch.nn.functional.one_hot((labels + shift) % 3, 3) for shift in (0, 1)]
+    for way in WAYS:
+        common = common_logits(torch.stack(sure), labels, way, torch.tensor([0.0, 1.0]))
+        assert torch.equal(common.argmax(dim=1), (labels + 1) % 3), way

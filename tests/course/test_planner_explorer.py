@@ -178,3 +178,9 @@ def test_nothing_trains_when_a_control_moves(explorer: explorers.Planner, monkey
 
     monkeypatch.setattr(torch.nn.Module, "__call__", refuse)
     explorer.set(**MOVES)
+
+
+def test_one_method_that_gains_nothing_needs_no_correction() -> None:
+    text = explorers.Planner(gain=0, spread=0.1, seeds=2, images=500).describe()
+    assert "correction" not in text
+    assert "correction" in explorers.Planner(gain=0, methods=5).describe()

@@ -438,12 +438,9 @@ def test_class_matrix_has_names_numbers_and_a_colour_bar(shown: list[tuple[dict,
 
 
 def test_numbers_on_heat_maps_have_contrast_on_every_colour() -> None:
-    from matplotlib.colors import LinearSegmentedColormap
-
     values, (_, axes) = np.linspace(-1, 1, 257)[None], plots.figure()
     image = axes.imshow(values)
-    gains = LinearSegmentedColormap.from_list("gain", (plots.BASELINE.colour, "#FFFFFF", plots.DISTILLED.colour))
-    for cmap in ("cividis", "Greys", gains):
+    for cmap in ("cividis", "Greys", plots.diverging_cmap()):
         image.set_cmap(cmap)
         texts = plots.text_colours(image, values)
         ratios = [
@@ -451,6 +448,17 @@ def test_numbers_on_heat_maps_have_contrast_on_every_colour() -> None:
             for text, value in zip(texts[0], values[0], strict=True)
         ]
         assert min(ratios) >= 4.5
+
+
+def test_a_diverging_class_matrix_is_white_where_nothing_changed() -> None:
+    _, axes = plots.figure()
+    cmap = plots.diverging_cmap().reversed()
+    image = plots.class_matrix(axes, [[0.5, 1.0], [1.5, 3.0]], "ab", label="ratio", low=0, high=2, cmap=cmap)
+    below, same, above, beyond = (image.cmap(image.norm(value))[:3] for value in (0.5, 1.0, 1.5, 3.0))
+    assert min(same) > 0.98
+    assert below[2] > below[0]  # blue
+    assert above[0] > above[2]  # vermilion
+    assert beyond == to_rgb(plots.BASELINE.colour)
 
 
 def test_class_matrix_refuses_names_that_do_not_fit() -> None:
@@ -613,7 +621,7 @@ def test_softened_answers_run_to_the_centre_and_rest_when_they_are_magnified() -
         distance = np.linalg.norm(lines[name] - centre, axis=1)
         assert distance[0] > distance[1] > distance[2]
         assert distance[2] < 1e-3
-    rest = np.asarray(next(line for line in right.lines if line.get_label() == "centred logits / 3").get_xydata())
+    rest = np.asarray(next(line for line in right.lines if line.get_label() == "limit").get_xydata())
     magnified = next(line for line in right.lines if line.get_label() == "teacher").get_xydata()
     np.testing.assert_allclose(magnified[-1], rest[0], atol=1e-3)
     assert "T = 1 to 4096" in plots.shrinking_answers_alt([1, 8, 4096])

@@ -251,3 +251,10 @@ def test_an_account_that_only_has_a_number_is_no_error(
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     monkeypatch.setattr(progress_file, "__file__", str(clone / "course" / "progress_file.py"))
     assert progress_file.path() == clone / ".kdlib-progress.json"
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("KDLIB_PROGRESS", "~/mine.json")
+    assert progress_file.path() == tmp_path / "mine.json"

@@ -244,6 +244,17 @@ def test_the_terminal_asks_until_it_is_left_and_goes_on_there(
     assert "Question 2 of 30" in capsys.readouterr().out
 
 
+def test_the_terminal_takes_a_letter_with_quotes_and_tells_what_it_wants(
+    progress: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed(monkeypatch, "", "x", f'"{quiz.QUESTIONS[0].correct}"', "q")
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert out.count("Type one letter, a to ") == 2
+    assert "in quotes" not in out
+    assert "Quiz: 1 of 30 right, 0 wrong, 29 open" in out
+
+
 def test_the_terminal_prints_for_paper_reports_and_forgets(
     progress: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

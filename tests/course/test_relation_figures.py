@@ -42,6 +42,14 @@ def test_the_maps_are_drawn_in_steps_and_their_differences_below_them() -> None:
     assert len(images_of(plots.relation_maps(given, **LOOK))) == 3
 
 
+def test_differences_may_have_a_scale_of_their_own() -> None:
+    given = matrices(2)
+    fig = plots.relation_maps(given, **LOOK, differences=True, far=0.3)
+    *maps, differences = [axes.images[0] for axes in fig.axes if axes.images]
+    assert differences.get_clim() == (0, 0.3)
+    assert all(image.get_clim() == (0, LOOK["high"]) for image in maps)
+
+
 def test_pictures_sorted_by_class_have_the_names_of_the_classes() -> None:
     fig = plots.relation_maps(matrices(2), **LOOK, classes=("bag", "coat", "shirt"))
     first = fig.axes[0]

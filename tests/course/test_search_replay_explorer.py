@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -166,3 +167,22 @@ def test_the_shipped_searches_are_shown_without_any_argument() -> None:
     explorer = explorers.SearchReplay(trials=6)
     assert "order 1, 6 trials:" in explorer.describe()
     assert explorer.controls["number"].max == 40
+
+
+def test_what_is_said_of_the_usual_setting_is_true(replay: Replay) -> None:
+    said = set()
+    for number, seed in product((1, 2, 3), (0, 1, 2)):
+        for trials in (1, 3, 8):
+            explorer = explorers.SearchReplay(replay, sampler=RANDOM, seed=seed, number=number, trials=trials)
+            result = explorer.compute(*explorer.inputs())
+            usual, text = replay.map.default, explorer.describe()
+            expected = (
+                "the usual setting itself"
+                if result.best[-1] == usual
+                else "which was tried as well"
+                if usual in result.order
+                else "which nobody searched"
+            )
+            assert expected in text
+            said.add(expected)
+    assert len(said) == 3

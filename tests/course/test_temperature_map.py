@@ -296,3 +296,8 @@ def test_alpha_1_is_described_as_hard_labels(grid: Results) -> None:
     assert "Alpha 1 is hard labels alone" in explorer.describe()
     assert "INCONCLUSIVE: every seed differs from hard labels by the same +0.00 points" in explorer.describe()
     assert not explorer._band.get_visible()
+
+
+def test_who_loses_loses_to_hard_labels() -> None:
+    text = explorers.TemperatureMap(metric="calibration error", alpha=0, temperature=2).describe()
+    assert "LOSES to hard labels: the interval" in text
