@@ -241,7 +241,7 @@ def test_a_seed_that_diverged_leaves_no_mean(folder: Path) -> None:
 # The README that is shipped.
 
 
-FOLDERS = (".", "long", "long/new-views", "long/sixty-epochs", "long/resnet18-rkd")
+FOLDERS = (".", "long", "long/new-views", "long/sixty-epochs")
 
 
 @pytest.mark.parametrize("readme", [SHIPPED.parent / name / "README.md" for name in FOLDERS])

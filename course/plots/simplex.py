@@ -47,7 +47,8 @@ def shrinking_answers(teacher_logits: Any, student_logits: Any, temperatures: Se
         right.plot(*rest, **NEUTRAL.line(label, linestyle="", marker="X", markersize=9, zorder=5))
         first, text = answers[role][0], f"T = {temperatures[0]:g}"
         place = (-40, -2) if role is TEACHER else (-33, -3)  # beside the lines
-        left.annotate(text, first, place, textcoords="offset points", fontsize=9)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the side of the triangle does not cross it
+        left.annotate(text, first, place, textcoords="offset points", fontsize=9, bbox=box)
         place = (-20, 7) if role is TEACHER else (-33, -3)
         right.annotate(text, temperatures[0] * (first - CENTRE), place, textcoords="offset points", fontsize=9)
     left.set_title("the answers", pad=22)
