@@ -72,13 +72,13 @@ class Job:
 
     def __post_init__(self) -> None:
         # Paths and NumPy's numbers are taken, too, and come out again in report.json, which knows neither.
-        several = not isinstance(self.teacher, str | os.PathLike)
+        one = isinstance(self.teacher, str | os.PathLike)
         values: dict[str, Any] = {
-            "teacher": tuple(map(os.fspath, self.teacher)) if several else os.fspath(str(self.teacher)),
+            "teacher": str(self.teacher) if one else tuple(map(os.fspath, self.teacher)),
             **{name: os.fspath(getattr(self, name)) for name in ("data", "student")},
             **{name: _plain(getattr(self, name)) for name in PLAIN},
             "cache": None if self.cache is None else os.fspath(self.cache),
-            "layers": tuple(self.layers),
+            "layers": self.layers if isinstance(self.layers, str) else tuple(self.layers),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)

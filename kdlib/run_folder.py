@@ -80,8 +80,9 @@ def set_aside(out: Path, results: Sequence[str]) -> None:
 
 def _settle(out: Path, results: Sequence[str]) -> None:
     """Bring back what was set aside, unless a newer run has written a result."""
-    if not any((out / name).exists() for name in results):
-        for path in (out / ASIDE).glob("*"):
+    aside = list((out / ASIDE).glob("*"))
+    if not any((out / name).exists() for name in (*results, *(path.name for path in aside))):
+        for path in aside:
             path.replace(out / path.name)
     shutil.rmtree(out / ASIDE, ignore_errors=True)
 

@@ -865,7 +865,7 @@ def _store(target: Tensor, values: Tensor, name: str) -> None:
     what = f"The teacher's {f'outputs of {name!r}' if name else 'logits'}"
     if torch.isfinite(values).all():
         raise ValueError(
-            f"{what} are too large for 16 bits. Build the cache with half=False; on the command line leave out --cache."
+            f"{what} are too large for 16 bits. Build the cache without --cache, in memory, or with half=False."
         )
     raise ValueError(f"{what} are not finite. Evaluate the teacher: its weights may be damaged.")
 

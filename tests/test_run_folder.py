@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdlib import files
-from kdlib.run_folder import claim, remove_earlier, set_aside
+from kdlib.run_folder import ASIDE, claim, remove_earlier, set_aside
 
 RESULTS = ("student.safetensors", "report.json")
 HOLDER = """
@@ -172,6 +172,16 @@ def test_an_earlier_run_comes_back_after_a_kill(tmp_path: Path) -> None:
     ):
         pass
     assert (tmp_path / "a").read_text() == "earlier"
+
+
+def test_a_command_of_other_results_brings_back_no_older_file_over_a_newer_one(tmp_path: Path) -> None:
+    (tmp_path / ASIDE).mkdir()  # as a run leaves it that was killed when it had written one of its results
+    for folder, text in ((tmp_path, "newer"), (tmp_path / ASIDE, "earlier")):
+        (folder / "report.json").write_text(text)
+    (tmp_path / ASIDE / "student.safetensors").write_text("earlier")
+    with claim(tmp_path, (), resume=None, overwrite=False):
+        pass
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.json": "newer"}
 
 
 def test_a_place_that_is_no_folder_is_refused_before_the_run(tmp_path: Path) -> None:

@@ -275,10 +275,8 @@ class _Study:
         """Raise ValueError where the further trials were made before all of the first: around another best one."""
         tried = {(Settings.from_row(row), int(row["seed"])) for row in trial_rows}
         first = spec.first_settings(self.config.budget.optimizer)
-        missing = sorted(
-            {seed for settings in first for seed in self.config.tuning_seeds}
-            - {seed for seed in self.config.tuning_seeds if all((settings, seed) in tried for settings in first)}
-        )
+        seeds = self.config.tuning_seeds
+        missing = [seed for seed in seeds if any((settings, seed) not in tried for settings in first)]
         if missing and any(settings not in first for settings, _ in tried):
             raise ValueError(
                 f"{self.trials_path} holds the whole search of {spec.name} by other tuning seeds: with the seeds "

@@ -29,7 +29,7 @@ def test_the_supposed_pictures_can_be_split_so(capsys: pytest.CaptureFixture[str
     """Of n pictures that one network alone got right, the two shares differ by an even number where n is even."""
     cells = notebooks.read(notebooks.find("09")).cells
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    ((total, difference),) = re.findall(r"Suppose it is (\d+) here, and (\d+) pictures", text)
+    ((total, difference),) = re.findall(r"Take (\d+), near their middle, and (\d+) pictures", text)
     won, rest = divmod(int(total) + int(difference), 2)
     assert rest == 0
     (source,) = [cell.source for cell in cells if cell.cell_type == "code" and f"+ {difference}) // 2" in cell.source]
