@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from kdlib import data as datasets
@@ -194,7 +193,7 @@ def build(job: Job) -> tuple[DataModule, nn.Module, nn.Module, methods.Method]:
     )
     if job.cache is not None and not method.needs_teacher:
         raise ValueError(f"{job.method!r} needs no teacher, so there is nothing to keep: leave out the cache.")
-    _check_teacher(teacher, data, job)
+    evaluation.check_teacher(teacher, data, device=job.device, precision=job.precision)
     return data, teacher, student, method
 
 
@@ -239,13 +238,6 @@ def _load_teacher(job: Job, data: DataModule) -> nn.Module:
     for network in networks:
         evaluation.check_class_names("teacher", network, data)
     return networks[0] if len(networks) == 1 else Ensemble(networks).eval()
-
-
-def _check_teacher(teacher: nn.Module, data: DataModule, job: Job) -> None:
-    """Raise ValueError for a teacher that was built for other images or classes, before it is run on all."""
-    few = data.validation.select(torch.arange(min(distributed.world_size(), len(data.validation))))
-    metrics = evaluation.evaluate(teacher, few, device=job.device, precision=job.precision, role="teacher")
-    evaluation.check_classes("teacher", metrics.logits, data)
 
 
 def _build_student(job: Job, data: DataModule) -> nn.Module:

@@ -222,8 +222,9 @@ def check_class_names(role: str, model: Any, data: DataModule) -> None:
 def check_teacher(teacher: nn.Module, data: DataModule, *, device: str, precision: str) -> None:
     """Raise ValueError for a teacher that was built for other images or classes, before it is run on all."""
     check_class_names("teacher", teacher, data)
-    few = data.validation.select(torch.arange(min(2, len(data.validation))))
-    metrics = evaluate(teacher, few, device=device, precision=precision, role="teacher")
+    few = min(max(2, distributed.world_size()), len(data.validation))  # each process has a share of them
+    images = data.validation.select(torch.arange(few))
+    metrics = evaluate(teacher, images, device=device, precision=precision, role="teacher")
     check_classes("teacher", metrics.logits, data)
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from kdlib import losses, measure, methods, models, train
 from kdlib.checkpoints import Checkpointer, plain_groups
@@ -1095,3 +1096,28 @@ def test_a_checkpoint_in_an_epoch_holds_no_half_made_gradient(blobs: DataModule,
 def test_settings_without_attributes_are_told_apart(a: Any, b: Any) -> None:
     assert describe(a) != describe(b)
     assert describe(a) == describe(copy.deepcopy(a))
+
+
+def test_what_a_network_asserts_of_an_image_is_told_as_its_size() -> None:
+    """timm's transformers do."""
+
+    class OfOneSize(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            torch._assert(images.shape[2] == 224, "Input height doesn't match model (224).")
+            return images
+
+    images = torch.zeros(2, 1, 28, 28)
+    with (
+        pytest.raises(ValueError, match=r"student cannot take images of 1 x 28 x 28 \(Input height doesn't match"),
+        explain_shape_errors("student", images),
+    ):
+        OfOneSize()(images)
+
+
+def test_an_accuracy_over_batches_of_a_loader_is_a_whole_number_of_images() -> None:
+    labels = torch.arange(300) % 3
+    for right in (1, 222, 223, 258, 299):
+        said = labels.clone()
+        said[right:] = (said[right:] + 1) % 3
+        loader = DataLoader(TensorDataset(nn.functional.one_hot(said, 3).float(), labels), 64)
+        assert train.evaluate(nn.Identity(), loader, device="cpu", precision="fp32").accuracy == right / 300

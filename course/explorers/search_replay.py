@@ -148,12 +148,12 @@ class SearchReplay(Explorer):
         ]
 
     def _describe_default(self, result: Steps) -> str:
-        usual, kept = "T 4, alpha 0.1, the usual setting,", result.kept[-1]
         if result.best[-1] == self.replay.map.default:
             return "It is T 4, alpha 0.1, the usual setting itself."
+        kept = result.kept[-1]
         side = "more" if kept > result.default else "less"
         tried = "which was tried as well" if self.replay.map.default in result.order else "which nobody searched"
         return (
-            f"{usual} {tried}, has {result.default:.2f} % there: the choice has {abs(kept - result.default):.2f} "
-            f"points {side}."
+            f"T 4, alpha 0.1, the usual setting, {tried}, has {result.default:.2f} % there: the choice has "
+            f"{abs(kept - result.default):.2f} points {side}."
         )
