@@ -4,6 +4,7 @@ BIN := .venv/bin
 OUT ?= runs/distill
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help distill lab browser test quick lint check notebooks study pictures bench bench-peers mutants mutants-all oldest clean
 
 help: ## This list
@@ -96,12 +97,15 @@ comma := ,
 # quoted TEXT: one word for the shell, whatever is in it
 quoted = '$(subst ','\'',$(1))'
 
-# install WHAT into an environment, .venv unless another is named
+# install WHAT into an environment, .venv unless another is named; one that was left half made is made again
 define install
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@test -x $(or $(2),.venv)/bin/python || $(PYTHON) -m venv $(or $(2),.venv) || \
-		{ echo "Could not make $(or $(2),.venv). On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+	@$(or $(2),.venv)/bin/python -m pip --version >/dev/null 2>&1 || { \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+			{ echo "Python 3.11 or newer is needed; $(PYTHON) is older, or cannot be run. Run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }; \
+		$(PYTHON) -m venv $(or $(2),.venv) || \
+			{ echo "Could not make $(or $(2),.venv): see above. On Debian and Ubuntu it is often: sudo apt install python3-venv"; exit 1; }; }
+	@$(or $(2),.venv)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(or $(2),.venv) has a Python before 3.11. Run: make clean, and then make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Setting up $(or $(2),.venv) (once; some minutes, and on Linux gigabytes, if PyTorch has to come with CUDA)"
 	@$(or $(2),.venv)/bin/python -m pip install --quiet --disable-pip-version-check $(1)
 	@touch $@

@@ -69,6 +69,10 @@ def launch(lesson: Path, arguments: Sequence[str], folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 1 if JupyterLab cannot be started."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        print(f"{__doc__}\nFurther options go to Jupyter: {Path(sys.executable).parent / 'jupyter'} lab --help-all")
+        return 0
     if importlib.util.find_spec("jupyterlab") is None:
         return _print_error('JupyterLab is not installed. Run make lab, or: pip install --editable ".[course]"')
     from course import notebooks  # needs nbformat, which comes with JupyterLab
@@ -77,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not lessons:
         return _print_error(notebooks.no_lessons())
     with tempfile.TemporaryDirectory(prefix="kdlib-lab-") as folder:
-        launch(lessons[0], sys.argv[1:] if arguments is None else arguments, Path(folder))
+        launch(lessons[0], arguments, Path(folder))
     return 0
 
 

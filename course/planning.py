@@ -22,6 +22,7 @@ from functools import lru_cache
 import numpy as np
 
 from kdlib.errors import check_whole
+from kdlib.verdict import check_confidence
 
 # Of the kept ResNet-8 students by hard labels and by logits, on 10,000 test images; tests/course/test_planning.py.
 DISAGREE = 0.054  # the share of images on which exactly one of two networks of a seed is right
@@ -52,8 +53,7 @@ class Plan:
         check_whole(2, MOST_SEEDS, seeds=self.seeds)
         check_whole(100, images=self.images)
         check_whole(1, 1000, methods=self.methods)
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence lies between 0 and 1, as 0.95; got {self.confidence!r}.")
+        check_confidence(self.confidence)
 
     @property
     def sign(self) -> int:

@@ -6,7 +6,10 @@ import importlib
 from typing import Any
 
 __version__ = "0.2.0"
-__all__ = ["data", "hooks", "losses", "measure", "methods", "models", "study", "teachers", "train", "verdict"]
+__all__ = [
+    "adapters", "compare", "compress", "data", "distill", "distiller", "doctor", "ensembles", "export", "hooks",
+    "losses", "measure", "methods", "models", "search", "study", "tasks", "teachers", "train", "verdict",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -100,7 +100,9 @@ class Adapter:
 
     def teacher_logits_of(self, output: Any) -> Any:
         """The logits in what the teacher returned."""
-        return find_logits(output) if self.teacher_logits is None else _field(output, self.teacher_logits, "logits")
+        if self.teacher_logits is None:
+            return find_logits(output)
+        return _field(output, self.teacher_logits, "teacher_logits")
 
     @property
     def _other_fields(self) -> set[str]:

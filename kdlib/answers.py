@@ -61,7 +61,7 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
     Raises ValueError for values that are not finite, not N x C, or no probabilities; TypeError for no floats.
     """
     if kind not in KINDS:
-        raise unknown_name("kind of answers", kind, KINDS)
+        raise unknown_name("kind of answers", kind, (*KINDS, "top_k"))
     if not isinstance(values, Tensor) or not values.is_floating_point():
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"Answers are a tensor of floats, samples x classes; got {got}.")

@@ -5,6 +5,7 @@ One file, replaced as a whole, so that a kill between two files cannot mix two m
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,6 +48,24 @@ class Checkpointer:
                 "machines it must lie on a disk that all of them share."
             )
         return there
+
+    def check(self, resume: bool) -> None:
+        """Before anything is trained: OSError where it could not be written, ValueError where it would replace a file.
+
+        A checkpoint of an earlier run is replaced, as its name says; another file, such as a model's, is not.
+        """
+        if self.path is None or distributed.rank() > 0:
+            return
+        if self.path.is_dir():
+            raise IsADirectoryError(
+                errno.EISDIR, f"Could not write {self.path}: it is a folder. Name a file in it, such as run.checkpoint"
+            )
+        files.refuse_unwritable(self.path.parent)
+        if self.path.exists() and not resume and not _is_checkpoint(self.path):
+            raise ValueError(
+                f"{self.path} is there and is no checkpoint of a run, which would replace it. Name another file, or "
+                "remove this one."
+            )
 
     def diverged(self, what: str) -> DivergedError:
         """The error for a training that went wrong, with the last good checkpoint and what to do."""
@@ -177,6 +196,13 @@ class Checkpointer:
 def _kind_of_device(precision: Any) -> str:
     """A device and its precision without the device's number: which GPU of a machine it is does not matter."""
     return re.sub(r":\d+", "", str(precision), count=1)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        return "facts" in files.load_tensors(path)[1]
+    except (ValueError, OSError):
+        return False
 
 
 def plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

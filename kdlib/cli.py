@@ -37,7 +37,7 @@ Seed = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
-Out = Annotated[Path, typer.Option(help="Folder for what the run writes.")]
+Out = Annotated[Path, typer.Option(help="Folder for what the run writes.", callback=lambda path: path.expanduser())]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in --out.")]
 OtherThreads = Annotated[
     bool, typer.Option("--other-threads", help="--resume also with another number of CPU threads than before.")
@@ -260,7 +260,7 @@ def distill(
             return
     print(f"\n{jobs.table(report)}\nWritten to {out}: student.safetensors, history.csv, curves.png, report.json")
     if json_:
-        print(json.dumps(report.to_json()))
+        print(json.dumps(report.to_dict()))
 
 
 @app.command()
@@ -372,7 +372,12 @@ def compare(
     no_corruptions: Annotated[
         bool, typer.Option("--no-corruptions", help="No damaged pictures: a 25th of the work.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for report.md, report.json and report.png.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for report.md, report.json and report.png.", callback=lambda path: path and path.expanduser()
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -451,7 +456,7 @@ def export(
     print(f"Written to {out}: {', '.join(Path(one.path).name for one in reports)}, report.json")
     if json_:
         split = "validation" if validation else "test"
-        print(json.dumps({"split": split, "formats": [one.to_json() for one in reports]}))
+        print(json.dumps({"split": split, "formats": [one.to_dict() for one in reports]}))
 
 
 @app.command()
@@ -475,7 +480,7 @@ def device(
     report = run_on_cortex_m4(file, batch.images, batch.labels)
     fits = {} if flash is None and ram is None else {"fits": report.fits(flash=flash, ram=ram)}
     if json_:
-        print(json.dumps(report.to_json() | fits))
+        print(json.dumps(report.to_dict() | fits))
         return
     print(report)
     for kind, given, needed in (("flash", flash, report.flash_bytes), ("RAM", ram, report.ram_bytes)):

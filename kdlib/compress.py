@@ -178,7 +178,9 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
     ratio: the share of the channels of every layer that goes; those with the smallest norm over all layers that they
     run through (DepGraph, Fang et al. 2023, arXiv 2301.12900; torch-pruning). example: one batch of inputs. round_to:
     what is left of each width is rounded down to a multiple of this, because kernels compute that many channels at a
-    time; a layer that is no wider stays as it is. The layer that is called last keeps its outputs.
+    time; a layer that is no wider stays as it is. Of a grouped convolution each group is rounded by itself, and so are
+    the layers that share its channels: 32 channels in 4 groups stay with round_to=8. The layer that is called last
+    keeps its outputs.
     `models.build` cannot build such a network again: save it with safetensors.torch.save_model.
     Raises ValueError for a ratio that leaves a layer no channel or takes nothing away, for an example that does not
     fit, and for a masked or rounded network; ImportError without torch-pruning.
@@ -248,8 +250,8 @@ def _check_narrower(
     sizes = [sum(parameter.numel() for parameter in one.parameters()) for one in (before, after)]
     if sizes[1] >= sizes[0]:
         raise ValueError(
-            f"ratio={ratio} takes no channel away: no layer is wider than round_to={round_to}, or the ratio is too "
-            "small. Take a larger ratio, or a smaller round_to."
+            f"ratio={ratio} takes no channel away: no layer, nor group of a grouped one, is wider than "
+            f"round_to={round_to}, or the ratio is too small. Take a larger ratio, or a smaller round_to."
         )
     with torch.no_grad(), _explain_pruning():
         found = after(example).shape

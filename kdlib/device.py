@@ -68,7 +68,7 @@ class DeviceReport:
         """Whether a board with these bytes holds the network; None: as much as is needed."""
         return (flash is None or self.flash_bytes <= flash) and (ram is None or self.ram_bytes <= ram)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields and ram_bytes as a dict."""
         return {**dataclasses.asdict(self), "ram_bytes": self.ram_bytes}
 

@@ -82,8 +82,9 @@ class DeviceConfig:
         for name, module in model.named_modules():
             if module in chosen:  # a subclass may do more with its weights than multiply by them
                 for own, parameter in module.named_parameters(recurse=False):
-                    # Not the parts from which weight_norm makes a weight, and none that stays float32 elsewhere.
-                    if own in ("weight", "bias") and id(parameter) not in kept:
+                    # Not the parts from which weight_norm makes a weight, and none that stays float32 elsewhere; and
+                    # autocast leaves float64 alone.
+                    if own in ("weight", "bias") and id(parameter) not in kept and parameter.dtype != torch.float64:
                         if id(parameter) not in converted:
                             converted[id(parameter)] = parameter.detach().to(torch.bfloat16)
                         weights[f"{name}.{own}".lstrip(".")] = converted[id(parameter)]
@@ -147,13 +148,11 @@ def move_batch(batch: Any, device: torch.device | str) -> Any:
     if isinstance(batch, Tensor):
         moved = to_device(batch, device)
         return moved.contiguous(memory_format=torch.channels_last) if moved.ndim == 4 else moved
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):  # a dict, or transformers' BatchEncoding
         return {name: move_batch(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
         parts = [move_batch(value, device) for value in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    if isinstance(batch, Mapping):  # such as transformers' BatchEncoding
-        return {name: move_batch(value, device) for name, value in batch.items()}
     return batch.to(device) if callable(getattr(batch, "to", None)) else batch
 
 
@@ -223,7 +222,8 @@ def resolve(device: str = "auto", precision: str = "auto", compile: bool = False
         raise unknown_name("precision", precision, PRECISIONS)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     several = distributed.world_size() > 1
-    available = [*["cuda"][:gpus], *["mps"][: torch.backends.mps.is_available() and not several], "cpu"]
+    mps = torch.backends.mps.is_available() and not several
+    available = ["cuda"] * (gpus > 0) + ["mps"] * mps + ["cpu"]
     chosen = _parse(available[0] if device == "auto" else str(device))
     if chosen is not None and chosen.type == "mps" and several:
         raise ValueError("Several processes cannot share a training on MPS: start one, or give --device cpu.")

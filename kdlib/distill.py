@@ -107,7 +107,7 @@ class Report:
     seconds: float
     device: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The report as plain values, the job's settings among them."""
         return asdict(self)
 
@@ -306,7 +306,7 @@ def _write(
     files.write_text(out / "history.csv", history.to_csv(lineterminator="\n"))
     with files.atomic_write(out / "curves.png") as temporary:
         curves(result, baseline).savefig(temporary, format="png", dpi=110)
-    files.write_text(out / "report.json", json.dumps(report.to_json(), indent=1))
+    files.write_text(out / "report.json", json.dumps(report.to_dict(), indent=1))
 
 
 def table(report: Report) -> str:

@@ -24,9 +24,9 @@ from torch.func import functional_call
 from kdlib import losses, tasks
 from kdlib.adapters import Adapter
 from kdlib.ensembles import ConfidenceEnsemble, Specialists
-from kdlib.errors import explain_shape_errors, few
-from kdlib.guards import shared_tensors
-from kdlib.hooks import FeatureExtractor, ModelOutput
+from kdlib.errors import check_kind, explain_shape_errors, few
+from kdlib.guards import keep_modes, shared_tensors
+from kdlib.hooks import FeatureExtractor, ModelOutput, refuse_writes
 from kdlib.methods import Method
 from kdlib.tasks import Task
 from kdlib.teachers import Ensemble, FrozenTeacher, Teacher, as_teacher
@@ -89,23 +89,24 @@ class Distiller(nn.Module):
         setup_later: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(student, nn.Module):
-            raise TypeError(f"student is an nn.Module; got {_kind(student)}.")
-        if not isinstance(method, Method):
-            raise TypeError(
-                f"method is a kdlib.methods.Method, such as Logit(temperature=4, alpha=0.1); got {_kind(method)}."
-            )
-        if not isinstance(adapter, Adapter | None):
-            raise TypeError(
-                "adapter is a kdlib.adapters.Adapter, such as Adapter(inputs='image', labels='species'); got "
-                f"{_kind(adapter)}."
-            )
+        check_kind("an nn.Module", nn.Module, student=student)
+        check_kind("a kdlib.methods.Method, such as Logit(temperature=4, alpha=0.1)", Method, method=method)
+        check_kind(
+            "a kdlib.adapters.Adapter, such as Adapter(inputs='image', labels='species')",
+            Adapter | None,
+            adapter=adapter,
+        )
         for role, network in {"student": student, "teacher": teacher}.items():
             if isinstance(network, nn.Module) and any(p.device.type == "meta" for p in network.parameters()):
                 raise ValueError(
                     f"The {role} lies on the meta device: it has shapes and no weights. Build it on a real device, or "
                     'call to_empty(device="cpu") and load its weights.'
                 )
+        if any(nn.parameter.is_lazy(p) for p in student.parameters()):
+            raise ValueError(
+                "The student has lazy layers, whose weights get their sizes from a first batch: run one through it, "
+                "student(inputs), before it is distilled."
+            )
         self.adapter = adapter or Adapter()
         self.task = tasks.resolve(task)
         method.check_task(self.task)
@@ -144,6 +145,14 @@ class Distiller(nn.Module):
                 "Distiller(..., example=next(iter(loader)))."
             )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("student", "teacher", "method") and hasattr(self, name) and value is not getattr(self, name):
+            raise AttributeError(
+                f"The {name} of a Distiller is not replaced: its hooks and checks belong to the one that it was made "
+                "with. Make a new Distiller."
+            )
+        super().__setattr__(name, value)
+
     @torch.no_grad()
     def setup(self, example: Any, check: Callable[[str, Tensor], None] | None = None) -> None:
         """Run both networks on one batch: what cannot work fails now, and projectors get their sizes.
@@ -154,22 +163,19 @@ class Distiller(nn.Module):
         the teacher other inputs than the student.
         """
         labels = self.adapter.labels_of(example)
+        self.task.check_batch(example, labels)
         self._refuse_different_views(example)
-        modes = {module: module.training for module in self.student.modules()}
-        self.student.eval()  # so that no batch statistic moves
         # Not translated: a program for this size of batch would be used once.
         uncompiled = FeatureExtractor(
             self.student, self.extractor.layers, read_logits=self.adapter.logits_of, layouts=self.extractor.layouts
         )
-        try:
+        with keep_modes(self.student):
+            self.student.eval()  # so that no batch statistic moves
             inputs = self.adapter.student_inputs_of(example)
-            with explain_shape_errors("student", inputs), uncompiled as extractor:
+            with explain_shape_errors("student", inputs), uncompiled as extractor, refuse_writes("student", inputs):
                 student = extractor(inputs)
             with explain_shape_errors("teacher", self.adapter.teacher_inputs_of(example)):
                 teacher = self._teacher_output(example)
-        finally:
-            for module, training in modes.items():
-                module.training = training
         if teacher is not None:
             teacher = teacher.to(student.logits.device).float()
         gives_layer = any(one is student.logits for one in student.features.values())  # in bfloat16 float() copies both
@@ -263,12 +269,16 @@ class Distiller(nn.Module):
         return output
 
     def _terms(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Any:
-        weights = self.method.named_parameters()
-        cast = {name: p.float() for name, p in weights if p.is_floating_point() and p.dtype != torch.float32}
+        cast = {  # module by module: each once, and a weight that two of them share once for each
+            f"{name}.{own}".lstrip("."): p.float()
+            for name, module in self.method.named_modules()
+            for own, p in module.named_parameters(recurse=False)
+            if p.is_floating_point() and p.dtype != torch.float32
+        }
         if not cast:
             return self.method(student, teacher, labels)
         # distiller.to(torch.bfloat16) casts the projectors, too, and what they are given is in float32.
-        return functional_call(self.method, cast, (student, teacher, labels))
+        return functional_call(self.method, cast, (student, teacher, labels), tie_weights=False)
 
     def _check_terms(self, terms: Any) -> None:
         """Raise TypeError or ValueError unless they are scalars by name, at least one."""

@@ -41,7 +41,9 @@ def confidence_weights(logits: Tensor, labels: Tensor | None = None) -> Tensor:
         )
     log_probabilities = logits.float().log_softmax(dim=2)
     if labels is None:
-        loss = -(log_probabilities.exp() * log_probabilities).sum(dim=2)
+        # A class that a network leaves out has the logarithm -inf, and adds nothing to its entropy.
+        finite = log_probabilities.clamp(min=torch.finfo(torch.float32).min)
+        loss = -(log_probabilities.exp() * finite).sum(dim=2)
     else:
         _check_labels(labels, logits)
         own = labels.to(logits.device).long()

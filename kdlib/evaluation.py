@@ -51,10 +51,11 @@ def evaluate(
     """Accuracy, loss and logits of a model on a whole dataset, not augmented; the model comes back as it was.
 
     dataset: a split of a `DataModule`, a torch Dataset, or a loader: anything that gives batches. batch_size: for a
-    split or a Dataset. role: what an error calls the model; "teacher" also reads the adapter's teacher_inputs and
-    teacher_logits. adapter, task: what a loader's batches are, as for `Distiller`. loss: of output and labels, for a
-    task without classes, or one that leaves out samples without a label: labels below 0 do not count then. In a
-    task without classes a batch has the weight of its samples, however many of their targets the loss leaves out.
+    split or a Dataset. precision: as for `train.fit`. role: what an error calls the model; "teacher" also reads the
+    adapter's teacher_inputs and teacher_logits. adapter, task: what a loader's batches are, as for `Distiller`. loss:
+    of output and labels, for a task without classes, or one that leaves out samples without a label: labels below 0 do
+    not count then. In a task without classes a batch has the weight of its samples, however many of their targets the
+    loss leaves out.
     Under torchrun every process must call it: of a split each computes its shard, and all get the same metrics.
     Raises ValueError for an empty dataset, inputs that the model cannot take, or labels of classes that it has not;
     TypeError for what gives no batches; FloatingPointError for logits that are not finite.
@@ -79,7 +80,7 @@ def evaluate(
     is_split = hasattr(dataset, "iter_batches")
     if is_split and (loss is not None or not isinstance(task, Classification)):
         raise ValueError("A split holds images of one class each: leave out task and loss, or give a DataLoader.")
-    config = devices.resolve(device, precision)
+    config = devices.resolve(device, task.precision(precision))
     # The same promise is wanted here: eval mode, no gradient, given back unchanged.
     if role == "teacher":
         read_inputs, read_logits = adapter.teacher_inputs_of, adapter.teacher_logits_of

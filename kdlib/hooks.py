@@ -184,7 +184,8 @@ class FeatureExtractor:
         # torch.compile cannot translate the switch, and leaves out nested tensors by itself.
         with self._guard_hooks(), nullcontext() if torch.compiler.is_compiling() else plain_encoders():
             if self.weights:
-                raw = functional_call(self._forward, self.weights, args, kwargs)
+                # `weights` names every tied weight. A layer under two names would be swapped twice: it would keep them.
+                raw = functional_call(self._forward, self.weights, args, kwargs, tie_weights=False)
             else:
                 raw = self._forward(*args, **kwargs)
         logits = self._read_logits(raw)
@@ -307,6 +308,19 @@ def is_line(layer: nn.Module, output: Tensor) -> bool | None:
     if output.shape[1] == channels == output.shape[2]:
         return None
     return output.shape[1] == channels
+
+
+@contextmanager
+def refuse_writes(role: str, inputs: Any) -> Iterator[None]:
+    """ValueError after the block if the network, by its role, has written into the tensors that it was given."""
+    args, kwargs = as_arguments(inputs)
+    given = [(one, writes_to(one)) for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+    yield
+    if any(writes_to(one) != count for one, count in given):
+        raise ValueError(
+            f"The {role} writes into its inputs (x.sub_(mean), say, or x[mask] = 0), so whatever is given them next "
+            "would see others. Let its forward begin with x = x.clone(), or write x = x - mean."
+        )
 
 
 def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

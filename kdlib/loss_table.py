@@ -111,8 +111,10 @@ class LossSpec:
 
     def with_options(self, name: str, options: Mapping[str, Any]) -> tuple[tuple[str, float, LossFunction], ...]:
         """The terms with further arguments bound; TypeError for an argument that a function does not take."""
+        own = ("temperature", "alpha") if self.family is Family.LOGIT else ()  # arguments of Logit itself
         for _, _, function in self.terms:
-            accepted = [n for n, p in inspect.signature(function).parameters.items() if p.default is not p.empty]
+            parameters = inspect.signature(function).parameters.items()
+            accepted = [n for n, p in parameters if p.default is not p.empty and n not in own]
             for option in options:
                 if option not in accepted:
                     raise TypeError(f"{name} takes no option {option!r}. Its options: {', '.join(accepted) or 'none'}.")
@@ -170,9 +172,9 @@ def find(name: str, family: Family | None = None) -> LossSpec:
 
 def custom(function: LossFunction, family: Family) -> LossSpec:
     """A row for a function of one's own: features go through a projection, relations get samples as B x D."""
-    terms = ((getattr(function, "__name__", type(function).__name__), 1.0, function),)
     if family is Family.LOGIT:
-        return LossSpec(family, (("soft", 1.0, function),))
+        return _logit(function)
+    terms = ((getattr(function, "__name__", type(function).__name__), 1.0, function),)
     if family is Family.FEATURE:
         return LossSpec(family, terms, each_projected, ConvProjector)
     return LossSpec(family, terms, each_flattened)

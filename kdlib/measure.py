@@ -28,6 +28,7 @@ from torch.nn.utils import parametrize
 
 from kdlib import files
 from kdlib.errors import check_flags, may_be_of_shape
+from kdlib.guards import keep_modes
 from kdlib.hooks import plain_encoders
 
 # torchmetrics, pandas and the timers are imported where they are used: together they take seconds to import.
@@ -66,13 +67,7 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
 
     Both: N x C, row i of both for the same view of the same image. Raises ValueError when the shapes differ.
     """
-    student = _finite_logits(student_logits, "student_logits")
-    teacher = _finite_logits(teacher_logits, "teacher_logits")
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student_logits have shape {tuple(student.shape)} and teacher_logits {tuple(teacher.shape)}. "
-            "Both must be N x C for the same examples and classes: evaluate both models on the same data."
-        )
+    student, teacher = _same_shape(student_logits, teacher_logits)
     return accuracy(student, teacher.argmax(1))
 
 
@@ -104,13 +99,8 @@ def repeated_mistakes(student_logits: Tensor, teacher_logits: Tensor, labels: Te
     student_logits, teacher_logits: N x C, row i of both for the same image; labels: N. NaN for a teacher that makes no
     mistake. Raises ValueError when the shapes differ.
     """
-    student, labels = _check_labels(student_logits, labels)
-    teacher, _ = _check_labels(teacher_logits, labels)
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"student_logits have shape {tuple(student.shape)} and teacher_logits {tuple(teacher.shape)}. "
-            "Both must be N x C for the same examples and classes: evaluate both models on the same data."
-        )
+    student, teacher = _same_shape(student_logits, teacher_logits)
+    student, labels = _check_labels(student, labels)
     wrong = teacher.argmax(1) != labels
     same = student.argmax(1) == teacher.argmax(1)
     return float(same[wrong].double().mean())
@@ -220,10 +210,10 @@ def zipped_bytes(state: nn.Module | Mapping[str, Tensor]) -> int:
 def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Multiply-accumulates of one forward pass for one example, by torch's own counter (its FLOPs / 2).
 
-    input_shape: (C, H, W). Counts convolutions and matrix products (linear layers, attention); not biases,
-    batch norm, activations, pooling or additions. It runs on a copy without the model's forward hooks, on the
-    meta device (no arithmetic, no weights) or, where that is impossible, on the model's own device; attention in steps,
-    as the counter does not know what torch makes of them in one.
+    input_shape: (C, H, W). Counts convolutions and products of two matrices (linear layers, attention); not those of a
+    matrix and a vector (torch.mv, nn.Bilinear), biases, batch norm, activations, pooling or additions. It runs on a
+    copy without the model's forward hooks, on the meta device (no arithmetic, no weights) or, where that is impossible,
+    on the model's own device; attention in steps, as the counter does not know what torch makes of them in one.
     Raises ValueError when the model does not accept such an input.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -410,6 +400,18 @@ def _finite_logits(logits: Tensor, name: str = "logits") -> Tensor:
     return logits.float() if logits.element_size() < 4 else logits
 
 
+def _same_shape(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of both networks on the CPU; an error unless both are finite and N x C for the same N and C."""
+    student = _finite_logits(student_logits, "student_logits")
+    teacher = _finite_logits(teacher_logits, "teacher_logits")
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student_logits have shape {tuple(student.shape)} and teacher_logits {tuple(teacher.shape)}. "
+            "Both must be N x C for the same examples and classes: evaluate both models on the same data."
+        )
+    return student, teacher
+
+
 def _check_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits N x C and labels N on the CPU, or an error that says why they do not fit each other."""
     logits = _finite_logits(logits)
@@ -523,10 +525,6 @@ def _move(model: nn.Module, device: str | torch.device | None) -> nn.Module:
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards each module's own mode again, also of one that was frozen by hand."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
+    with keep_modes(model):
         model.eval()
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

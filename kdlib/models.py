@@ -424,8 +424,19 @@ def is_file(name: str | Path) -> bool:
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path = "the checkpoint") -> None:
     """Put weights into a model; ValueError, the model unchanged, unless every name, shape and kind of number fits."""
-    check_fit(model.state_dict(), tensors, path)
+    wanted = model.state_dict()
+    tensors = _unwrapped(tensors, wanted)
+    check_fit(wanted, tensors, path)
     model.load_state_dict(tensors)
+
+
+def _unwrapped(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By their names in the model, where torch.compile or DataParallel put a prefix before each of them."""
+    for wrapper in ("_orig_mod.", "module.", "_orig_mod."):
+        inside = tensors and all(name.startswith(wrapper) for name in tensors)
+        if inside and not any(name.startswith(wrapper) for name in wanted):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def check_fit(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: str | Path) -> None:

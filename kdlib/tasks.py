@@ -38,6 +38,13 @@ class Task:
         """What stands in for the labels of a batch that has none, to say which positions count; None: all do."""
         return None
 
+    def precision(self, chosen: str) -> str:
+        """The precision to compute in: "auto" is float32 for numbers, which bfloat16 would round to three digits."""
+        return "fp32" if chosen == "auto" and not self.has_classes else chosen
+
+    def check_batch(self, batch: Any, labels: Tensor | None) -> None:
+        """Raise ValueError for a first batch whose labels are not what the task means by them."""
+
     def prepare(
         self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
     ) -> tuple[ModelOutput, ModelOutput | None, Tensor | None]:
@@ -133,6 +140,19 @@ class TokenClassification(Task):
 
     ignore_index: int = -100
 
+    def check_batch(self, batch: Any, labels: Tensor | None) -> None:
+        """ValueError for labels that are the inputs: transformers' causal models shift them inside, a task does not."""
+        ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+        if not isinstance(ids, Tensor) or not isinstance(labels, Tensor) or ids.shape != labels.shape:
+            return
+        counts = labels != self.ignore_index
+        if bool(counts.any()) and bool((labels == ids.to(labels.device))[counts].all()):
+            raise ValueError(
+                "The label of each token is the token itself, so the student would learn to copy its input. "
+                "DataCollatorForLanguageModeling makes such labels, because transformers' models shift them inside. "
+                "Shift them here: Adapter(labels=lambda batch: F.pad(batch['labels'][:, 1:], (0, 1), value=-100))."
+            )
+
     def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
         _check_positions(logits, labels, tuple(logits.shape[:-1]), role, "batch x positions x classes")
         return _rows_of_positions(logits, labels, self)
@@ -211,9 +231,11 @@ def _check_positions(
     if logits.ndim < 3:
         raise ValueError(f"The {role} gives logits of shape {tuple(logits.shape)}; expected {expected}.")
     if labels is not None and tuple(labels.shape) != positions:
+        channel = tuple(labels.shape) == (positions[0], 1, *positions[1:])
+        advice = "Leave out their channel, Adapter(labels=...)" if channel else "Resize one of them to the other"
         raise ValueError(
             f"The {role} gives logits {tuple(logits.shape)}, {expected}, so labels have shape {positions}; got "
-            f"{tuple(labels.shape)}. Resize one of them to the other."
+            f"{tuple(labels.shape)}. {advice}."
         )
 
 

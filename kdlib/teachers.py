@@ -30,8 +30,8 @@ from kdlib.errors import (
     unknown_name,
 )
 from kdlib.files import checksum, fingerprint, lock, write_text
-from kdlib.guards import StateGuard, writes_to
-from kdlib.hooks import FeatureExtractor, ModelOutput, as_arguments, find_logits
+from kdlib.guards import StateGuard, keep_modes, writes_to
+from kdlib.hooks import FeatureExtractor, ModelOutput, find_logits, refuse_writes
 from kdlib.tasks import MultiLabel, Segmentation, Task
 
 
@@ -135,8 +135,7 @@ class FrozenTeacher(Teacher):
     @contextmanager
     def activate(self, layers: Sequence[str], config: devices.DeviceConfig) -> Iterator[FrozenTeacher]:
         """Inside the block the teacher is called on this device; afterwards modes, device and memory are as before."""
-        modes = {module: module.training for module in self.model.modules()}
-        with config.borrow(self.model):
+        with keep_modes(self.model), config.borrow(self.model):
             try:
                 self._guard = StateGuard(self.model, self._role)
                 self._config = config
@@ -148,8 +147,6 @@ class FrozenTeacher(Teacher):
                     self._guard.restore()
                 self._extractor = self._config = self._guard = self._layers = None
                 self._written = []
-                for module, training in modes.items():
-                    module.training = training
 
     @property
     def fingerprint(self) -> str:
@@ -158,23 +155,12 @@ class FrozenTeacher(Teacher):
             self.model.state_dict(), repr(self.model)
         )  # the text shows strides, activations and the like
 
-    def check_compatible(self, dataset: IndexedDataset, augmentation: Augmentation, seed: int) -> None:
-        """A live teacher gets the very batch that the student gets, so any images will do."""
-
     def __call__(self, batch: Any, layers: Sequence[str] | None = None) -> ModelOutput:
         """The network's output. Outside of `activate` the network goes to where its inputs are and into eval mode."""
         self.model.eval()  # at every call: whoever holds the model may have called train() in between
         inputs = self._read_inputs(batch)
-        args, kwargs = as_arguments(inputs)
-        given = [(one, writes_to(one)) for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
-        with _without_gradient():
-            output = self._call(inputs, layers)
-        if any(writes_to(one) != count for one, count in given):
-            raise ValueError(
-                f"The {self._role} writes into its inputs (x.sub_(mean), say, or x[mask] = 0), so whatever is given "
-                "them next would see others. Let its forward begin with x = x.clone(), or write x = x - mean."
-            )
-        return output
+        with refuse_writes(self._role, inputs), _without_gradient():
+            return self._call(inputs, layers)
 
     def _call(self, inputs: Any, layers: Sequence[str] | None) -> ModelOutput:
         if self._extractor is not None and self._config is not None and layers in (None, self._extractor.layers):
@@ -787,12 +773,19 @@ def _file(directory: str | Path, name: str) -> Path:
 
 @contextmanager
 def _building(directory: Path) -> Iterator[None]:
-    """Only one job at a time builds a cache in this folder; the first of its processes holds the lock for all."""
+    """Only one job at a time builds a cache in this folder; the first of its processes holds the lock for all.
+
+    It removes what this build, if it failed, or an earlier one that was killed, left unfinished.
+    """
     busy = f"Another run is building the cache in {directory}: this one waits, and then uses it."
     main = distributed.rank() == 0
     with lock(directory / ".lock", busy, wait=True) if main else nullcontext():
         distributed.barrier()
-        yield
+        try:
+            yield
+        finally:
+            if main:
+                _remove_unfinished(directory)
         distributed.barrier()
 
 
@@ -821,6 +814,12 @@ def _unfinished(path: Path) -> Path:
     return path.with_name(f"unfinished-{path.name}")
 
 
+def _remove_unfinished(directory: Path) -> None:
+    for path in directory.glob(_unfinished(directory / "*.npy").name):
+        with suppress(OSError):  # Windows removes no file that is still mapped
+            path.unlink()
+
+
 def _allocate(directory: str | Path | None, name: str, shape: tuple[int, ...], half: bool) -> Tensor:
     if directory is None:
         empty = torch.empty if distributed.world_size() == 1 else torch.zeros  # the shards of several are added up
@@ -841,8 +840,6 @@ def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
         array = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
         _reserve(unfinished)
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
         size = math.prod(shape) * dtype.itemsize / 1e6
         raise OSError(
             error.errno,

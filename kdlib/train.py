@@ -106,11 +106,12 @@ def fit(
     augmentation: default, the data's own. views: epochs go through this many augmented views of each image in
     turn; default, as many as a cached teacher holds, else a new view every epoch. Both need a DataModule.
     seed: of order, augmentation and dropout, not of the student's initial weights.
+    precision: "fp32", "bf16", or "auto": bfloat16 where the chip has it, and float32 for a task without classes.
     compile: let torch.compile translate the networks first; it takes a minute or so and pays on GPUs.
     checkpoint: a file, written after every epoch and after `on_epoch_end`, and every `checkpoint_every` steps (needs a
-    DataModule). resume: go on from it if it exists: with a DataModule where it was written, on a CPU to the
-    bit; with a loader at the next epoch, in whatever order it gives. Of a method the file keeps parameters, buffers and
-    attributes of its own that are single numbers or texts.
+    DataModule). It replaces a checkpoint that is there, and no other file. resume: go on from it if it exists: with a
+    DataModule where it was written, on a CPU to the bit; with a loader at the next epoch, in whatever order it gives.
+    Of a method the file keeps parameters, buffers and attributes of its own that are single numbers or texts.
     other_threads: resume also with another number of CPU threads than before, whose sums are rounded in another order.
     test: whether the test split is read; default, where there is one.
     on_epoch_end: called after each epoch's validation with its number, 1 for the first, and the student, to look at it
@@ -121,8 +122,9 @@ def fit(
     samples of a batch then see the shard of one process. A mean over labelled samples, tokens or pixels is taken in
     each process and then averaged: a shard with few of them weighs as much as one with many, and one with none lowers
     the term.
-    Raises ValueError when the pieces do not fit together, TypeError for data or a teacher of another kind,
-    `errors.DivergedError`, a FloatingPointError, when a loss or a weight is not finite.
+    Raises ValueError when the pieces do not fit together, TypeError for data or a teacher of another kind, OSError
+    where the checkpoint could not be written, `errors.DivergedError`, a FloatingPointError, when a loss or a weight is
+    not finite.
     """
     check_flags(compile=compile, resume=resume, other_threads=other_threads, progress=progress)
     if test is not None:
@@ -138,8 +140,7 @@ def fit(
         raise ValueError(
             "Only a DataModule has a test split, which fit reads once. Call train.evaluate on your test data."
         )
-    if not isinstance(recipe, Recipe | None):
-        raise TypeError(f"recipe is a kdlib.train.Recipe, such as Recipe('adamw', 1e-3); got {type(recipe).__name__}.")
+    check_kind("a kdlib.train.Recipe, such as Recipe('adamw', 1e-3)", Recipe | None, recipe=recipe)
     # A copy: the caller's method keeps no projector of this run, so the same call twice gives the same student.
     if method is None:
         method = Logit() if teacher is not None else HardLabels()
@@ -150,6 +151,7 @@ def fit(
     adapter, task, recipe = adapter or Adapter(), tasks.resolve(task), recipe or Recipe()
     if isinstance(data, DataModule) and not isinstance(task, Classification):
         raise ValueError("A DataModule holds images of one class each: task is 'classification'. Give a DataLoader.")
+    precision = task.precision(precision)
     config = devices.resolve(device, precision, compile)
     distiller = Distiller(student, teacher, method, adapter=adapter, task=task, compile=compile, setup_later=True)
     own_views = distiller.teacher.views if distiller.teacher is not None else None
@@ -184,6 +186,7 @@ def fit(
             "resume and checkpoint_every belong to a checkpoint: give checkpoint='runs/student.checkpoint', or leave "
             "them out."
         )
+    trainer.checkpointer.check(resume)
     with trainer.progress_bar, trainer.prepare():
         trainer.sanity_check()
         if resume and trainer.checkpointer.exists():

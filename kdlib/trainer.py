@@ -26,12 +26,15 @@ from kdlib.distiller import Distiller
 from kdlib.errors import LARGEST_WHOLE, as_whole, few
 from kdlib.evaluation import accuracy, has_label
 from kdlib.files import fingerprint, refuse_extra_state
+from kdlib.guards import keep_modes
 from kdlib.hooks import batch_size_of
 from kdlib.methods import Method
 from kdlib.recipes import Recipe
 from kdlib.training_log import COLUMNS, LABELLED, TrainingLog
 
 MOST_EPOCHS = 1_000_000_000
+MOST_ROUNDED = 0.1  # of what the values of a column, or the outputs, differ by
+MOST_OF_INITIAL_WEIGHTS = 0.05  # share of them in an average of weights that is no longer about them
 OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 _OPTIMIZER = (
     "optimizer is a function from a list of parameters to a torch optimiser, such as "
@@ -64,6 +67,7 @@ class Trainer:
         self.steps_per_epoch = self.batches.steps_per_epoch
         self._check_settings()
         self.total_steps = self.steps_per_epoch * self.epochs
+        self._warn_of_slow_average()
         self.average: AveragedModel | None = None
         self.resting = _frozen_in_eval_mode(self.student)
         self.log = TrainingLog(self.config.device, self.total_steps, self.checkpointer.diverged)
@@ -109,6 +113,17 @@ class Trainer:
         if self.ema_decay is not None and not (isinstance(self.ema_decay, float | int) and 0 < self.ema_decay < 1):
             raise ValueError(f"ema_decay lies between 0 and 1, 0.999 for instance; got {self.ema_decay!r}.")
 
+    def _warn_of_slow_average(self) -> None:
+        updates = math.ceil(self.steps_per_epoch / self.accumulation_steps) * self.epochs
+        left = 0.0 if self.ema_decay is None else self.ema_decay**updates
+        if left > MOST_OF_INITIAL_WEIGHTS:
+            warnings.warn(
+                f"With ema_decay={self.ema_decay} and {updates} updates the averaged student is still {left:.0%} what "
+                "it was after the first of them. Train longer, or take at most "
+                f"{MOST_OF_INITIAL_WEIGHTS ** (1 / updates):.3g}.",
+                stacklevel=5,
+            )
+
     @contextmanager
     def prepare(self) -> Iterator[None]:
         """Everything that must be undone afterwards: hooks, random state, devices, the teacher's mode."""
@@ -119,12 +134,21 @@ class Trainer:
             stack.enter_context(self.config.borrow(self.student))
             stack.callback(self.method.to, home)
             if self.ema_decay is not None:  # before there are hooks, which a copy would have too
-                averaging = get_ema_multi_avg_fn(self.ema_decay)
-                self.average = AveragedModel(self.student, multi_avg_fn=averaging, use_buffers=True)
+                self.average = self._average_of_student(self.ema_decay)
             stack.enter_context(self.distiller.extractor)
             if self.distiller.teacher is not None and self.method.needs_teacher:
                 stack.enter_context(self.distiller.teacher.activate(self.method.teacher_layers, self.config))
             yield
+
+    def _average_of_student(self, decay: float) -> AveragedModel:
+        try:
+            return AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"ema_decay needs a copy of the student, and torch cannot copy this one ({error}). Weights that are "
+                "computed from others are such a case: torch.nn.utils.prune.remove makes a pruned one plain, and "
+                "torch.nn.utils.parametrizations.weight_norm takes the place of torch.nn.utils.weight_norm."
+            ) from error
 
     @property
     def _process_seed(self) -> int:
@@ -133,8 +157,10 @@ class Trainer:
 
     def sanity_check(self) -> None:
         """Run both networks on a small batch before anything is trained: sizes must fit, projectors get theirs."""
+        example = self.batches.example()
         with self.config.autocast():
-            self.distiller.setup(self.batches.example(), self.batches.check_logits)
+            self.distiller.setup(example, self.batches.check_logits)
+        self._warn_of_rounded_columns(self.distiller.adapter.student_inputs_of(example))
         self.method.to(self.config.device)
         # As for a method without projectors, so that runs of one seed see one order and one dropout.
         devices.seed_rng(self._process_seed, self.config.device)
@@ -146,6 +172,8 @@ class Trainer:
                 f"Nothing of this {type(self.student).__name__} can learn: it has no parameter that is not frozen. Set "
                 "requires_grad_(True) on the layers that are to be trained."
             )
+        self._warn_of_sixteen_bits()
+        self.frozen = [(name, p) for name, p in self.student.named_parameters() if not p.requires_grad]
         self.model = distributed.data_parallel(self.distiller)
         if self.make_optimizer is None:
             self.optimizer = self.recipe.make_optimizer(self.parameters)
@@ -153,6 +181,11 @@ class Trainer:
             self.optimizer = self.make_optimizer(learning)
             if not isinstance(self.optimizer, torch.optim.Optimizer):
                 raise TypeError(f"{_OPTIMIZER}; it gave {type(self.optimizer).__name__}.")
+            if isinstance(self.optimizer, torch.optim.LBFGS):
+                raise ValueError(
+                    "LBFGS asks for the loss of a batch again and again, by a closure, and fit computes it once. Take "
+                    "another optimiser, or a loop of your own around a Distiller."
+                )
             taken = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
             if taken.isdisjoint(map(id, learning)):
                 raise ValueError(f"{_OPTIMIZER}; it gave one of other parameters, so that nothing would be trained.")
@@ -168,6 +201,39 @@ class Trainer:
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.options = plain_groups(self.optimizer)  # as it begins: some count in their groups
 
+    @torch.no_grad()
+    def _warn_of_rounded_columns(self, inputs: Any) -> None:
+        """Of a table whose values bfloat16 does not tell apart, unless the student normalises it first."""
+        table = inputs if isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.is_floating_point() else None
+        if not self.config.bfloat16 or table is None or len(table) < 2:
+            return
+        lost = (table - table.bfloat16()).std(dim=0) / table.std(dim=0)  # none of a column that is constant
+        columns = (lost > MOST_ROUNDED).nonzero().flatten().tolist()
+        if not columns:
+            return
+        with keep_modes(self.student):
+            self.student.eval()
+            exact = self.distiller.extractor(inputs).logits
+            with self.config.autocast():
+                rounded = self.distiller.extractor(inputs).logits
+        if (exact - rounded.to(exact)).std() > MOST_ROUNDED * exact.std(dim=0).mean():
+            warnings.warn(
+                f"bfloat16 does not tell apart the values in {len(columns)} column(s) of the inputs (number "
+                f"{columns[0]} first): they are large beside their differences. Bring each column to mean 0 and "
+                "standard deviation 1, or give precision='fp32', to evaluate as well.",
+                stacklevel=4,
+            )
+
+    def _warn_of_sixteen_bits(self) -> None:
+        kinds = (torch.float16, torch.bfloat16)
+        short = [name for name, p in self.student.named_parameters() if p.requires_grad and p.dtype in kinds]
+        if short:
+            warnings.warn(
+                f"The student's weights have 16 bits ({few(short)}), in which small steps are rounded away. Call "
+                "student.float() first: fit computes in bfloat16 by itself, precision='bf16'.",
+                stacklevel=4,
+            )
+
     def fit(self) -> None:
         """All epochs that are left."""
         self.progress_bar.reset(total=self.total_steps * self.batches.batch_size)
@@ -179,7 +245,7 @@ class Trainer:
 
     def train_step(self, batch: Any) -> dict[str, Tensor]:
         """One step on a batch; the loss, its terms and the training accuracy, as scalars on the device."""
-        with self.config.autocast():
+        with self.config.autocast(), _explain_single_sample():
             losses = self.model(batch)
         if taken := COLUMNS & losses.terms.keys():
             raise ValueError(
@@ -231,6 +297,7 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> None:
         started, before = time.perf_counter(), self.seconds
         first = self.step - epoch * self.steps_per_epoch
+        self._warn_of_unfrozen()
         self.student.train()
         for name, module in self.student.named_modules():  # by name: SyncBatchNorm replaces modules
             if name in self.resting:
@@ -251,6 +318,18 @@ class Trainer:
         self._read_log()
         self.seconds = before + time.perf_counter() - started  # an accelerator was waited for until now
         self._end_epoch(epoch)
+
+    def _warn_of_unfrozen(self) -> None:
+        """Of layers that were frozen when the optimiser was made, and that it does not hold."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        freed = [name for name, p in self.frozen if p.requires_grad and id(p) not in held]
+        if freed:
+            warnings.warn(
+                f"{few(freed)} got requires_grad after the training had begun, and the optimiser does not hold them: "
+                "they stay as they are. Unfreeze them before fit, or call fit a second time.",
+                stacklevel=5,
+            )
+            self.frozen = []
 
     def _samples(self, batch: Any) -> int:
         return batch_size_of(self.distiller.adapter.student_inputs_of(batch)) or 1
@@ -387,6 +466,19 @@ class Trainer:
         self.step, self.seconds, self.rows = facts["step"], facts["seconds"], facts["rows"]
         set_numbers(self.method, facts.get("numbers", {}))  # a checkpoint of before has none
         self.log.sums = facts["sums"] if distributed.rank() == 0 else dict.fromkeys(facts["sums"], 0.0)
+
+
+@contextmanager
+def _explain_single_sample() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "A batch of one sample has no statistics for a BatchNorm layer in train mode. Leave out a last batch that "
+            f"is too small, DataLoader(..., drop_last=True), or choose another batch size. ({error})"
+        ) from error
 
 
 def _frozen_in_eval_mode(model: nn.Module) -> set[str]:

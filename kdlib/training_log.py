@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib import distributed
+from kdlib.errors import few
 
 # What a row of the history has beside the terms of the method.
 COLUMNS = frozenset({"epoch", "seconds", "images", "loss", "train_accuracy", "validation_loss", "validation_accuracy"})
@@ -98,8 +99,7 @@ class TrainingLog:
         statistics = ((name, b) for module in modules for name, b in module.named_buffers() if "running_" in name)
         bad = [name for name, tensor in chain(learned, statistics) if not bool(tensor.detach().isfinite().all())]
         if bad:
-            shown = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
-            raise self._diverged(f"After step {step} of {self.total_steps} these are not finite: {shown}.")
+            raise self._diverged(f"After step {step} of {self.total_steps} these are not finite: {few(bad)}.")
 
 
 def _is_finite(part: Any) -> bool:

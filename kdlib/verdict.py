@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdlib.errors import check_flags, check_kind, check_whole
+from kdlib.errors import check_flags, check_kind, check_real, check_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -354,9 +354,15 @@ def table(
     return pd.DataFrame(made, columns=names)
 
 
-def _check_options(confidence: float, comparisons: int, better: str) -> None:
-    if not isinstance(confidence, Real) or not 0 < confidence < 1:
+def check_confidence(confidence: float) -> None:
+    """Raise TypeError or ValueError unless it lies between 0 and 1."""
+    check_real(confidence=confidence)
+    if not 0 < confidence < 1:
         raise ValueError(f"confidence lies between 0 and 1, as 0.95; got {confidence!r}.")
+
+
+def _check_options(confidence: float, comparisons: int, better: str) -> None:
+    check_confidence(confidence)
     check_whole(1, 1_000_000, comparisons=comparisons)
     if not isinstance(better, str) or better not in ("higher", "lower"):
         raise ValueError(f"better is 'higher' or 'lower'; got {better!r}.")

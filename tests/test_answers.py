@@ -310,7 +310,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "complex numbers": ({"given": torch.ones(2, 3, dtype=torch.complex64)}, TypeError, "floats.*complex64"),
     "not a number": ({"given": with_value(1, 1, math.nan)}, ValueError, "not finite"),
     "infinite": ({"given": with_value(1, 1, math.inf), "kind": "probabilities"}, ValueError, "not finite"),
-    "unknown kind": ({"given": LOGITS, "kind": "logit"}, ValueError, "'logit'.*'logits'.*probabilities"),
+    "unknown kind": ({"given": LOGITS, "kind": "logit"}, ValueError, "'logit'.*'logits'.*probabilities.*top_k"),
     "logits as probabilities": ({"given": LOGITS, "kind": "probabilities"}, ValueError, "sums to.*kind='logits'"),
     "sigmoids": (
         {"given": LOGITS.sigmoid(), "kind": "probabilities"},

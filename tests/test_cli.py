@@ -510,6 +510,17 @@ def own_teacher(own_images: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.slow
+def test_a_home_folder_that_the_shell_left_as_it_was(
+    tiny_run: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert call("distill", *tiny_run, "--out", "~/student") == 0
+    assert (tmp_path / "student" / "student.safetensors").exists()
+    assert not (tmp_path / "~").exists()
+
+
 def test_train_takes_the_image_size_for_a_folder(own_teacher: Path) -> None:
     teacher = models.load(own_teacher)
     assert teacher.config["image_size"] == 32

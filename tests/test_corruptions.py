@@ -161,12 +161,12 @@ def test_pixels_are_blocks_of_one_value() -> None:
     assert blocks.shape[2:4] == (side, side)
 
 
-def test_a_veil_blends_with_the_mean_grey() -> None:
+def test_less_contrast_blends_with_the_mean_grey() -> None:
     images = pictures(3)
-    for severity, share in zip(SEVERITIES, STRENGTHS["veil"], strict=True):
+    for severity, share in zip(SEVERITIES, STRENGTHS["contrast"], strict=True):
         grey = images.double().mean((1, 2, 3), keepdim=True)
         expected = (1 - share) * images.double() + share * grey
-        assert (corrupt(images, torch.arange(3), "veil", severity) - expected).abs().max() <= 1
+        assert (corrupt(images, torch.arange(3), "contrast", severity) - expected).abs().max() <= 1
 
 
 def test_jpeg_is_what_pillow_makes_of_it() -> None:

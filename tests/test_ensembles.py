@@ -65,6 +65,14 @@ def test_by_entropy_the_surer_one_weighs_more_right_or_wrong() -> None:
     assert confidence_weights(logits, label)[:, 0].argmax() == 1
 
 
+def test_a_class_that_a_network_leaves_out_adds_nothing_to_its_entropy() -> None:
+    logits = random_logits(2, 3, 4)
+    logits[0, :, 3] = -math.inf
+    barely = logits.clone()
+    barely[0, :, 3] = -1e4
+    torch.testing.assert_close(confidence_weights(logits), confidence_weights(barely))
+
+
 def test_networks_that_are_as_wrong_as_can_be_leave_finite_answers() -> None:
     logits = torch.tensor([[[1e4, 0.0]], [[0.0, 1e4]], [[0.0, 1e4]]])
     for labels in (None, torch.tensor([0]), torch.tensor([1])):

@@ -104,7 +104,7 @@ def test_every_format_is_compared_and_measured(
     assert report.largest_difference < 1e-3 or name in INT8
     assert report.largest_difference > 1e-3 or name in FLOAT
     assert 0 < report.latency_ratio < 1000
-    assert type(report)(**report.to_json()) == report
+    assert type(report)(**report.to_dict()) == report
 
 
 @pytest.mark.slow

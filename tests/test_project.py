@@ -6,6 +6,7 @@ import ast
 import hashlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -209,6 +210,44 @@ def test_the_licence_names_every_folder_with_code() -> None:
     folders = {line.partition("/")[0] + "/" for line in listed.splitlines() if "/" in line}
     assert folders >= {"kdlib/", "course/", "examples/"}
     assert not [folder for folder in folders if folder not in licence]
+
+
+def test_every_part_of_kdlib_that_the_readme_names_loads_when_it_is_used() -> None:
+    named = set(re.findall(r"`kdlib\.(\w+)", (ROOT / "README.md").read_text()))
+    assert named >= {"compress", "doctor", "losses"}
+    assert not [name for name in sorted(named | set(kdlib.__all__)) if not hasattr(kdlib, name)]
+
+
+def test_no_file_names_a_folder_of_the_machine_that_it_was_made_on() -> None:
+    tracked = subprocess.run(["git", "ls-files", "data", "notebooks"], cwd=ROOT, capture_output=True, text=True).stdout
+    texts = [ROOT / name for name in tracked.split("\n") if name.endswith((".json", ".csv", ".md", ".ipynb"))]
+    assert len(texts) > 50
+    of_a_machine = re.compile(r"/(?:work/main|root|home/\w+)/")
+    assert not [path for path in texts if path.exists() and of_a_machine.search(path.read_text())]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_an_environment_that_was_left_half_made_is_made_again(tmp_path: Path) -> None:
+    """As Ctrl-C leaves it, or a Debian without python3-venv: an interpreter, and no pip."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    stub = tmp_path / "python"
+    stub.write_text(
+        "#!/bin/sh\n"
+        'echo "$@" >> calls\n'
+        'case "$*" in "-m venv .venv") mkdir -p .venv/bin && cp python .venv/bin/python && touch whole;;\n'
+        '"-m pip --version") test -e whole;; esac\n'
+    )
+    stub.chmod(0o755)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(stub, tmp_path / ".venv" / "bin")
+    command = ["make", f"PYTHON={stub}", ".venv/.base"]
+    for _ in range(2):
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    calls = (tmp_path / "calls").read_text().split("\n")
+    assert calls.count("-m venv .venv") == 1
+    assert sum(call.startswith("-m pip install") for call in calls) == 1
 
 
 def test_one_version_is_said_everywhere() -> None:

@@ -91,7 +91,7 @@ def test_calibration_and_classes_are_drawn_where_their_names_stand() -> None:
     calibration = pd.DataFrame(
         [
             {"network": "kd", "measure": "calibration error", "value": 0.09},
-            {"network": "kd", "measure": "calibration error, repaired", "value": 0.02},
+            {"network": "kd", "measure": "calibration error, temperature-scaled", "value": 0.02},
         ]
     )
     classes = pd.DataFrame(

@@ -184,6 +184,11 @@ def planted(gain: float) -> Score:
     return score
 
 
+def test_a_gain_that_is_the_same_in_all_runs_has_no_width(tmp_path: Path) -> None:
+    write(tmp_path, skip=all_but("hard", "kd"), score=lambda config, chance: 0.75 + 0.125 * (config.method == "kd"))
+    assert gains(tmp_path)["logits (KD)"] == ["+12.50, the same in all runs"]
+
+
 def test_a_gain_is_shown_with_half_of_its_interval_and_its_verdict(tmp_path: Path) -> None:
     write(tmp_path, skip=all_but("hard", "kd", "dkd"), score=planted(0.02))
     found = results(folder=tmp_path).gain("kd")

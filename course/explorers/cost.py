@@ -196,7 +196,7 @@ class Cost(Explorer):
             f"ResNet-{depth}, {width} channels, {resolution} x {resolution} pixels, {precision}: "
             f"{size.parameters:,} parameters, {size.macs / 1e6:,.1f} million MACs, "
             f"{result.weight_bytes[precision] / 1e6:,.3f} MB of weights.",
-            f"Latency: about {1e3 * result.seconds:,.3g} ms for one picture in fp32 on this machine. This is an "
+            f"Latency: about {_milliseconds(result.seconds)} ms for one picture in fp32 on this machine. This is an "
             f"estimate from {len(self.networks)} networks that were timed; for one that it does not know it is off by "
             f"{self.latency_model.error:.0%} (median). Lower precision is counted in bytes only.{note}",
             f"Limits of the device ({device}): {'; '.join(verdicts)}. Source: {budget.source}.",
@@ -209,3 +209,8 @@ def _format_bytes(number: float) -> str:
 
 def _describe_limit(name: str, limit: str | None, fits: bool | None) -> str:
     return f"{name}: none named" if limit is None else f"{name}: {'within' if fits else 'OVER'} {limit}"
+
+
+def _milliseconds(seconds: float) -> str:
+    """With three digits, never as a power of ten."""
+    return f"{1e3 * seconds:.3g}" if seconds < 0.0995 else f"{1e3 * seconds:,.0f}"

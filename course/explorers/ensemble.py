@@ -54,7 +54,7 @@ class Common:
 
 def entropy(probabilities: Tensor) -> Tensor:
     """Entropy in nats over the last dimension."""
-    return -torch.xlogy(probabilities, probabilities).sum(dim=-1)
+    return torch.special.entr(probabilities).sum(dim=-1)
 
 
 def common_logits(logits: Tensor, labels: Tensor, way: str, weights: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -136,7 +137,7 @@ class Planner(Explorer):
         return [
             first,
             f"The {SHOWN} experiments drawn: {counts}; {held} intervals hold the true gain.",
-            f"Of {planning.MANY:,} experiments, {result.many.right:.0%} have the right verdict, "
+            f"Of {planning.MANY:,} experiments, {_format_power(100 * result.many.right)}% have the right verdict, "
             f"{'BEATS' if plan.sign else 'INCONCLUSIVE'}. {self._describe_needed(result)}",
         ]
 
@@ -151,4 +152,9 @@ class Planner(Explorer):
         if result.needed is not None:
             return f"For {WANTED} % it takes {result.needed} seeds."
         more = planning.power(replace(plan, seeds=SEEDS[-1]))
-        return f"{SEEDS[-1]} seeds are not enough for {WANTED} %: they reach {more:.0f} %."
+        return f"{SEEDS[-1]} seeds are not enough for {WANTED} %: they reach {_format_power(more)} %."
+
+
+def _format_power(percent: float) -> str:
+    """Without decimals, but for what is below the wanted share and would be rounded up to it."""
+    return f"{math.floor(10 * percent) / 10:.1f}" if WANTED - 0.5 <= percent < WANTED else f"{percent:.0f}"

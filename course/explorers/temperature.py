@@ -238,7 +238,7 @@ def compute_curves(logits: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, n
 
 
 def _entropy(p: Tensor) -> Tensor:
-    return -torch.xlogy(p, p).sum(dim=-1)
+    return torch.special.entr(p).sum(dim=-1)
 
 
 def _format_temperature_axis(axes: Any) -> None:

@@ -20,6 +20,7 @@ from kdlib.compare import networks, outputs, tables
 from kdlib.compare.report import FILES, Report
 from kdlib.data import DataModule
 from kdlib.errors import check_flags, check_kind
+from kdlib.verdict import check_confidence
 
 __all__ = ["FILES", "Report", "compare"]
 
@@ -49,7 +50,7 @@ def compare(
     check_kind("a DataModule, such as data.load('fashion-mnist')", DataModule, data=data)
     check_kind("an nn.Module, such as models.load('resnet20-fashion')", nn.Module | None, teacher=teacher)
     check_flags(corruptions=corruptions, progress=progress)
-    tables.check_confidence(confidence)
+    check_confidence(confidence)
     if corruptions and data.in_channels not in (1, 3):
         raise ValueError(
             f"{data.name} has {data.in_channels} channels, and only images with 1 or 3 channels can be damaged: give "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdlib.compare.networks import TEACHER
 from kdlib.compare.tables import ALL
+from kdlib.compare.text import MOST_CLASSES, extreme_classes
 from kdlib.data.corruptions import SEVERITIES, STRENGTHS
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ STYLES = (
     ("#56B4E9", "P"),
 )
 OF_TEACHER = ("#000000", "*")
-MOST_CLASSES = 20
 
 
 def draw(report: Report) -> Figure:
@@ -118,7 +118,7 @@ def _calibration(axes: Axes, report: Report, styles: dict[str, tuple[str, str]])
     for name, (colour, marker) in styles.items():
         rows = table[table["network"] == name].set_index("measure")["value"]
         if len(rows):
-            values = [100 * rows["calibration error"], 100 * rows["calibration error, repaired"]]
+            values = [100 * rows["calibration error"], 100 * rows["calibration error, temperature-scaled"]]
             axes.plot([0, 1], values, color=colour, marker=marker)
     axes.set_xticks([0, 1], ["as trained", "after one\ntemperature"])
     axes.set_xlim(-0.3, 1.3)
@@ -128,12 +128,12 @@ def _calibration(axes: Axes, report: Report, styles: dict[str, tuple[str, str]])
 
 def _classes(axes: Axes, report: Report, styles: dict[str, tuple[str, str]]) -> None:
     table = report.classes[report.classes["network"].isin(report.networks[1:])]
-    names = list(dict.fromkeys(table["class"]))
-    if len(names) > MOST_CLASSES:  # those with the largest gains and losses of the first
-        gains = table[table["network"] == report.networks[1]].set_index("class")["gain"].sort_values()
-        kept = {*gains.index[: MOST_CLASSES // 2], *gains.index[-MOST_CLASSES // 2 :]}
-        names = [name for name in names if name in kept]
-    for row in table[table["class"].isin(names)].to_dict("records"):
+    rows = table.to_dict("records")
+    shortened = table["class"].nunique() > MOST_CLASSES
+    if shortened:
+        rows = extreme_classes(rows)
+    names = list(dict.fromkeys(row["class"] for row in rows))
+    for row in rows:
         y = -names.index(row["class"]) - _offset(report.networks[1:], row["network"])
         _interval(axes, 100 * row["gain"], y, 100 * row["low"], 100 * row["high"], styles[row["network"]])
     axes.axvline(0, color=styles[report.baseline][0], linewidth=1.2)
@@ -145,7 +145,7 @@ def _classes(axes: Axes, report: Report, styles: dict[str, tuple[str, str]]) -> 
     axes.set(
         xlabel=f"gain in accuracy (points) over\n{_short(report.baseline, 24)},\n"
         f"interval over {_about(report)}, one of {family}{no_scatter}",
-        title="Gains and losses by class" if len(names) < MOST_CLASSES else "The largest gains and losses",
+        title="The largest gains and losses" if shortened else "Gains and losses by class",
     )
 
 
@@ -169,7 +169,7 @@ def _robustness(axes: Axes, report: Report, styles: dict[str, tuple[str, str]]) 
 
 
 def _outside(axes: Axes, report: Report, styles: dict[str, tuple[str, str]]) -> None:
-    table: pd.DataFrame = report.outside[report.outside["measure"] == "confidence, repaired"]
+    table: pd.DataFrame = report.outside[report.outside["measure"] == "confidence, temperature-scaled"]
     kinds = list(dict.fromkeys(table["pictures"]))
     shown = _shown(report)
     for row in table.to_dict("records"):

@@ -46,7 +46,7 @@ class Outputs:
         return self.logits.argmax(1)
 
     @property
-    def repaired(self) -> Tensor:
+    def temperature_scaled(self) -> Tensor:
         """The logits divided by the temperature."""
         return self.logits / self.temperature
 

@@ -30,8 +30,8 @@ HEADLINES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     ("fidelity", "KL to the teacher", "KL to the teacher", {}),
     ("fidelity", "repeated mistakes", "repeated mistakes of the teacher", {}),
     ("calibration", "calibration error", "calibration error", {}),
-    ("calibration", "calibration error, repaired", "calibration error after the temperature", {}),
-    ("calibration", "NLL, repaired", "NLL after the temperature", {}),
+    ("calibration", "calibration error, temperature-scaled", "calibration error after the temperature", {}),
+    ("calibration", "NLL, temperature-scaled", "NLL after the temperature", {}),
     ("robustness", "accuracy", "accuracy under corruptions, the mean", {"corruption": ALL}),
     ("robustness", "accuracy lost", "accuracy lost to corruptions, the mean", {"corruption": ALL}),
     *(("outside", "AUROC", f"AUROC of test images against {kind}", {"pictures": kind}) for kind in DESTRUCTIONS),
@@ -106,8 +106,8 @@ class Report:
             "side."
         )
         notes.append(
-            "Temperatures were fitted on the validation images; 'repaired' means that the logits were divided by them, "
-            "which changes no answer. Calibration error: expected calibration error with 15 bins."
+            "Temperatures were fitted on the validation images; 'temperature-scaled' means that the logits were "
+            "divided by them, which changes no answer. Calibration error: expected calibration error with 15 bins."
         )
         if self.has_teacher:
             notes.append(

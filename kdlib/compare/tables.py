@@ -26,7 +26,6 @@ from kdlib import measure, verdict
 from kdlib.compare.networks import TEACHER
 from kdlib.compare.outputs import CONDITIONS, Outputs, log_odds
 from kdlib.data.corruptions import DESTRUCTIONS
-from kdlib.errors import check_real
 from kdlib.verdict import Comparison
 
 if TYPE_CHECKING:
@@ -38,13 +37,6 @@ Values = Mapping[Hashable, Any]  # by run: an array with a value for each image,
 SHARED = ("network", "measure", "value", "std", "gain", "low", "high", "covers", "family", "better", "verdict")
 ONE_NETWORK, BOTH, SEEDS = "test images", "seeds and test images", "seeds"
 ALL = "all"  # in place of a corruption: the mean over all of them
-
-
-def check_confidence(confidence: float) -> None:
-    """Raise TypeError or ValueError unless it lies between 0 and 1."""
-    check_real(confidence=confidence)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence lies between 0 and 1, as 0.95; got {confidence!r}.")
 
 
 def make(
@@ -190,9 +182,14 @@ class _Maker:
             self._rows(
                 [
                     Measure("calibration error", lambda one: error(one.logits), "lower", whole=True),
-                    Measure("calibration error, repaired", lambda one: error(one.repaired), "lower", whole=True),
+                    Measure(
+                        "calibration error, temperature-scaled",
+                        lambda one: error(one.temperature_scaled),
+                        "lower",
+                        whole=True,
+                    ),
                     Measure("NLL", lambda one: nll(one.logits), "lower"),
-                    Measure("NLL, repaired", lambda one: nll(one.repaired), "lower"),
+                    Measure("NLL, temperature-scaled", lambda one: nll(one.temperature_scaled), "lower"),
                     Measure("temperature", lambda one: one.temperature, "", whole=True),
                 ]
             )
@@ -239,13 +236,13 @@ class _Maker:
         clean = (("pictures", "test images"),)
         measures = [
             Measure("confidence", lambda one: _confidence(one.logits), "", clean),
-            Measure("confidence, repaired", lambda one: _confidence(one.repaired), "", clean),
+            Measure("confidence, temperature-scaled", lambda one: _confidence(one.temperature_scaled), "", clean),
         ]
         for kind in DESTRUCTIONS:
             keys = (("pictures", kind),)
             measures += [
                 Measure("confidence", partial(_confidence_outside, kind, 0), "lower", keys),
-                Measure("confidence, repaired", partial(_confidence_outside, kind, 1), "lower", keys),
+                Measure("confidence, temperature-scaled", partial(_confidence_outside, kind, 1), "lower", keys),
                 Measure("AUROC", partial(_auroc, kind), keys=keys, whole=True),
             ]
         return _frame(self._rows(measures), ("pictures",))
@@ -269,8 +266,8 @@ class _Maker:
             row["repeated mistakes"] = math.nan if teacher else measure.repeated_mistakes(*said, self.labels)
         row["temperature"] = one.temperature
         row["calibration error"] = measure.calibration_error(one.logits, self.labels)
-        row["calibration error, repaired"] = measure.calibration_error(one.repaired, self.labels)
-        row["NLL, repaired"] = float(F.cross_entropy(one.repaired.double(), self.labels))
+        row["calibration error, temperature-scaled"] = measure.calibration_error(one.temperature_scaled, self.labels)
+        row["NLL, temperature-scaled"] = float(F.cross_entropy(one.temperature_scaled.double(), self.labels))
         if self._corrupted:
             row["corrupted accuracy"] = float(np.mean(list(one.corrupted.values())))
         return row
@@ -329,11 +326,17 @@ class _Maker:
 def _row(
     name: str, what: str, value: float, std: float, better: str, found: Comparison | None, covers: str
 ) -> dict[str, Any]:
-    gain = (found.mean, found.low, found.high) if found else (math.nan,) * 3
     return {
-        **{"network": name, "measure": what, "value": value, "std": std},
-        **dict(zip(("gain", "low", "high"), gain, strict=True)),
-        **{"covers": covers, "family": found.comparisons if found else 0, "better": better},
+        "network": name,
+        "measure": what,
+        "value": value,
+        "std": std,
+        "gain": found.mean if found else math.nan,
+        "low": found.low if found else math.nan,
+        "high": found.high if found else math.nan,
+        "covers": covers,
+        "family": found.comparisons if found else 0,
+        "better": better,
         "verdict": str(found.verdict) if found else "",
     }
 
@@ -366,15 +369,15 @@ def _confidence(logits: Tensor) -> np.ndarray:
     return F.softmax(logits.double(), 1).amax(1).numpy()
 
 
-def _confidence_outside(kind: str, repaired: int, one: Outputs) -> np.ndarray:
-    return one.outside[kind][:, repaired]
+def _confidence_outside(kind: str, temperature_scaled: int, one: Outputs) -> np.ndarray:
+    return one.outside[kind][:, temperature_scaled]
 
 
 def _auroc(kind: str, one: Outputs) -> float:
     """The probability that a test image gets more confidence than a picture of nothing; ties count one half."""
     from torchmetrics.functional.classification import binary_auroc
 
-    inside, outside = log_odds(one.repaired), torch.from_numpy(one.outside[kind][:, 2])
+    inside, outside = log_odds(one.temperature_scaled), torch.from_numpy(one.outside[kind][:, 2])
     # Of their order alone, in [0, 1]: torchmetrics would take numbers beyond that for logits, and round them to 1.
     ranks = torch.unique(torch.cat([inside, outside]), return_inverse=True)[1].double()
     scores = ranks / ranks.max().clamp(min=1)

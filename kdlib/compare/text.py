@@ -19,7 +19,7 @@ MOST_CLASSES = 20  # that are shown; the JSON has all
 UNITS = {  # all else is given in hundredths
     "KL to the teacher": "nats",
     "NLL": "nats",
-    "NLL, repaired": "nats",
+    "NLL, temperature-scaled": "nats",
     "temperature": "",
     "AUROC": "",
 }
@@ -28,7 +28,7 @@ TITLES = {
     "uncertainty": "The gain in accuracy, and what its interval covers",
     "pairs": "Network against network, with McNemar's exact test",
     "fidelity": "Fidelity to the teacher",
-    "calibration": "Calibration, and its repair by one temperature",
+    "calibration": "Calibration, before and after temperature scaling",
     "classes": "Accuracy by class",
     "robustness": "Robustness",
     "outside": "Confidence in pictures of nothing",
@@ -93,7 +93,7 @@ def _cells(name: str, report: Report) -> Cells:
     if name == "each_run":
         return _each_run(rows)
     if name == "classes" and len({row["class"] for row in rows}) > MOST_CLASSES:
-        rows = _extreme_classes(rows)
+        rows = extreme_classes(rows)
     return _beside_the_baseline(rows, report)
 
 
@@ -171,7 +171,7 @@ def _key(key: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _extreme_classes(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def extreme_classes(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The classes with the largest losses and gains of any network."""
     gains: dict[str, float] = {}
     for row in rows:

@@ -37,7 +37,7 @@ from kdlib.data.paired import (
     load_paired,
 )
 from kdlib.data.sources import data_dir
-from kdlib.errors import unknown_name
+from kdlib.errors import as_whole, unknown_name
 
 __all__ = [
     "HIDDEN",
@@ -65,6 +65,8 @@ __all__ = [
     "seed_for",
     "view_fingerprint",
 ]
+
+SMALLEST_IMAGE, LARGEST_IMAGE = 8, 4096  # pixels of a side
 
 
 IMAGE_DATASETS = ("fashion-mnist", "cifar10", "cifar100", "imagefolder:PATH", "imagenet:PATH")
@@ -182,6 +184,9 @@ def load(
     Raises ValueError for an unknown name, FileNotFoundError for missing files, ValueError for altered ones.
     """
     kind, _, path = str(name).partition(":")
+    if kind.startswith(("imagefolder", "imagenet")):
+        image_size = as_whole(SMALLEST_IMAGE, LARGEST_IMAGE, image_size=image_size)
+        num_workers = None if num_workers is None else as_whole(0, num_workers=num_workers)
     kind, at, size = kind.partition("@")
     if name in PAIRED_LOADERS:
         return load_paired(name)
@@ -198,10 +203,10 @@ def load(
 
 def _size_in_name(name: str, text: str) -> int:
     """The pixels of a side in "imagefolder@32:PATH"; ValueError for what is no such number."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 8 <= int(text) <= 4096):
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and SMALLEST_IMAGE <= int(text) <= LARGEST_IMAGE):
         raise ValueError(
-            f"{name} names no size of the images. Between @ and : stand the pixels of a side, a whole number from 8 to "
-            "4096, as in imagefolder@32:PATH."
+            f"{name} names no size of the images. Between @ and : stand the pixels of a side, a whole number from "
+            f"{SMALLEST_IMAGE} to {LARGEST_IMAGE}, as in imagefolder@32:PATH."
         )
     return int(text)
 

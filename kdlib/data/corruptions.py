@@ -34,7 +34,7 @@ STRENGTHS: dict[str, tuple[float, float, float]] = {
     "rotation": (16, 21, 25),
     "shift": (5, 7, 9),  # 91, 87, 81 %: to reach 60 %, half of the picture would have to leave it
     "pixelate": (14, 10, 7),
-    "veil": (0.15, 0.25, 0.4),
+    "contrast": (0.15, 0.25, 0.4),
 }
 
 
@@ -169,11 +169,8 @@ def _pixelate(images: Tensor, indices: Tensor, side: float) -> Tensor:
     return vision.resize(reduced, [height, width], InterpolationMode.NEAREST_EXACT)
 
 
-def _veil(images: Tensor, indices: Tensor, share: float) -> Tensor:
-    """Blended with the image's mean grey, which gets this share: a veil over the picture, its background too.
-
-    torchvision calls it adjust_contrast, with the share that is left of the image.
-    """
+def _contrast(images: Tensor, indices: Tensor, share: float) -> Tensor:
+    """Less contrast: blended with the image's mean grey, which gets this share, in the background too."""
     from torchvision.transforms.v2 import functional as vision
 
     return vision.adjust_contrast(images, 1 - share)
@@ -186,7 +183,7 @@ _CORRUPTIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "rotation": _rotation,
     "shift": _shift,
     "pixelate": _pixelate,
-    "veil": _veil,
+    "contrast": _contrast,
 }
 
 

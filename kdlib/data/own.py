@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdlib.data.datasets import InMemoryDataset
-from kdlib.data.decode import upright
+from kdlib.data.decode import DAMAGED, upright
 from kdlib.data.sources import hold_out
 
 LARGEST = 4e9  # bytes of one split; more belongs into folders, which are decoded as they are needed
@@ -31,8 +33,11 @@ def read_datasets(
 ) -> dict[str, InMemoryDataset]:
     """Train, validation and test splits of datasets of (image, label); see `data.from_datasets`."""
     for what, given in {"mean": mean, "std": std}.items():
-        if given is not None and (not isinstance(given, Iterable) or len(list(given)) != in_channels):
-            raise ValueError(f"{what} has a number for each channel, {in_channels}; got {given!r}.")
+        if given is None:
+            continue
+        numbers = isinstance(given, Sequence | np.ndarray | Tensor) and not isinstance(given, str)
+        if not numbers or len(given) != in_channels or not all(math.isfinite(float(one)) for one in given):
+            raise ValueError(f"{what} has a finite number for each channel, {in_channels}; got {given!r}.")
     if std is not None and min(std) <= 0:
         raise ValueError(f"std divides the pixels, so its numbers are above 0; got {std!r}.")
     read = {
@@ -117,6 +122,10 @@ def _decoded(image: Any, where: str, transform: Any, in_channels: int) -> Tensor
     from PIL import Image
 
     if isinstance(image, Image.Image):
+        try:
+            image.load()  # PIL opens a file, and reads it when the pixels are asked for
+        except (OSError, SyntaxError, EOFError, Image.DecompressionBombError, *DAMAGED) as error:
+            raise OSError(f"{where} cannot be read as an image ({error}). Copy it again or remove it.") from error
         # torchvision reads a palette's numbers as grey and the channels of CMYK or HSV as colours; PIL converts them.
         return transform(upright(image, where).convert("RGB" if in_channels == 3 else "L"))
     kind = image.dtype if isinstance(image, Tensor) else type(image).__name__

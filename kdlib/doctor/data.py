@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from kdlib.data import DataModule
 from kdlib.data.datasets import LazyDataset, count_shared
-from kdlib.doctor.report import DOUBT, FAULT, Finding, Skip
+from kdlib.data.sources import IMAGENET_MEAN, IMAGENET_STD
+from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
 from kdlib.doctor.samples import RARE, Samples, better, samples
 from kdlib.doctor.setup import Setup
-from kdlib.hooks import as_arguments
+from kdlib.guards import keep_modes
 
-GITHUB = "https://github.com/"
 # Of accuracy, over what was measured and over chance: a network that was trained for a few steps may gain six points by
 # another normalisation than its own.
 GAIN = 0.1
@@ -144,12 +144,9 @@ def _normalised(x: Tensor) -> dict[str, Tensor]:
         "brought to mean 0 and standard deviation 1 in each channel": (x - mean) / std,
     }
     if x.shape[1] == 3:
-        means, stds = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in IMAGENET)
+        means, stds = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
         found["normalised as for ImageNet"] = (pixels - means) / stds
     return found
-
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @torch.no_grad()
@@ -157,18 +154,14 @@ def _ask(setup: Setup, pictures: Tensor, batch_size: int) -> Tensor:
     """The teacher's logits in eval mode."""
     teacher = setup.teacher
     assert teacher is not None
-    modes = {module: module.training for module in teacher.modules()}
-    teacher.eval()
     outputs = []
-    try:
-        for part in pictures.split(batch_size):
-            args, kwargs = as_arguments(part)
-            outputs.append(setup.adapter.teacher_logits_of(teacher(*args, **kwargs)).float().cpu())
-    except (TypeError, RuntimeError, ValueError, AttributeError) as error:
-        raise Skip(f"the teacher takes more than pictures ({type(error).__name__})") from None
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with keep_modes(teacher):
+        teacher.eval()
+        try:
+            for part in pictures.split(batch_size):
+                outputs.append(setup.adapter.teacher_logits_of(teacher(part)).float().cpu())
+        except (TypeError, RuntimeError, ValueError, AttributeError) as error:
+            raise Skip(f"the teacher takes more than pictures ({type(error).__name__})") from None
     return torch.cat(outputs)
 
 

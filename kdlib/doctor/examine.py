@@ -16,6 +16,7 @@ from kdlib.adapters import Adapter
 from kdlib.data import Batch, DataModule
 from kdlib.distiller import Distiller
 from kdlib.doctor import calibration, data, loss, student, teacher, terms
+from kdlib.doctor.data import as_splits
 from kdlib.doctor.preserve import preserved
 from kdlib.doctor.report import FAULT, Finding, Report, Skip
 from kdlib.doctor.setup import (
@@ -130,7 +131,7 @@ def examine(
     _read_intent(setup, distiller, temperature, alpha, meant)
     setup.optimizers = _optimizers(optimizer)
     setup.clipped = _parameters(clipped)
-    setup.splits = None if data is None else _as_splits(data)
+    setup.splits = None if data is None else as_splits(data)
     collected = _collect(batches)
     if step is None:  # a step moves its batch itself
         collected = _beside(setup.student, collected)
@@ -269,10 +270,6 @@ def _parameters(given: Any) -> tuple[Tensor, ...] | None:
     if not all(isinstance(one, Tensor) for one in found):
         raise TypeError("clipped is what clip_grad_norm_ is called with, parameters: student.parameters().")
     return found
-
-
-def _as_splits(given: Any) -> Mapping[str, Any]:
-    return data.as_splits(given)
 
 
 class _Repeated:

@@ -20,10 +20,9 @@ from kdlib.doctor.probe import (
     reacts,
     scaling,
 )
-from kdlib.doctor.report import DOUBT, FAULT, Finding, Skip
+from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
 from kdlib.doctor.setup import DistillerSetup, LossSetup, Setup, total
 
-GITHUB = "https://github.com/"
 NEAR = 2e-3  # relative: a weight is a known factor if it is as near as this; rounding leaves 1e-5
 
 
@@ -298,7 +297,7 @@ def temperature_squared(setup: Setup) -> Finding | None:
 
 def _power_of_temperature(setup: Setup, base: Identified) -> float | None:
     """How the weight grows with T, beside T^2, where the loss has an argument for it; None where it has none."""
-    if not isinstance(setup, LossSetup) or setup.loss is None:
+    if not isinstance(setup, LossSetup):
         return None
     name = temperature_argument(setup.loss)
     if name is None:
@@ -385,9 +384,9 @@ def at_rest(setup: Setup) -> Finding | None:
             "Square a norm, or add a small number under the root.",
         )
     share = float(there.norm() / away.norm().clamp(min=1e-30))
-    values = [_value(setup, batch, logits, one) for one in (logits, other)]
     if share < 1e-3:
         return None
+    values = [_value(setup, batch, logits, one) for one in (logits, other)]
     negative = f", and it is {min(values):.3g} there or nearby" if min(values) < 0 else ""
     return Finding(
         "loss-at-rest",
@@ -491,7 +490,7 @@ def padding(setup: Setup) -> Finding | None:
 
 def _task_leaves_out(setup: Setup, rows: int) -> bool:
     """Whether a Distiller's task gives its loss these rows alone, without those whose label does not count."""
-    if not isinstance(setup, DistillerSetup) or setup.distiller is None:
+    if not isinstance(setup, DistillerSetup):
         return False
     labels, ignored = setup.adapter.labels_of(setup.batches[0]), getattr(setup.distiller.task, "ignore_index", None)
     if ignored is None or not isinstance(labels, Tensor):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 FAULT, DOUBT = "fault", "doubt"
+GITHUB = "https://github.com/"
 WIDTH = 100  # of the printed report, in characters
 
 

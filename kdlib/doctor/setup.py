@@ -160,15 +160,13 @@ class Setup:
 PROBE_ROWS = 8  # enough for the rows of a probe to differ; a pass of so few costs little
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DistillerSetup(Setup):
     """A `Distiller`; logits are put in where its method is called."""
 
-    distiller: Distiller | None = None
+    distiller: Distiller
 
     def forward(self, batch: Any, logits: Mapping[str, Tensor]) -> Terms:
-        assert self.distiller is not None
-
         def put(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             outputs, labels = dict(zip(ROLES, args, strict=False)), args[2]
             if logits and isinstance(labels, Tensor):  # a sample has many rows, and a probe as few as are put in
@@ -183,8 +181,6 @@ class DistillerSetup(Setup):
 
     @contextmanager
     def _watch_loss(self, seen: Observed) -> Iterator[None]:
-        assert self.distiller is not None
-
         def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
             for role, output in zip(ROLES, args, strict=False):
                 if isinstance(output, ModelOutput) and output.logits is not None:
@@ -204,21 +200,19 @@ class DistillerSetup(Setup):
             handle.remove()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LossSetup(Setup):
     """Two networks and a function of (student_logits, teacher_logits) or (student_logits, teacher_logits, labels)."""
 
-    loss: Callable[..., Any] | None = None
+    loss: Callable[..., Any]
     ask: Teacher | None = None  # one that is no network
 
     @property
     def takes_labels(self) -> bool:
         """Whether the loss is called with the labels."""
-        assert self.loss is not None
         return count_arguments(self.loss, 3) >= 3
 
     def forward(self, batch: Any, logits: Mapping[str, Tensor]) -> Terms:
-        assert self.loss is not None
         student, teacher = logits.get("student"), logits.get("teacher")
         if student is None:
             assert self.student is not None
@@ -245,20 +239,18 @@ class LossSetup(Setup):
         """The same with another argument of the loss."""
         from functools import partial
 
-        assert self.loss is not None
         changed = copy.copy(self)
         changed.loss = partial(self.loss, **{name: value})
         return changed
 
 
-@dataclass
+@dataclass(kw_only=True)
 class StepSetup(Setup):
     """A training step of the user's, from a batch to the loss; logits are put in by hooks on the networks' outputs."""
 
-    step: Callable[[Any], Any] | None = None
+    step: Callable[[Any], Any]
 
     def forward(self, batch: Any, logits: Mapping[str, Tensor]) -> Terms:
-        assert self.step is not None
         with ExitStack() as stack:
             for role, network in self.networks():
                 if role in logits:

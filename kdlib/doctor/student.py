@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from kdlib.doctor.report import DOUBT, FAULT, Finding, Skip
+from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
 from kdlib.doctor.setup import Setup, depends_on_mode, named_parameters
 from kdlib.doctor.step import step_taken
-
-GITHUB = "https://github.com/"
+from kdlib.errors import few
 
 
 def mode(setup: Setup) -> Finding | None:
@@ -23,11 +22,10 @@ def mode(setup: Setup) -> Finding | None:
     return Finding(
         "student-mode",
         FAULT if all_of_them else DOUBT,
-        f"{len(frozen)} of {len(parts)} batch norms and dropouts of the student run in eval mode "
-        f"({', '.join(frozen[:3])}{', ...' if len(frozen) > 3 else ''}).",
+        f"{len(frozen)} of {len(parts)} batch norms and dropouts of the student run in eval mode ({few(frozen)}).",
         "Batch statistics stay what they were, so a fresh student is not normalised at all, and dropout is off.",
         "Call student.train() at the beginning of every epoch: an evaluation in between leaves it in eval mode.",
-        story="https://github.com/SforAiDl/KD_Lib",
+        story=f"{GITHUB}SforAiDl/KD_Lib",
     )
 
 

@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kdlib.doctor.preserve import preserved
-from kdlib.doctor.report import DOUBT, FAULT, Finding, Skip
+from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
 from kdlib.doctor.samples import RARE, Samples, better, samples
 from kdlib.doctor.setup import Setup, depends_on_mode
 from kdlib.doctor.step import step_taken
 from kdlib.errors import few
 from kdlib.guards import shared_tensors
-
-GITHUB = "https://github.com/"
 
 
 def network(setup: Setup) -> nn.Module:

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from kdlib import methods
 from kdlib.doctor.probe import IGNORED, device_of, random_logits
-from kdlib.doctor.report import DOUBT, FAULT, Finding, Skip
+from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
 from kdlib.doctor.setup import Setup
 from kdlib.doctor.step import step_taken
 
-GITHUB = "https://github.com/"
 MOST = 100.0  # times the gradient of another term
 # For kdlib's own methods, whose terms are on scales of their own: 827 was the largest of the simulation, dist at T = 20
 # with a twentieth for the labels.

@@ -20,6 +20,7 @@ from kdlib import evaluation, files
 from kdlib.data import DataModule, IndexedDataset
 from kdlib.errors import check_flags, check_kind, check_path, check_whole, unknown_name
 from kdlib.export._common import CALIBRATION_IMAGES, Predict, float_copy
+from kdlib.export.c_code import load_c, to_c
 from kdlib.export.executorch import load_executorch, to_executorch
 from kdlib.export.onnx import load_onnx, to_onnx, to_onnx_int8
 from kdlib.export.report import LEAST_AGREEMENT, ExportReport, check, latency_ratio, table
@@ -33,9 +34,11 @@ __all__ = [
     "export",
     "export_all",
     "latency_ratio",
+    "load_c",
     "load_executorch",
     "load_onnx",
     "table",
+    "to_c",
     "to_executorch",
     "to_onnx",
     "to_onnx_int8",
@@ -56,18 +59,6 @@ class Format:
     load: Callable[[Path], Predict]
 
 
-def _write_c(model: nn.Module, path: Path, calibration: Tensor) -> Path:
-    from kdlib.export.c_code import to_c
-
-    return to_c(model, path, calibration)
-
-
-def _load_c(path: Path) -> Predict:
-    from kdlib.export.c_code import load_c
-
-    return load_c(path)
-
-
 FORMATS = {
     "onnx": Format("model.onnx", False, lambda model, path, images: to_onnx(model, path, images[:1]), load_onnx),
     "onnx-int8": Format("model-int8.onnx", True, to_onnx_int8, load_onnx),
@@ -80,7 +71,7 @@ FORMATS = {
         lambda model, path, images: to_executorch(model, path, images[:1], images),
         load_executorch,
     ),
-    "c": Format("model.c", True, _write_c, _load_c),
+    "c": Format("model.c", True, to_c, load_c),
 }
 
 
@@ -158,7 +149,7 @@ def export_all(
         for name, one in known.items():
             reports.append(export(model, folder / one.file, name, data, validation=validation, images=images))
             split = "validation" if validation else "test"
-            content = {"split": split, "formats": [report.to_json() for report in reports]}
+            content = {"split": split, "formats": [report.to_dict() for report in reports]}
             files.write_text(folder / "report.json", json.dumps(content, indent=2) + "\n")
         remove_earlier(folder, [one.file for name, one in FORMATS.items() if name not in known])
     return reports

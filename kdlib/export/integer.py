@@ -162,13 +162,11 @@ def quantize(model: nn.Module, calibration: Tensor) -> IntegerNetwork:
         keeps = layer.kind in ("max", "relu")
         target = source if keeps else _covering(*traced.ranges[layer.output])
         quantizations[layer.output] = target
-        if layer.kind == "linear" and (layer.output != traced.logits or layer.low is not None):
-            steps.append(_convolution(layer, source, target, "convolution"))
-        elif layer.kind == "linear":
+        if layer.kind == "linear" and layer.output == traced.logits and layer.low is None:
             step, logits_scale = _last_linear(layer, source)
             steps.append(step)
-        elif layer.kind == "convolution":
-            steps.append(_convolution(layer, source, target, "convolution"))
+        elif layer.kind in ("linear", "convolution"):  # a hidden linear layer is a convolution over its whole input
+            steps.append(_convolution(layer, source, target))
         elif layer.kind == "addition":
             steps.append(_addition(layer, source, quantizations[layer.inputs[1]], target))
         elif layer.kind == "average":
@@ -227,11 +225,11 @@ def _integer_weights(layer: Layer, source: Quantization) -> tuple[Tensor, Tensor
     return whole.to(torch.int8), biases.to(torch.int32), scales * source.scale
 
 
-def _convolution(layer: Layer, source: Quantization, target: Quantization, kind: str) -> Step:
+def _convolution(layer: Layer, source: Quantization, target: Quantization) -> Step:
     weight, bias, scales = _integer_weights(layer, source)
     factors = [fixed_point(scale / target.scale) for scale in scales.tolist()]
     multiplier, shift = zip(*factors, strict=True)
-    return _step(layer, target, kind, weight=weight, bias=bias, multiplier=multiplier, shift=shift)
+    return _step(layer, target, "convolution", weight=weight, bias=bias, multiplier=multiplier, shift=shift)
 
 
 def _last_linear(layer: Layer, source: Quantization) -> tuple[Step, float]:
@@ -240,7 +238,7 @@ def _last_linear(layer: Layer, source: Quantization) -> tuple[Step, float]:
     largest = scales.max().item()
     multiplier, shift = zip(*(fixed_point(scale / largest) for scale in scales.tolist()), strict=True)
     target = Quantization(largest, 0)
-    return _step(layer, target, "linear", weight=weight, bias=bias, multiplier=multiplier, shift=shift), largest
+    return _step(layer, target, weight=weight, bias=bias, multiplier=multiplier, shift=shift), largest
 
 
 def _addition(layer: Layer, first: Quantization, second: Quantization, target: Quantization) -> Step:

@@ -45,7 +45,7 @@ class ExportReport:
     latency_ratio: float
     images: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""
         return asdict(self)
 

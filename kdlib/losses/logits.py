@@ -38,7 +38,9 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
 
     Shapes: both B x C, with C >= 2.
     Scale: nats times T^2. The factor keeps the gradient at about the same size as T grows: for large T
-        the loss of zero-mean logits tends to mean_b ||s - t||^2 / (2 C), whatever T is.
+        the loss of zero-mean logits tends to mean_b ||s - t||^2 / (2 C), whatever T is. In float32 its value is
+        rounded to about 1e-7 T^2, and so can be that far below 0 where both nearly agree.
+    Masks: a class that is -inf in both has no logarithm, and gives NaN: leave its column out, or mask it by -6e4.
     Gradient: flows to the teacher's logits too if they carry one; nothing is detached here, so compute
         them under torch.no_grad().
     Raises: ValueError for shapes that differ, are not B x C or have fewer than two classes, and for T
@@ -113,7 +115,7 @@ def dist(
     Shapes: both B x C, with C >= 2. Scale: each bracket lies in [0, 2], 0 when perfectly correlated.
     Degenerate: a constant row or column (or a batch of one, whose columns are single numbers) has no
         correlation; it counts as r = 0 without gradient. Constant means a spread below 1e-6 of the
-        values.
+        values, as logits of spread 1 have it near T = 1e6. So does a class that is masked by -inf in both.
     Gradient: not detached from the teacher, as in kd.
     Raises: as kd; ValueError for weights that are negative or not finite.
     Paper: Huang et al. 2022, arXiv:2205.10536.

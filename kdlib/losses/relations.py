@@ -24,6 +24,7 @@ from ._common import (
     in_a_row,
     inner,
     layers_of,
+    magnitude_of,
     off_mps,
     rows_of,
     shape,
@@ -36,6 +37,9 @@ UNDERFLOW = 1e-30
 # Rows nearer to each other than this share of the largest distance coincide: half of float64's digits, which is what
 # is left when a distance is computed as the root of a difference of squares.
 COINCIDENT = 1e-7
+# Below this share of the largest distance two rows have no direction between them, even if both are next to nothing and
+# so keep their digits: the gradient of an angle grows as one over the distance.
+DIRECTIONLESS = 1e-8
 
 # -------------------- between layers
 
@@ -229,8 +233,8 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     Precision: in float32 a cosine is off by 3e-7 (few features) to 5e-6 (10,000) times the ratio of its triangle's
         longest side to its shortest, and so may pass 1 between rows that nearly coincide.
     Scale: cosines; the mean is over all B^3 triplets, also the degenerate ones, which contribute 0.
-    Degenerate: between rows that coincide, to 1e-6 of the larger one, there is no direction: cosine 0, no
-        gradient.
+    Degenerate: between rows that coincide, to 1e-6 of the larger one or 1e-8 of the largest distance, there is no
+        direction: cosine 0, no gradient.
     Raises: ValueError for fewer than three samples, batches that differ, or no feature dimension;
         TypeError for non-floats.
     Paper: Park et al. 2019, arXiv:1904.05068.
@@ -393,10 +397,11 @@ def _distances(rows: Tensor) -> Tensor:
 def _cosines(rows: Tensor) -> Tensor:
     """B x B x B: entry [i, j, k] is the cosine of the angle at sample i between samples j and k."""
     # By differences: an angle between near samples needs more digits of their distance than a Gram matrix has.
+    rows = divide(rows, magnitude_of(rows, dim=(0, 1)))  # no angle depends on the scale, but squares leave float32
     near = off_mps(rows)  # before 2026 torch.cdist had no gradient on MPS
     squared = torch.cdist(near, near, compute_mode="donot_use_mm_for_euclid_dist").square().to(rows)
     size = rows.square().sum(dim=1)
-    noise = ROUNDING**2 * torch.maximum(size[:, None], size) + UNDERFLOW
+    noise = ROUNDING**2 * torch.maximum(size[:, None], size) + DIRECTIONLESS**2 * squared.detach().amax()
     # Divided by an infinite length, cosine and gradient are zero. At length 0 the root has an infinite slope.
     inverse = squared.masked_fill(squared <= noise, math.inf).rsqrt()
     law = (squared[:, :, None] + squared[:, None, :]).sub_(squared)  # of cosines: a^2 + b^2 - c^2 = 2 a b cos

@@ -112,7 +112,7 @@ def search(
     print(f"\n{found}\n" + (f"\n{judged}\n" if judged else ""))
     print(f"Written to {out}: {', '.join(name for name in report.FILES if judged or name != report.JUDGED)}")
     if json_:
-        print(json.dumps(report.to_json(found, judged)))
+        print(json.dumps(report.to_dict(found, judged)))
 
 
 def _arguments() -> list[str]:

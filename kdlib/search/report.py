@@ -32,7 +32,7 @@ def write(folder: Path, found: Found, judged: Judged | None = None, command: str
         files.write_text(folder / JUDGED, judged.runs.to_csv(index=False, lineterminator="\n"))
     with files.atomic_write(folder / PICTURE) as temporary:
         picture(found, judged.random if judged else None).savefig(temporary, format="png", dpi=110)
-    facts = to_json(found, judged) | {"command": command, "machine": machine_info(), "versions": versions()}
+    facts = to_dict(found, judged) | {"command": command, "machine": machine_info(), "versions": versions()}
     files.write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
     files.write_text(folder / REPORT, text(found, judged, command))
 
@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
     return {**library_versions(), "optuna": metadata.version("optuna")}
 
 
-def to_json(found: Found, judged: Judged | None = None) -> dict[str, Any]:
+def to_dict(found: Found, judged: Judged | None = None) -> dict[str, Any]:
     """What was found and judged, as plain values."""
     best = found.best
     facts: dict[str, Any] = {

@@ -87,7 +87,7 @@ class TaskRunner:
         config = devices.resolve(task.device, task.precision)
         self.device_options: dict[str, Any] = {
             "device": str(config.device),
-            "precision": "bf16" if config.bfloat16 else "fp32",
+            "precision": config.precision,
         }
         self._seed: int | None = None
         self._data = task.data

@@ -234,20 +234,18 @@ class Trials:
             "error": result.get("error", ""),
         }
 
-    def cost(self, planned: bool = False) -> float:
-        """What all trials cost, in epochs of the task's student; planned: as if those that run went to their end."""
-        rows = self.rows
-        return sum(
-            row["cost"] if row["state"] != RUNNING or not planned else self.strategy.epochs * self._epoch_cost(row)
-            for row in rows
-        )
+    def planned_cost(self) -> float:
+        """What all trials cost, in epochs of the task's student, as if those that run went to their end."""
+        return sum(self._planned_cost(row) for row in self.rows)
 
-    def _epoch_cost(self, row: Mapping[str, Any]) -> float:
-        return (row["macs"] or self._reference) / self._reference
+    def _planned_cost(self, row: Mapping[str, Any]) -> float:
+        if row["state"] != RUNNING:
+            return row["cost"]
+        return self.strategy.epochs * (row["macs"] or self._reference) / self._reference
 
     def _wants_more(self) -> bool:
         if self.strategy.budget is not None:
-            return self.cost(planned=True) < self.strategy.budget
+            return self.planned_cost() < self.strategy.budget
         trained = sum(row["state"] != INFEASIBLE for row in self.rows)
         return trained < (self.strategy.count or 0)
 

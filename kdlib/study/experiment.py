@@ -83,8 +83,7 @@ class Experiment:
     @property
     def device_options(self) -> DeviceOptions:
         """Device and precision, the same for everything here."""
-        precision = "bf16" if self.device_config.bfloat16 else "fp32"
-        return {"device": str(self.device_config.device), "precision": precision}
+        return {"device": str(self.device_config.device), "precision": self.device_config.precision}
 
     def build_student(self, seed: int) -> nn.Module:
         """A student with the initial weights of this seed."""

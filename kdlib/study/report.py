@@ -3,6 +3,7 @@ each method was worth."""
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -183,5 +184,7 @@ def _gain(results: Results, name: str) -> str:
     gain = results.gain(name)
     if gain.problem or gain.verdict is None:
         return "no mean"
+    if not math.isfinite(gain.half_width):
+        return f"{100 * gain.mean:+.2f}, the same in all runs"
     mark = EMPHASIS[gain.verdict] if len(results.seeds) >= LEAST_SEEDS else ""
     return f"{mark}{100 * gain.mean:+.2f} ± {100 * gain.half_width:.2f}{mark}"

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from kdlib import files
 from kdlib.batches import full_batches
 from kdlib.data import data_dir
+from kdlib.errors import check_whole
 from kdlib.measure import clock
 from kdlib.study import plans
 from kdlib.study.experiment import Experiment, SeedRuns, WorkerPool, torch_threads
@@ -75,8 +76,7 @@ class StudyConfig:
         excluded = self.excluded_classes
         if len(set(excluded)) != len(excluded):
             raise ValueError(f"--left-out names a class twice: {', '.join(map(str, excluded))}. Name each once.")
-        if self.workers < 1:
-            raise ValueError(f"--workers is a number of processes, at least 1; got {self.workers}.")
+        check_whole(workers=self.workers)
         if self.defaults and self.trials_file is not None:
             raise ValueError("--defaults and --choices contradict each other: name one.")
 

@@ -424,6 +424,12 @@ def test_set_names_the_possible_values(untouched: explorers.Explorer) -> None:
     assert not untouched.busy
 
 
+@pytest.mark.parametrize("temperature", [0.125, 1])
+@pytest.mark.parametrize("logits", ["10000, 0", "100, 0, -100"])
+def test_no_entropy_is_less_than_nothing(logits: str, temperature: float) -> None:
+    assert "-0.0" not in explorers.Temperature(logits=logits, temperature=temperature).describe()
+
+
 def test_starting_with_what_is_impossible_is_an_error() -> None:
     with pytest.raises(ValueError, match="temperature cannot be 1000: it lies between 0.125 and 64"):
         explorers.Temperature(temperature=1000)

@@ -55,6 +55,14 @@ def test_an_option_overrides_what_the_course_sets(
     assert seen[-len(options) :] == options
 
 
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_says_what_the_command_does(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lab.main([option]) == 0
+    printed = capsys.readouterr().out
+    assert "--no-browser" in printed
+    assert "jupyter lab --help-all" in printed
+
+
 def test_without_jupyterlab_a_sentence_says_how_to_install_it() -> None:
     # As after `make distill`: nothing that comes with JupyterLab alone is there either.
     code = "import sys; sys.modules.update(dict.fromkeys(('jupyterlab', 'nbformat', 'nbclient'))); "

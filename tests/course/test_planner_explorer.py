@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -184,3 +185,10 @@ def test_one_method_that_gains_nothing_needs_no_correction() -> None:
     text = explorers.Planner(gain=0, spread=0.1, seeds=2, images=500).describe()
     assert "correction" not in text
     assert "correction" in explorers.Planner(gain=0, methods=5).describe()
+
+
+@pytest.mark.parametrize(("gain", "spread", "seeds", "images"), [(0.9, 0.4, 20, 1000), (0.5, 0.6, 18, 10_000)])
+def test_less_than_what_is_wanted_is_not_rounded_up_to_it(gain: float, spread: float, seeds: int, images: int) -> None:
+    text = explorers.Planner(gain=gain, spread=spread, seeds=seeds, images=images).describe()
+    assert re.search(r"79\.\d% have the right verdict", text)
+    assert not re.search(r"they reach 80 ?%", text)

@@ -114,6 +114,17 @@ def test_attention_ignores_scale_sign_and_order_of_channels(seed, scale):
         assert attention(teacher, moved).item() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_attention_far_from_one_in_float32(scale):
+    student, teacher = random_map(1).float().requires_grad_(), random_map(2).float()
+    attention(student, teacher).backward()
+    far = (scale * student.detach()).requires_grad_()
+    loss = attention(far, teacher)
+    loss.backward()
+    torch.testing.assert_close(loss, attention(student, teacher))
+    torch.testing.assert_close(scale * far.grad, student.grad)
+
+
 @few
 @given(seed=seeds)
 def test_attention_lies_between_zero_and_two_over_the_positions(seed):

@@ -563,6 +563,32 @@ def test_rkd_distance_of_rows_that_all_coincide_to_a_millionth():
         assert not noise.grad.any()
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-13, 1e-14])
+def test_two_dead_samples_near_the_origin_have_a_finite_gradient(size):
+    # A student with SiLU answers so to two samples: both are next to nothing, and not equal.
+    student = rows(1, (6, 8)).float()
+    student[:2] *= size
+    student.requires_grad_()
+    loss = rkd_angle(student, rows(2, (6, 5)).float())
+    loss.backward()
+    same = student.detach().clone()
+    same[:2] = 0
+    torch.testing.assert_close(loss, rkd_angle(same, rows(2, (6, 5)).float()))
+    assert student.grad.abs().max() < 1
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+@pytest.mark.parametrize("loss", BETWEEN_SAMPLES)
+def test_relations_of_samples_far_from_one_in_float32(loss, scale):
+    student, teacher = rows(1).float().requires_grad_(), rows(2).float()
+    loss(student, teacher).backward()
+    far = (scale * student.detach()).requires_grad_()
+    found = loss(far, teacher)
+    found.backward()
+    torch.testing.assert_close(found, loss(student, teacher))
+    torch.testing.assert_close(scale * far.grad, student.grad)
+
+
 # -------------------- similarity
 
 
