@@ -111,10 +111,10 @@ class LossSpec:
 
     def with_options(self, name: str, options: Mapping[str, Any]) -> tuple[tuple[str, float, LossFunction], ...]:
         """The terms with further arguments bound; TypeError for an argument that a function does not take."""
-        own = ("temperature", "alpha") if self.family is Family.LOGIT else ()  # arguments of Logit itself
         for _, _, function in self.terms:
-            parameters = inspect.signature(function).parameters.items()
-            accepted = [n for n, p in parameters if p.default is not p.empty and n not in own]
+            accepted = [n for n, p in inspect.signature(function).parameters.items() if p.default is not p.empty]
+            if self.family is Family.LOGIT and "alpha" in accepted:
+                accepted.remove("alpha")  # Logit's own is the weight of the labels, so dkd's keeps its default
             for option in options:
                 if option not in accepted:
                     raise TypeError(f"{name} takes no option {option!r}. Its options: {', '.join(accepted) or 'none'}.")

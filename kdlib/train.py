@@ -151,6 +151,11 @@ def fit(
     adapter, task, recipe = adapter or Adapter(), tasks.resolve(task), recipe or Recipe()
     if isinstance(data, DataModule) and not isinstance(task, Classification):
         raise ValueError("A DataModule holds images of one class each: task is 'classification'. Give a DataLoader.")
+    if isinstance(data, DataModule) and len(data.classes) < 2:
+        raise ValueError(
+            f"The data have one class, {data.classes[0]!r}, and a classifier needs two. In a folder of images each "
+            "class is a folder: PATH/train/CLASS/IMAGE."
+        )
     precision = task.precision(precision)
     config = devices.resolve(device, precision, compile)
     distiller = Distiller(student, teacher, method, adapter=adapter, task=task, compile=compile, setup_later=True)

@@ -94,7 +94,7 @@ def test_options_are_bound_to_every_term_and_unknown_ones_are_refused():
     logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 0])
     assert (name, weight) == ("soft", 1.0)
     assert function(logits, 2 * logits, labels) == losses.dkd(logits, 2 * logits, labels, beta=2.0)
-    with pytest.raises(TypeError, match="^dkd takes no option 'gamma'. Its options: beta.$"):
+    with pytest.raises(TypeError, match="^dkd takes no option 'gamma'. Its options: temperature, beta.$"):
         LOSSES["dkd"].with_options("dkd", {"gamma": 2.0})
     with pytest.raises(TypeError, match="^rkd takes no option 'beta'. Its options: none.$"):
         LOSSES["rkd"].with_options("rkd", {"beta": 2.0})

@@ -241,7 +241,7 @@ def test_what_a_training_cannot_work_with_is_said_before_it() -> None:
     pruned = mlp()
     prune.l1_unstructured(pruned[0], "weight", 0.5)
     with pytest.raises(ValueError, match=r"ema_decay needs a copy of the student.*prune\.remove"):
-        train.fit(pruned, SAMPLES, epochs=1, ema_decay=0.1, **QUICK)
+        train.fit(pruned, SAMPLES, epochs=1, ema_decay=0.01, **QUICK)
     with pytest.raises(ValueError, match="lazy layers.*run one through it"):
         train.fit(nn.Sequential(nn.LazyLinear(3)), SAMPLES, epochs=1, **QUICK)
     with pytest.raises(ValueError, match="LBFGS asks for the loss"):
@@ -356,8 +356,9 @@ def test_a_folder_of_one_class_is_no_classifier(tmp_path: Path) -> None:
         (tmp_path / part / "cat").mkdir(parents=True)
         for number in range(3):
             Image.new("RGB", (8, 8)).save(tmp_path / part / "cat" / f"{number}.png")
-    with pytest.raises(ValueError, match="holds one class folder, 'cat': a classifier needs two"):
-        data.load(f"imagefolder@8:{tmp_path}")
+    pictures = data.load(f"imagefolder@8:{tmp_path}", num_workers=0)
+    with pytest.raises(ValueError, match="The data have one class, 'cat', and a classifier needs two"):
+        train.fit(models.build("resnet8", num_classes=2), pictures, **QUICK)
 
 
 @pytest.mark.parametrize("what", ["mean", "std"])
@@ -365,5 +366,5 @@ def test_a_folder_of_one_class_is_no_classifier(tmp_path: Path) -> None:
 def test_statistics_that_are_no_numbers(what: str, given: Any) -> None:
     pictures = [(torch.zeros(1, 8, 8, dtype=torch.uint8), index % 2) for index in range(30)]
     statistics = {"mean": (0.5,), "std": (0.5,), what: given}
-    with pytest.raises(ValueError, match=f"{what} has a finite number for each channel, 1"):
+    with pytest.raises(ValueError, match=f"{what} has (finite numbers|a number for each channel, 1)"):
         data.from_datasets(pictures, classes=("a", "b"), image_size=8, in_channels=1, **statistics)

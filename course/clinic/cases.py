@@ -134,7 +134,8 @@ CASES: dict[int, Case] = {
                 "Read the documentation of F.kl_div: in which form does it want each of its two arguments?",
             ),
             "A divergence is never negative. A loss that goes below its least possible value is no success, it is "
-            "another loss. This one has a gradient towards the teacher's answers, so it teaches something.",
+            "another loss. The gradient of this one is not 0 where both agree: it leads past the teacher's answer, to "
+            "its best class alone. What the teacher knows of the other classes is thrown away.",
             (("microsoft/ProDA #20, 'It's a bug', and #43", f"{GITHUB}microsoft/ProDA/issues/20"),),
         ),
         Case(
@@ -332,9 +333,9 @@ CASES: dict[int, Case] = {
                 "Two networks can agree because one learns from the other, or because both give way.",
                 "Two things are wrong: one about who learns, one about a logarithm that this run does not fail on.",
             ),
-            "Agreement is no aim in itself. Both moved: the teacher fell from 87 % to 39 %. And the logarithm of a "
-            "softmax waits for the first logit that is large enough: then 0 times minus infinity is NaN, and so are "
-            "all weights.",
+            "Agreement is no aim in itself. Both moved: the teacher fell from 87 % to less than 50 %. And the "
+            "logarithm of a softmax waits for the first logit that is large enough: then 0 times minus infinity is "
+            "NaN, and so are all weights.",
             (
                 (
                     "garlic-byte/yolov8_distillation #1: 'the teacher has to learn as well'",

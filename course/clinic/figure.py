@@ -16,7 +16,7 @@ AXIS = {"hard": "labels", "soft": "teacher's answers", "hint": "teacher's layer"
 
 def draw(course: Course, control: Course, before: Course | None = None) -> Figure:
     """course: what is looked at; control: hard labels alone; before: the same patient as it came, if it was treated."""
-    fig, (left, right) = plots.figure(7.6, 2.5, 1, 2)
+    fig, (left, right) = plots.figure(7.6, 3.1, 1, 2)
     epochs = range(1, len(course.accuracies) + 1)
     for name, values in course.terms.items():
         role = TERMS.get(name, plots.NEUTRAL)  # a learner may name a term otherwise
@@ -34,6 +34,6 @@ def draw(course: Course, control: Course, before: Course | None = None) -> Figur
     right.set(xlabel="epoch", ylabel="validation accuracy (%)", title="what it is worth", ylim=(0, 100))
     right.set_xticks(range(0, len(epochs) + 1, 5))
     left.set_xticks(range(0, len(epochs) + 1, 5))
-    plots.legend(left)
-    plots.legend(right, loc="lower right")
+    for axes in (left, right):  # below, where no curve can be
+        plots.legend(axes, loc="upper left", bbox_to_anchor=(-0.02, -0.22), ncols=2, columnspacing=1.2)
     return fig

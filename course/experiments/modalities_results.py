@@ -97,7 +97,8 @@ class Gain:
 
     def __str__(self) -> str:
         found = self.comparison
-        return f"{self.title}: {found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f}; {found.n}) {found.verdict}"
+        interval = f"{found.low:+.1f} to {found.high:+.1f}; {found.n} splits"
+        return f"{self.title}: {found.mean:+.1f} ({interval}) {found.verdict}"
 
 
 @dataclass(frozen=True)

@@ -137,9 +137,11 @@ class Cost(Explorer):
         milliseconds = [*family[1], *timed[1], *(1e3 * one.seconds for one in DEVICES.values() if one.seconds)]
         high = max(milliseconds)
         left.set(xscale="log", yscale="log", xlim=(min(family[0]) / 2, 2 * max(family[0])))
-        left.set_ylim(max(min(milliseconds), 1e-6 * high) / 2, 12 * high)  # the legend lies above the points
+        left.set_ylim(max(min(milliseconds), 1e-6 * high) / 2, 3 * high)
         left.set(xlabel="MACs for one picture", ylabel="latency on this machine (ms)")
-        legend = plots.legend(left, loc="upper left", ncols=2, columnspacing=1, handletextpad=0.4, fontsize=8)
+        # Above the panel, where no limit crosses it.
+        above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": 2, "fontsize": 8}
+        legend = plots.legend(left, columnspacing=1, handletextpad=0.4, **above)
         positions = range(len(BITS))
         self._weights = right.bar(positions, [1e5 for _ in positions], width=0.7)
         text: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 9, "zorder": 4}
@@ -161,11 +163,17 @@ class Cost(Explorer):
             is_chosen = name == self.state["precision"]
             bar.set_facecolor(plots.INK if is_chosen else "#C4C4C4")
             text.set(text=_format_bytes(number), fontweight="bold" if is_chosen else "normal")
-            text.set_position((bar.get_x() + bar.get_width() / 2, 1.15 * number))
+            text.set_position((bar.get_x() + bar.get_width() / 2, self._height_of_text(number)))
         budget = DEVICES[self.state["device"]]
         milliseconds = budget.seconds and 1e3 * budget.seconds
         limits = [budget.macs, milliseconds, budget.weight_bytes]
         self.draw_cached(limits, lambda: self._move_limits(limits))
+
+    def _height_of_text(self, number: float) -> float:
+        """Above a bar; above the limit, where that would run through the text."""
+        height, limit = 1.15 * number, DEVICES[self.state["device"]].weight_bytes
+        crossed = limit is not None and height / 1.15 < limit < 2.2 * height
+        return 1.15 * limit if limit is not None and crossed else height
 
     def _move_limits(self, limits: Sequence[float | None]) -> None:
         """The lines of the limits, and what lies beyond them shaded; both are hidden where there is no limit."""

@@ -142,6 +142,7 @@ class Ensemble(Explorer):
         classes = self.answers.classes
         bars = plots.probability_bars(middle, classes, {"together": [1.0] * len(classes)}, roles=[plots.LOGITS])
         self._bars = list(bars["together"])
+        middle.set_xlim(0, 1.03)  # room for the mark of a member that is certain
         self._marks = []
         for name, look in zip(self.answers.names, LOOKS, strict=False):
             (marks,) = middle.plot([0.0] * len(classes), range(len(classes)), **look.line(name, linestyle=""))

@@ -27,9 +27,10 @@ BEST = QuestionSpec(
     "prediction",
     "easy",
     2,
-    "Several teachers, and for each what its students gained over hard labels. Four things are known of a teacher "
-    "before it teaches. Which of them orders the teachers most as the gains do, or most the other way round? Answer "
-    "with .predict(...), look at the rows, then call .check(taus).",
+    "Several teachers, and for each what its students gained over hard labels. Four numbers are known of a teacher "
+    "before it teaches. Put the teachers in order by one of these four numbers, and then in order by the gains. For "
+    "which number are the two orders most alike, or most nearly reversed? (Their tau is 1 if they are the same, and -1 "
+    "if one is the reverse of the other.) Answer with .predict(...), look at the rows, then call .check(taus).",
     (
         "Some of them have seen fewer pictures, and one was badly taught. Would their students notice?",
         "Two of them are the same network, one of them less confident than the other.",
@@ -43,7 +44,7 @@ BEST = QuestionSpec(
             Option("Its size", ""),
             Option("How confident it is", ""),
             Option("Its calibration error", ""),
-            Option("None of the four: all intervals hold zero", ""),
+            Option("None: for all four, the interval of tau holds zero", ""),
         ),
         from_measurement=_letter_of_taus,
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from course.plots.several import _draw_interval
+from course.plots.several import describe_gains, draw_gain, gain_panels
 from course.plots.theme import BASELINE, DISTILLED, Role, figure
 
 if TYPE_CHECKING:
@@ -21,24 +21,18 @@ if TYPE_CHECKING:
 def claim_arms(results: ClaimResults, baseline: str, arms: Sequence[str] | None = None) -> Figure:
     """Left: the accuracy of each seed and the mean, for each arm; right: the gain over the baseline."""
     names = _names(results, baseline, arms)
-    gains = {gain.way: gain for gain in results.compare(baseline, names)}
-    fig, (left, right) = figure(9.6, 1.5 + 0.34 * len(names), columns=2, sharey=True, width_ratios=(1, 1.15))
+    gains = {gain.way: gain.comparison for gain in results.compare(baseline, names)}
+    fig, (left, right, beside) = gain_panels(len(names), 1.6 + 0.34 * len(names))
     for y, name in enumerate(names):
         role = BASELINE if name == baseline else DISTILLED
         scores = list(results.values(name).values())
         left.plot(scores, [y] * len(scores), "|", color=role.colour, markersize=9)
         left.plot([results.mean(name)], [y], **role.line("_", linestyle=""))
         if name in gains:
-            _draw_interval(right, y, gains[name])
+            draw_gain(right, beside, y, gains[name])
     left.set_yticks(range(len(names)), names)
-    left.set(xlabel="test accuracy (%), each seed and the mean", ylabel="what taught", ylim=(len(names) - 0.5, -0.5))
-    right.axvline(0, color=BASELINE.colour, linestyle=BASELINE.linestyle, linewidth=1.5, zorder=1)
-    right.set_xlabel(f"gain over {baseline!r} (points)\n95 % intervals, which hold together for all {len(gains)}")
-    for axes in (left, right):
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
-    low, high = right.get_xlim()
-    right.set_xlim(low, high + 1.35 * (high - low))  # room for the words
+    left.set(xlabel="test accuracy (%),\neach seed and the mean", ylabel="what taught")
+    right.set_xlabel(describe_gains(f"gain over {baseline!r} (points)", gains.values()))
     return fig
 
 

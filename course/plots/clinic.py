@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from course.plots.forest_plot import VERDICT_ROLES
 from course.plots.theme import INK, figure
+from kdlib.verdict import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,8 +26,10 @@ def fault_effects(effects: Sequence[Effect]) -> Figure:
     for place, one in enumerate(sick):
         assert one.harm is not None
         look = VERDICT_ROLES[one.harm.verdict]
+        fill = "white" if one.harm.verdict is Verdict.INCONCLUSIVE else look.colour
         axes.plot([one.harm.low, one.harm.high], [place, place], color=look.colour, linestyle="-", linewidth=2)
-        axes.plot(one.harm.mean, place, color=look.colour, marker=look.marker, linestyle="", markersize=7)
+        drawn = {"color": look.colour, "marker": look.marker, "markerfacecolor": fill, "markeredgewidth": 1.5}
+        axes.plot(one.harm.mean, place, linestyle="", markersize=7, **drawn)
         text = f"  {_accuracies(one)}"
         axes.text(max(one.harm.high, 0.0), place, text, color=INK, fontsize=8, va="center", ha="left")
     axes.axvline(0, color=INK, linewidth=0.8)

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from course.plots.forest_plot import VERDICT_ROLES
+from course.plots.several import describe_gains, draw_gain, gain_panels
 from course.plots.theme import BASELINE, DISTILLED, INK, NEUTRAL, TEACHER, Role, figure
-from kdlib.verdict import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +141,9 @@ def _write_labels(axes: Axes, results: CompressionResults, networks: Sequence[Ne
                 look: dict[str, Any] = {"textcoords": "axes fraction", "fontsize": 8, "va": "center"}
                 look["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
                 look |= {"arrowprops": line} if abs(dx) + abs(dy) > 0.12 and abs(dy) > 0.03 else {}
-                axes.annotate(one.title, (one.cost(cost), one.accuracy), xytext=box[:1] + (y + dy,), **look)
+                # LETTER is wide for most letters: a text on the left ends at its point.
+                across, end = (box[2], "right") if dx + width < 0 else (box[0], "left")
+                axes.annotate(one.title, (one.cost(cost), one.accuracy), xytext=(across, y + dy), ha=end, **look)
                 break
 
 
@@ -180,48 +181,19 @@ def _name(one: Network) -> str:
 
 def compression_gains(gains: Sequence[Gain]) -> Figure:
     """On the left the accuracy of both trainings of each technique, on the right the gain with its interval."""
-    fig, (left, right) = figure(9.6, 0.36 * max(3, len(gains)) + 1.7, columns=2, width_ratios=(1, 1.5), sharey=True)
+    fig, (left, right, beside) = gain_panels(len(gains), 0.36 * max(3, len(gains)) + 1.7)
     for y, gain in enumerate(gains):
         pair = [gain.baseline.accuracy, gain.network.accuracy]
         left.plot(pair, [y, y], "-", color=INK, linewidth=1, alpha=0.4)
         for value, role in zip(pair, (BASELINE, DISTILLED), strict=True):
             left.plot([value], [y], **role.line("" if y else None, linestyle=""))
-        _draw_interval(right, y, gain)
+        draw_gain(right, beside, y, gain.comparison)
     left.set_yticks(range(len(gains)), [gain.title for gain in gains])
-    left.set(xlabel="test accuracy (%)", ylabel="way of compressing", ylim=(len(gains) - 0.5, -0.5))
-    right.axvline(0, color=BASELINE.colour, linestyle=BASELINE.linestyle, linewidth=1.5, zorder=1)
-    family = f"hold together for all {len(gains)}" if len(gains) > 1 else "95 %"
-    right.set_xlabel(f"gain of the teacher over hard labels (points)\n95 % intervals, which {family}")
-    if len(gains) == 1:
-        right.set_xlabel("gain of the teacher over hard labels (points)\n95 % interval")
-    for axes in (left, right):
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
-    low, high = right.get_xlim()
-    right.set_xlim(low, high + 1.5 * (high - low))  # room for the words
+    left.set(xlabel="test accuracy (%)", ylabel="way of compressing")
+    what = "gain of the teacher over hard labels (points)"
+    right.set_xlabel(describe_gains(what, [gain.comparison for gain in gains]))
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     return fig
-
-
-def _draw_interval(axes: Axes, y: float, gain: Gain) -> None:
-    found = gain.comparison
-    role = VERDICT_ROLES[found.verdict]
-    fill = "white" if found.verdict is Verdict.INCONCLUSIVE else role.colour
-    look: dict[str, Any] = {"color": role.colour, "zorder": 3}
-    axes.plot([found.low, found.high], [y, y], "-", linewidth=2, **look)
-    axes.plot([found.mean], [y], role.marker, markersize=7, markerfacecolor=fill, markeredgewidth=1.5, **look)
-    text = f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})  {found.verdict}, {found.n} seeds"
-    axes.annotate(
-        text,
-        (found.high, y),
-        xytext=(8, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=9,
-        color=role.ink,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # where it lies on the line at zero
-        fontweight="normal" if found.verdict is Verdict.INCONCLUSIVE else "bold",
-    )
 
 
 def compression_gains_alt(gains: Sequence[Gain]) -> str:

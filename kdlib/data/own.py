@@ -36,8 +36,10 @@ def read_datasets(
         if given is None:
             continue
         numbers = isinstance(given, Sequence | np.ndarray | Tensor) and not isinstance(given, str)
-        if not numbers or len(given) != in_channels or not all(math.isfinite(float(one)) for one in given):
-            raise ValueError(f"{what} has a finite number for each channel, {in_channels}; got {given!r}.")
+        if not numbers or len(given) != in_channels:
+            raise ValueError(f"{what} has a number for each channel, {in_channels}; got {given!r}.")
+        if not all(math.isfinite(float(one)) for one in given):
+            raise ValueError(f"{what} has finite numbers; got {given!r}.")
     if std is not None and min(std) <= 0:
         raise ValueError(f"std divides the pixels, so its numbers are above 0; got {std!r}.")
     read = {

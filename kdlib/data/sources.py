@@ -221,11 +221,6 @@ def image_folder(path: str | Path, image_size: int, num_workers: int | None) -> 
     path = Path(path).expanduser()  # the shell does not see the ~ in imagefolder:~/pictures
     _refuse_reached_twice(path / part for part in ("train", "val", "test"))
     train = _open_folder(path, "train")
-    if len(train.classes) < 2:
-        raise ValueError(
-            f"{train.root} holds one class folder, {train.classes[0]!r}: a classifier needs two. Expected a folder for "
-            f"each class, {path}/train/CLASS/IMAGE."
-        )
     last = "test" if (path / "test").is_dir() else "val"
     test = _open_folder(path, last)
     num_workers = _default_workers(len(train)) if num_workers is None else num_workers

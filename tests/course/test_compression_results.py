@@ -179,7 +179,7 @@ def test_the_figures_say_in_words_what_they_show(results: CompressionResults) ->
     gains = results.gains()
     figure = plots.compression_gains(gains)
     plots.check_labels(figure)
-    notes = [text.get_text() for text in figure.axes[1].texts]
+    notes = [text.get_text() for text in figure.axes[2].texts if " to " in text.get_text()]
     for note, gain in zip(notes, gains, strict=True):
         assert f"{gain.comparison.low:+.2f} to {gain.comparison.high:+.2f}" in note
     text = plots.compression_gains_alt(gains)

@@ -42,7 +42,7 @@ def bars_and_points(axes: Any, y: float) -> tuple[list[list[float]], list[float]
 
 def test_intervals_are_drawn_from_end_to_end() -> None:
     found = several_results.load("own")
-    named, axes = plots.several_ways(found, "best single").axes
+    named, axes, _ = plots.several_ways(found, "best single").axes
     titles = [label.get_text() for label in named.get_yticklabels()]
     for gain in found.compare("best single"):
         lines, points = bars_and_points(axes, titles.index(gain.way))

@@ -119,7 +119,7 @@ def test_rows_become_gains_tables_and_a_figure(made: list[several.Run], tmp_path
     figure = plots.several_ways(found, "first")
     plots.check_labels(figure)
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["first", "variant", "second"]
-    notes = [text.get_text() for text in figure.axes[1].texts]
+    notes = [text.get_text() for text in figure.axes[2].texts if " to " in text.get_text()]
     for note, name in zip(notes, ("variant", "second"), strict=True):
         assert f"{gains[name].low:+.2f} to {gains[name].high:+.2f}" in note
     assert "second: teacher 90.0 %, student 83.5 %, +2.30" in plots.several_ways_alt(found, "first")
