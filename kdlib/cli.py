@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from kdlib.errors import exit_in_a_sentence
+from kdlib.paths import expand_user
 from kdlib.search.command import search
 from kdlib.study.command import study
 
@@ -37,7 +38,7 @@ Seed = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
-Out = Annotated[Path, typer.Option(help="Folder for what the run writes.", callback=lambda path: path.expanduser())]
+Out = Annotated[Path, typer.Option(help="Folder for what the run writes.", callback=expand_user)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in --out.")]
 OtherThreads = Annotated[
     bool, typer.Option("--other-threads", help="--resume also with another number of CPU threads than before.")
@@ -373,10 +374,7 @@ def compare(
         bool, typer.Option("--no-corruptions", help="No damaged pictures: a 25th of the work.")
     ] = False,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for report.md, report.json and report.png.", callback=lambda path: path and path.expanduser()
-        ),
+        Path | None, typer.Option(help="Folder for report.md, report.json and report.png.", callback=expand_user)
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",

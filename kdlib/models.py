@@ -432,7 +432,7 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path 
 
 def _unwrapped(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """By their names in the model, where torch.compile or DataParallel put a prefix before each of them."""
-    for wrapper in ("_orig_mod.", "module.", "_orig_mod."):
+    for wrapper in ("_orig_mod.", "module.", "_orig_mod."):  # either may lie within the other
         inside = tensors and all(name.startswith(wrapper) for name in tensors)
         if inside and not any(name.startswith(wrapper) for name in wanted):
             tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import typer
 from PIL import Image
 
 from kdlib import cli, data, distill, measure, models, train
@@ -519,6 +520,17 @@ def test_a_home_folder_that_the_shell_left_as_it_was(
     assert call("distill", *tiny_run, "--out", "~/student") == 0
     assert (tmp_path / "student" / "student.safetensors").exists()
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "compare", "export", "study", "search"])
+def test_every_command_writes_into_the_home_folder_that_it_is_given(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    needed = {"compare": ["a", "b"], "export": ["resnet20-fashion"]}.get(command, [])
+    parsed = typer.main.get_command(cli.app).commands[command]  # type: ignore[attr-defined]
+    assert parsed.make_context(command, [*needed, "--out", "~/x"]).params["out"] == tmp_path / "x"
 
 
 def test_train_takes_the_image_size_for_a_folder(own_teacher: Path) -> None:

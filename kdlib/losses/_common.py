@@ -138,18 +138,16 @@ def divide(x: Tensor, size: Tensor, noise: Tensor | float = 0.0) -> Tensor:
 
 def unit(x: Tensor, noise: Tensor | float = 0.0) -> Tensor:
     """Vectors along the last dimension scaled to Euclidean norm 1; those not above noise become zero."""
-    magnitude = magnitude_of(x, dim=-1)
-    x = divide(x, magnitude)  # else the squares in the norm would leave float32 from 1e19 on, and below 1e-19
-    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return divide(x, size.masked_fill(size * magnitude <= noise, 0.0))
+    return divide(x, torch.linalg.vector_norm(x, dim=-1, keepdim=True), noise)
 
 
-def magnitude_of(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """The largest absolute value along `dim`, rounded down to a power of two, as a constant: 0 where all are zero.
+def rescaled(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """x over its largest absolute value along `dim`, taken as a constant and rounded down to a power of two.
 
-    Dividing by a power of two changes no digit.
+    For what does not depend on the scale but squares its numbers, which leave float32 above 1e19 and below 1e-19. A
+    power of two changes no digit. Zeros stay zero.
     """
-    return x.detach().abs().amax(dim, keepdim=True).log2().floor().exp2()
+    return divide(x, x.detach().abs().amax(dim, keepdim=True).log2().floor().exp2())
 
 
 def centred_unit(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ no_grad.
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import as_floats, shape, unit
+from ._common import as_floats, rescaled, shape, unit
 
 # Keeps the variance in vid away from zero, where log(variance) and 1 / variance blow up; 1e-5 is what the
 # code published with the paper takes.
@@ -49,7 +49,7 @@ def attention_map(f: Tensor) -> Tensor:
     """
     (f,) = as_floats(f=f)
     _check_maps(f=f)
-    return unit(f.square().mean(dim=1).flatten(1))
+    return unit(rescaled(f.square().mean(dim=1).flatten(1), dim=1))
 
 
 def attention(student_map: Tensor, teacher_map: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ from ._common import (
     in_a_row,
     inner,
     layers_of,
-    magnitude_of,
     off_mps,
+    rescaled,
     rows_of,
     shape,
     symmetric_gram,
@@ -260,7 +260,8 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
         L1 norm.
     """
     student, teacher = rows_of(1, student=student, teacher=teacher)
-    return F.mse_loss(unit(inner(student, student)), unit(inner(teacher, teacher)))
+    student, teacher = (unit(rescaled(inner(one, one), dim=1)) for one in (student, teacher))
+    return F.mse_loss(student, teacher)
 
 
 def correlation_congruence(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
@@ -397,7 +398,7 @@ def _distances(rows: Tensor) -> Tensor:
 def _cosines(rows: Tensor) -> Tensor:
     """B x B x B: entry [i, j, k] is the cosine of the angle at sample i between samples j and k."""
     # By differences: an angle between near samples needs more digits of their distance than a Gram matrix has.
-    rows = divide(rows, magnitude_of(rows, dim=(0, 1)))  # no angle depends on the scale, but squares leave float32
+    rows = rescaled(rows, dim=(0, 1))
     near = off_mps(rows)  # before 2026 torch.cdist had no gradient on MPS
     squared = torch.cdist(near, near, compute_mode="donot_use_mm_for_euclid_dist").square().to(rows)
     size = rows.square().sum(dim=1)

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from kdlib.paths import expand_user
+
 
 def search(
     data: Annotated[str, typer.Option("--data", help="fashion-mnist, cifar10, cifar100, imagefolder:PATH")] = (
@@ -48,7 +50,9 @@ def search(
     ] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder for the trials and the report.")] = Path("runs/search"),
+    out: Annotated[Path, typer.Option(help="Folder for the trials and the report.", callback=expand_user)] = Path(
+        "runs/search"
+    ),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Remove what an earlier search left in --out.")
     ] = False,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from kdlib.errors import exit_in_a_sentence
+from kdlib.paths import expand_user
 
 WITH_AGAIN = ("again", "row", "cache", "device", "precision", "quiet")  # all else stands in the row that is repeated
 
@@ -47,7 +48,9 @@ def study(
     excluded_classes: Annotated[
         list[int] | None, typer.Option("--left-out", help="missing-class: the class; repeat it for more.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; default: data/results.", callback=expand_user)
+    ] = None,
     cache: Annotated[
         Path, typer.Option(help="Scratch folder: unfinished runs, teachers' outputs of up to --workers seeds.")
     ] = Path("runs/study"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -422,6 +423,14 @@ def test_set_names_the_possible_values(untouched: explorers.Explorer) -> None:
     with pytest.raises(ValueError, match=f"{control} cannot be -7: (it lies between|choose one of)"):
         untouched.set(**{control: -7})
     assert not untouched.busy
+
+
+@pytest.mark.parametrize("slower", [1, 30, 1000])
+def test_a_latency_is_never_written_as_a_power_of_ten(slower: int) -> None:
+    explorer = explorers.Cost(networks=[replace(one, seconds=slower * one.seconds) for one in timed_networks()])
+    for depth in cost.DEPTHS:
+        explorer.set(depth=depth)
+        assert re.search(r"Latency: about [\d,.]+ ms", explorer.describe())
 
 
 @pytest.mark.parametrize("temperature", [0.125, 1])
