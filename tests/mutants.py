@@ -151,7 +151,7 @@ MUTANTS = (
     Mutant(
         "attention: maps not normalized",
         "losses/features.py",
-        "return unit(f.square().mean(dim=1).flatten(1))",
+        "return unit(rescaled(f.square().mean(dim=1).flatten(1), dim=1))",
         "return f.square().mean(dim=1).flatten(1)",
         (FEATURES,),
     ),
@@ -219,9 +219,8 @@ MUTANTS = (
     Mutant(
         "similarity: L1 for L2 normalization",
         "losses/relations.py",
-        "return F.mse_loss(unit(inner(student, student)), unit(inner(teacher, teacher)))",
-        "a, b = inner(student, student), inner(teacher, teacher)\n"
-        "    return F.mse_loss(F.normalize(a, p=1, dim=1), F.normalize(b, p=1, dim=1))",
+        "unit(rescaled(inner(one, one), dim=1)) for one",
+        "F.normalize(inner(one, one), p=1, dim=1) for one",
         (RELATIONS,),
     ),
     # -------------------- methods
