@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from kdlib.allocator import keep_freed_memory
+
 MISSING = "nbval is missing, so no lesson would be tested. Run: make test"
 try:
     from jupyter_client.manager import KernelManager
@@ -37,6 +39,7 @@ WITH_LOOPBACK = ["sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "sh"]  
 
 def pytest_configure(config: pytest.Config) -> None:
     """Ask nbval for the strict comparison, in the environment of pytest itself."""
+    keep_freed_memory()  # the kernels and the workers of xdist as well
     if not config.pluginmanager.hasplugin("nbval"):
         raise pytest.UsageError(MISSING)
     config.option.nbval, config.option.nbval_lax = True, False

@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdlib.allocator import keep_freed_memory
+
 # Default settings: what a learner has set in JupyterLab has priority.
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -69,6 +71,7 @@ def launch(lesson: Path, arguments: Sequence[str], folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 1 if JupyterLab cannot be started."""
+    keep_freed_memory()  # its kernels as well
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(f"{__doc__}\nFurther options go to Jupyter: {Path(sys.executable).parent / 'jupyter'} lab --help-all")

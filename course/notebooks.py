@@ -38,6 +38,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from kdlib.allocator import keep_freed_memory
 from kdlib.errors import unknown_name
 
 NOTEBOOKS_DIR = Path(__file__).resolve().parents[1] / "notebooks"
@@ -301,6 +302,7 @@ def _markdown_cells(text: str) -> list[NotebookNode]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 1 after an error."""
+    keep_freed_memory()  # its kernels as well
     usage, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         "python -m course.notebooks",

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kdlib.allocator import keep_freed_memory
 from kdlib.errors import exit_in_a_sentence
 from kdlib.paths import expand_user
 from kdlib.search.command import search
@@ -534,6 +535,7 @@ app.command()(search)
 
 def main() -> None:
     """Run a command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
+    keep_freed_memory()
     with exit_in_a_sentence():
         app()
 

@@ -42,7 +42,7 @@ ORDER = (
     *("batches", "distiller", "checkpoints", "evaluation", "models", "ensembles", "teachers", "answers", "adapters"),
     *("methods", "tasks", "loss_table", "projectors", "measure", "hooks", "guards", "training_log", "data"),
     *("recipes", "devices", "distributed", "described", "files", "schemas", "verdict"),
-    *("losses", "errors", "paths"),
+    *("losses", "errors", "paths", "allocator"),
 )
 
 

@@ -400,8 +400,8 @@ def _words(command: str) -> list[str]:
 
 def _results_rows(report: Report) -> dict[str, dict[str, str]]:
     """The rows of the table of results by method."""
-    rows = [row for table in report.tables("Results") for row in table]
-    return {row.get("method", "").strip("` *"): row for row in rows}
+    rows = [row for table in report.tables("Results") for row in table if {"method", "accuracy %"} <= row.keys()]
+    return {row["method"].strip("` *"): row for row in rows}
 
 
 def _known_rows(report: Report, evidence: Evidence) -> dict[str, dict[str, str]]:

@@ -108,19 +108,19 @@ def _points(found: verdict.Comparison) -> str:
 
 
 def effects(rows: list[dict[str, str]]) -> list[Effect]:
-    """All patients; the intervals of all faults hold together with 95 % confidence (Bonferroni)."""
+    """All patients; the intervals of all faults hold together with 95 % confidence, and so do all gains."""
     found: dict[tuple[int, str], dict[int, float]] = {}
     for row in rows:
         found.setdefault((int(row["patient"]), row["arm"]), {})[int(row["seed"])] = 100 * float(row["accuracy"])
     made = []
-    sick = sum(bool(case.faults) for case in clinic.CASES.values())
+    sick, all_patients = sum(bool(case.faults) for case in clinic.CASES.values()), len(clinic.CASES)
     for number in sorted({number for number, _ in found}):
         healthy = (number, CURED) not in found
         sides = [found[number, CAME], found[number, CAME if healthy else CURED], found[number, CONTROL]]
         shared = sorted(set.intersection(*(set(side) for side in sides)))  # a stopped command leaves a seed half done
         came, cured, control = ({seed: side[seed] for seed in shared} for side in sides)
         harm = None if healthy else verdict.compare(came, cured, comparisons=sick, same_unit=True)
-        gain = verdict.compare(came, control, comparisons=sick, same_unit=True)
+        gain = verdict.compare(came, control, comparisons=all_patients, same_unit=True)
         made.append(Effect(number, _mean(came), _mean(cured), _mean(control), harm, gain))
     return made
 

@@ -4,11 +4,12 @@
 
 Every network starts from the shipped ResNet-20 (or, for comparison, from fresh weights), is compressed, and is then
 trained with the same budget, by hard labels or by logits (KD, T 4, alpha 0.1) of the network before compression. Runs
-of one seed share images, their order and views, and initial weights where these are fresh. The learning rate of each
-way and each training is chosen by trials of the same grid on the validation split, with a seed of their own. The test
-set is read once in a run, at the end.
+of one seed share images, their order and views, and initial weights where these are fresh. (Where a way trains twice,
+as "quantize, prune, distil" does, the second training begins again with the order and the view of the first epoch.) The
+learning rate of each way and each training is chosen by trials of the same grid on the validation split, with a seed of
+their own. The test set is read once in a run, at the end.
 
-Orders of the three ways end in the same form of network, half of the channels and 4 bits, after the same five epochs.
+Orders of the three ways end in the same form of network, half of the channels and 4 bits, after as many epochs.
 One order cannot be had: to round first and then to distil as usual. The first step of an optimiser moves the weights
 off the few values, so that the result is a float network again; only training that rounds at every step
 (quantization-aware) keeps them, and that is what "quantize" means wherever training follows it.

@@ -244,7 +244,7 @@ def _network(technique: str, training: str, rows: Sequence[dict[str, str]]) -> N
 
 
 @lru_cache(maxsize=4)
-def load(folder: Path | None = None, images: int = 10_000) -> CompressionResults:
+def load(folder: Path | None = None, images: int = 2_000) -> CompressionResults:
     """What the experiments have found so far; there may be no trained networks yet.
 
     folder: default data/results. images: the budget of the runs. Raises FileNotFoundError, with the command that makes

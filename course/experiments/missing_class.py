@@ -308,13 +308,21 @@ def small_configs(missing: int, seeds: int) -> dict[str, dict[int, RunConfig]]:
 # --- what the rows say
 
 
-def load(student: str = SMALL, folder: Path | None = None) -> list[dict[str, str]]:
-    """The finished runs of a student; FileNotFoundError if there are none."""
+def load(student: str = SMALL, folder: Path | None = None, missing: int = 0) -> list[dict[str, str]]:
+    """The finished runs of a student without one class; FileNotFoundError if there are none."""
     path = BUDGETS[student].path("missing-class-labels", folder or data_dir() / "results")
-    rows = read_rows(path)
+    rows = of_class(read_rows(path), missing)
     if not rows:
-        raise FileNotFoundError(f"There are no runs in {path}. This makes them: python -m {__name__}")
+        raise FileNotFoundError(
+            f"There are no runs without class {missing} in {path}. This makes them: python -m {__name__} "
+            f"--left-out {missing}"
+        )
     return rows
+
+
+def of_class(rows: Sequence[dict[str, str]], missing: int) -> list[dict[str, str]]:
+    """The runs that never saw this class: a file holds those of all."""
+    return [row for row in rows if row["excluded_class"] == str(missing)]
 
 
 SHARES = {  # a column of the table, and that of the rows
@@ -328,7 +336,7 @@ SHARES = {  # a column of the table, and that of the rows
 def table(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
     """Per cent recognised, without and with the constant, of the missing class and of the others.
 
-    Means and 95 % intervals over seeds, each for itself.
+    rows: of one missing class. Means and 95 % intervals over seeds, each for itself.
     """
     import pandas as pd
 
@@ -379,7 +387,7 @@ def main(
             command=command,
             log=lambda text: print(text, flush=True),
         )
-        print(table(rows))
+        print(table(of_class(rows, missing)))
 
 
 if __name__ == "__main__":

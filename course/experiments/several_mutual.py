@@ -45,7 +45,7 @@ def train_together(
     """Train networks side by side on the same batches, one step of each at a time.
 
     Each has the cross-entropy and, with setting.temperature, the mean of the KD losses of its teachers: the others as
-    they are at this step, and the stored logits, if any.
+    they are at this step, and the stored logits, if any. Raises FloatingPointError where a loss is not finite.
     """
     recipe, split, config = (
         Recipe(learning_rate=setting.learning_rate, batch_size=BATCH),
@@ -55,13 +55,15 @@ def train_together(
     for one in networks:
         config.move(one)
         one.train()
+    logits = None if logits is None else logits.to(config.device)
     optimizers = [recipe.make_optimizer(one.parameters()) for one in networks]
     steps = epochs * -(-len(split) // recipe.batch_size)
     step = 0
     for epoch in range(epochs):
         order = epoch_order(split, seed, epoch)
         rows = order.split(recipe.batch_size)
-        for batch, chosen in zip(split.iter_batches(recipe.batch_size, sampler=order), rows, strict=True):
+        batches = split.iter_batches(recipe.batch_size, sampler=order, device=config.device)
+        for batch, chosen in zip(batches, rows, strict=True):
             with config.autocast():
                 answers = [one(batch.images) for one in networks]
             answers = [one.float() for one in answers]
@@ -72,6 +74,8 @@ def train_together(
                 if teachers and setting.temperature is not None:
                     soft = [losses.kd(answer, one, setting.temperature) for one in teachers]
                     loss = loss + sum(soft) / len(soft)
+                if not loss.isfinite():
+                    raise FloatingPointError(f"The loss of network {number} is {loss.item()} at step {step}.")
                 loss.backward()
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate_at(step, steps)

@@ -86,22 +86,17 @@ QUESTIONS = (  # what was asked before the runs: a title, a teacher, and the one
 class TeacherFacts:
     """What is known of a teacher without any student, read on the validation split.
 
-    accuracy, confidence: in per cent. size: parameters in millions. calibration, calibrated: the
-    expected calibration error before and after one fitted temperature, in points. entropy: of its answers at T 4, in
-    nats. epochs: passes over the training images, None for shipped ones.
+    accuracy, confidence: in per cent. size: parameters in millions. calibration: the expected calibration error, in
+    points. entropy: of its answers at T 4, in nats.
     """
 
     name: str
     kind: str
     accuracy: float
     size: float
-    macs: float
     confidence: float
     calibration: float
-    calibrated: float
     entropy: float
-    temperature: float
-    epochs: int | None
 
     @property
     def title(self) -> str:
@@ -359,13 +354,9 @@ def _facts(row: dict[str, str]) -> TeacherFacts:
         kind=row["kind"],
         accuracy=100 * float(row["validation_accuracy"]),
         size=float(row["parameters"]) / 1e6,
-        macs=float(row["macs"]),
         confidence=100 * float(row["confidence"]),
         calibration=100 * float(row["calibration_error"]),
-        calibrated=100 * float(row["calibrated_error"]),
         entropy=float(row["entropy"]),
-        temperature=float(row["fitted_temperature"]),
-        epochs=int(row["epochs"]) if row["epochs"] else None,
     )
 
 

@@ -136,7 +136,7 @@ def train_network(name: str, fashion: DataModule, folder: Path, epochs: int) -> 
     A run that was stopped goes on at the epoch that it was in.
     """
     plan = TRAININGS[name]
-    snapshots = {epoch: path_of(f"{name}, epoch {epoch}", folder) for epoch in plan.snapshots if epoch < epochs}
+    snapshots = {epoch: path_of(f"{name}, epoch {epoch}", folder) for epoch in plan.snapshots if epoch <= epochs}
     final = path_of(name, folder)
     if final.exists():
         made = files.load_tensors(final)[1].get("epochs", epochs)

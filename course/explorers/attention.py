@@ -106,8 +106,21 @@ class Attention(Explorer):
         self._layer_pairs = models.pair_layers(first_student, teacher, "all")
         self.selection = select_images(dataset, per_class)
         self.attention_maps = compute_attention_maps(networks, self._stages, self.selection)
+        self._check_sizes()
         self.size = (1.6 + 1.75 * (1 + len(networks)), 2.6)
         super().__init__(**initial)
+
+    def _check_sizes(self) -> None:
+        """ValueError unless a stage has maps of one size in all students, which are compared side by side."""
+        sizes, first = self.attention_maps.sizes, self.students[0]
+        for name in self.students[1:]:
+            for layer in self._stages[first]:
+                own, other = sizes[first, layer], sizes[name, layer]
+                if own != other:
+                    raise ValueError(
+                        f"The students' maps must have the same sizes: at {layer} {first} has {own[0]} x {own[1]}, and "
+                        f"{name} {other[0]} x {other[1]}. Show them in explorers of their own."
+                    )
 
     def make_controls(self, widgets: Any) -> dict[str, Any]:
         def dropdown(options: Iterable[str], description: str, value: str) -> Any:

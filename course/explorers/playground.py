@@ -235,7 +235,8 @@ class Playground(Explorer):
         with self._lock:
             if not self._is_current(run_number):
                 return
-            self._steps_due = LOG_EVERY
+            # One at least, also while the teacher still learns: that these are due is what makes it learn.
+            self._steps_due = max(1, min(LOG_EVERY, self._last_step - self.training.step))
             self._on_change()
             self.frames += 1
             if self.error or self.training.step >= self._last_step:

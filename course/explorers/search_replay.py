@@ -101,7 +101,6 @@ class SearchReplay(Explorer):
         self._numbers = [left.text(x, y, "", ha="center", va="center", fontsize=10) for x, y in cells]
         self._frame = Rectangle((0, 0), 0.96, 0.96, fill=False, edgecolor=plots.INK, linewidth=4)
         left.add_patch(self._frame)
-        self._right = right
         role = plots.DISTILLED
         (self._promised,) = right.plot([], [], **role.variant(1).line("promised: the seed of the search"))
         (self._kept,) = right.plot([], [], **role.line("kept: the other seeds"))

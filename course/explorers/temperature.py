@@ -68,12 +68,6 @@ class Temperature(Explorer):
     )
     size = (10.2, 3.3)
 
-    def __init__(self, **initial: Any) -> None:
-        logits = initial.get("logits")
-        if isinstance(logits, Iterable) and not isinstance(logits, str):
-            initial["logits"] = ", ".join(f"{float(value):g}" for value in logits)
-        super().__init__(**initial)
-
     def make_controls(self, widgets: Any) -> dict[str, Any]:
         last = len(self._outputs) - 1
         hint = "instead of a picture: 4, 2, 0, -1"
@@ -83,6 +77,13 @@ class Temperature(Explorer):
             "temperature": widgets.FloatLogSlider(description="Temperature T", **shape, **CONTROL_STYLE),
             "logits": widgets.Text(description="Logits", placeholder=hint, continuous_update=False, **CONTROL_STYLE),
         }
+
+    def _assign(self, values: dict[str, Any]) -> None:
+        """Numbers as the text that shows them."""
+        logits = values.get("logits")
+        if isinstance(logits, Iterable) and not isinstance(logits, str):
+            values = values | {"logits": ", ".join(f"{float(value):g}" for value in logits)}
+        super()._assign(values)
 
     def inputs(self) -> tuple[tuple[float, ...], float]:
         text = self.state["logits"].strip()

@@ -79,10 +79,13 @@ def kept_promises(choices: pd.DataFrame) -> Figure:
 
 
 def _study_title(study: str) -> str:
-    student, *_, images = study.split("-")
+    student, *rest = study.split("-")
+    optimizer = "" if rest[-1].isdigit() else rest.pop()
+    images = rest[-1]
     teacher = "ResNet-50" if "resnet50" in study else "ResNet-20"
     title = {"article": "article's student", "resnet8": "ResNet-8", "resnet18": "ResNet-18"}.get(student, student)
-    return f"{teacher} to {title}, {int(images):,}"
+    by = f", {optimizer}" if optimizer else ""
+    return f"{teacher} to {title}, {int(images):,}{by}"
 
 
 def kept_promises_alt(choices: pd.DataFrame) -> str:

@@ -27,15 +27,18 @@ def missing(what: str) -> NoReturn:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        missing("There is no Chromium: apt-get install chromium.")
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import Error, sync_playwright
     except ImportError:
         missing('Playwright is not installed: pip install "playwright>=1.50".')
     as_root = hasattr(os, "geteuid") and os.geteuid() == 0
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if as_root else [])
+        try:  # without a path Playwright's own, which `playwright install chromium` fetches
+            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if as_root else [])
+        except Error:
+            if path is not None:
+                raise
+            missing("There is no Chromium: apt-get install chromium, or playwright install chromium.")
         yield browser
         browser.close()
 

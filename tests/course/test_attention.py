@@ -228,6 +228,14 @@ def test_networks_that_cannot_be_compared_are_refused(networks: Networks) -> Non
             {"teacher": teacher, "colour": models.build("resnet8", num_classes=10, in_channels=3)},
             "A CifarResNet cannot take pictures of 1 x 28 x 28",
         ),
+        (
+            {
+                "teacher": teacher,
+                "small stem": models.build("resnet18", num_classes=10, in_channels=1),
+                "large stem": models.build("resnet18", num_classes=10, in_channels=1, stem="imagenet"),
+            },
+            "at layer1 small stem has 14 x 14, and large stem 7 x 7",
+        ),
     ]
     for given, message in refused:
         with pytest.raises(ValueError, match=message):

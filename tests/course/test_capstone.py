@@ -348,6 +348,20 @@ def test_digits_may_be_fewer_and_minus_signs_of_any_kind(good: Path, tmp_path: P
     assert faults(path) == []
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        "| class | accuracy % |\n| --- | --: |\n| boot | 91.2 |\n",
+        "| method | agreement % |\n| --- | --: |\n| kd | 80.0 |\n",
+    ],
+    ids=["by class", "by another measure"],
+)
+def test_a_further_table_may_stand_in_the_results(table: str, good: Path) -> None:
+    assert changed_report(good, "Results", "| method |", f"{table}\nAnd:\n\n| method |") == []
+    last = good.read_text().split("## Results")[1].split("\n## ")[0].rstrip().splitlines()[-1]
+    assert changed_report(good, "Results", last, f"{last}\n\n{table}") == []
+
+
 def test_the_goal_of_the_question_may_stand_in_the_conclusion(good: Path) -> None:
     report = capstone.read_report(good)
     evidence = capstone.read_evidence(report)

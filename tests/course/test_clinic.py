@@ -484,6 +484,14 @@ def test_the_experiment_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert slow.came < slow.cured
 
 
+def test_as_many_gains_hold_together_as_there_are_patients() -> None:
+    found = experiment.load()
+    assert {one.gain.comparisons for one in found} == {len(CASES)}
+    assert {one.harm.comparisons for one in found if one.harm is not None} == {
+        sum(bool(c.faults) for c in CASES.values())
+    }
+
+
 def test_the_shipped_rows_are_whole_and_those_of_these_scripts() -> None:
     found = experiment.load()
     assert [one.patient for one in found] == list(CASES)

@@ -36,14 +36,14 @@ def write_trained(folder: Path, names: Sequence[str], seeds: int = 5) -> None:
             for way in (HARD, KD) if TECHNIQUES[name].fresh else (RAW, HARD, KD):
                 accuracy = 10 if way == RAW else shared + chance.gauss(0, 0.05) + GAIN.get(name, 0) * (way == KD)
                 row = dict.fromkeys(RUN_COLUMNS, "") | {"technique": name, "training": way, "seed": seed, "bits": bits}
-                row |= {"epochs": 5, "images": 10_000, "parameters": parameters, "nonzero": parameters, "macs": macs}
+                row |= {"epochs": 5, "images": 2_000, "parameters": parameters, "nonzero": parameters, "macs": macs}
                 row |= {
                     "bytes": parameters * bits / 8 + 1000,
                     "zipped_bytes": parameters,
                     "test_accuracy": accuracy / 100,
                 }
                 rows.append(row)
-    _write(Budget().path("compression", folder), RUN_COLUMNS, rows)
+    _write(Budget(2_000).path("compression", folder), RUN_COLUMNS, rows)
 
 
 def write_sweep(folder: Path) -> None:
@@ -78,7 +78,7 @@ def results(folder: Path) -> CompressionResults:
 
 
 def test_a_network_is_the_mean_of_its_seeds(results: CompressionResults, folder: Path) -> None:
-    with Budget().path("compression", folder).open() as file:
+    with Budget(2_000).path("compression", folder).open() as file:
         rows = [row for row in csv.DictReader(file) if (row["technique"], row["training"]) == ("int2", KD)]
     one = results.by_key["int2", KD]
     assert one.accuracy == pytest.approx(sum(100 * float(row["test_accuracy"]) for row in rows) / 5)
@@ -142,7 +142,7 @@ def test_before_anything_was_trained_there_is_the_sweep(tmp_path: Path) -> None:
 def test_a_way_of_which_a_seed_diverged_is_not_judged_by_the_others(tmp_path: Path) -> None:
     write_sweep(tmp_path)
     write_trained(tmp_path, ["int2", "int4"])
-    path = Budget().path("compression", tmp_path)
+    path = Budget(2_000).path("compression", tmp_path)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:

@@ -558,6 +558,8 @@ def test_typed_logits_take_the_place_of_the_picture() -> None:
     assert explorer.describe().startswith("Typed logits at T = 4")
     assert not explorer._image.get_visible()
     assert [tick.get_text() for tick in explorer._axes[1].get_yticklabels()] == ["class 0", "class 1", "class 2"]
+    explorer.set(logits=[1, 0.5])
+    assert explorer.state["logits"] == "1, 0.5"
     explorer.set(logits="")
     assert explorer._image.get_visible()
     assert explorer._axes[1].get_yticklabels()[9].get_text() == "Ankle boot"

@@ -84,10 +84,10 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, RunConfig]]:
     return runs
 
 
-def run(folder: Path, student: str, seeds: int, labels: Any = LABELS) -> list[dict[str, str]]:
+def run(folder: Path, student: str, seeds: int, labels: Any = LABELS, missing: int = 0) -> list[dict[str, str]]:
     source = data_dir() / "results"
     options: dict[str, Any] = {"source": source, "out": folder, "cache": folder / "cache", "command": "the command"}
-    return experiment.run(BUDGETS[student], 0, seeds, labels, log=lambda text: None, **options)
+    return experiment.run(BUDGETS[student], missing, seeds, labels, log=lambda text: None, **options)
 
 
 @pytest.mark.parametrize("student", BUDGETS)
@@ -112,6 +112,18 @@ def test_what_is_finished_is_not_repeated_and_the_rest_is_added(
     assert found.loc[SOFT, "as trained"] == "30.0"  # no spread, no interval
     assert found.loc[SOFT, "with a constant"].startswith("79.5 ± ")
     assert (found.loc[SOFT, "others, as trained"], found.loc[SOFT, "others, with it"]) == ("90.0", "85.0")
+
+
+def test_runs_of_another_class_are_no_further_seeds(made: list[tuple[str, RunConfig]], tmp_path: Path) -> None:
+    run(tmp_path, SMALL, 2)
+    run(tmp_path, SMALL, 3, missing=1)
+    for missing, seeds in {0: 2, 1: 3}.items():
+        rows = experiment.load(folder=tmp_path, missing=missing)
+        assert {row["excluded_class"] for row in rows} == {str(missing)}
+        assert list(experiment.table(rows)["seeds"]) == [seeds] * 4
+    assert experiment.load(folder=tmp_path) == experiment.load(folder=tmp_path, missing=0)
+    with pytest.raises(FileNotFoundError, match="without class 7 .* --left-out 7"):
+        experiment.load(folder=tmp_path, missing=7)
 
 
 def test_the_larger_student_takes_over_the_settings_of_the_study(

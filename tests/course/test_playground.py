@@ -478,6 +478,14 @@ def test_run_trains_a_few_steps_a_frame_and_pauses_at_its_end(loop: list[Any]) -
     assert explorer.training.step == 45
 
 
+def test_a_run_has_as_many_steps_as_were_asked_for(loop: list[Any]) -> None:
+    explorer = Playground(steps=12)
+    for run in (1, 2):
+        explorer.run_button.click()
+        frames(explorer, 10)
+        assert explorer.training.step == 12 * run
+
+
 def test_pause_stops_and_run_continues(loop: list[Any], shown: Playground) -> None:
     shown.run()
     old = shown._run_number

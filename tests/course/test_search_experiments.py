@@ -218,6 +218,16 @@ def test_a_choice_is_compared_with_fresh_seeds_of_the_same_setting(tmp_path: Pat
     plots.check_labels(plots.kept_promises(choices))
 
 
+def test_studies_with_another_optimiser_have_a_title_of_their_own(tmp_path: Path) -> None:
+    row = {"method": "kd", "learning_rate": 0.1, "seed": 0, "validation_accuracy": 0.9}
+    for ending in ("10000", "10000-adamw"):
+        for kind in ("choose", "methods"):
+            write(tmp_path / f"{kind}-article-student-resnet50-fashion-v2-{ending}.csv", [row])
+    figure = plots.kept_promises(search_results.stored_choices(tmp_path))
+    names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert sorted(names) == ["ResNet-50 to article's student, 10,000", "ResNet-50 to article's student, 10,000, adamw"]
+
+
 # --- the judged search
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from second_device import run_on_second_device
 from torch import nn
 
 from course import plots
@@ -210,6 +212,29 @@ def test_every_way_gives_a_row(part: str, short: None) -> None:
         assert 0 <= row["test_accuracy"] <= 1
         taught = not way.trials_only and name not in ("true labels", "hard labels", "average single")
         assert ("teacher_accuracy" in row) == (taught and part != "mutual")
+
+
+def test_a_pair_that_diverges_is_no_result(short: None) -> None:
+    pair = [several_common.thin_resnet(2, seed) for seed in (0, 1)]
+    with torch.no_grad():
+        next(pair[1].parameters()).fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="network 1 is nan at step 0"):
+        several_mutual.train_together(pair, 5, Setting(0.05), 1)
+
+
+@pytest.mark.slow
+def test_networks_that_learn_together_run_on_an_accelerator() -> None:
+    found = run_on_second_device("""
+        import torch
+        from course.experiments import several_common, several_mutual
+        from course.experiments.several_common import Setting
+
+        several_mutual.IMAGES = 100
+        pair = [several_common.thin_resnet(2, seed) for seed in (0, 1)]
+        several_mutual.train_together(pair, 5, Setting(0.05, 1.0), 1, torch.zeros(100, 10))
+        print(next(pair[0].parameters()).device == DEVICE)
+    """)
+    assert found == "True\n"
 
 
 @pytest.mark.slow

@@ -237,6 +237,16 @@ def test_a_teacher_leaves_its_snapshots_and_goes_on_where_it_was_stopped(
 
 
 @pytest.mark.slow
+def test_a_training_of_one_epoch_leaves_its_snapshot(
+    few: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRAININGS, "resnet8", replace(TRAININGS["resnet8"], snapshots=(1,)))
+    teachers.train_network("resnet8", few, tmp_path, epochs=1)
+    snapshot, final = (models.load(teachers.path_of(name, tmp_path)) for name in ("resnet8, epoch 1", "resnet8"))
+    assert torch.equal(snapshot.fc.weight, final.fc.weight)
+
+
+@pytest.mark.slow
 def test_an_assistant_learns_from_its_teacher(few: DataModule, tmp_path: Path) -> None:
     teacher = models.build("resnet32", num_classes=10, in_channels=1, seed=0)
     models.save(teacher, teachers.path_of("resnet32", tmp_path), half=True)

@@ -1,0 +1,28 @@
+"""The memory that the C library keeps: what one training step frees, the next one asks for again."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+# glibc's environment variables, which it reads as a process starts; for this process, mallopt's parameters (malloc.h).
+_SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": (-3, 64 * 2**20),  # bytes
+    "MALLOC_TRIM_THRESHOLD_": (-1, 512 * 2**20),
+}
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep up to half a gigabyte of freed memory, in this process and in those that it starts.
+
+    By default it gives most of it back, and gets it again page by page, each filled with zeros by the kernel: two
+    trainings of a ResNet-8 side by side, on two cores, took 1.4 times as long. A variable of these, or GLIBC_TUNABLES,
+    that is set already stays as it is. Without glibc (macOS, Windows, Alpine) nothing happens.
+    """
+    if platform.libc_ver()[0] != "glibc" or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    for variable, (parameter, size) in _SETTINGS.items():
+        if variable not in os.environ:
+            os.environ[variable] = str(size)
+            ctypes.CDLL(None).mallopt(parameter, size)
