@@ -255,7 +255,12 @@ def _as_loader(
         if generator is None:
             return DataLoader(data, batch_size, pin_memory=pin_memory)
         processes = distributed.world_size()
-        size = min(batch_size // processes, count // processes)
+        if batch_size % processes or count < processes:
+            raise ValueError(
+                f"{processes} processes cannot share batches of {batch_size} of the {count} samples of {name} equally. "
+                f"Choose a batch size that is a multiple of {processes}, and no fewer samples."
+            )
+        size = min(batch_size, count) // processes
         if processes > 1:
             sampler: DistributedSampler[Any] = DistributedSampler(data, seed=seed_for(seed, "order"), drop_last=True)
             return DataLoader(data, size, sampler=sampler, drop_last=True, pin_memory=pin_memory)

@@ -9,7 +9,7 @@ import errno
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Checkpointer:
 
     path: Path | None
     every: int | None = None
+    holds_this_run: bool = field(default=False, init=False)  # and not an earlier one
 
     def __post_init__(self) -> None:
         if self.every is not None:
@@ -69,7 +70,7 @@ class Checkpointer:
 
     def diverged(self, what: str) -> DivergedError:
         """The error for a training that went wrong, with the last good checkpoint and what to do."""
-        saved = self.path if self.path and self.path.exists() else None
+        saved = self.path if self.holds_this_run and self.path and self.path.exists() else None
         advice = (
             "First see that all inputs and labels are finite (tensor.isfinite().all()). Lower the learning rate, clip "
             "gradients (Recipe(clip=1)), or use precision='fp32' if they are, and start anew."
@@ -95,6 +96,7 @@ class Checkpointer:
         if self.path is None:
             return
         rng_states = _gather_rng_states(device)
+        object.__setattr__(self, "holds_this_run", True)
         if distributed.rank() > 0:
             return
         tensors = {f"{part}/{name}": t for part, module in modules.items() for name, t in module.state_dict().items()}
@@ -152,6 +154,7 @@ class Checkpointer:
         groups = [{n: _like(v, own.get(n)) for n, v in one.items()} for one, own in zip(groups, now, strict=True)]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         devices.set_rng_states(rng_states, device)
+        object.__setattr__(self, "holds_this_run", True)
         return facts
 
     @contextmanager
@@ -169,8 +172,9 @@ class Checkpointer:
         # A file of an older version says less; and other sizes are explained better by the loading of the weights.
         known = [name for name in run if name in saved and (name != "structure" or fits)]
         differ = [name for name in known if saved[name] != run[name]]
-        if None in (saved.get("threads"), run.get("threads")):  # on a GPU, or the user does not mind
-            differ = [name for name in differ if name != "threads"]
+        for name in ("threads", "teacher outputs"):  # on a GPU, or the user does not mind; from a network that is run
+            if None in (saved.get(name), run.get(name)):
+                differ = [one for one in differ if one != name]
         if _kind_of_device(saved.get("precision")) == _kind_of_device(run.get("precision")):
             differ = [name for name in differ if name != "precision"]
         if differ == ["threads"]:

@@ -38,7 +38,7 @@ def parse(
     Raises ValueError for an unknown name, with near matches, an unreadable weight or pair, and settings that no term
     uses.
     """
-    terms = [_split(part, text) for part in text.split("+")]
+    terms = [_split(part, text) for part in re.split(r"(?<![\d.]e)(?<![\d.]E)\+", text)]  # not at that of 1e+3
     given = _layer_pairs(layers)
     families = {LOSSES[name].family for _, name in terms if name in LOSSES}
     if given and not families & {Family.FEATURE, Family.RELATION}:

@@ -30,6 +30,7 @@ from kdlib.guards import keep_modes
 from kdlib.hooks import batch_size_of
 from kdlib.methods import Method
 from kdlib.recipes import Recipe
+from kdlib.teachers import CachedTeacher
 from kdlib.training_log import COLUMNS, LABELLED, TrainingLog
 
 MOST_EPOCHS = 1_000_000_000
@@ -115,12 +116,13 @@ class Trainer:
 
     def _warn_of_slow_average(self) -> None:
         updates = math.ceil(self.steps_per_epoch / self.accumulation_steps) * self.epochs
-        left = 0.0 if self.ema_decay is None else self.ema_decay**updates
+        after_first = updates - 1  # the first takes the weights as they are
+        left = 0.0 if self.ema_decay is None or not after_first else self.ema_decay**after_first
         if left > MOST_OF_INITIAL_WEIGHTS:
             warnings.warn(
                 f"With ema_decay={self.ema_decay} and {updates} updates the averaged student is still {left:.0%} what "
                 "it was after the first of them. Train longer, or take at most "
-                f"{MOST_OF_INITIAL_WEIGHTS ** (1 / updates):.3g}.",
+                f"{MOST_OF_INITIAL_WEIGHTS ** (1 / after_first):.3g}.",
                 stacklevel=5,
             )
 
@@ -379,6 +381,7 @@ class Trainer:
             "student": type(self.student).__name__,
             "structure": fingerprint([], repr(self.student))[:8],  # as it begins: on_epoch_end may change its dropout
             "teacher": self._teacher_fingerprint(),
+            "teacher outputs": self._stored_as(),
             "method": repr(self.method),  # without projectors: their sizes may be those of the first batch
             **self.batches.describe(),
             "epochs": self.epochs,
@@ -412,6 +415,12 @@ class Trainer:
             return None
         # A text of another kind may differ at its end alone.
         return (found if re.fullmatch("[0-9a-f]{64}", found) else fingerprint([], found))[:8]
+
+    def _stored_as(self) -> str | None:
+        teacher = self.distiller.teacher
+        if not isinstance(teacher, CachedTeacher) or not self.method.needs_teacher:
+            return None
+        return "in 16 bits" if teacher.metadata["half"] else "in 32 bits"
 
     def save_checkpoint(self) -> None:
         """Write all that is needed to go on from here."""

@@ -14,6 +14,7 @@ import urllib.error
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import nn
 from torchvision import datasets as torchvision_sets
 
 from kdlib import data, evaluation, methods, models, train
-from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, InMemoryDataset, LazyDataset, datasets, sources
+from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, InMemoryDataset, LazyDataset, datasets, own, sources
 from kdlib.data.decode import upright
 from kdlib.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from kdlib.files import fingerprint
@@ -968,6 +969,30 @@ def test_datasets_of_ones_own_that_overlap_are_refused() -> None:
             data.from_datasets(images, **{name: images}, **options)
     found = data.from_datasets(images[:10], validation=images[10:14], test=images[14:], **options)
     assert [len(split) for split in (found.train, found.validation, found.test)] == [10, 4, 6]
+
+
+def test_means_in_arrays_and_tensors_are_numbers() -> None:
+    images = [(torch.full((1, 4, 4), 2 * i, dtype=torch.uint8), i % 2) for i in range(100)]
+    options: dict[str, Any] = {"classes": ("a", "b"), "image_size": 4, "in_channels": 1}
+    made = [
+        data.from_datasets(images, mean=kind([0.28604]), std=kind([0.5]), **options).train
+        for kind in (tuple, np.array, partial(torch.tensor, dtype=torch.float64))
+    ]
+    assert {type(value) for one in made for value in (*one.mean, *one.std)} == {float}
+    assert len({one.fingerprint for one in made}) == 1
+    other = data.from_datasets(images, mean=torch.tensor([0.28601]), std=torch.tensor([0.5]), **options).train
+    assert other.fingerprint != made[0].fingerprint
+
+
+def test_statistics_of_ones_own_images_are_those_of_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.randint(0, 256, (60, 3, 5, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    scaled = pixels.double() / 255
+    mean, std = own._statistics(pixels)
+    assert mean == pytest.approx(scaled.mean(dim=(0, 2, 3)).tolist())
+    assert std == pytest.approx(scaled.std(dim=(0, 2, 3)).tolist())
+    monkeypatch.setattr(own, "_statistics", lambda images: pytest.fail("they were given"))
+    given = [(one, number % 2) for number, one in enumerate(pixels)]
+    data.from_datasets(given, classes=("a", "b"), image_size=5, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def test_datasets_of_ones_own_are_scaled_by_their_training_images_alone() -> None:

@@ -78,6 +78,17 @@ def test_a_dataset_for_cuda_is_read_into_memory_from_which_copies_do_not_block(
     assert [loader.pin_memory for loader in (made.loader, made.validation)] == [pinned, pinned]
 
 
+@pytest.mark.parametrize(("processes", "batch_size"), [(3, 8), (4, 2), (64, 64)])
+def test_samples_that_processes_cannot_share_equally_are_refused(
+    processes: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    config = devices.DeviceConfig(torch.device("cpu"), False)
+    options: dict[str, Any] = {"config": config, "task": Classification(), "adapter": Adapter()}
+    with pytest.raises(ValueError, match=f"{processes} processes cannot share batches of {batch_size} .* of data"):
+        LoaderBatches(samples(), None, batch_size=batch_size, steps_per_epoch=None, seed=0, **options)
+
+
 def test_it_is_the_loop_by_hand() -> None:
     by_hand, teacher = net(), net(9, seed=1).eval()
     optimizer = RECIPE.make_optimizer(by_hand.parameters())

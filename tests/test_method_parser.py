@@ -116,6 +116,8 @@ def test_every_loss_of_the_library_can_be_reached(student: nn.Module, teacher: n
         ("similarity + hard", lambda: 3000.0 * Relation(LAST, "similarity") + HardLabels()),
         ("label-smoothing+feature", lambda: HardLabels(0.2) + 10.0 * Feature(LAST)),
         ("0.5*dkd + 2*hard", lambda: 0.5 * Logit(4.0, 0.5, "dkd", beta=4.0) + 2.0 * HardLabels()),
+        ("hard+1e+3*similarity", lambda: HardLabels() + 1000.0 * Relation(LAST, "similarity")),
+        ("1E+1*hint+fsp", lambda: HardLabels() + 10.0 * Feature(LAST) + 10.0 * Relation(ALL)),
         (" 1e-2 *  hint ", lambda: HardLabels() + 0.01 * Feature(LAST)),
         ("0*hint+vid", lambda: HardLabels() + 0.0 * Feature(LAST) + 1.0 * Feature(LATE, "vid")),
         ("hint+attention", lambda: HardLabels() + 10.0 * Feature(LAST) + 300.0 * Feature(ALL, "attention")),

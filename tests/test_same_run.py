@@ -11,6 +11,8 @@ from torch import nn
 
 from kdlib import train
 from kdlib.data import DataModule
+from kdlib.methods import Logit
+from kdlib.teachers import CachedTeacher
 from kdlib.train import Recipe
 
 
@@ -39,6 +41,18 @@ def test_another_number_is_another_run_too(blobs: DataModule, tmp_path: Any, was
     fit(blobs, checkpoint=tmp_path / "a", **was)
     with pytest.raises(ValueError, match="belongs to another run"):
         fit(blobs, checkpoint=tmp_path / "a", resume=True, **now)
+
+
+def test_teacher_outputs_in_other_bits_are_another_run(blobs: DataModule, tmp_path: Any) -> None:
+    def teacher(half: bool) -> CachedTeacher:
+        options: dict[str, Any] = {"augmentation": blobs.augmentation, "views": 1, "precision": "fp32"}
+        return CachedTeacher.build(net(), blobs.train, half=half, progress=False, **options)
+
+    options: dict[str, Any] = {"method": Logit(4, 0.1), "checkpoint": tmp_path / "a", "views": 1}
+    fit(blobs, teacher=teacher(half=False), **options)
+    fit(blobs, teacher=teacher(half=False), resume=True, **options)
+    with pytest.raises(ValueError, match="'teacher outputs': 'in 32 bits'.*'in 16 bits'"):
+        fit(blobs, teacher=teacher(half=True), resume=True, **options)
 
 
 def test_seconds_are_of_all_resumptions(blobs: DataModule, tmp_path: Any) -> None:

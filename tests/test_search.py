@@ -1013,6 +1013,8 @@ def test_a_report_without_a_judgement_says_that_nothing_is_proved(
     blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
 ) -> None:
     found = search.run(blobs, teacher=teacher, method="hint", trials=3, epochs=2, **TINY)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "judged.csv").write_text("of an earlier report\n")
     found.save(tmp_path / "report")
     assert "has not been judged" in (tmp_path / "report" / "report.md").read_text()
     assert not (tmp_path / "report" / "judged.csv").exists()
@@ -1069,6 +1071,23 @@ def test_the_command_searches_judges_and_writes(
     assert call(*options, "--seed", 1, "--overwrite") == 0
     assert len(invented) > made
     assert not list(out.glob(".outputs*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_said_after_ctrl_c_keeps_the_trials(
+    overwrite: bool,
+    command_data: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(task.TaskRunner, "run", interrupted)
+    assert call(*command_data, "--trials", 2, "--out", tmp_path, *["--overwrite"] * overwrite) == 130
+    assert ("without --overwrite" in capsys.readouterr().err) is overwrite
 
 
 @pytest.mark.slow
@@ -1238,7 +1257,14 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "a pair for a range": ({"space": {"alpha": (0, 1)}}, "alpha is a range"),
     "a range upside down": ({"space": {"alpha": search.Uniform(0.9, 0.1)}}, "from low to high"),
     "an alpha above 1": ({"space": {"alpha": search.Uniform(0, 2)}}, "alpha is a number from 0 to 1"),
-    "a temperature of 0": ({"space": {"temperature": search.Uniform(0, 2)}}, "temperature is a positive number"),
+    "a temperature of 0": ({"space": {"temperature": search.Uniform(0, 2)}}, "temperature lies between 0.001 and 1000"),
+    "a temperature of 5,000": (
+        {"space": {"temperature": search.LogUniform(1, 5000)}}, "temperature lies between 0.001 and 1000.*got 5000"),
+    "layers with maps of one position": (
+        {"method": "attention", "space": {"layers": search.Choice(("all", "embedding"))}},
+        "attention cannot take the layers 'embedding'"),
+    "one layer for a matrix of layers": (
+        {"method": "fsp", "space": {"layers": search.Choice(("all", "last"))}}, "fsp cannot take the layers 'last'"),
     "a logarithm of 0": ({"space": {"weight_decay": search.LogUniform(0, 2)}}, "begins above 0"),
     "an infinite range": ({"space": {"learning_rate": search.Uniform(1, float("inf"))}}, "learning_rate is a number"),
     "nothing to choose from": ({"space": {"alpha": search.Choice(())}}, "nothing to choose from"),

@@ -908,6 +908,20 @@ def test_choices_made_with_another_student_teacher_or_batch_are_refused(
     )  # then none of the settings is taken
 
 
+def test_choices_made_with_all_images_are_those_of_a_study_with_all_images(
+    finished: Path, budget: Budget, tmp_path: Path, blobs: DataModule
+) -> None:
+    """The batch size depends on how many that are."""
+    whole = replace(budget, images=None)
+    assert whole.batch_size != replace(budget, images=len(blobs.train)).batch_size
+    file = tmp_path / "choose.csv"
+    with RunsFile(file, TRIAL_COLUMNS).open() as table:
+        for row in content(next(finished.glob("choose-*.csv")), TRIAL_COLUMNS):
+            table.append(row | {"images": len(blobs.train)})
+    options = {"trials_file": file, "defaults": False, "seeds": (0,), "excluded_classes": (1,), "tuning_seeds": (1000,)}
+    assert "4 runs of the study" in runner.dry_run(study_config(whole, tmp_path, "missing-class", **options))
+
+
 # --- whole studies -----------------------------------------------------------------------------------------------
 
 

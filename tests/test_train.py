@@ -625,6 +625,16 @@ def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(
     )
 
 
+def test_a_run_that_diverges_at_once_does_not_name_the_checkpoint_of_another(blobs: DataModule, tmp_path: Any) -> None:
+    path = tmp_path / "checkpoint"
+    with pytest.raises(FloatingPointError, match="last good checkpoint is"):
+        fit(small(), blobs, method=Cliff(5), checkpoint=path)
+    with pytest.raises(FloatingPointError, match="No checkpoint was written"):
+        fit(small(), blobs, method=Cliff(2), checkpoint=path)
+    with pytest.raises(FloatingPointError, match="last good checkpoint is"):
+        fit(small(), blobs, method=Cliff(2), checkpoint=path, resume=True)
+
+
 def test_logits_that_are_not_finite_end_a_run(blobs: DataModule) -> None:
     class Overflows(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:

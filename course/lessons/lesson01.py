@@ -253,7 +253,7 @@ LATENCY = QuestionSpec(
     "medium",
     4,
     "In the figure of latency against MACs the networks made to be small lie above the dotted line: a MAC takes "
-    "several times as long in them as in a ResNet-50. What explains this best?",
+    "longer in them than in a ResNet-50, in some of them several times as long. What explains this best?",
     (
         "A processor does not only calculate. Where do the numbers come from?",
         "A depthwise convolution does few MACs for each number that it reads. What does the processor do meanwhile?",
@@ -264,7 +264,7 @@ LATENCY = QuestionSpec(
             Option(
                 "A MAC of a depthwise convolution takes more computing than one of an ordinary one",
                 "A MAC is one multiplication and one addition in every layer. SqueezeNet 1.1 has no depthwise "
-                "convolutions, and its MACs are dear, too.",
+                "convolutions, and lies above the line, too.",
             ),
             Option(
                 "MACs leave out what is read from memory, and the start of each layer",

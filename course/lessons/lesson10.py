@@ -189,7 +189,7 @@ COVERS = QuestionSpec(
                 correct=True,
             ),
             Option(
-                "Other images for the student change its gain",
+                "Other training images for the student change its gain",
                 "Each seed draws its own 2,000 images, so their scatter is in the interval.",
             ),
         )

@@ -257,8 +257,8 @@ PERSONS = QuestionSpec(
     answer_key=MultipleChoice(
         (
             Option(
-                "Nine persons teach a network more than six do, so his must be the better one",
-                "He may be, but this figure cannot tell: it holds the number of training persons fixed.",
+                "Nine persons teach a network more than six do, so theirs must be the better one",
+                "It may be, but this figure cannot tell: it holds the number of training persons fixed.",
             ),
             Option(
                 "Persons differ by more than that within a curve, so it may be the person",

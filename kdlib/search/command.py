@@ -61,7 +61,7 @@ def search(
 ) -> None:
     """Search the settings of a method, and say with fresh seeds what they were worth.
 
-    Stopped or killed at any moment, the same command goes on; with more --trials it goes further.
+    Stopped or killed at any moment, the same command without --overwrite goes on; with more --trials it goes further.
     """
     from kdlib import data as datasets
     from kdlib.errors import check_whole
@@ -111,7 +111,8 @@ def search(
                 judged = judging.judge(found, range(judge_seeds), progress=not quiet)
                 report.write(out, found, judged, command=command)
     except KeyboardInterrupt:
-        print("\nkdlib: stopped. The same command goes on with what is missing.", file=sys.stderr)
+        same = "The same command, without --overwrite," if overwrite else "The same command"
+        print(f"\nkdlib: stopped. {same} goes on with what is missing.", file=sys.stderr)
         raise typer.Exit(130) from None
     print(f"\n{found}\n" + (f"\n{judged}\n" if judged else ""))
     print(f"Written to {out}: {', '.join(name for name in report.FILES if judged or name != report.JUDGED)}")

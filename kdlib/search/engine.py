@@ -13,10 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from kdlib import evaluation, files, models
 from kdlib.data import DataModule
+from kdlib.distiller import Distiller
 from kdlib.errors import LARGEST_WHOLE, as_whole, check_flags, check_kind, check_whole, unknown_name
 from kdlib.methods import Method
 from kdlib.search import loop
@@ -291,8 +293,21 @@ def _make_task(
     task = Task(data, teacher, method, student, images, epochs, views, words, device, precision)
     if teacher is not None:
         evaluation.check_teacher(teacher, data, device=device, precision=precision)
-    build_student(data, student, 0)  # raises now for an unknown one
+    network = build_student(data, student, 0)  # raises now for an unknown one
+    if teacher is not None:
+        _check_layers(task, network, teacher)
     return task
+
+
+def _check_layers(task: Task, student: nn.Module, teacher: nn.Module) -> None:
+    """Raise ValueError for layers that the method cannot look at: a trial with them would fail each time anew."""
+    example = next(task.data.train.select(torch.arange(2)).iter_batches(2))
+    for word in task.layers:
+        try:
+            method = task.spec.make_method(replace(task.spec.start, layers=word), student, teacher)
+            Distiller(student, teacher, method, example=example)
+        except ValueError as error:
+            raise ValueError(f"{task.method} cannot take the layers {word!r}: {error}") from error
 
 
 def search(

@@ -30,6 +30,8 @@ def write(folder: Path, found: Found, judged: Judged | None = None, command: str
     files.write_text(folder / TRIALS, found.trials.to_csv(lineterminator="\n"))
     if judged is not None:
         files.write_text(folder / JUDGED, judged.runs.to_csv(index=False, lineterminator="\n"))
+    else:  # of an earlier report: its runs are in the storage
+        (folder / JUDGED).unlink(missing_ok=True)
     with files.atomic_write(folder / PICTURE) as temporary:
         picture(found, judged.random if judged else None).savefig(temporary, format="png", dpi=110)
     facts = to_dict(found, judged) | {"command": command, "machine": machine_info(), "versions": versions()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from kdlib.errors import check_kind, check_real, check_whole, unknown_name
+from kdlib.losses._common import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from kdlib.study import method_specs
 from kdlib.study.method_specs import MethodSpec, Settings, TeacherKind
 from kdlib.study.search_space import Choice, LogUniform, Uniform
@@ -108,8 +109,13 @@ def _check_value(name: str, value: Any) -> None:
     if not 0 <= value <= ONE.get(name, math.inf) or math.isinf(value):
         limits = f"from 0 to {ONE[name]}" if name in ONE else "of at least 0"
         raise ValueError(f"{name} is a number {limits}; got {value}.")
-    if name in ("temperature", "learning_rate") and value == 0:
+    if name == "learning_rate" and value == 0:
         raise ValueError(f"{name} is a positive number; got {value}.")
+    if name == "temperature" and not LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE:
+        raise ValueError(
+            f"{name} lies between {LOWEST_TEMPERATURE} and {HIGHEST_TEMPERATURE}, beyond which nothing is taught; got "
+            f"{value}."
+        )
 
 
 def _check_network(name: str, distribution: Distribution) -> None:

@@ -120,7 +120,7 @@ class RemoteRunner:
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise ChildProcessError(
                 "A process of the search has ended, perhaps because memory ran out. Finished trials are kept: start "
-                "the same search again, with fewer workers if it happens once more."
+                "the same search again (without --overwrite), with fewer workers if it happens once more."
             ) from error
 
     def end(self, *, now: bool = True) -> None:

@@ -195,11 +195,11 @@ class _Study:
     def __init__(self, config: StudyConfig) -> None:
         """Raises ValueError for trials that do not fit, and what `data.load` and `models.load` raise."""
         self.config, self.plan = config, config.plan
-        self.tuned: Mapping[str, TunedSettings] = _read_tuned(config)
+        self.experiment = Experiment(config.budget, config.cache)
+        self.tuned: Mapping[str, TunedSettings] = _read_tuned(config, self.experiment.budget)
         self.variants = self.plan.variants(self.tuned)
         if not config.needs_tuning:
             self._check_tuned()  # now, as a dry run does not come to the runs
-        self.experiment = Experiment(config.budget, config.cache)
         budget, data = self.experiment.budget, self.experiment.data
         for label in {run.excluded_class for run in self._run_configs({})}:
             if label is not None:
@@ -335,15 +335,16 @@ class _Study:
             )
 
 
-def _read_tuned(config: StudyConfig) -> dict[str, TunedSettings]:
+def _read_tuned(config: StudyConfig, budget: Budget) -> dict[str, TunedSettings]:
     """The best settings in the file of trials that was named, if one was, of the methods that the plan tunes.
 
-    Raises ValueError for settings tuned for another student, teacher, optimiser or batch size: these do not carry over.
+    budget: with the number of images that there are, on which the batch size depends. Raises ValueError for settings
+    tuned for another student, teacher, optimiser or batch size: these do not carry over.
     """
     if config.trials_file is None:
         return {}
     rows = _read_existing(config.trials_file, TRIAL_COLUMNS)
-    study = _pair(config.budget)
+    study = _pair(budget)
     for trial in () if config.retune else map(_pair, map(Budget.from_row, rows)):
         if trial != study:
             raise ValueError(
