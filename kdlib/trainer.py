@@ -420,7 +420,8 @@ class Trainer:
         teacher = self.distiller.teacher
         if not isinstance(teacher, CachedTeacher) or not self.method.needs_teacher:
             return None
-        return "in 16 bits" if teacher.metadata["half"] else "in 32 bits"
+        half = teacher.metadata.get("half")  # not of outputs that came from elsewhere
+        return None if half is None else "in 16 bits" if half else "in 32 bits"
 
     def save_checkpoint(self) -> None:
         """Write all that is needed to go on from here."""

@@ -55,6 +55,13 @@ def test_teacher_outputs_in_other_bits_are_another_run(blobs: DataModule, tmp_pa
         fit(blobs, teacher=teacher(half=True), resume=True, **options)
 
 
+def test_answers_from_elsewhere_can_be_resumed_with(blobs: DataModule, tmp_path: Any) -> None:
+    answers = CachedTeacher.from_logits(torch.randn(len(blobs.train), 3), blobs.train.indices)
+    options: dict[str, Any] = {"teacher": answers, "method": Logit(4, 0.1), "checkpoint": tmp_path / "a"}
+    fit(blobs, **options)
+    assert fit(blobs, resume=True, **options).rows[-1]["epoch"] == 2
+
+
 def test_seconds_are_of_all_resumptions(blobs: DataModule, tmp_path: Any) -> None:
     first = fit(blobs, checkpoint=tmp_path / "a")
     again = fit(blobs, checkpoint=tmp_path / "a", resume=True)  # nothing is left to do
