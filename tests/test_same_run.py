@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kdlib import train
-from kdlib.data import DataModule
+from kdlib.data import NO_AUGMENTATION, DataModule
 from kdlib.methods import Logit
 from kdlib.teachers import CachedTeacher
 from kdlib.train import Recipe
@@ -57,7 +57,8 @@ def test_teacher_outputs_in_other_bits_are_another_run(blobs: DataModule, tmp_pa
 
 def test_answers_from_elsewhere_can_be_resumed_with(blobs: DataModule, tmp_path: Any) -> None:
     answers = CachedTeacher.from_logits(torch.randn(len(blobs.train), 3), blobs.train.indices)
-    options: dict[str, Any] = {"teacher": answers, "method": Logit(4, 0.1), "checkpoint": tmp_path / "a"}
+    options: dict[str, Any] = {"teacher": answers, "method": Logit(4, 0.1), "augmentation": NO_AUGMENTATION}
+    options["checkpoint"] = tmp_path / "a"
     fit(blobs, **options)
     assert fit(blobs, resume=True, **options).rows[-1]["epoch"] == 2
 
