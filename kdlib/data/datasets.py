@@ -146,7 +146,7 @@ def _normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], 
     return images.sub_(_of_channels(images.device, *mean)).div_(_of_channels(images.device, *std))
 
 
-@lru_cache(typed=True)  # typed: of NumPy's numbers torch makes 64 bits
+@lru_cache
 def _of_channels(device: torch.device, *values: float) -> Tensor:
     """A number of each channel, for pixels in 0 to 255; kept, as every copy from here to a GPU waits for the GPU."""
     return torch.tensor(values, dtype=torch.float32, device=device).mul(255).view(1, -1, 1, 1)
