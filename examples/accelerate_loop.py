@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from kdlib.devices import move_batch
 from kdlib.distiller import Distiller
 from kdlib.methods import Feature, Logit
 
@@ -54,7 +55,8 @@ def distil(distiller: Distiller, loader: DataLoader, *, epochs: int = 1, learnin
 def mean_loss(distiller: Distiller, loader: Iterable[list[Tensor]]) -> float:
     """The loss of these batches, without training."""
     distiller.eval()
-    return torch.stack([distiller(batch).total for batch in loader]).mean().item()
+    device = next(distiller.parameters()).device  # where Accelerate has left it
+    return torch.stack([distiller(move_batch(batch, device)).total for batch in loader]).mean().item()
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ class Adapter:
     indices: the sample's numbers (int64, B), which stored outputs are found by; default, the field "index" of a dict.
     Each of these is a key of a dict, a position in a tuple, or a function of the batch. A function is called several
     times for a batch, for the teacher anew: it must give the same each time and leave the batch as it is, so augment in
-    the dataset or in the loader's collate_fn. Inputs that are a dict are a network's keyword arguments, a tuple its
-    positional ones.
+    the dataset or in the loader's collate_fn. Inputs that are a dict are a network's keyword arguments, a tuple or
+    list its positional ones: a list of images as one argument is inputs=lambda batch: (batch[0],).
     logits, teacher_logits: a key, a position, or a function of what the network returned; default,
     `hooks.find_logits`, which refuses a tuple of an embedding and logits: logits=1.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from numbers import Integral
@@ -71,6 +72,9 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
             "more. For a single number a sample, as in a regression, give a function from a batch to them as teacher."
         )
     values = values.float()
+    zeros = int(((values == -math.inf) if kind == "log_probabilities" else (values == 0)).sum())
+    if kind == "log_probabilities":
+        values = values.where(values != -math.inf, math.log(SMALLEST))
     if not bool(values.isfinite().all()):
         raise ValueError("Some answers are not finite numbers. Ask for them again, or leave these samples out.")
     if kind == "logits":
@@ -83,15 +87,12 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
             "the probability of a label of its own (a sigmoid), give torch.logit(p, eps=1e-6) with kind='logits'; if "
             "these are the best few alone, kind='top_k'. Only numbers before a softmax are kind='logits'."
         )
-    if kind == "log_probabilities":
-        return values
-    zeros = int((values == 0).sum())
     if zeros:
         warnings.warn(
             f"{zeros:,} of {values.numel():,} probabilities are 0, which has no logarithm: each becomes {SMALLEST:g}.",
             stacklevel=3,
         )
-    return values.clamp(min=SMALLEST).log()
+    return values if kind == "log_probabilities" else values.clamp(min=SMALLEST).log()
 
 
 def from_top_k(given: Any, num_classes: int | None) -> Tensor:
@@ -130,7 +131,7 @@ def from_top_k(given: Any, num_classes: int | None) -> Tensor:
         raise ValueError("A sample names a class twice among its best. Give each class once.")
     best = best.exp() if found[0] == "log_probabilities" else best
     total = best.sum(dim=1, keepdim=True)
-    if not bool(best.isfinite().all()) or best.min() < 0 or total.max() > 1 + 1e-3:
+    if not bool(best.isfinite().all()) or best.min() < 0 or total.max() > 1 + ROUNDING + 1e-6:
         raise ValueError(
             f"The probabilities of the best lie in [0, 1] and sum to at most 1; here a row sums to {total.max():.4g}."
         )

@@ -100,11 +100,13 @@ class IndexedBatches:
         """Raise ValueError for a model whose file names other classes than the data have."""
         check_class_names(role, model, self.data)
 
-    def evaluate(self, model: nn.Module, loss: HardLoss | None) -> Metrics:
-        """How a model does on the validation images."""
+    def evaluate(self, model: nn.Module, loss: HardLoss | None, *, sanity_check: bool = False) -> Metrics:
+        """How a model does on the validation images; sanity_check: on a few of them."""
+        validation = self.data.validation
+        few = torch.arange(min(max(2, distributed.world_size()), len(validation)))
         return evaluate(
             model,
-            self.data.validation,
+            validation.select(few) if sanity_check else validation,
             device=str(self.config.device),
             precision=self.config.precision,
             adapter=self.adapter,
@@ -149,15 +151,19 @@ class LoaderBatches:
         if self.validation is not None and _length(self.validation) == 0:
             raise ValueError("The validation data gives no batch. Give at least one, or leave out validation.")
         self.steps_per_epoch = _count_steps(self.loader, steps_per_epoch)
-        self._first = self._read_first()
+        self._first = self._read_first(self.loader)
+        if self._first is None:
+            raise ValueError("The training data gives no batch. Give at least one; drop_last may have left it out.")
+        self._first_validation = None if self.validation is None else self._read_first(self.validation)
         self.batch_size = (self._samples(self._first) or 1) * distributed.world_size()
 
-    def _read_first(self) -> Any:
+    def _read_first(self, loader: Iterable[Any]) -> Any:
+        """The first batch; None if there is none."""
         with devices.isolate_rng(self.config.device):  # the loader may draw its order from the global generator
-            own = getattr(self.loader, "generator", None)
+            own = getattr(loader, "generator", None)
             state = own.get_state() if isinstance(own, torch.Generator) else None
             try:
-                batch = next(iter(self.loader), None)
+                batch = next(iter(loader), None)
             except TypeError as error:
                 if "default_collate" not in str(error):
                     raise
@@ -175,8 +181,6 @@ class LoaderBatches:
                 ) from error
             if isinstance(own, torch.Generator) and state is not None:
                 own.set_state(state)
-        if batch is None:
-            raise ValueError("The training data gives no batch. Give at least one; drop_last may have left it out.")
         return batch
 
     def _samples(self, batch: Any) -> int | None:
@@ -211,13 +215,14 @@ class LoaderBatches:
     def check_logits(self, role: str, logits: Tensor) -> None:
         """A loader does not say how many classes there are; the losses look at the labels."""
 
-    def evaluate(self, model: nn.Module, loss: HardLoss | None) -> Metrics | None:
-        """How a model does on the validation batches."""
+    def evaluate(self, model: nn.Module, loss: HardLoss | None, *, sanity_check: bool = False) -> Metrics | None:
+        """How a model does on the validation batches; sanity_check: on the first."""
         if self.validation is None:
             return None
+        first = [] if self._first_validation is None else [self._first_validation]
         return evaluate(
             model,
-            self.validation,
+            first if sanity_check else self.validation,
             device=str(self.config.device),
             precision=self.config.precision,
             adapter=self.adapter,
@@ -307,9 +312,15 @@ def _described(loader: Iterable[Any]) -> str:
 
 
 def _count_steps(loader: Iterable[Any], wanted: int | None) -> int:
-    if wanted is not None:
-        return as_whole(1, MOST_STEPS, steps_per_epoch=wanted)
     count = _length(loader)
+    if wanted is not None:
+        steps = as_whole(1, MOST_STEPS, steps_per_epoch=wanted)
+        if count is not None and steps > count:
+            raise ValueError(
+                f"The training data gives {count} batches in an epoch; expected {steps} by steps_per_epoch. Leave it "
+                "out, or give a loader that goes on."
+            )
+        return steps
     if count is None:
         raise ValueError(
             "The training data does not say how many batches it has, which the learning rate over time depends on: "

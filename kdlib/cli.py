@@ -153,7 +153,8 @@ def train(
         fresh = partial(models.build, model or "resnet20", **shape, stem=stem or "stride2", seed=seed)
         network = models.load(start) if start else fresh()
         models.get_config(network)  # refuses now, rather than after the training, what could not be saved
-        with claim(out, ("model.safetensors", "history.csv", "checkpoint"), resume=resume, overwrite=overwrite):
+        results = ("model.safetensors", "history.csv", "checkpoint")
+        with claim(out, results, resume=resume, overwrite=overwrite, checkpoints=results[-1:]):
             result = training.fit(
                 network,
                 loaded,
@@ -175,6 +176,8 @@ def train(
             facts = {
                 "data": data,
                 "classes": list(loaded.classes),
+                "mean": list(loaded.train.mean),
+                "std": list(loaded.train.std),
                 "validation_accuracy": result.validation_accuracy,
                 "test_accuracy": result.test_accuracy,
             }
@@ -193,9 +196,13 @@ def distill(
     images: Images = None,
     epochs: Epochs = 10,
     views: Annotated[
-        int,
-        typer.Option(min=0, help="Views of each image whose teacher outputs are stored in advance; 0 runs it live."),
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Augmented views of each image whose teacher outputs are stored in advance, and which all epochs see "
+            "in turn; 0 runs the teacher live, with a new view every epoch. Default: 1; of a folder 0.",
+        ),
+    ] = None,
     cache: Annotated[
         str | None, typer.Option(help="Folder that keeps the teacher's outputs for the next run; default: memory only.")
     ] = None,
@@ -335,6 +342,7 @@ def evaluate(
 
     def judge(network: Any, role: str) -> evaluation.Metrics:
         evaluation.check_class_names(role, network, loaded)
+        evaluation.warn_of_other_images(role, network, loaded)
         metrics = evaluation.evaluate(network, split, device=device, precision=precision, role=role)
         evaluation.check_classes(role, metrics.logits, loaded)
         return metrics
@@ -432,11 +440,14 @@ def export(
     image_size: ImageSize = 224,
     images: Annotated[int | None, typer.Option(min=1, help="Images to compare on; default: all of the split.")] = None,
     validation: Annotated[bool, typer.Option("--validation", help="Compare on the validation split.")] = False,
+    least_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of images for which an int8 file must choose the model's class.")
+    ] = 0.95,
     out: Out = Path("runs/export"),
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
-    """Write a trained model as files for other programs, each compared with the model before it is kept."""
+    """Write a classifier of images as files for other programs, each compared with the model before it is kept."""
     from kdlib import data as datasets
     from kdlib import export as exports
     from kdlib import models
@@ -448,6 +459,7 @@ def export(
         datasets.load_images(data, image_size=image_size),
         images=images,
         validation=validation,
+        least_agreement=least_agreement,
         overwrite=overwrite,
     )
     print(f"{exports.table(reports)}\n\nThe model itself, on the same {reports[0].images:,} images: accuracy", end=" ")
@@ -475,7 +487,8 @@ def device(
     from kdlib import data as datasets
     from kdlib.device import run_on_cortex_m4
 
-    batch = next(iter(datasets.load_images(data, image_size=image_size).test.iter_batches(images)))
+    test = datasets.load_images(data, image_size=image_size).test
+    batch = next(iter(test.iter_batches(images, sampler=datasets.evenly_spaced(len(test), images))))
     report = run_on_cortex_m4(file, batch.images, batch.labels)
     fits = {} if flash is None and ram is None else {"fits": report.fits(flash=flash, ram=ram)}
     if json_:

@@ -27,15 +27,17 @@ LONGEST = 80  # characters of one value; what is longer is told apart by a hash
 DEPTH = 6  # of objects in objects
 
 
-def settings(module: nn.Module, base: type[nn.Module] = nn.Module) -> dict[str, str]:
+def settings(
+    module: nn.Module, base: type[nn.Module] = nn.Module, known: Mapping[int, str] | None = None
+) -> dict[str, str]:
     """The attributes of a module and of the modules in it as text, by name; no weights, which a checkpoint holds.
 
-    base: what the classes of the user's own inherit; its own attributes are left out.
+    base: what the classes of the user's own inherit; its own attributes are left out. known: as for `describe`.
     """
     found: dict[str, str] = {}
     for path, one in module.named_modules():
         for name, value in _attributes(one, base):
-            found[f"{path}.{name}".lstrip(".")] = describe(value)
+            found[f"{path}.{name}".lstrip(".")] = describe(value, known)
     return found
 
 
@@ -64,9 +66,19 @@ def set_numbers(module: nn.Module, values: Mapping[str, Any]) -> None:
         setattr(modules[path], attribute, value)
 
 
-def describe(value: Any) -> str:
-    """A value as text."""
-    text = _text(value, ())
+def names_in(**modules: nn.Module) -> dict[int, str]:
+    """Modules, parameters and buffers of these modules, by their id: what is trained is known by its name."""
+    return {
+        id(one): f"{part}.{name}".rstrip(".")
+        for part, module in modules.items()
+        for found in (module.named_buffers(), module.named_parameters(), module.named_modules())
+        for name, one in found
+    }
+
+
+def describe(value: Any, known: Mapping[int, str] | None = None) -> str:
+    """A value as text. known: names, by id, of what is not shown by its content (`names_in`)."""
+    text = _text(value, (), known or {})
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 12]}... {_hash(text)}"
 
 
@@ -88,9 +100,11 @@ def _attributes(module: nn.Module, base: type[nn.Module]) -> Iterator[tuple[str,
             yield name, value
 
 
-def _text(value: Any, above: tuple[int, ...]) -> str:
+def _text(value: Any, above: tuple[int, ...], known: Mapping[int, str]) -> str:
     if isinstance(value, _PLAIN):
         return repr(value)
+    if id(value) in known:
+        return known[id(value)]
     if isinstance(value, Tensor | np.ndarray):
         if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":  # texts, dates, objects
             return f"ndarray {value.shape} {_hash(repr(value.tolist()))}"
@@ -98,7 +112,7 @@ def _text(value: Any, above: tuple[int, ...]) -> str:
         return f"{type(value).__name__} {tuple(value.shape)} {fingerprint([tensor])[:12]}"
     if id(value) in above or len(above) > DEPTH:  # an object that holds itself
         return type(value).__qualname__
-    inner = functools.partial(_text, above=(*above, id(value)))
+    inner = functools.partial(_text, above=(*above, id(value)), known=known)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{inner(key)}: {inner(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list | tuple):

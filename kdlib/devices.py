@@ -150,10 +150,12 @@ def move_batch(batch: Any, device: torch.device | str) -> Any:
         return moved.contiguous(memory_format=torch.channels_last) if moved.ndim == 4 else moved
     if isinstance(batch, Mapping):  # a dict, or transformers' BatchEncoding
         return {name: move_batch(value, device) for name, value in batch.items()}
+    if callable(getattr(batch, "to", None)):  # also a PackedSequence, a tuple whose sizes stay on the CPU
+        return batch.to(device)
     if isinstance(batch, tuple | list):
         parts = [move_batch(value, device) for value in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return batch.to(device) if callable(getattr(batch, "to", None)) else batch
+    return batch
 
 
 def first_tensor(batch: Any) -> Tensor | None:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 
 from kdlib import data as datasets
 from kdlib import distributed, evaluation, files, measure, method_parser, methods, models, train
-from kdlib.data import DataModule
+from kdlib.data import DataModule, LazyDataset
 from kdlib.recipes import Recipe
 from kdlib.run_folder import claim, set_aside
 from kdlib.teachers import CachedTeacher, Ensemble
@@ -38,7 +38,8 @@ class Job:
     teacher: a shipped name or a file; several of them teach together, by the mean of their softened probabilities.
     method: a sum of losses, see `method_parser.parse`, as are temperature, alpha (None: the study's) and layers.
     images: training images to use (None: all). views: augmented views of each image whose teacher outputs are
-    stored in advance and that the epochs go through in turn; 0 runs the teacher live, with a new view every epoch.
+    stored in advance and that the epochs, of the baseline too, go through in turn; 0 runs the teacher live, with a new
+    view every epoch. None: 1, but 0 without a cache for images that are decoded when they are needed, as of a folder.
     cache: a folder that keeps the teacher's outputs for the next run, in 16 bits; None: they stay in memory.
     image_size: pixels of a side, for image folders. stem: of the student, where torchvision made it. student: an
     architecture, or a file (a model or a checkpoint) whose weights it goes on from. compile: let torch.compile
@@ -52,7 +53,7 @@ class Job:
     method: str = "logit"
     images: int | None = None
     epochs: int = 10
-    views: int = 1
+    views: int | None = None
     temperature: float | None = None
     alpha: float | None = None
     layers: tuple[str, ...] = ()
@@ -141,7 +142,10 @@ def distill(
     if out is None:
         return _distill(job, None, resume=resume, overwrite=False, progress=progress, echo=echo)
     # An earlier run is set aside when this one has read what it reads: its student may be what this one starts from.
-    with claim(out, RESULTS, resume=resume, overwrite=overwrite, at_once=False, echo=echo) as folder:
+    claimed = claim(
+        out, RESULTS, resume=resume, overwrite=overwrite, at_once=False, checkpoints=RESULTS[-1:], echo=echo
+    )
+    with claimed as folder:
         return _distill(job, folder, resume=resume, overwrite=overwrite, progress=progress, echo=echo)
 
 
@@ -151,6 +155,7 @@ def _distill(
     started = time.perf_counter()
     main = distributed.rank() == 0
     data, teacher, student, method = build(job)
+    job = replace(job, views=_views(job, data))
     baseline_student = _build_student(job, data)
     outputs: nn.Module | CachedTeacher = teacher
     if job.views and method.needs_teacher:
@@ -158,7 +163,7 @@ def _distill(
             views = f"{job.views} view{'s' * (job.views > 1)}"
             several = len(job.teachers) > 1
             who = f"{'teachers' if several else 'teacher'}, {', '.join(job.teachers)}, {'are' if several else 'is'}"
-            echo(f"The {who} run on {len(data.train):,} images in {views}.")
+            echo(f"The {who} run on {len(data.train):,} images in {views}. All epochs see these.")
         outputs = _cache_outputs(teacher, data, method, job, progress)
     if out is not None and overwrite:
         set_aside(out, RESULTS)
@@ -176,13 +181,20 @@ def _distill(
         echo(f"The test set, {len(data.test):,} images, is read once for each network.")
     report = _report(job, data, teacher, result, baseline, started)
     if out is not None and main:
-        _write(out, report, result, baseline, data.classes)
+        _write(out, report, result, baseline, data)
     return report
+
+
+def _views(job: Job, data: DataModule) -> int:
+    """How many views are stored: of large images one random part for all epochs would be little to learn from."""
+    if job.views is not None:
+        return job.views
+    return 0 if isinstance(data.train, LazyDataset) and job.cache is None else 1
 
 
 def build(job: Job) -> tuple[DataModule, nn.Module, nn.Module, methods.Method]:
     """The data, the teacher, the student and the method of a job, before anything is trained; raises as `distill`."""
-    if job.cache is not None and not job.views:
+    if job.cache is not None and job.views == 0:
         raise ValueError("views=0 runs the teacher live, so there is nothing to keep: leave out the cache.")
     with distributed.local_main_process_first():
         data = datasets.load_images(job.data, image_size=job.image_size).subset(job.images, seed=job.seed)
@@ -255,7 +267,7 @@ def _cache_outputs(
         data.train,
         augmentation=data.augmentation,
         seed=job.seed,
-        views=job.views,
+        views=job.views or 1,
         layers=method.teacher_layers,
         directory=job.cache,
         device=job.device,
@@ -295,10 +307,9 @@ def _report(
     )
 
 
-def _write(
-    out: Path, report: Report, result: train.Result, baseline: train.Result | None, classes: tuple[str, ...]
-) -> None:
-    facts = {"test_accuracy": report.student_accuracy, "classes": list(classes)}
+def _write(out: Path, report: Report, result: train.Result, baseline: train.Result | None, data: DataModule) -> None:
+    facts = {"test_accuracy": report.student_accuracy, "classes": list(data.classes)}
+    facts |= {"mean": list(data.train.mean), "std": list(data.train.std)}
     models.save(result.student, out / "student.safetensors", half=report.job.half, **facts)
     history = result.history.add_prefix("student ")
     if baseline:

@@ -119,8 +119,11 @@ class Distiller(nn.Module):
         )
         # Not an nn.Module, so its network is none of this module's: no parameter, nothing in state_dict, no train().
         self.teacher = as_teacher(teacher, self.adapter, needs_logits=method.needs_teacher_logits)
-        if isinstance(teacher, Ensemble | ConfidenceEnsemble | Specialists) and method.needs_teacher_logits:
-            teacher.check_task(self.task)
+        given: Any = teacher
+        if isinstance(teacher, FrozenTeacher) and not isinstance(teacher, ConfidenceEnsemble):
+            given = teacher.model
+        if isinstance(given, Ensemble | ConfidenceEnsemble | Specialists) and method.needs_teacher_logits:
+            given.check_task(self.task)
         if isinstance(self.teacher, FrozenTeacher) and method.needs_teacher:
             shared = shared_tensors(student, self.teacher.model)
             if shared:
@@ -177,11 +180,12 @@ class Distiller(nn.Module):
             with explain_shape_errors("teacher", self.adapter.teacher_inputs_of(example)):
                 teacher = self._teacher_output(example)
         if teacher is not None:
-            teacher = teacher.to(student.logits.device).float()
+            teacher = teacher.float().to(student.logits.device)  # in this order: some devices have no float64
         gives_layer = any(one is student.logits for one in student.features.values())  # in bfloat16 float() copies both
         student = student.float()
-        rows, teacher_rows, _ = self._prepare(example, student, teacher, labels)
+        rows, teacher_rows, row_labels = self._prepare(example, student, teacher, labels)
         self._check_rows(rows, teacher_rows, check)
+        self._check_labels(rows.logits, row_labels)
         if not self.method.trains_logits and not gives_layer:
             warnings.warn(
                 "No term of this method looks at the logits, so the classifier keeps its initial weights. "
@@ -239,6 +243,11 @@ class Distiller(nn.Module):
                 self.task.warn_if_probabilities(one, role)
         self._check_shapes(student, teacher)
 
+    def _check_labels(self, rows: Tensor, labels: Tensor | None) -> None:
+        """Raise as the cross-entropy does for wrong labels, at whose values it looks on a CPU only."""
+        if isinstance(labels, Tensor) and labels.device.type != "cpu" and self.method.has_cross_entropy:
+            losses.label_smoothing(rows.cpu(), labels.cpu(), 0.0)
+
     def _check_shapes(self, student: ModelOutput, teacher: ModelOutput | None) -> None:
         if teacher is None or not self.method.needs_teacher_logits:
             return
@@ -280,8 +289,8 @@ class Distiller(nn.Module):
         # distiller.to(torch.bfloat16) casts the projectors, too, and what they are given is in float32.
         return functional_call(self.method, cast, (student, teacher, labels), tie_weights=False)
 
-    def _check_terms(self, terms: Any) -> None:
-        """Raise TypeError or ValueError unless they are scalars by name, at least one."""
+    def _check_terms(self, terms: Any, device: torch.device) -> None:
+        """Raise TypeError or ValueError unless they are scalars by name, at least one, on this device."""
         if not isinstance(terms, dict):
             raise TypeError(
                 f"{type(self.method).__name__} gave a {_kind(terms)}; a method's forward returns a dict of named "
@@ -299,6 +308,11 @@ class Distiller(nn.Module):
                     f"The term {name!r} of the loss has shape {tuple(term.shape)}; a loss gives one number for a "
                     "batch: take its .mean()."
                 )
+            if term.device != device:
+                raise ValueError(
+                    f"The term {name!r} of the loss lies on {term.device}, and the student's logits on {device}. Make "
+                    "it there: torch.tensor(..., device=student.logits.device)."
+                )
 
     def forward(self, batch: Any = None, **fields: Any) -> Losses:
         """The losses of a batch. fields: those of a batch that is a dict, as transformers' Trainer passes them.
@@ -313,12 +327,12 @@ class Distiller(nn.Module):
             output = extractor(self.adapter.student_inputs_of(batch))
         device = output.logits.device
         if teacher is not None:
-            teacher = teacher.to(device).float()
+            teacher = teacher.float().to(device)
         student, teacher, labels = self._prepare(batch, output.float(), teacher, labels)
         self._check_shapes(student, teacher)  # a loss of one's own may broadcast B x 1 and B to B x B
         with torch.autocast(device.type, enabled=False):
             terms = self._terms(student, teacher, labels)
-        self._check_terms(terms)
+        self._check_terms(terms, device)
         total = reduce(add, terms.values())
         return Losses(total, terms, output, student.logits.detach(), labels)
 

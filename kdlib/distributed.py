@@ -4,13 +4,15 @@
 
 Every process holds the whole model and sees its shard of each batch. Gradients are averaged, so a batch of 128 stays
 a batch of 128, however many processes share it. A mean over labelled samples, tokens or pixels is taken in each process
-and then averaged: a shard with few of them weighs as much as one with many, and one with none lowers the term. In a
-process that torchrun did not start, nothing here does anything.
+and then averaged: a shard with few of them weighs as much as one with many. One without a labelled sample lowers the
+term; of tokens and pixels at least one has to count in each process. In a process that torchrun did not start, nothing
+here does anything.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -30,6 +32,17 @@ def world_size() -> int:
 def rank() -> int:
     """Which of them this one is; 0 is the one that writes files and prints."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def warn_if_alone() -> None:
+    """UserWarning in a process that torchrun started with others, outside of `process_group`: each works for itself."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if world_size() == 1 and "RANK" in os.environ and started.isdigit() and int(started) > 1:
+        warnings.warn(
+            f"torchrun started {started} processes, and this one trains by itself, as do the others: all would write "
+            "the same files. Let them share the training: with kdlib.distributed.process_group(): fit(...).",
+            stacklevel=3,
+        )
 
 
 @contextmanager

@@ -109,6 +109,11 @@ class ConfidenceEnsemble(FrozenTeacher):
         """What differs when the outputs would differ."""
         return f"{super().fingerprint}, by {self.by} at {self.temperature:g}"
 
+    @property
+    def reads_logits_itself(self) -> bool:
+        """Always, by its own read_logits: of each network."""
+        return True
+
     def with_adapter(self, adapter: Adapter) -> ConfidenceEnsemble:
         """The same networks, for batches that this adapter reads; itself, if it was given an adapter of its own."""
         if self._has_own_adapter:

@@ -123,7 +123,7 @@ def in_a_sentence(error: Exception) -> str:
     if isinstance(error, MemoryError) or re.search(_OF_MEMORY, text):
         return (
             f"There is not enough memory ({text or 'it could not be allocated'}). Take fewer images, fewer views or a "
-            "smaller batch."
+            "smaller batch; or store no outputs of the teacher: --views 0."
         )
     if "DataLoader worker" in text:
         return (
@@ -167,6 +167,12 @@ def explain_shape_errors(role: str, inputs: Any) -> Iterator[None]:
             raise ValueError(
                 f"The {role} cannot take {_described(inputs)} ({error}). Give it numbers of its own kind, as a rule by "
                 "images.float(), or for bytes by v2.ToDtype(torch.float32, scale=True)."
+            ) from error
+        if re.search(r"\bsame dtype\b|\btype .*\bthe same\b", str(error)):
+            raise ValueError(
+                f"The {role} computes in another kind of number than its inputs have, {_described(inputs)} ({error}). "
+                "Bring it to theirs, network.float(), or the inputs to its own, by Adapter(inputs=..., "
+                "teacher_inputs=...)."
             ) from error
         if "view size is not compatible" in str(error):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -138,6 +139,7 @@ def _evaluate_batches(
             "This task has no classes, so no cross-entropy: say what is measured, evaluate(..., loss=F.mse_loss)."
         )
     total, right, count, seen, bad, kept, kept_labels = 0.0, 0.0, 0, 0, 0, [], []
+    given = None
     with frozen.activate((), config):
         for given in loader:
             batch = devices.move_batch(given, config.device)
@@ -146,7 +148,10 @@ def _evaluate_batches(
                 raise ValueError("A batch without labels cannot be evaluated. Say where they are: Adapter(labels=...).")
             with explain_shape_errors(role, read_inputs(batch)):
                 logits = frozen(batch).logits.float()
-            rows, row_labels = task.rows(logits, labels, role)
+            try:
+                rows, row_labels = task.rows(logits, labels, role)
+            except tasks.NothingCounts:  # as of a picture that is all background
+                continue
             assert row_labels is not None  # as the labels are there
             bad += int((~rows.isfinite()).flatten(1).any(1).sum()) if rows.ndim > 1 else int((~rows.isfinite()).sum())
             # Not torch's own cross-entropy, which leaves out labels of -100 and is silent about it.
@@ -162,8 +167,12 @@ def _evaluate_batches(
                 kept.append(rows.cpu())
                 kept_labels.append(row_labels)
     if count == 0:
-        nothing = "The loader gives no batch" if seen == 0 else "All samples are without a label (below 0)"
-        raise ValueError(f"{nothing}: there is nothing to evaluate on.")
+        nothing = (
+            "All samples are without a label (below 0), or ignored"
+            if given is not None
+            else "The loader gives no batch"
+        )
+        raise tasks.NothingCounts(f"{nothing}: there is nothing to evaluate on.")
     _refuse_non_finite(bad, seen, "samples", role)
     all_rows = torch.cat(kept) if kept else None
     mean = total / count
@@ -196,7 +205,8 @@ def _refuse_non_finite(bad: int, count: int, what: str, role: str) -> None:
     if bad:
         raise FloatingPointError(
             f"The {role}'s logits are not finite for {bad:,} of {count:,} {what}. Its weights are damaged or have "
-            "diverged: train it anew with a lower learning rate; or evaluate with precision='fp32', if they are good."
+            "diverged: train it anew with a lower learning rate; or evaluate with precision='fp32', if they are good. "
+            "First see that the inputs of these samples are finite themselves."
         )
 
 
@@ -220,9 +230,42 @@ def check_class_names(role: str, model: Any, data: DataModule) -> None:
     )
 
 
+def warn_of_other_images(role: str, model: Any, data: DataModule) -> None:
+    """UserWarning for a trained model whose images were normalised otherwise than these, or had another size.
+
+    A file of `kdlib train` knows the size of its images, a zoo's network how they were normalised.
+    """
+    trained, given = getattr(model, "normalization", None), (data.train.mean, data.train.std)
+    if trained is not None and [len(one) for one in trained] == [len(one) for one in given]:
+        pairs = [pair for one, other in zip(trained, given, strict=True) for pair in zip(one, other, strict=True)]
+        if max(abs(a - b) for a, b in pairs) > 0.01:
+            warnings.warn(
+                f"The {role} was trained on images normalised by mean {_shown(trained[0])} and standard deviation "
+                f"{_shown(trained[1])}; those of {data.name} have {_shown(given[0])} and {_shown(given[1])}, so "
+                "what it says of them is distorted. Give the data its own: data.from_datasets(..., mean=..., std=...).",
+                stacklevel=3,
+            )
+    size = (
+        getattr(model, "config", {}).get("image_size") if isinstance(getattr(model, "classes", None), tuple) else None
+    )
+    if size is not None and size != data.image_size:
+        warnings.warn(
+            f"The {role} was trained on images of {size} pixels a side, and those of {data.name} have "
+            f"{data.image_size}: as a rule it is right less often. A folder's images have the size that its name says: "
+            f"imagefolder@{size}:PATH.",
+            stacklevel=3,
+        )
+
+
+def _shown(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)
+
+
 def check_teacher(teacher: nn.Module, data: DataModule, *, device: str, precision: str) -> None:
     """Raise ValueError for a teacher that was built for other images or classes, before it is run on all."""
     check_class_names("teacher", teacher, data)
+    for network in teacher.members if isinstance(teacher, Ensemble) else [teacher]:
+        warn_of_other_images("teacher", network, data)
     few = min(max(2, distributed.world_size()), len(data.validation))  # each process has a share of them
     images = data.validation.select(torch.arange(few))
     metrics = evaluate(teacher, images, device=device, precision=precision, role="teacher")

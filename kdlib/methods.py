@@ -78,6 +78,11 @@ class Method(nn.Module):
         """The function of output and labels that takes the place of the cross-entropy; None: there is none."""
         return getattr(self, "hard", None)
 
+    @property
+    def has_cross_entropy(self) -> bool:
+        """Whether a term is the cross-entropy with the labels."""
+        return False
+
     def __add__(self, other: Method) -> Method:
         if not isinstance(other, Method):
             return NotImplemented
@@ -140,6 +145,10 @@ class WeightedSum(Method):
     def hard_loss(self) -> LossFunction | None:
         return next((part.hard_loss for _, part in self.weighted if part.hard_loss is not None), None)
 
+    @property
+    def has_cross_entropy(self) -> bool:
+        return any(part.has_cross_entropy for _, part in self.weighted)
+
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
         terms: Terms = {}
         for number, (weight, part) in enumerate(self.weighted, start=1):
@@ -173,6 +182,10 @@ class HardLabels(Method):
         if smoothing and hard is not None:
             raise ValueError("smoothing belongs to the cross-entropy: leave it out, or smooth within hard.")
         self.smoothing, self.hard = smoothing, hard
+
+    @property
+    def has_cross_entropy(self) -> bool:
+        return self.hard is None
 
     def check_task(self, task: Task) -> None:
         _check_hard(self, self.hard, task)
@@ -225,6 +238,10 @@ class Logit(Method):
         _, _, self._soft = terms[0]
         if isinstance(loss, str):
             self._soft = partial(self._soft, temperature=temperature)
+
+    @property
+    def has_cross_entropy(self) -> bool:
+        return self.hard is None
 
     def check_task(self, task: Task) -> None:
         _check_hard(self, self.hard, task)

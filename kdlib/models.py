@@ -223,14 +223,18 @@ def create(name: str, *, pretrained: bool = False, num_classes: int | None = Non
         "stem": "imagenet",
         "image_size": 224,
     }  # type: ignore[assignment]  # a plain attribute, which nn.Module allows
-    return model.eval() if pretrained else model
+    if not pretrained:
+        return model
+    cfg = getattr(model, "pretrained_cfg", {})
+    model.normalization = (tuple(cfg.get("mean", ())), tuple(cfg.get("std", ())))  # type: ignore[assignment]
+    return model.eval()
 
 
 def _create_torchvision(name: str, pretrained: bool, num_classes: int | None, in_channels: int) -> nn.Module:
     from torchvision import models as zoo
 
     if name not in zoo.list_models(module=zoo):
-        raise unknown_name("torchvision model", name, zoo.list_models(module=zoo))
+        raise unknown_name("classification model of torchvision", name, zoo.list_models(module=zoo))
     if in_channels != 3:
         raise ValueError(f"torchvision's networks take 3 channels; got in_channels={in_channels}. Take models.build.")
     if not pretrained:
@@ -470,7 +474,7 @@ def _load_torchvision(name: str) -> nn.Module:
     from torchvision import models as zoo
 
     if name not in zoo.list_models(module=zoo):
-        raise unknown_name("torchvision model", name, zoo.list_models(module=zoo))
+        raise unknown_name("classification model of torchvision", name, zoo.list_models(module=zoo))
     weights = zoo.get_model_weights(name).DEFAULT
     place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:

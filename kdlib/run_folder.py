@@ -10,6 +10,7 @@ from pathlib import Path
 from kdlib import distributed, files
 
 ASIDE = ".earlier"  # a folder in that of the run
+PART = ".earlier.part"  # the same while files are moved: if that is interrupted, they all belong back
 
 
 @contextmanager
@@ -20,6 +21,7 @@ def claim(
     resume: bool | None,
     overwrite: bool,
     at_once: bool = True,
+    checkpoints: Sequence[str] = (),
     echo: Callable[[str], None] = print,
 ) -> Iterator[Path]:
     """Hold the folder `out` for one run, under torchrun for all its processes.
@@ -27,9 +29,10 @@ def claim(
     results: names of what a run writes there. resume: go on from what there is, None for a command that has no such
     option; echo says if there is nothing. overwrite: what an earlier run left is set aside, and is gone when this one
     has ended; but it comes back if this one fails before it has written a result, because it is refused for instance.
-    at_once: set it aside now; else the run does, by `set_aside`, when it has read what it needs of it.
+    at_once: set it aside now; else the run does, by `set_aside`, when it has read what it needs of it. checkpoints:
+    those of the results without which a finished run cannot be resumed.
     Raises OSError if another run holds the folder or it cannot be written, ValueError for one that holds an earlier run
-    unless one of the two is asked for.
+    unless one of the two is asked for, and for a finished run that is to be resumed without its checkpoints.
     """
     out = Path(out)
     if resume and overwrite:
@@ -42,10 +45,12 @@ def claim(
         if main:
             _settle(out, results)  # what a run that was killed had set aside
             _prepare(out, results, resume=resume, overwrite=overwrite, echo=echo)
-        if overwrite and at_once:
-            set_aside(out, results)
-        distributed.barrier()  # no process looks for a checkpoint before it is clear which there are
+            if resume:
+                _refuse_without(checkpoints, out, results)
         try:
+            if overwrite and at_once:
+                set_aside(out, results)
+            distributed.barrier()  # no process looks for a checkpoint before it is clear which there are
             yield out
         except BaseException:
             if main:
@@ -69,22 +74,44 @@ def _prepare(
         )
 
 
+def _refuse_without(checkpoints: Sequence[str], out: Path, results: Sequence[str]) -> None:
+    """Raise ValueError for a finished run whose checkpoints are gone: it would be trained anew, and replaced."""
+    finished = [name for name in results if (out / name).exists() and not name.endswith("checkpoint")]
+    missing = [name for name in checkpoints if not (out / name).exists()]
+    if finished and missing:
+        raise ValueError(
+            f"{out} holds a finished run ({', '.join(finished)}) without its {' and '.join(missing)}, so there is "
+            "nothing to go on from. Train anew and replace it with --overwrite, or choose another folder with --out."
+        )
+
+
 def set_aside(out: Path, results: Sequence[str]) -> None:
     """Set aside what an earlier run left in a folder that is held; under torchrun every process calls it."""
     if distributed.rank() == 0:
-        for name in (name for name in results if (out / name).exists()):
-            (out / ASIDE).mkdir(exist_ok=True)
-            (out / name).replace(out / ASIDE / name)
+        there = [name for name in results if (out / name).exists()]
+        if there:
+            (out / PART).mkdir(exist_ok=True)
+            for name in there:
+                (out / name).replace(out / PART / name)
+            (out / PART).replace(out / ASIDE)
     distributed.barrier()  # no process looks for a checkpoint before it is gone
 
 
 def _settle(out: Path, results: Sequence[str]) -> None:
     """Bring back what was set aside, unless a newer run has written a result."""
+    _bring_back(out)
     aside = list((out / ASIDE).glob("*"))
-    if not any((out / name).exists() for name in (*results, *(path.name for path in aside))):
-        for path in aside:
-            path.replace(out / path.name)
+    if aside and not any((out / name).exists() for name in (*results, *(path.name for path in aside))):
+        (out / ASIDE).replace(out / PART)
+        _bring_back(out)
     shutil.rmtree(out / ASIDE, ignore_errors=True)
+
+
+def _bring_back(out: Path) -> None:
+    """Undo a move that was interrupted: no newer run has written anything since."""
+    for path in (out / PART).glob("*"):
+        path.replace(out / path.name)
+    shutil.rmtree(out / PART, ignore_errors=True)
 
 
 def remove_earlier(out: Path, results: Sequence[str]) -> None:

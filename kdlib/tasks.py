@@ -91,8 +91,9 @@ class MultiLabel(Task):
             return _as_pairs(flat), None
         flat_labels = labels.flatten()
         counts = flat_labels != self.ignore_index
-        flat, flat_labels = _select(flat, flat_labels, counts)
-        if flat_labels.device.type == "cpu" and not bool(((flat_labels >= 0) & (flat_labels <= 1)).all()):
+        wrong = counts & ~((flat_labels >= 0) & (flat_labels <= 1))
+        flat, flat_labels, any_wrong = _select(flat, flat_labels, counts, wrong)
+        if any_wrong:
             raise ValueError(
                 f"Labels of several at once lie in [0, 1]; these run from {flat_labels.min():g} to "
                 f"{flat_labels.max():g}. What is not known is marked by {self.ignore_index}."
@@ -247,9 +248,10 @@ def _rows_of_positions(
     if labels is None:
         return rows, None
     flat = labels.flatten()
-    rows, kept = _select(rows, flat, flat != ignore_index)
+    counts = flat != ignore_index
+    rows, kept, any_wrong = _select(rows, flat, counts, counts & (flat < 0))
     # A loss on the labels that leaves these out would not be enough: the soft loss would count them.
-    if kept.device.type == "cpu" and bool((kept < 0).any()):
+    if any_wrong:
         low = int(kept.min())
         raise ValueError(
             f"There are labels of {low}, which are no class and not the ignored {ignore_index}. If {low} marks what "
@@ -258,13 +260,19 @@ def _rows_of_positions(
     return rows, kept
 
 
-def _select(rows: Tensor, labels: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Those that count; ValueError if none does."""
-    # One look at the device for both questions. Where all count, nothing is copied.
-    number = int(counts.sum())
+class NothingCounts(ValueError):
+    """A batch of which no position counts."""
+
+
+def _select(rows: Tensor, labels: Tensor, counts: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Those that count, and whether any label of them is wrong; NothingCounts if none does."""
+    # One look at the device for all questions. Where all count, nothing is copied.
+    number, number_wrong = torch.stack((counts.sum(), wrong.sum())).tolist()
     if number == 0:
-        raise ValueError(
+        raise NothingCounts(
             "No position of this batch counts: all its labels are the ignored one, or all of it is padding. Leave such "
             "batches out."
         )
-    return (rows, labels) if number == len(labels) else (rows[counts], labels[counts])
+    if number < len(labels):
+        rows, labels = rows[counts], labels[counts]
+    return rows, labels, number_wrong > 0

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -123,6 +124,7 @@ class FrozenTeacher(Teacher):
     ) -> None:
         self.model, self._role = model, role
         self._only_answers = False  # known after the first call: its forward sets no mode
+        self._own_readers = read_inputs, read_logits
         self._read_inputs = read_inputs or Adapter().teacher_inputs_of
         self._options: dict[str, Any] = {"read_logits": read_logits, "needs_logits": needs_logits, "layouts": {}}
         self._config: devices.DeviceConfig | None = None
@@ -131,6 +133,21 @@ class FrozenTeacher(Teacher):
         self._layers: set[nn.Module] | None = None  # whose weights are cast, known after the first call in bfloat16
         # Where these weights lay when they were cast, and how often they had been written to.
         self._written: list[tuple[int, int, int]] = []
+
+    @property
+    def reads_logits_itself(self) -> bool:
+        """Whether it was made with a read_logits of its own."""
+        return self._own_readers[1] is not None
+
+    def with_adapter(self, adapter: Adapter) -> FrozenTeacher:
+        """The same network, read as this adapter says where read_inputs and read_logits say nothing."""
+        if adapter == Adapter():
+            return self
+        inputs, logits = self._own_readers
+        changed = copy.copy(self)
+        changed._read_inputs = inputs or adapter.teacher_inputs_of
+        changed._options = {**self._options, "read_logits": logits or adapter.teacher_logits_of, "layouts": {}}
+        return changed
 
     @contextmanager
     def activate(self, layers: Sequence[str], config: devices.DeviceConfig) -> Iterator[FrozenTeacher]:
@@ -197,6 +214,7 @@ class FrozenTeacher(Teacher):
 
 
 MEANS = ("arithmetic", "geometric", "vote")
+HASH_LENGTH = 64  # of a sha256 in hexadecimal, with which a cache's fingerprint begins
 PROBES = 4  # images of which a teacher is asked again when its stored outputs are opened
 NO_VOTE = 1e-6  # the share that is spread over all classes, so that the logarithm of a class without a vote is finite
 
@@ -544,7 +562,14 @@ class CachedTeacher(Teacher):
 
     def is_read_by(self, adapter: Adapter) -> bool:
         """Whether the outputs are those of a network that was read as this adapter reads a teacher."""
-        return self.fingerprint.endswith(_shown_reading(adapter))
+        return self.fingerprint[HASH_LENGTH:] == _shown_reading(adapter)
+
+    def is_of_inputs(self, adapter: Adapter) -> bool:
+        """Whether the network was called with the adapter's teacher_inputs; nothing is known of answers given."""
+        if adapter.teacher_inputs is None or self.metadata["view_fingerprint"] is None:
+            return True
+        reading, wanted = self.fingerprint[HASH_LENGTH:], _shown_reading(replace(adapter, teacher_logits=None))
+        return reading == wanted or reading.startswith(f"{wanted}, teacher_logits=")
 
     def with_adapter(self, adapter: Adapter) -> CachedTeacher:
         """The same outputs, for batches whose samples' numbers are where this adapter says."""
@@ -658,6 +683,12 @@ def as_teacher(teacher: Any, adapter: Adapter, *, needs_logits: bool = True) -> 
         )
     if teacher is not None and needs_logits and adapter.teacher_logits is not None:
         _refuse_to_read(teacher, adapter)
+    if isinstance(teacher, CachedTeacher) and not teacher.is_of_inputs(adapter):
+        raise ValueError(
+            "Adapter(teacher_inputs=...) says what the teacher is called with, and these outputs were stored for other "
+            "inputs. Build the cache with it: CachedTeacher.build(..., adapter=...). Or leave teacher_inputs out, if "
+            "the stored ones are meant."
+        )
     if hasattr(type(teacher), "with_adapter"):
         return teacher.with_adapter(adapter)
     if teacher is None or _is_teacher(teacher):
@@ -673,6 +704,8 @@ def as_teacher(teacher: Any, adapter: Adapter, *, needs_logits: bool = True) -> 
 def _refuse_to_read(teacher: Any, adapter: Adapter) -> None:
     """Raise ValueError for a teacher that gives its logits itself, unless they were read by this adapter already."""
     if isinstance(teacher, CachedTeacher) and teacher.is_read_by(adapter):
+        return
+    if isinstance(teacher, FrozenTeacher) and not teacher.reads_logits_itself:
         return
     raise ValueError(
         "Adapter(teacher_logits=...) says how to read what a network returns, and this teacher gives its logits "

@@ -99,6 +99,8 @@ def fit(
     teacher: a network, which is run on every batch, a `Teacher` such as stored outputs, or a function from a batch to
     logits. method: default Logit() with a teacher, HardLabels() without. adapter, task: what a batch is, and what
     logits and labels mean, see `Distiller`.
+    recipe: optimiser, learning rate over time, weight decay, clipping and batch size; default Recipe(), SGD with a rate
+    of 0.1, which suits networks with fresh weights: a trained one wants less, Recipe("adamw", 5e-5) for instance.
     optimizer: a function from a list of parameters to a torch optimiser; it takes the place of the recipe's, whose
     schedule, clipping and batch size still hold. gradient_accumulation_steps: batches whose gradients make one step,
     each with the same weight, however many labelled tokens or samples it has.
@@ -118,14 +120,16 @@ def fit(
     or copy it. To stop early, raise an exception of your own there and catch it around `fit`. An exception costs this
     epoch its checkpoint and leaves `student` as it is, in train mode and, with `ema_decay`, not averaged: keep a copy
     of the student that the function is given.
-    Under torchrun, inside `distributed.process_group()`, the processes share every batch; losses that relate the
+    Under torchrun, inside `with distributed.process_group():`, the processes share every batch (outside of it each
+    trains by itself, and a warning says so); losses that relate the
     samples of a batch then see the shard of one process. A mean over labelled samples, tokens or pixels is taken in
-    each process and then averaged: a shard with few of them weighs as much as one with many, and one with none lowers
-    the term.
+    each process and then averaged: a shard with few of them weighs as much as one with many. One without a labelled
+    sample lowers the term; of tokens and pixels at least one has to count in each process.
     Raises ValueError when the pieces do not fit together, TypeError for data or a teacher of another kind, OSError
     where the checkpoint could not be written, `errors.DivergedError`, a FloatingPointError, when a loss or a weight is
     not finite.
     """
+    distributed.warn_if_alone()
     check_flags(compile=compile, resume=resume, other_threads=other_threads, progress=progress)
     if test is not None:
         check_flags(test=test)
@@ -156,6 +160,8 @@ def fit(
             f"The data have one class, {data.classes[0]!r}, and a classifier needs two. In a folder of images each "
             "class is a folder: PATH/train/CLASS/IMAGE."
         )
+    if isinstance(data, DataModule) and test is not False and len(data.test) == 0:
+        raise ValueError(f"The test split of {data.name} is empty: give test=False, or data with test samples.")
     precision = task.precision(precision)
     config = devices.resolve(device, precision, compile)
     distiller = Distiller(student, teacher, method, adapter=adapter, task=task, compile=compile, setup_later=True)
@@ -199,6 +205,8 @@ def fit(
         trainer.fit()
     if isinstance(data, DataModule) and isinstance(getattr(student, "classes", None), tuple):
         student.classes = data.classes  # type: ignore[assignment]  # no longer those that its file named
+    if isinstance(data, DataModule) and hasattr(student, "normalization"):
+        student.normalization = (data.train.mean, data.train.std)  # type: ignore[assignment]
     for trained in (student, method):
         trained.zero_grad()  # the last step's gradients would take as much memory as the weights
     accuracy = None

@@ -7,7 +7,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from kdlib import devices, distributed
 from kdlib.batches import IndexedBatches, LoaderBatches
 from kdlib.checkpoints import Checkpointer, plain_groups
 from kdlib.data import seed_for
-from kdlib.described import describe, numbers_of, own_modules, set_numbers, settings
+from kdlib.described import describe, names_in, numbers_of, own_modules, set_numbers, settings
 from kdlib.distiller import Distiller
 from kdlib.errors import LARGEST_WHOLE, as_whole, few
 from kdlib.evaluation import accuracy, has_label
@@ -30,6 +30,7 @@ from kdlib.guards import keep_modes
 from kdlib.hooks import batch_size_of
 from kdlib.methods import Method
 from kdlib.recipes import Recipe
+from kdlib.tasks import NothingCounts
 from kdlib.teachers import CachedTeacher
 from kdlib.training_log import COLUMNS, LABELLED, TrainingLog
 
@@ -197,11 +198,22 @@ class Trainer:
                     f"The optimiser leaves out {', '.join(left)} of the method: take all parameters that the function "
                     "is given, or call requires_grad_(False) on those that are to stay as they are."
                 )
+        self._check_validation()
         if self.checkpointer.path is not None:
             for part, module in self._modules.items():
                 refuse_extra_state({f"{part}/{name}": value for name, value in module.state_dict().items()})
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.options = plain_groups(self.optimizer)  # as it begins: some count in their groups
+
+    def _check_validation(self) -> None:
+        """Evaluate a little of the validation data: what cannot be evaluated is said now, and not after an epoch."""
+        with (
+            self.distiller.extractor.paused(),
+            devices.isolate_rng(self.config.device),
+            # What says nothing of the data: no label in the first batch, or initial weights that overflow in eval mode.
+            suppress(NothingCounts, FloatingPointError),
+        ):
+            self.batches.evaluate(self.student, self.method.hard_loss, sanity_check=True)
 
     @torch.no_grad()
     def _warn_of_rounded_columns(self, inputs: Any) -> None:
@@ -396,15 +408,17 @@ class Trainer:
 
     def _describe_settings(self) -> dict[str, str]:
         """What the method's text does not show: attributes, layers, and what functions of the user's compute with."""
+        # Its weights are not those of the run that wrote a checkpoint, until that is loaded.
+        trained = names_in(student=self.student, method=self.method)
         of_method = {
             f"method.{name}": text
-            for name, text in settings(self.method, Method).items()
+            for name, text in settings(self.method, Method, trained).items()
             # Projectors are made at the first step; the others follow from what is given.
             if "projectors." not in name and not name.endswith(("._spec", "._terms", "._soft", "._pairing"))
         }
-        adapter = {f"adapter.{k}": describe(v) for k, v in vars(self.distiller.adapter).items() if v is not None}
-        optimizer = {"optimizer": describe(self.make_optimizer)} if self.make_optimizer else {}
-        return {**of_method, **adapter, **optimizer}
+        given = {f"adapter.{name}": value for name, value in vars(self.distiller.adapter).items() if value is not None}
+        given |= {"optimizer": self.make_optimizer} if self.make_optimizer else {}
+        return of_method | {name: describe(value, trained) for name, value in given.items()}
 
     def _teacher_fingerprint(self) -> str | None:
         teacher = self.distiller.teacher

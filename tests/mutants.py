@@ -352,8 +352,8 @@ MUTANTS = (
     Mutant(
         "test set used for choices",
         "batches.py",
-        "            self.data.validation,",
-        "            self.data.test,",
+        "validation = self.data.validation",
+        "validation = self.data.test",
         train("rule_4_the_test_set_is_read_once_after_all_else"),
     ),
     Mutant(
@@ -444,7 +444,7 @@ MUTANTS = (
         "",
         (DISTILLER,),
     ),
-    Mutant("task: padding counts", "tasks.py", "_select(rows, flat, flat != ignore_index)", "(rows, flat)", (TASKS,)),
+    Mutant("task: padding counts", "tasks.py", "counts = flat != ignore_index", "counts = flat == flat", (TASKS,)),
     Mutant(
         "task: classes and pixels mixed",
         "tasks.py",

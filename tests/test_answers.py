@@ -474,3 +474,26 @@ def test_a_number_of_classes_may_be_one_of_numpy() -> None:
     assert answers.from_top_k(given, np.int64(10)).shape == (1, 10)
     with pytest.raises(ValueError, match="a whole number; got True"):
         answers.from_top_k(given, True)
+
+
+def test_logarithms_of_zero_are_counted_and_become_finite_as_zeros_do() -> None:
+    given = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    with pytest.warns(UserWarning, match="3 of 6 probabilities are 0"):
+        logits = answers.to_logits(given.log(), "log_probabilities")
+    with pytest.warns(UserWarning, match="3 of 6"):
+        torch.testing.assert_close(logits, answers.to_logits(given, "probabilities"))
+    with pytest.raises(ValueError, match="not finite"):
+        answers.to_logits(torch.tensor([[math.nan, 0.0]]), "log_probabilities")
+
+
+def test_the_best_may_sum_to_a_little_more_than_one_by_rounding() -> None:
+    given = {"classes": torch.tensor([[0, 1, 2]]), "probabilities": torch.tensor([[0.34, 0.34, 0.33]])}
+    assert bool(answers.from_top_k(given, 4).isfinite().all())
+    with pytest.raises(ValueError, match="at most 1; here a row sums to 1.02"):
+        answers.from_top_k({**given, "probabilities": torch.tensor([[0.35, 0.34, 0.33]])}, 4)
+
+
+def test_the_best_few_are_not_taken_for_all() -> None:
+    with pytest.raises(ValueError, match="kind='top_k'"):
+        answers.to_logits(torch.tensor([[0.5, 0.35, 0.0]]), "probabilities")
+    assert answers.to_logits(torch.tensor([[0.33, 0.33, 0.33]]), "probabilities").shape == (1, 3)

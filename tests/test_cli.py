@@ -621,3 +621,69 @@ def test_the_folder_of_a_job_may_be_a_text(small_test_set: Any, tmp_path: Path) 
     job = distill.Job(teacher="resnet20-fashion", student="resnet8", images=64, epochs=1, baseline=False)
     distill.distill(job, str(tmp_path / "run"), progress=False, echo=lambda line: None)
     assert (tmp_path / "run" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "views"), [([], None), (["--views", "1"], 1), (["--cache", "kept"], 1), (["--views", "2"], 2)]
+)
+def test_large_images_are_seen_anew_in_every_epoch_unless_views_are_stored(
+    own_images: str, own_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], views: Any
+) -> None:
+    """One random part of each image for all epochs would be little to learn from."""
+    asked = []
+
+    def stop(*given: Any, **options: Any) -> None:
+        asked.append((options["views"], type(options["teacher"]).__name__))
+        raise ValueError("far enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "fit", stop)
+    job = ["--data", own_images, "--image-size", "32", "--teacher", str(own_teacher), "--student", "resnet8"]
+    assert call("distill", *job, "--no-baseline", *options, "--out", tmp_path / "run") == 2
+    assert asked == [(views, "CifarResNet" if views is None else "CachedTeacher")]
+
+
+def test_images_in_memory_are_stored_in_one_view(small_test_set: Any) -> None:
+    job = distill.Job(teacher="resnet20-fashion", student="resnet8", images=64)
+    data_, *_ = distill.build(job)
+    assert distill._views(job, data_) == 1
+
+
+@pytest.mark.slow
+def test_half_writes_16_bits(small_test_set: Any, tmp_path: Path) -> None:
+    options = ["--images", 192, "--epochs", 1, "--quiet"]
+    runs = {
+        "model.safetensors": ["train", "--model", "article-student", "--learning-rate", "0.001", *options],
+        "student.safetensors": ["distill", *TINY, "--no-baseline", "--epochs", 1],
+    }
+    for name, command in runs.items():
+        for half, kind in ((["--half"], torch.float16), ([], torch.float32)):
+            out = tmp_path / f"{name} {kind}"
+            assert call(*command, *half, "--out", out) == 0
+            assert {t.dtype for t in load_tensors(out / name)[0].values() if t.is_floating_point()} == {kind}
+
+
+@pytest.mark.slow
+def test_a_file_says_how_its_images_were_normalised_and_one_of_another_size_is_warned_of(
+    own_images: str, own_teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, facts = load_tensors(own_teacher)
+    assert (facts["mean"], facts["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    with pytest.warns(UserWarning, match="trained on images of 32 pixels a side, and those .* have 48.*imagefolder@32"):
+        assert call("evaluate", own_teacher, "--data", own_images, "--image-size", 48) == 0
+
+
+@pytest.mark.slow
+def test_a_c_file_is_run_on_images_of_all_classes(own_images: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder has them class by class."""
+    from kdlib import device
+
+    seen = []
+
+    def run(file: Path, images: torch.Tensor, labels: torch.Tensor) -> None:
+        seen.extend(labels.tolist())
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(device, "run_on_cortex_m4", run)
+    assert call("device", "net.c", "--data", own_images, "--image-size", 32, "--images", 3) == 2
+    assert seen == [0, 1, 2]

@@ -403,3 +403,10 @@ def test_a_batch_of_the_librarys_own_is_moved(blobs: DataModule) -> None:
     moved = devices.move_batch(next(blobs.train.iter_batches(2)), "meta")
     assert (moved.images.device.type, moved.labels.device.type) == ("meta", "meta")
     assert moved.indices.device.type == "cpu"
+
+
+def test_a_packed_sequence_is_moved_by_its_own_rule():
+    """It is a tuple, and its sizes stay on the CPU."""
+    packed = torch.nn.utils.rnn.pack_sequence([torch.randn(3, 2), torch.randn(1, 2)])
+    moved, label = devices.move_batch((packed, torch.zeros(2)), "meta")
+    assert (moved.data.device.type, moved.batch_sizes.device.type, label.device.type) == ("meta", "cpu", "meta")

@@ -17,7 +17,7 @@ from kdlib.distiller import Distiller
 from kdlib.ensembles import ConfidenceEnsemble, Specialists
 from kdlib.hooks import ModelOutput
 from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
-from kdlib.teachers import CachedTeacher, Ensemble, Teacher
+from kdlib.teachers import CachedTeacher, Ensemble, FrozenTeacher, Teacher
 
 Pair = tuple[Tensor, Tensor]
 
@@ -613,3 +613,44 @@ def test_a_frozen_part_in_both_networks_is_refused_for_what_would_happen(student
     teacher.stem = student.stem.requires_grad_(False)
     with pytest.raises(ValueError, match=r"share.*stem.*eval mode.*deepcopy"):
         Distiller(student, teacher, Logit(), example=batch)
+
+
+def test_a_frozen_teacher_reads_what_the_adapter_says_and_its_own_readers_win(
+    student: Net, teacher: Net, batch: Pair
+) -> None:
+    fields = {"image": batch[0], "mirrored": batch[0].flip(3), "y": batch[1]}
+    adapter = Adapter(inputs="image", teacher_inputs="mirrored", labels="y", teacher_logits=lambda z: z.flip(1))
+
+    def soft(given: Any, adapter: Adapter) -> Tensor:
+        return Distiller(student.eval(), given, Logit(2, alpha=0), adapter=adapter)(fields).total.detach()
+
+    assert torch.equal(soft(FrozenTeacher(teacher), adapter), soft(teacher, adapter))
+    own = FrozenTeacher(teacher, read_inputs=lambda fields: fields["image"])
+    plain = Adapter(inputs="image", labels="y")
+    assert torch.equal(soft(own, Adapter(inputs="image", teacher_inputs="mirrored", labels="y")), soft(teacher, plain))
+    with pytest.raises(ValueError, match="teacher_logits"):
+        soft(FrozenTeacher(teacher, read_logits=lambda z: z), adapter)
+
+
+def test_an_ensemble_in_a_frozen_teacher_is_held_to_its_task(student: Net, batch: Pair) -> None:
+    both = Ensemble([Net(4, seed=1), Net(5, seed=2)])
+    for given in (both, FrozenTeacher(both)):
+        with pytest.raises(ValueError, match="softmax probabilities"):
+            Distiller(student, given, Logit(), task="multilabel")
+
+
+def test_a_term_on_another_device_is_named(student: Net, batch: Pair) -> None:
+    class Lost(Method):
+        needs_teacher = needs_teacher_logits = False
+        trains_logits = True
+
+        def forward(self, student: ModelOutput, teacher: Any, labels: Any) -> dict[str, Tensor]:
+            return {"good": student.logits.sum(), "lost": torch.zeros((), device="meta")}
+
+    with pytest.raises(ValueError, match="'lost' of the loss lies on meta.*device=student.logits.device"):
+        Distiller(student, None, Lost())(batch)
+
+
+def test_a_network_in_16_bits_is_told_so_and_not_to_take_other_images(student: Net, batch: Pair) -> None:
+    with pytest.raises(ValueError, match=r"teacher computes in another kind of number.*float32.*network\.float\(\)"):
+        Distiller(student, Net(4, seed=1).half(), Logit(), example=batch)

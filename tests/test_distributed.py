@@ -12,7 +12,7 @@ import pytest
 import torch
 from two_processes import METHODS, fit_all, fit_the_half_used
 
-from kdlib import distributed
+from kdlib import distributed, train
 from kdlib.files import load_tensors
 
 HERE = Path(__file__).parent
@@ -144,6 +144,15 @@ def test_fewer_gpus_than_processes_are_refused_with_advice(monkeypatch: pytest.M
         distributed.process_group(),
     ):
         pass
+
+
+def test_processes_that_train_each_by_itself_are_warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    network = torch.nn.Linear(2, 2)
+    batches = [(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))]
+    with pytest.warns(UserWarning, match=r"started 2 processes, and this one trains by itself.*process_group\(\)"):
+        train.fit(network, batches, epochs=1, device="cpu", progress=False)
 
 
 def test_a_process_of_its_own_needs_nothing() -> None:

@@ -574,3 +574,43 @@ def test_calibration_images_of_bytes_are_a_matter_of_the_images(tmp_path: Path) 
     net, images = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(4, 1, 4, 4)
     with pytest.raises(TypeError, match="calibration are normalized images"):
         export.to_executorch(net, tmp_path / "net.pte", images, (255 * images).byte())
+
+
+def test_float_logits_may_differ_by_a_thousandth_of_the_largest(
+    network: nn.Module, blobs: DataModule, tmp_path: Path
+) -> None:
+    large = copy.deepcopy(network)
+    large.fc.weight.data *= 1000
+    large.fc.bias.data *= 1000
+    largest = logits(large, data.normalized_images(blobs.validation)).abs().max().item()
+    assert largest > 500
+    (tmp_path / "net").write_bytes(b"x")
+    compare(lambda images: logits(large, images) + 0.0005 * largest, large, blobs, tmp_path / "net")
+    with pytest.raises(ValueError, match="its logits differ"):
+        compare(lambda images: logits(large, images) + 0.002 * largest, large, blobs, tmp_path / "net")
+
+
+def test_integers_are_calibrated_on_images_of_all_classes_in_whatever_order(images: Tensor) -> None:
+    from kdlib.export._common import CALIBRATION_IMAGES, calibration_sample
+
+    numbered = torch.arange(2 * CALIBRATION_IMAGES, dtype=torch.float32)[:, None, None, None]
+    found = calibration_sample(numbered).flatten()
+    assert (len(found), found[0], found[-1]) == (CALIBRATION_IMAGES, 0, 2 * CALIBRATION_IMAGES - 1)
+    assert set(found.diff().tolist()) <= {2.0, 3.0}
+    assert torch.equal(calibration_sample(numbered[:5]), numbered[:5])
+
+
+def test_a_report_says_what_the_files_are_called_with_and_the_agreement_asked_for_reaches_each(
+    network: nn.Module, blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def made(model: nn.Module, path: Path, format: str, data: DataModule, **options: Any) -> export.ExportReport:
+        asked.append(options["least_agreement"])
+        return export.ExportReport(format, str(path), 1, 1, 0.5, 0.5, 1.0, 0.0, 1.0, 1)
+
+    monkeypatch.setattr(export, "export", made)
+    export.export_all(network, tmp_path, ["onnx", "onnx-int8"], blobs, least_agreement=0.8)
+    assert asked == [0.8, 0.8]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["images"] == {"image_size": 8, "mean": [0.3], "std": [0.15]}

@@ -237,8 +237,20 @@ def test_each_epoch_sees_the_beginning_of_a_longer_stream_unless_it_goes_on_by_i
 def test_steps_per_epoch_cuts_an_epoch_short_and_too_few_batches_are_an_error() -> None:
     run = fit(net(), batches(), steps_per_epoch=2, epochs=1)
     assert same(weights(run.student), weights(fit(net(), batches()[:2], epochs=1).student))
+    student = net()
+    before = weights(student)
+    with pytest.raises(ValueError, match="gives 6 batches in an epoch; expected 7 by steps_per_epoch"):
+        fit(student, batches(), steps_per_epoch=7)
+    assert same(before, weights(student))  # and not after the six
+
+    class Shrinking:
+        """It does not say how many it gives."""
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return iter(batches())
+
     with pytest.raises(ValueError, match="gave 6 batches in epoch 1; expected 7"):
-        fit(net(), batches(), steps_per_epoch=7)
+        fit(net(), Shrinking(), steps_per_epoch=7)
 
 
 def test_the_callers_random_numbers_and_loader_stay_as_they_were() -> None:
@@ -577,6 +589,90 @@ def test_adafactor_is_resumed(tmp_path: Path) -> None:
         resumable(2, resume=False)
     whole = fit(net(), batches(), optimizer=lambda p: torch.optim.Adafactor(p))
     assert same(weights(resumable(3, resume=True).student), weights(whole.student))
+
+
+class RowsAndColumns(torch.optim.Optimizer):
+    """A factored second moment, as transformers' Adafactor keeps it: sums without the dimension that they are over."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            square = p.grad.square()
+            state["row"] = square.mean(-1) if p.ndim > 1 else square
+            state["bits"] = (255 * square / square.max().clamp(min=1e-9)).byte()
+            p -= self.param_groups[0]["lr"] * p.grad / (state["row"].mean().sqrt() + 1)
+
+
+def _stop_after_one(epoch: int, student: nn.Module) -> None:
+    if epoch == 2:
+        raise InterruptedError
+
+
+def test_an_optimizer_of_others_is_resumed_whatever_shapes_it_keeps(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"optimizer": RowsAndColumns, "epochs": 3}
+    with pytest.raises(InterruptedError):
+        fit(net(), batches(), checkpoint=tmp_path / "a", on_epoch_end=_stop_after_one, **options)
+    resumed = fit(net(), batches(), checkpoint=tmp_path / "a", resume=True, **options)
+    assert same(weights(resumed.student), weights(fit(net(), batches(), **options).student))
+
+
+@pytest.mark.parametrize("kind", ["optimizer", "list", "adapter"])
+def test_a_function_that_holds_the_student_belongs_to_the_same_run_when_it_goes_on(tmp_path: Path, kind: str) -> None:
+    """Its weights are others then: fresh ones in a new process, trained ones in the same."""
+
+    def options(student: nn.Sequential) -> dict[str, Any]:
+        head = list(student[4].parameters())
+        return {
+            "optimizer": {"optimizer": lambda ps: torch.optim.SGD(student.parameters(), 0.05)},
+            "list": {"optimizer": lambda ps: torch.optim.SGD([{"params": head, "lr": 0.1}, {"params": ps[:4]}], 0.05)},
+            "adapter": {"adapter": Adapter(inputs=lambda batch: batch[0][:, : student[1].in_features])},
+        }[kind]
+
+    first = net()
+    with pytest.raises(InterruptedError):
+        fit(first, batches(), checkpoint=tmp_path / "a", on_epoch_end=_stop_after_one, epochs=3, **options(first))
+    second = net(seed=7)
+    resumed = fit(second, batches(), checkpoint=tmp_path / "a", resume=True, epochs=3, **options(second))
+    whole = net()
+    assert same(weights(resumed.student), weights(fit(whole, batches(), epochs=3, **options(whole)).student))
+
+
+UNFIT: dict[str, tuple[Any, str]] = {
+    "no labels": ([(torch.randn(4, 16),)], "label"),
+    "other classes": ([(torch.randn(4, 16), torch.tensor([0, 1, 2, 3]))], r"labels must lie in 0 \.\. 2"),
+    "other inputs": ([(torch.randn(4, 5), torch.arange(4) % 3)], "cannot take"),
+    "of several sizes": (DataLoader([(torch.zeros(16), 0), (torch.zeros(8), 1)], 2), "differ in size"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_validation_data_that_cannot_be_evaluated_are_refused_before_the_first_step(name: str) -> None:
+    validation, words = UNFIT[name]
+    student = net()
+    before = weights(student)
+    with pytest.raises(ValueError, match=words):
+        fit(student, batches(), validation=validation)
+    assert same(before, weights(student))
+
+
+def test_a_first_validation_batch_without_a_label_says_nothing_of_the_others() -> None:
+    unlabelled = (torch.randn(4, 16), torch.full((4,), -1))
+    hard = lambda z, y: F.cross_entropy(z, y, ignore_index=-1)  # noqa: E731
+    run = fit(net(), batches(), validation=[unlabelled, *batches()], method=HardLabels(hard=hard))
+    assert math.isfinite(run.validation_accuracy or math.nan)
+
+
+def test_the_look_at_the_validation_data_changes_no_training() -> None:
+    def trained(validation: Any) -> dict[str, Tensor]:
+        torch.manual_seed(3)
+        loader = DataLoader(samples(), 8, shuffle=True)  # draws from the global generator
+        return weights(fit(nn.Sequential(net(), nn.Dropout(0.5)), loader, validation=validation).student)
+
+    assert same(trained(None), trained(DataLoader(samples(), 8, shuffle=True)))
 
 
 class Sentences(nn.Module):

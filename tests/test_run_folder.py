@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdlib import files
-from kdlib.run_folder import ASIDE, claim, remove_earlier, set_aside
+from kdlib.run_folder import ASIDE, PART, claim, remove_earlier, set_aside
 
 RESULTS = ("student.safetensors", "report.json")
 HOLDER = """
@@ -199,4 +199,55 @@ def test_a_command_that_cannot_resume_does_not_advise_it(tmp_path: Path) -> None
         pytest.raises(ValueError, match=r"an earlier run \(report.json\)\. Replace it with --overwrite, or choose"),
         claim(tmp_path, RESULTS, resume=None, overwrite=False),
     ):
+        pass
+
+
+def test_a_file_that_cannot_be_set_aside_leaves_the_earlier_run_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows such is one that another program holds open."""
+    for name in RESULTS:
+        (tmp_path / name).write_text(f"earlier {name}")
+    replace = Path.replace
+
+    def held_open(path: Path, target: Path) -> Path:
+        if path == tmp_path / RESULTS[1]:
+            raise PermissionError(f"{path} is open in another program")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", held_open)
+    with pytest.raises(PermissionError), claim(tmp_path, RESULTS, resume=False, overwrite=True):
+        pass
+    assert [(tmp_path / name).read_text() for name in RESULTS] == [f"earlier {name}" for name in RESULTS]
+    assert not (tmp_path / PART).exists()
+
+
+@pytest.mark.parametrize("still_there", [(), RESULTS[1:]])
+def test_a_move_that_was_killed_is_undone(tmp_path: Path, still_there: tuple[str, ...]) -> None:
+    """On the way there, when some results have not been moved yet, and on the way back, when some are back."""
+    (tmp_path / PART).mkdir()
+    for name in RESULTS:
+        folder = tmp_path if name in still_there else tmp_path / PART
+        (folder / name).write_text(f"earlier {name}")
+    with claim(tmp_path, RESULTS, resume=True, overwrite=False):
+        assert [(tmp_path / name).read_text() for name in RESULTS] == [f"earlier {name}" for name in RESULTS]
+    assert not (tmp_path / PART).exists()
+
+
+def test_a_finished_run_without_its_checkpoint_is_not_trained_anew_by_resume(tmp_path: Path) -> None:
+    results = ("student.safetensors", "baseline.checkpoint", "student.checkpoint")
+    options = {"resume": True, "overwrite": False, "checkpoints": results[-1:]}
+    (tmp_path / "baseline.checkpoint").touch()  # a run that was stopped before its second student
+    with claim(tmp_path, results, **options):
+        pass
+    (tmp_path / "student.safetensors").touch()
+    with (
+        pytest.raises(
+            ValueError, match=r"finished run \(student.safetensors\) without its student.checkpoint.*--overw"
+        ),
+        claim(tmp_path, results, **options),
+    ):
+        pass
+    (tmp_path / "student.checkpoint").touch()
+    with claim(tmp_path, results, **options):
         pass

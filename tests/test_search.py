@@ -175,6 +175,41 @@ def test_the_test_set_is_not_read_and_no_training_or_evaluation_is_made_that_is_
     assert len(evaluated) == complete + reports
 
 
+def test_trials_are_stopped_by_images_of_every_class_and_judged_by_all(
+    blobs: DataModule, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of a folder come class by class."""
+    splits = evaluated_splits(monkeypatch)
+    monkeypatch.setattr(task, "LEAST_REPORT", 6)
+    monkeypatch.setattr(task, "EPOCH_VALIDATION", 6)
+    by_class = replace(blobs, validation=blobs.validation.select(blobs.validation.labels.argsort()))
+    search.run(by_class, teacher=teacher, trials=2, epochs=3, images=12, **TINY)
+    reported = [split for split in splits if len(split) == 6]
+    assert len(reported) >= 2
+    assert all(split.labels.tolist() == [0, 0, 1, 1, 2, 2] for split in reported)
+    assert len(splits) - len(reported) == sum(len(split) == 30 for split in splits) > 0
+
+
+def test_a_trial_is_trained_with_the_settings_of_its_row(
+    blobs: DataModule, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, fit = [], train.fit
+
+    def noted(*args: Any, **options: Any) -> train.Result:
+        trained.append((options["method"], options["recipe"]))
+        return fit(*args, **options)
+
+    monkeypatch.setattr(train, "fit", noted)
+    found = search.run(blobs, teacher=teacher, trials=3, epochs=1, pruner=None, **TINY)
+    assert len({row["alpha"] for row in found.rows}) == 3
+    for row, (method, recipe) in zip(found.rows, trained, strict=True):
+        assert (method.alpha, method.temperature) == (row["alpha"], row["temperature"])
+        assert recipe.learning_rate == row["learning_rate"] * recipe.batch_size / 128
+        assert recipe.weight_decay == row["weight_decay"]
+    best = found.make_method(found.build_student())
+    assert (best.alpha, best.temperature) == (found.best.settings.alpha, found.best.settings.temperature)
+
+
 class _Sealed:
     """A test set that may not be looked at."""
 
@@ -308,6 +343,8 @@ def test_networks_beyond_the_limit_are_never_trained_and_do_not_count(
     options = {"teacher": teacher, "space": space, "max_macs": limit, **TINY, "student": None}
     found = search.run(blobs, trials=5, epochs=1, storage=tmp_path, **options)
     assert found.count(COMPLETE) + found.count(PRUNED) == len(built) == 5
+    assert built == [row["student"] for row in found.rows if row["state"] != INFEASIBLE]
+    assert len(set(built)) > 1
     assert found.count(INFEASIBLE) > 0
     for row in found.rows:
         network = models.build(row["student"], num_classes=3, in_channels=1, image_size=8, seed=0)
@@ -704,6 +741,17 @@ def test_a_trial_that_this_very_process_left_is_gone_on_with(
     assert len(found.rows) == 2
 
 
+def test_a_search_goes_on_alike_whatever_the_order_of_its_space(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    space = {"temperature": search.LogUniform(1, 16), "alpha": search.Uniform(0, 0.9)}
+    options: dict[str, Any] = {"teacher": teacher, "epochs": 1, "pruner": None, "sampler": "random", **TINY}
+    whole = search.run(blobs, space=space, trials=4, **options)
+    search.run(blobs, space=space, trials=2, storage=tmp_path, **options)
+    turned = dict(reversed(space.items()))
+    assert points(search.run(blobs, space=turned, trials=4, storage=tmp_path, **options)) == points(whole)
+
+
 # --- several workers
 
 
@@ -801,6 +849,20 @@ def test_two_processes_train_what_they_are_given_and_the_judges_runs_are_those_o
 
 
 @pytest.mark.slow
+def test_images_of_a_folder_are_decoded_by_processes_of_each_worker(tmp_path: Path, teacher: nn.Module) -> None:
+    for number, name in enumerate("abc"):
+        for split in ("train", "val", "test"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for place in range(8):
+                grey = np.full((8, 8, 3), 60 * number + 3 * place + len(split), dtype=np.uint8)
+                Image.fromarray(grey).save(tmp_path / split / name / f"{place}.png")
+    pictures = data.load(f"imagefolder@8:{tmp_path}", num_workers=1)
+    network = models.build("resnet8w4", num_classes=3, in_channels=3, image_size=8, seed=5).eval()
+    found = search.run(pictures, teacher=network, trials=2, epochs=1, workers=2, **TINY)
+    assert found.count(COMPLETE) == 2
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_search_in_a_sentence_and_its_trial_is_not_lost(
     blobs: DataModule, teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -880,6 +942,24 @@ def test_random_search_is_not_compared_with_itself(blobs: DataModule, teacher: n
     judged = search.judge(found, range(2), progress=False)
     assert [arm.name for arm in judged.arms] == ["found", "defaults"]
     assert judged.random is None
+
+
+def test_the_judge_trains_each_arms_own_network_with_its_own_settings(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = {"width": search.Whole(2, 8, 2), "alpha": search.Uniform(0, 0.9)}
+    found = search.run(blobs, teacher=teacher, space=space, trials=4, epochs=1, **{**TINY, "student": None})
+    trained, run = [], task.TaskRunner.run
+
+    def noted(self: Any, student: str, settings: Any, seed: int, **options: Any) -> Outcome:
+        trained.append((student, settings, seed))
+        return run(self, student, settings, seed, **options)
+
+    monkeypatch.setattr(task.TaskRunner, "run", noted)
+    judged = search.judge(found, range(2), random_search=False, progress=False)
+    assert len({arm.student for arm in judged.arms}) == 2
+    assert set(trained) == {(arm.student, arm.settings, seed) for arm in judged.arms for seed in range(2)}
+    assert len(trained) == 4
 
 
 @pytest.mark.slow
@@ -980,6 +1060,10 @@ def test_report_tables_facts_and_picture(judged: search.Judged, tmp_path: Path) 
     assert set(facts["versions"]) >= {"torch", "optuna", "kdlib"}
     assert facts["machine"]["cores"]
     report = (folder / "report.md").read_text()
+    task = judged.found.task
+    assert f"Batches of {task.batch_size}, 1 augmented view of each image in turn" in report
+    rate = judged.found.best.settings.learning_rate * task.batch_size / 128
+    assert f"with batches of {task.batch_size} the best trial was trained at {rate:g}" in report
     for name, comparison in judged.verdicts.items():
         assert f"against {name}: {comparison.verdict}" in report
     assert f"{100 * judged.curses['found'].excess:+.2f} points" in report

@@ -256,3 +256,42 @@ def test_batches_of_a_loader_are_examined_where_the_student_is_and_the_teacher_c
     )
     forms = ("distiller", "loss", "loss", "step")
     assert found == [*(f"{form} True (48, True)" for form in forms), "48 True"]
+
+
+def test_wrong_labels_are_refused_on_the_device_as_on_the_cpu() -> None:
+    found = run("""
+        from torch import nn
+
+        inputs = torch.randn(6, 4)
+        cases = {
+            "a class too many": ("classification", torch.tensor([0, 1, 2, 3, 0, 1])),
+            "several at once": ("classification", torch.ones(6, 3)),
+            "unknown ones": ("multilabel", torch.tensor([[1.0, -1.0, 0.0]] * 6)),
+        }
+        for name, (task, labels) in cases.items():
+            for device in ("cpu", "gpu"):
+                try:
+                    fit(nn.Linear(4, 3), images=[(inputs, labels)], task=task, device=device)
+                except ValueError as error:
+                    print(name, device, str(error)[:40])
+    """)
+    kinds = {line.rsplit(" gpu ")[0]: line.rsplit(" gpu ")[1] for line in found if " gpu " in line}
+    assert set(kinds) == {"a class too many", "several at once", "unknown ones"}
+    assert [line for line in found if " cpu " in line] == [f"{name} cpu {text}" for name, text in kinds.items()]
+
+
+def test_answers_in_float64_teach_where_there_is_none() -> None:
+    found = run(
+        """
+        from kdlib.distiller import Distiller
+
+        student = network(0).to("gpu")
+        images = torch.randn(4, 1, 8, 8)
+        answers = torch.randn(4, 3, dtype=torch.float64)
+        example = (images.to("gpu"), torch.tensor([0, 1, 2, 0]).to("gpu"))
+        distiller = Distiller(student, lambda batch: answers, methods.Logit(), example=example)
+        print(distiller(example).total.isfinite().item())
+        """,
+        float64=False,
+    )
+    assert found == ["True"]

@@ -142,6 +142,7 @@ def test_percent_are_not_compared_with_fractions(method: list[float], baseline: 
         (PERCENT, [2.0, 50.0, 99.0]),
         ([0.9, 1.0, 1.1], [1.2, 0.8, 1.4]),  # losses
         ([0.05, 0.06, 0.04], [2.3, 2.2, 2.31]),  # a loss of a network against one at chance
+        ([0.02, 0.03, 0.04], [2.3, 2.2, 2.31]),
         ([0.4, 0.5, 0.6], [4.0, 5.0, 6.5]),  # seconds
         ([1e6, 2e6, 3e6], [0.4, 0.5, 0.6]),
         ([-0.5, 0.1, 0.2], PERCENT),  # correlations are no fractions

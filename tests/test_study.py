@@ -31,7 +31,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from kdlib import cli, data, files, models, study, train, verdict
+from kdlib import cli, data, files, methods, models, study, train, verdict
 from kdlib.checkpoints import Checkpointer
 from kdlib.data import DataModule
 from kdlib.study import analysis, command, experiment, history, method_specs, plans, runner, runs_file
@@ -453,19 +453,90 @@ def test_fit_gets_the_seed_and_settings_of_the_run_and_no_test_set(
     monkeypatch.setattr("kdlib.study.experiment.train.fit", fit)
     experiment = Experiment(budget, tmp_path)
     for seed, test in ((4, False), (5, True)):
-        one = run_config("kd", seed, learning_rate=0.3, weight_decay=1e-3)
+        one = run_config("kd", seed, learning_rate=0.3, weight_decay=1e-3, temperature=2.7, alpha=0.35)
         with experiment.seed_runner([one], tmp_path / "x.csv") as seed_runner:
             assert seed_runner.run(one, test=test)["error"] == "stopped here"
             assert calls[-1]["teacher"] is seed_runner.teacher(TeacherKind.REFERENCE)
         assert torch.equal(calls[-1]["weight"], experiment.build_student(seed).state_dict()["conv1.weight"])
         assert (calls[-1]["seed"], calls[-1]["views"], calls[-1]["epochs"], calls[-1]["test"]) == (seed, 2, 2, False)
-        recipe = calls[-1]["recipe"]
+        recipe, method = calls[-1]["recipe"], calls[-1]["method"]
         assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == (0.3 / 4, 1e-3, 32)
+        assert (method.temperature, method.alpha) == (2.7, 0.35)
     for call in calls:  # a run of the study reads the test set after training, and a trial never
         with pytest.raises(RuntimeError, match="The labels of the test set were read before training was over"):
             _ = call["data"].test.labels
         with pytest.raises(RuntimeError, match="The length of the test set was read"):
             len(call["data"].test)
+
+
+ODD = {"alpha": 0.35, "temperature": 2.7, "weight": 7.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("hard", {}, "HardLabels(smoothing=0.0)"),
+        ("label-smoothing", {"smoothing": 0.23}, "HardLabels(smoothing=0.23)"),
+        ("kd", ODD, "Logit(temperature=2.7, alpha=0.35, loss=kd)"),
+        ("dkd", {**ODD, "beta": 3.3}, "Logit(temperature=2.7, alpha=0.35, loss=dkd, beta=3.3)"),
+        ("dist", ODD, "Logit(temperature=2.7, alpha=0.35, loss=dist)"),
+    ],
+)
+def test_a_method_is_made_with_the_settings_of_its_run(name: str, settings: dict[str, float], expected: str) -> None:
+    student, teacher = (models.build(name, num_classes=3, in_channels=1, image_size=8) for name in ("resnet8",) * 2)
+    made = METHODS[name].make_method(replace(METHODS[name].start, **settings), student, teacher)
+    assert repr(made) == expected
+
+
+@pytest.mark.parametrize(("layers", "pairs"), [("last", 1), ("late", 2), ("all", 3)])
+def test_weight_and_layers_of_a_run_reach_its_method(layers: str, pairs: int) -> None:
+    student, teacher = (models.build(name, num_classes=3, in_channels=1, image_size=8) for name in ("resnet8",) * 2)
+    spec = METHODS["kd+hint"]
+    made = spec.make_method(replace(spec.start, **ODD, layers=layers), student, teacher)
+    assert isinstance(made, methods.WeightedSum)
+    (one, logit), (weight, hint) = made.weighted
+    assert (one, logit.temperature, logit.alpha) == (1, 2.7, 0.35)
+    assert (weight, hint.loss, len(hint.layers)) == (7.5, "hint", pairs)
+
+
+def test_columns_of_the_test_images_are_what_they_are_called(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a student that names the first class, but for each third image the class that no image showed."""
+
+    class Fixed(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            classes = torch.zeros(len(images), dtype=torch.long)
+            classes[::3] = 1
+            return 5.0 * torch.nn.functional.one_hot(classes, 3)
+
+    one = run_config("hard", excluded_class=1)
+    with Experiment(budget, tmp_path).seed_runner([one], tmp_path / "x.csv") as seed_runner:
+        labels = seed_runner.data.test.labels
+        row = seed_runner._test_columns(Fixed())
+        teacher = seed_runner.experiment.reference_metrics.logits.argmax(1)
+    said = torch.arange(len(labels)).remainder(3).eq(0).long()
+    assert row["predicted"].tolist() == said.tolist()
+    assert row["test_accuracy"] == (said == labels).float().mean()
+    assert row["agreement"] == (said == teacher).float().mean()
+    assert row["agreement"] != row["test_accuracy"]
+    assert row["excluded_class_accuracy"] == (said == labels)[labels == 1].float().mean()
+
+
+def test_a_run_of_the_study_is_measured_on_the_whole_validation_split(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "QUICK_VALIDATION", 10)
+    evaluated, evaluate = [], train.evaluate
+
+    def noted(model: torch.nn.Module, split: Any, **options: Any) -> train.Metrics:
+        evaluated.append(len(split))
+        return evaluate(model, split, **options)
+
+    with Experiment(budget, tmp_path).seed_runner([run_config("hard")], tmp_path / "x.csv") as seed_runner:
+        monkeypatch.setattr("kdlib.study.experiment.train.evaluate", noted)
+        seed_runner.run(run_config("hard"), test=False)
+    assert evaluated == [30]
 
 
 def test_a_run_that_is_interrupted_goes_on_at_its_last_epoch_to_the_bit(
@@ -1383,6 +1454,23 @@ def test_a_gain_is_judged_over_seeds_and_test_images(finished: Path, teacher: st
     (tmp_path / path.name).write_bytes(path.read_bytes())  # an older file, without answers
     older = analysis.load("methods", **options, folder=tmp_path).gain("kd")
     assert (older.over, older.mean) == ("seeds", gain.mean)
+
+
+@pytest.mark.slow
+def test_answers_of_which_one_seed_lacks_are_not_those_of_fewer_seeds(
+    finished: Path, budget: Budget, blobs: DataModule, tmp_path: Path
+) -> None:
+    options = {"student": budget.student, "teacher": budget.teacher, "images": budget.images}
+    path = analysis.load("methods", **options, folder=finished).sources[0]
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+    known, some = PredictionsFile(path), PredictionsFile(tmp_path / path.name)
+    rows = [row for row in content(path) if not (row["method"] == "kd" and row["seed"] == "1")]
+    for row in rows:
+        some.add(row["fingerprint"], known.predicted(row["fingerprint"]), blobs.test.labels)
+    found = analysis.load("methods", **options, folder=tmp_path)
+    assert found.right("kd") == {}
+    assert len(found.right("hard")) == 2
+    assert found.gain("kd").over == "seeds"
 
 
 def test_an_answer_beyond_all_labels_is_kept_as_it_was(tmp_path: Path) -> None:

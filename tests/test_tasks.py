@@ -507,3 +507,39 @@ def test_validation_that_nothing_can_measure_is_refused_before_the_first_step() 
     assert not seen
     both = method + HardLabels(hard=F.mse_loss)
     assert train.fit(student, batches, validation=batches, teacher=teacher, method=both, **options).rows
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "labels"),
+    [("segmentation", (2, 3, 4, 4), (2, 4, 4)), ("token-classification", (2, 5, 3), (2, 5))],
+)
+def test_a_batch_of_which_nothing_counts_has_no_weight_in_an_evaluation(
+    task: str, shape: tuple[int, ...], labels: tuple[int, ...]
+) -> None:
+    """Such as a picture that is all background."""
+    ignored = 255 if task == "segmentation" else -100
+    torch.manual_seed(0)
+    batches = [(torch.randn(shape), torch.randint(0, 3, labels)) for _ in range(2)]
+    empty = (torch.randn(shape), torch.full(labels, ignored))
+    network = nn.Identity()
+    whole = train.evaluate(network, batches, task=task)
+    with_empty = train.evaluate(network, [batches[0], empty, batches[1]], task=task)
+    assert (with_empty.accuracy, with_empty.loss) == (whole.accuracy, whole.loss)
+    with pytest.raises(ValueError, match="nothing to evaluate on"):
+        train.evaluate(network, [empty], task=task)
+
+
+def test_a_batch_of_a_regression_has_the_weight_of_its_samples() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 3), torch.randn(12, 3)
+    parts = [(x[:2], y[:2]), (x[2:], y[2:])]
+    found = train.evaluate(nn.Identity(), parts, task="regression", loss=F.mse_loss, precision="fp32")
+    assert found.loss == pytest.approx(F.mse_loss(x, y).item(), rel=1e-6)
+
+
+def test_labels_that_are_shares_are_smoothed_too() -> None:
+    torch.manual_seed(0)
+    shares, logits = torch.rand(4, 3).softmax(1), torch.randn(4, 3)
+    found = HardLabels(0.2)(ModelOutput(logits), None, shares)["hard"]
+    expected = -((0.8 * shares + 0.2 / 3) * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(found, expected)

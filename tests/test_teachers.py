@@ -972,3 +972,18 @@ def test_a_cache_is_built_on_the_inputs_that_the_adapter_gives_the_teacher(net: 
     torch.testing.assert_close(cache(batch).logits, by_hand(net, batch.images.flip(3))["logits"], rtol=0, atol=1e-5)
     with pytest.raises(TypeError, match=r"kdlib\.adapters\.Adapter.*got str"):
         build(net, dataset, adapter="logits")
+
+
+def test_a_cache_of_other_inputs_is_refused(net: Net, dataset: InMemoryDataset) -> None:
+    mirrored = Adapter(teacher_inputs=lambda batch: batch.images.flip(3))
+    plain, of_mirrored = build(net, dataset), build(net, dataset, adapter=mirrored)
+    both = replace(mirrored, teacher_logits=backwards)
+    of_both = build(net, dataset, adapter=both)
+    for given, adapter in ((of_mirrored, mirrored), (of_both, both), (plain, Adapter()), (of_mirrored, Adapter())):
+        assert as_teacher(given, adapter) is given
+    for given, adapter in ((plain, mirrored), (of_mirrored, Adapter(teacher_inputs=lambda batch: batch.images + 1))):
+        for needs_logits in (True, False):  # its features are of other inputs, too
+            with pytest.raises(ValueError, match="teacher_inputs.*stored for other inputs.*adapter="):
+                as_teacher(given, adapter, needs_logits=needs_logits)
+    with pytest.raises(ValueError, match="teacher_logits"):  # the same logits, of other inputs
+        as_teacher(of_both, Adapter(teacher_logits=backwards))

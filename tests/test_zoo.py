@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from kdlib import cli, models
+from kdlib import cli, evaluation, models
+from kdlib.data import DataModule, InMemoryDataset
 
 timm = pytest.importorskip("timm")
 SMALL = "timm:test_resnet.r160_in1k"  # timm's own network for tests
@@ -75,7 +78,7 @@ def test_its_stages_are_known_and_paired_from_the_end() -> None:
 
 def test_torchvisions_by_name() -> None:
     assert models.create("torchvision:resnet18", num_classes=4)(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
-    with pytest.raises(ValueError, match="no torchvision model named 'resnet17'. Did you mean"):
+    with pytest.raises(ValueError, match="no classification model of torchvision named 'resnet17'. Did you mean"):
         models.create("torchvision:resnet17")
     with pytest.raises(ValueError, match="take 3 channels; got in_channels=1"):
         models.create("torchvision:resnet18", in_channels=1)
@@ -99,3 +102,24 @@ def test_commands_take_it_as_teacher_and_as_student(
     assert (out / "student.safetensors").is_file()
     assert models.load(out / "student.safetensors").config["architecture"] == SMALL
     assert downloads == []
+
+
+def test_a_teacher_whose_images_were_normalised_otherwise_is_warned_of(downloads: list[str], blobs: DataModule) -> None:
+    def coloured(mean: tuple[float, ...], std: tuple[float, ...]) -> DataModule:
+        grey = blobs.train
+        colours = InMemoryDataset(grey.images.expand(-1, 3, -1, -1).contiguous(), grey.labels, grey.indices, mean, std)
+        return replace(blobs, train=colours)
+
+    own = coloured((0.3,) * 3, (0.15,) * 3)
+    teacher = models.create(SMALL, pretrained=True, num_classes=3)
+    assert teacher.normalization == (teacher.pretrained_cfg["mean"], teacher.pretrained_cfg["std"])
+    with pytest.warns(
+        UserWarning, match=r"normalised by mean 0.5, 0.5, 0.5 .*blobs have 0.3, 0.3, 0.3.*mean=..., std="
+    ):
+        evaluation.warn_of_other_images("teacher", teacher, own)
+    same = coloured(*teacher.normalization)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluation.warn_of_other_images("teacher", teacher, same)
+        evaluation.warn_of_other_images("student", models.create(SMALL, num_classes=3), own)  # fresh weights
+        evaluation.warn_of_other_images("teacher", teacher, blobs)  # of other channels: the error is another one

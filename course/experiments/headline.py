@@ -114,7 +114,7 @@ def try_candidate(job: Job, names: Sequence[str], cache: Path) -> Iterator[dict[
             images.train,
             augmentation=images.augmentation,
             seed=job.seed,
-            views=job.views,
+            views=job.views or 1,
             directory=cache / f"{Path(str(job.teacher)).stem}-{len(images.train)}-{job.views}-{job.seed}",
             progress=False,
         )

@@ -78,7 +78,7 @@ QUESTIONS = (  # what was asked before the runs: a title, a teacher, and the one
     ("a chain: ResNet-8, assistant, over its teacher ResNet-32", ASSISTANT, LARGEST),
     ("taught or not: ResNet-8, assistant, over ResNet-8", ASSISTANT, "resnet8"),
     ("three together: three ResNet-8, 10,000, over one of them", "ensemble", PLAIN),
-    ("badly taught: ResNet-8, 10,000, over ResNet-8, 10,000", "resnet8 shuffled 0", PLAIN),
+    ("badly taught: ResNet-8, 10,000, over the same on labels alone", "resnet8 shuffled 0", PLAIN),
 )
 
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from kdlib import evaluation, measure
 from kdlib.compare.networks import TEACHER
-from kdlib.data import DataModule, IndexedDataset, InMemoryDataset
+from kdlib.data import DataModule, IndexedDataset, InMemoryDataset, evenly_spaced
 from kdlib.data.corruptions import DESTRUCTIONS, SEVERITIES, STRENGTHS, corrupt, destroy
 from kdlib.errors import check_whole
 
@@ -56,8 +56,7 @@ def choose(test: IndexedDataset, images: int | None) -> IndexedDataset:
     if images is None:
         return test
     check_whole(least=2, images=images)
-    count = min(images, len(test))
-    return test.select(torch.linspace(0, len(test) - 1, count).round().long())
+    return test.select(evenly_spaced(len(test), images))
 
 
 def collect(

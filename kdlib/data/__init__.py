@@ -23,6 +23,7 @@ from kdlib.data.datasets import (
     InMemoryDataset,
     LazyDataset,
     epoch_order,
+    evenly_spaced,
     refuse_shared,
     view_fingerprint,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "augment",
     "data_dir",
     "epoch_order",
+    "evenly_spaced",
     "from_datasets",
     "labelled_cross_entropy",
     "list_datasets",

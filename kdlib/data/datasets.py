@@ -97,6 +97,13 @@ def epoch_order(dataset: IndexedDataset, seed: int, epoch: int) -> Tensor:
     return permutation(dataset.indices, seed, epoch)
 
 
+def evenly_spaced(length: int, count: int) -> Tensor:
+    """At most `count` of the positions 0 to length - 1, evenly spaced: of samples in the order of their classes, too,
+    they show all classes.
+    """
+    return torch.linspace(0, length - 1, min(count, length), dtype=torch.float64).round().long()
+
+
 def count_shared(a: IndexedDataset, b: IndexedDataset) -> int:
     """How many samples two splits share: those of one index that are the same image of the same source.
 

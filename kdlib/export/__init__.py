@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdlib import data as datasets
 from kdlib import evaluation, files
-from kdlib.data import DataModule, IndexedDataset
+from kdlib.data import DataModule, IndexedDataset, evenly_spaced
 from kdlib.errors import check_flags, check_kind, check_path, check_whole, unknown_name
 from kdlib.export._common import CALIBRATION_IMAGES, Predict, float_copy
 from kdlib.export.c_code import load_c, to_c
@@ -130,10 +131,12 @@ def export_all(
     *,
     validation: bool = False,
     images: int | None = None,
+    least_agreement: float = LEAST_AGREEMENT,
     overwrite: bool = False,
 ) -> list[ExportReport]:
     """Write a network in several formats to a folder, and report.json with what was measured.
 
+    "images" in it says what the files are called with: pixels in [0, 1], less the mean of each channel, divided by std.
     An export that is refused ends this with a ValueError; those before it are kept, and are in report.json.
     With `overwrite` a file of an earlier run stays until its successor is made, and the others until all are.
     Raises what `export` raises, and ValueError for a folder that holds an earlier run, unless `overwrite`.
@@ -147,9 +150,13 @@ def export_all(
     results = [*(one.file for one in FORMATS.values()), "report.json"]
     with claim(out, () if overwrite else results, resume=None, overwrite=False) as folder:
         for name, one in known.items():
-            reports.append(export(model, folder / one.file, name, data, validation=validation, images=images))
+            path = folder / one.file
+            options: dict[str, Any] = {"validation": validation, "images": images}
+            options["least_agreement"] = least_agreement
+            reports.append(export(model, path, name, data, **options))
             split = "validation" if validation else "test"
-            content = {"split": split, "formats": [report.to_dict() for report in reports]}
+            images_are = {"image_size": data.image_size, "mean": list(data.train.mean), "std": list(data.train.std)}
+            content = {"split": split, "images": images_are, "formats": [report.to_dict() for report in reports]}
             files.write_text(folder / "report.json", json.dumps(content, indent=2) + "\n")
         remove_earlier(folder, [one.file for name, one in FORMATS.items() if name not in known])
     return reports
@@ -167,8 +174,7 @@ def _checked_images(data: DataModule, validation: bool, images: int | None) -> I
     if images is None:
         return split
     check_whole(images=images)
-    count = min(images, len(split))
-    return split.select(torch.linspace(0, len(split) - 1, count).round().long())
+    return split.select(evenly_spaced(len(split), images))
 
 
 def _check_network(model: nn.Module, data: DataModule, split: IndexedDataset) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib import compress, measure
+from kdlib.data import evenly_spaced
 from kdlib.errors import check_kind, explain_shape_errors
 
 Predict = Callable[[Tensor], Tensor]  # normalized images N x C x H x W -> logits N x classes
@@ -88,8 +89,7 @@ def check_images(name: str, images: Any) -> Tensor:
 def calibration_sample(calibration: Any) -> Tensor:
     """At most CALIBRATION_IMAGES of the images, evenly spaced, so that images in the order of their classes will do."""
     images = check_images("calibration", calibration)
-    count = min(len(images), CALIBRATION_IMAGES)
-    return images[torch.linspace(0, len(images) - 1, count).round().long()]
+    return images[evenly_spaced(len(images), CALIBRATION_IMAGES)]
 
 
 @torch.no_grad()
@@ -100,8 +100,9 @@ def check_output(model: nn.Module, example: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(example):
         shown = f"a tensor of {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ValueError(
-            f"The network gives {shown} for {len(example)} image(s); expected one tensor of logits N x classes. Wrap "
-            "it in an nn.Module whose forward gives the logits alone."
+            f"The network gives {shown} for {len(example)} image(s); expected one tensor of logits N x classes: "
+            "export is for classifiers of images. Where there is one among other outputs, wrap the network in an "
+            "nn.Module whose forward gives it alone."
         )
 
 

@@ -127,7 +127,7 @@ def _refuse_other_answers(
         raise ValueError(
             f"The {format} export was refused and not kept: it chooses the network's class for {agreement:.1%} of "
             f"{len(expected):,} images, and {least_agreement:.1%} is asked for. Calibrate on training images, "
-            "normalized as for the network; or export in float."
+            "normalized as for the network; ask for less, by least_agreement; or export in float."
         )
 
 

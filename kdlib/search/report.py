@@ -16,6 +16,7 @@ from kdlib.search.engine import Found
 from kdlib.search.judging import DEFAULTS, FOUND, RANDOM, Curse, Judged
 from kdlib.search.space import Choice, Distribution, LogUniform, Whole
 from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED
+from kdlib.study.method_specs import BATCH_SIZE
 from kdlib.study.runs_file import library_versions, machine_info
 from kdlib.verdict import Comparison
 
@@ -60,6 +61,8 @@ def to_dict(found: Found, judged: Judged | None = None) -> dict[str, Any]:
         "method": found.task.method,
         "images": found.task.num_images,
         "epochs": found.task.epochs,
+        "views": found.task.views,
+        "batch_size": found.task.batch_size,
         "sampler": found.strategy.sampler,
         "pruner": found.strategy.pruner,
         "seed": found.strategy.seed,
@@ -125,7 +128,8 @@ def _what(found: Found, command: str | None) -> str:
         )
     sentences = [
         f"{task.num_images:,} training images of {task.data.name}, {task.epochs} epochs at most, "
-        f"student {who or task.student}{', ' + ' and '.join(limits) if limits else ''}.",
+        f"student {who or task.student}{', ' + ' and '.join(limits) if limits else ''}. Batches of {task.batch_size}, "
+        f"{task.views} augmented view{'s' * (task.views > 1)} of each image in turn, SGD.",
         f"Sampler {strategy.sampler}, pruner {strategy.pruner or 'none'}, seed {strategy.seed}; all trials train with "
         f"seed {found.tuning_seed}. Choices are by validation accuracy; the test set is not read by the search.",
     ]
@@ -195,6 +199,12 @@ def _findings(found: Found) -> list[str]:
         f"{100 * best.validation_accuracy:.2f} % in one run. {len(found.rows)} trials: {told}. "
         f"Training cost: {found.cost:,.0f} epochs of {found.task.student}."
     ]
+    if found.task.batch_size != BATCH_SIZE:
+        rate = best.settings.recipe(found.task.batch_size).learning_rate
+        parts.append(
+            f"Learning rates are those of a batch of {BATCH_SIZE}: with batches of {found.task.batch_size} the best "
+            f"trial was trained at {rate:g}."
+        )
     if found.importance:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in found.importance.items())
         complete = states[COMPLETE]

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from kdlib import devices, files, models, train
-from kdlib.data import DataModule, IndexedDataset
+from kdlib.data import DataModule, IndexedDataset, evenly_spaced
 from kdlib.search.space import find_method
 from kdlib.study.experiment import ForbiddenDataset
 from kdlib.study.method_specs import MethodSpec, Settings, TeacherKind
@@ -148,8 +147,8 @@ class TaskRunner:
         self.prepare(seed)
         task, validation = self.task, self._data.validation
         network = self.build_student(student, seed)
-        few = validation.select(torch.arange(min(EPOCH_VALIDATION, len(validation))))
-        reported = validation.select(torch.arange(min(max(LEAST_REPORT, task.num_images // 2), len(validation))))
+        few = validation.select(evenly_spaced(len(validation), EPOCH_VALIDATION))
+        reported = validation.select(evenly_spaced(len(validation), max(LEAST_REPORT, task.num_images // 2)))
         started, done = time.perf_counter(), 0
 
         def after_epoch(epoch: int, model: nn.Module) -> None:

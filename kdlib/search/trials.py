@@ -128,7 +128,7 @@ class Trials:
         shared: whether other machines work on it.
         """
         self._optuna = load_optuna()
-        self.strategy, self.space, self.student = strategy, space, student
+        self.strategy, self.student = strategy, student
         self.costs, self.limits = costs, limits
         self._reference = costs[student].macs
         self.study = self._optuna.create_study(
@@ -142,6 +142,10 @@ class Trials:
         if "identity" not in self.study.user_attrs:
             self.study.set_user_attr("identity", json.loads(json.dumps(identity)))
         check_identity(self.study.user_attrs["identity"], identity)
+        # A sampler draws one setting after the other, so what it draws for each depends on their order.
+        if "order" not in self.study.user_attrs:
+            self.study.set_user_attr("order", list(space))
+        self.space = {setting: space[setting] for setting in self.study.user_attrs["order"]}
         self._shared = shared
         self._interrupted: list[tuple[int, FrozenTrial]] = []  # with the slots that they had
 

@@ -91,7 +91,8 @@ class RemoteRunner:
     def __init__(self, task: bytes, cache: Path, threads: int) -> None:
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self._connection, other = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(other, cache, threads), daemon=True)
+        # No daemon: these may start no processes, and images of a folder are decoded by some.
+        self.process: BaseProcess = context.Process(target=_serve, args=(other, cache, threads))
         self.process.start()
         other.close()  # so that the end of the process is the end of the connection
         self._connection.send_bytes(task)

@@ -138,12 +138,12 @@ def test_kd_gradient_value():
 @pytest.mark.parametrize(
     ("mistake", "value"),
     [
-        (lambda: kd(s, t) / 4**2, 0.1685398548),  # T^2 left out
-        (lambda: kd(s, t) / 5, 0.5393275354),  # mean instead of batchmean
-        (lambda: kd(F.softmax(s, 1), F.softmax(t, 1)), 0.0585693491),  # softmax twice
-        (lambda: kd(t, s), None),  # student and teacher swapped
-        (lambda: 4 * kd(s, t), None),  # sum instead of batchmean
-        (lambda: kd(s, t) / 4, None),  # T instead of T^2
+        (lambda: divergence(s, t), 0.1685398548),  # T^2 left out
+        (lambda: 16 * divergence(s, t, "mean"), 0.5393275354),  # mean instead of batchmean
+        (lambda: 16 * divergence(F.softmax(s, 1), F.softmax(t, 1)), 0.0585693491),  # softmax twice
+        (lambda: 16 * divergence(t, s), None),  # student and teacher swapped
+        (lambda: 16 * divergence(s, t, "sum"), None),  # sum instead of batchmean
+        (lambda: 4 * divergence(s, t), None),  # T instead of T^2
     ],
 )
 def test_known_mistakes_give_other_numbers(mistake, value):
@@ -151,6 +151,19 @@ def test_known_mistakes_give_other_numbers(mistake, value):
     assert abs(wrong - kd(s, t).item()) > 0.05
     if value is not None:
         assert wrong == pytest.approx(value, abs=1e-9)
+
+
+def divergence(student, teacher, reduction="batchmean"):
+    """By torch, at T = 4 and without T^2."""
+    return F.kl_div((student / 4).log_softmax(1), (teacher / 4).softmax(1), reduction=reduction)
+
+
+def test_in_float64_a_temperature_may_be_a_million():
+    assert bool(kd(s.double(), t.double(), 1e6).isfinite())
+    with pytest.raises(ValueError, match="temperature"):
+        kd(s.double(), t.double(), 1.01e6)
+    with pytest.raises(ValueError, match="temperature"):
+        kd(s.float(), t.float(), 1.01e3)
 
 
 @few
