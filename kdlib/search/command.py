@@ -19,6 +19,9 @@ def search(
     image_size: Annotated[int, typer.Option(min=8, help="Pixels of a side, for image folders.")] = 224,
     teacher: Annotated[str, typer.Option(help="A trained model: a shipped name or a file.")] = "resnet20-fashion",
     student: Annotated[str, typer.Option(help="Architecture of the student.")] = "resnet8",
+    stem: Annotated[
+        str, typer.Option(help="stride2, stride1 or imagenet: how torchvision's networks begin.")
+    ] = "stride2",
     search_student: Annotated[
         bool,
         typer.Option("--search-student", help="Search width and depth of the student, too, in place of --student."),
@@ -95,6 +98,7 @@ def search(
                 seed=seed,
                 device=device,
                 precision=precision,
+                stem=stem,
             )
             latencies = None
             if overwrite:

@@ -127,7 +127,7 @@ class Found:
 
     def build_student(self, seed: int = 0) -> nn.Module:
         """A student of the best architecture with fresh weights."""
-        return build_student(self.task.data, self.best.student, seed)
+        return build_student(self.task.data, self.best.student, seed, self.task.stem)
 
     def make_method(self, student: nn.Module) -> Method:
         """The method with the best settings, for `train.fit`."""
@@ -168,6 +168,7 @@ def run(
     workers: int = 1,
     device: str = "auto",
     precision: str = "auto",
+    stem: str = "stride2",
     progress: bool = True,
 ) -> Found:
     """Search the settings of a method, and the student's width and depth, by validation accuracy.
@@ -180,7 +181,8 @@ def run(
     "random". pruner: "hyperband" (Li et al. 2018) stops trials after 1, 3, 9, ... epochs; None.
     seed: the same one gives the same trials, with the same number of workers and threads; with more workers the sampler
     knows less when it chooses. storage: see `storage.open_storage`; the same call goes on with a search that was
-    killed, or has fewer trials. workers: trainings at a time, each in a process of its own.
+    killed, or has fewer trials. workers: trainings at a time, each in a process of its own. stem: of students that
+    torchvision made, "imagenet" for large images, see `models.build`.
     The test set is not read.
     Raises ImportError without optuna, ValueError for settings that make no sense or differ from those of a stored
     search, OSError for a storage that cannot be used, ChildProcessError when a worker is killed.
@@ -202,6 +204,7 @@ def run(
         seed=seed,
         device=device,
         precision=precision,
+        stem=stem,
     )
     check_whole(workers=workers)
     if workers > 1:
@@ -228,6 +231,7 @@ def check(
     seed: int,
     device: str,
     precision: str,
+    stem: str = "stride2",
 ) -> tuple[Task, dict[str, Distribution], Strategy, Limits]:
     """What `search` is given, from the settings of `run`; raises as `run` does, before anything is written."""
     load_optuna()
@@ -241,10 +245,11 @@ def check(
         raise unknown_name("pruner", pruner, (*PRUNERS, "None"))
     limits = Limits(max_macs, max_latency)
     space = _resolve_space(space, method, student)
-    task = _make_task(data, teacher, method, student or "resnet8", space, images, epochs, views, device, precision)
+    student = student or "resnet8"
+    task = _make_task(data, teacher, method, student, space, images, epochs, views, device, precision, stem)
     strategy = Strategy(sampler, pruner, seed, epochs, count=trials)
     if max_macs is not None:
-        largest_allowed(CostTable(data, False).of(students_of(space) or [task.student]), Limits(max_macs))
+        largest_allowed(CostTable(data, False, stem).of(students_of(space) or [task.student]), Limits(max_macs))
     return task, space, strategy, limits
 
 
@@ -276,6 +281,7 @@ def _make_task(
     views: int,
     device: str,
     precision: str,
+    stem: str,
 ) -> Task:
     spec = find_method(method)
     if isinstance(teacher, str):
@@ -290,10 +296,10 @@ def _make_task(
     words = tuple(dict.fromkeys([*start, *(layers.values if isinstance(layers, Choice) else ())]))
     if not needs_teacher:
         teacher = None
-    task = Task(data, teacher, method, student, images, epochs, views, words, device, precision)
+    task = Task(data, teacher, method, student, images, epochs, views, words, device, precision, stem)
     if teacher is not None:
         evaluation.check_teacher(teacher, data, device=device, precision=precision)
-    network = build_student(data, student, 0)  # raises now for an unknown one
+    network = build_student(data, student, 0, stem)  # raises now for an unknown one
     if teacher is not None:
         _check_layers(task, network, teacher)
     return task
@@ -327,7 +333,7 @@ def search(
     optuna = load_optuna()
     with open_storage(storage) as (store, shared), scratch_folder(storage) as cache:
         known = _stored_latencies(optuna, store, name) if latencies is None else latencies
-        costs = CostTable(task.data, limits.max_latency is not None, dict(known))
+        costs = CostTable(task.data, limits.max_latency is not None, task.stem, dict(known))
         students = students_of(space) or [task.student]
         reference = largest_allowed(costs.of(students), limits)  # raises if no network keeps to the limits
         task = replace(task, student=reference)
@@ -355,7 +361,7 @@ def measure_latencies(
     with open_storage(storage) as (store, _):
         if limits.max_latency is None:
             return None
-        costs = CostTable(task.data, True, dict(_stored_latencies(load_optuna(), store, STUDY)))
+        costs = CostTable(task.data, True, task.stem, dict(_stored_latencies(load_optuna(), store, STUDY)))
         largest_allowed(costs.of(students_of(space) or [task.student]), limits)
     return costs.latencies
 
@@ -387,7 +393,7 @@ def _identity(task: Task, space: Space, strategy: Strategy, limits: Limits) -> d
         "student": "searched" if students_of(space) else task.student,
         "method": task.method,
         "space": {setting: repr(space[setting]) for setting in sorted(space)},
-        **{setting: getattr(task, setting) for setting in ("num_images", "epochs", "views", "device", "precision")},
+        **{name: getattr(task, name) for name in ("num_images", "epochs", "views", "device", "precision", "stem")},
         **{setting: getattr(strategy, setting) for setting in ("sampler", "pruner", "seed")},
         "max_macs": limits.max_macs,
         "max_latency": limits.max_latency,

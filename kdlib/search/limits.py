@@ -59,18 +59,19 @@ class CostTable:
     """The costs of networks by name, each counted or measured once.
 
     latencies: those that an earlier part of the search has measured; another measurement would give other numbers, and
-    a network would be allowed at one time and not at another.
+    a network would be allowed at one time and not at another. stem: see `models.build`.
     """
 
     data: DataModule
     timed: bool
+    stem: str = "stride2"
     latencies: dict[str, float] = field(default_factory=dict)
     _costs: dict[str, Cost] = field(default_factory=dict)
 
     def __getitem__(self, student: str) -> Cost:
         if student not in self._costs:
             shape = (self.data.in_channels, self.data.image_size, self.data.image_size)
-            network = build_student(self.data, student, 0)
+            network = build_student(self.data, student, 0, self.stem)
             if self.timed and student not in self.latencies:
                 timed = measure.latency(network, shape, threads=1, min_run_time=LATENCY_SECONDS, device="cpu")
                 self.latencies[student] = timed.median

@@ -62,6 +62,7 @@ def to_dict(found: Found, judged: Judged | None = None) -> dict[str, Any]:
         "images": found.task.num_images,
         "epochs": found.task.epochs,
         "views": found.task.views,
+        "stem": found.task.stem,
         "batch_size": found.task.batch_size,
         "sampler": found.strategy.sampler,
         "pruner": found.strategy.pruner,
@@ -118,6 +119,8 @@ def text(found: Found, judged: Judged | None, command: str | None) -> str:
 def _what(found: Found, command: str | None) -> str:
     task, strategy = found.task, found.strategy
     who = "width and depth of a ResNet for small images" if "width" in found.space or "depth" in found.space else ""
+    views = "1 augmented view of each image" if task.views == 1 else f"{task.views} augmented views of each in turn"
+    stem = "" if task.stem == "stride2" else f" (stem {task.stem})"
     limits = []
     if found.limits.max_macs is not None:
         limits.append(f"at most {found.limits.max_macs:,} MACs for an image")
@@ -128,8 +131,8 @@ def _what(found: Found, command: str | None) -> str:
         )
     sentences = [
         f"{task.num_images:,} training images of {task.data.name}, {task.epochs} epochs at most, "
-        f"student {who or task.student}{', ' + ' and '.join(limits) if limits else ''}. Batches of {task.batch_size}, "
-        f"{task.views} augmented view{'s' * (task.views > 1)} of each image in turn, SGD.",
+        f"student {who or task.student}{stem}{', ' + ' and '.join(limits) if limits else ''}.",
+        f"SGD, batches of {task.batch_size}, {views}.",
         f"Sampler {strategy.sampler}, pruner {strategy.pruner or 'none'}, seed {strategy.seed}; all trials train with "
         f"seed {found.tuning_seed}. Choices are by validation accuracy; the test set is not read by the search.",
     ]

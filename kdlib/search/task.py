@@ -30,7 +30,8 @@ class Task:
 
     student: an architecture by name; where width and depth are searched, the one that stands for all of them.
     images: training images, drawn anew by each seed; None takes all of the data. views: augmented views of each image
-    for which the teacher's outputs are stored. layers: the choices of layers that any trial may make.
+    for which the teacher's outputs are stored. layers: the choices of layers that any trial may make. stem: how
+    torchvision's networks begin, see `models.build`.
     """
 
     data: DataModule
@@ -43,6 +44,7 @@ class Task:
     layers: tuple[str, ...] = ()
     device: str = "auto"
     precision: str = "auto"
+    stem: str = "stride2"
 
     @property
     def spec(self) -> MethodSpec:
@@ -128,7 +130,7 @@ class TaskRunner:
 
     def build_student(self, student: str, seed: int) -> nn.Module:
         """A student with the initial weights of this seed."""
-        return build_student(self.task.data, student, seed)
+        return build_student(self.task.data, student, seed, self.task.stem)
 
     def run(
         self,
@@ -184,13 +186,14 @@ class TaskRunner:
         return Outcome(task.epochs, time.perf_counter() - started, accuracy, tested)
 
 
-def build_student(data: DataModule, student: str, seed: int) -> nn.Module:
+def build_student(data: DataModule, student: str, seed: int, stem: str) -> nn.Module:
     """A network of this architecture for these data, with the initial weights of a seed."""
     return models.build(
         student,
         num_classes=data.num_classes,
         in_channels=data.in_channels,
         image_size=data.image_size,
+        stem=stem,
         seed=seed,
     )
 
