@@ -155,7 +155,7 @@ def _distill(
     started = time.perf_counter()
     main = distributed.rank() == 0
     data, teacher, student, method = build(job)
-    job = replace(job, views=_views(job, data))
+    job = replace(job, views=stored_views(job, data))
     baseline_student = _build_student(job, data)
     outputs: nn.Module | CachedTeacher = teacher
     if job.views and method.needs_teacher:
@@ -185,8 +185,11 @@ def _distill(
     return report
 
 
-def _views(job: Job, data: DataModule) -> int:
-    """How many views are stored: of large images one random part for all epochs would be little to learn from."""
+def stored_views(job: Job, data: DataModule) -> int:
+    """The job's views; where it says nothing, 1, or 0 for images that are decoded when they are needed.
+
+    These are large, and one random part of each would be little to learn from in all epochs.
+    """
     if job.views is not None:
         return job.views
     return 0 if isinstance(data.train, LazyDataset) and job.cache is None else 1

@@ -95,8 +95,8 @@ class MultiLabel(Task):
         flat, flat_labels, any_wrong = _select(flat, flat_labels, counts, wrong)
         if any_wrong:
             raise ValueError(
-                f"Labels of several at once lie in [0, 1]; these run from {flat_labels.min():g} to "
-                f"{flat_labels.max():g}. What is not known is marked by {self.ignore_index}."
+                f"Labels of several at once lie in [0, 1]; these run from {float(flat_labels.min()):g} "
+                f"to {float(flat_labels.max()):g}. What is not known is marked by {self.ignore_index}."
             )
         if flat_labels.is_floating_point():
             return _as_pairs(flat), torch.stack((1 - flat_labels, flat_labels), dim=1)

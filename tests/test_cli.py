@@ -646,7 +646,7 @@ def test_large_images_are_seen_anew_in_every_epoch_unless_views_are_stored(
 def test_images_in_memory_are_stored_in_one_view(small_test_set: Any) -> None:
     job = distill.Job(teacher="resnet20-fashion", student="resnet8", images=64)
     data_, *_ = distill.build(job)
-    assert distill._views(job, data_) == 1
+    assert distill.stored_views(job, data_) == 1
 
 
 @pytest.mark.slow

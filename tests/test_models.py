@@ -640,5 +640,7 @@ def test_a_truncated_file_in_the_cache(hub: Path, content: bytes | str):
 
 
 def test_an_unknown_torchvision_model_lists_near_matches():
-    with pytest.raises(ValueError, match="no torchvision model named 'resnet51'. Did you mean .*'resnet50'"):
+    with pytest.raises(
+        ValueError, match="no classification model of torchvision named 'resnet51'. Did you mean .*'resnet50'"
+    ):
         models.load("resnet51-imagenet")
