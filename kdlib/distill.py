@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 
 from kdlib import data as datasets
 from kdlib import distributed, evaluation, files, measure, method_parser, methods, models, train
-from kdlib.data import DataModule, LazyDataset
+from kdlib.data import DataModule
 from kdlib.recipes import Recipe
 from kdlib.run_folder import claim, set_aside
 from kdlib.teachers import CachedTeacher, Ensemble
@@ -25,6 +25,7 @@ RESULTS = (
     *("baseline.checkpoint", "student.checkpoint"),
 )
 
+DECODED = ("imagefolder", "imagenet")  # data whose images are decoded when they are needed
 PLAIN = (  # a job's numbers, and what is on or off
     *("images", "epochs", "views", "temperature", "alpha", "image_size", "seed"),
     *("compile", "baseline", "half", "checkpoint_every", "other_threads"),
@@ -80,6 +81,9 @@ class Job:
             "cache": None if self.cache is None else os.fspath(self.cache),
             "layers": self.layers if isinstance(self.layers, str) else tuple(self.layers),
         }
+        if self.views is None:  # of a large image one random part for all epochs would be little to learn from
+            decoded = values["data"].startswith(DECODED) and self.cache is None
+            values["views"] = 0 if decoded else 1
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -155,7 +159,6 @@ def _distill(
     started = time.perf_counter()
     main = distributed.rank() == 0
     data, teacher, student, method = build(job)
-    job = replace(job, views=stored_views(job, data))
     baseline_student = _build_student(job, data)
     outputs: nn.Module | CachedTeacher = teacher
     if job.views and method.needs_teacher:
@@ -183,16 +186,6 @@ def _distill(
     if out is not None and main:
         _write(out, report, result, baseline, data)
     return report
-
-
-def stored_views(job: Job, data: DataModule) -> int:
-    """The job's views; where it says nothing, 1, or 0 for images that are decoded when they are needed.
-
-    These are large, and one random part of each would be little to learn from in all epochs.
-    """
-    if job.views is not None:
-        return job.views
-    return 0 if isinstance(data.train, LazyDataset) and job.cache is None else 1
 
 
 def build(job: Job) -> tuple[DataModule, nn.Module, nn.Module, methods.Method]:

@@ -643,10 +643,11 @@ def test_large_images_are_seen_anew_in_every_epoch_unless_views_are_stored(
     assert asked == [(views, "CifarResNet" if views is None else "CachedTeacher")]
 
 
-def test_images_in_memory_are_stored_in_one_view(small_test_set: Any) -> None:
-    job = distill.Job(teacher="resnet20-fashion", student="resnet8", images=64)
-    data_, *_ = distill.build(job)
-    assert distill.stored_views(job, data_) == 1
+def test_images_in_memory_are_stored_in_one_view(own_images: str) -> None:
+    """Which data these are a job knows by their name."""
+    for name, lazy in (("fashion-mnist", False), (own_images, True)):
+        assert isinstance(data.load_images(name, image_size=32).train, data.LazyDataset) == lazy
+        assert distill.Job(data=name).views == (0 if lazy else 1)
 
 
 @pytest.mark.slow

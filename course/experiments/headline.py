@@ -32,7 +32,7 @@ import typer
 
 from kdlib import devices, files, models, train
 from kdlib.data import data_dir, load_images
-from kdlib.distill import Job, build, distill, stored_views
+from kdlib.distill import Job, build, distill
 from kdlib.errors import check_whole, exit_in_a_sentence
 from kdlib.methods import HardLabels, Logit
 from kdlib.recipes import Recipe
@@ -106,7 +106,6 @@ def try_candidate(job: Job, names: Sequence[str], cache: Path) -> Iterator[dict[
     cache: a folder for the teacher's outputs, which candidates with the same images, views and seed share.
     """
     images, teacher, student, logit = build(job)
-    job = replace(job, views=stored_views(job, images))
     methods = {HARD: HardLabels(), LOGITS: logit, HIGHER: Logit(temperature=8, alpha=0.1)}
     outputs = None
     if set(names) - {HARD}:
