@@ -200,7 +200,7 @@ def distill(
         typer.Option(
             min=0,
             help="Augmented views of each image whose teacher outputs are stored in advance, and which all epochs see "
-            "in turn; 0 runs the teacher live, with a new view every epoch. Default: 1; of a folder 0.",
+            "in turn; 0 runs the teacher live, with a new view every epoch. Default: 1; of a folder 0, with --cache 1.",
         ),
     ] = None,
     cache: Annotated[

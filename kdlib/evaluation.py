@@ -245,9 +245,9 @@ def warn_of_other_images(role: str, model: Any, data: DataModule) -> None:
                 "what it says of them is distorted. Give the data its own: data.from_datasets(..., mean=..., std=...).",
                 stacklevel=3,
             )
-    size = (
-        getattr(model, "config", {}).get("image_size") if isinstance(getattr(model, "classes", None), tuple) else None
-    )
+    config = getattr(model, "config", None)
+    from_file = isinstance(getattr(model, "classes", None), tuple)
+    size = config.get("image_size") if from_file and isinstance(config, dict) else None
     if size is not None and size != data.image_size:
         warnings.warn(
             f"The {role} was trained on images of {size} pixels a side, and those of {data.name} have "

@@ -205,6 +205,8 @@ def fit(
         trainer.fit()
     if isinstance(data, DataModule) and isinstance(getattr(student, "classes", None), tuple):
         student.classes = data.classes  # type: ignore[assignment]  # no longer those that its file named
+        if isinstance(getattr(student, "config", None), dict):
+            student.config = {**student.config, "image_size": data.image_size}  # type: ignore[assignment, dict-item]
     if isinstance(data, DataModule) and hasattr(student, "normalization"):
         student.normalization = (data.train.mean, data.train.std)  # type: ignore[assignment]
     for trained in (student, method):

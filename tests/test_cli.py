@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -672,6 +673,18 @@ def test_a_file_says_how_its_images_were_normalised_and_one_of_another_size_is_w
     assert (facts["mean"], facts["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     with pytest.warns(UserWarning, match="trained on images of 32 pixels a side, and those .* have 48.*imagefolder@32"):
         assert call("evaluate", own_teacher, "--data", own_images, "--image-size", 48) == 0
+
+
+@pytest.mark.slow
+def test_a_model_that_is_trained_further_has_the_size_of_its_new_images(
+    own_images: str, own_teacher: Path, tmp_path: Path
+) -> None:
+    options = ["--data", own_images, "--image-size", 48]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The .* was trained on images of")
+        further = ["--start", own_teacher, "--epochs", 1, "--batch-size", 8, "--quiet", "--out", tmp_path]
+        assert call("train", *further, *options) == 0
+        assert call("evaluate", tmp_path / "model.safetensors", *options) == 0
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdlib import losses, measure, methods, models, train
+from kdlib import evaluation, losses, measure, methods, models, train
 from kdlib.checkpoints import Checkpointer, plain_groups
 from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, epoch_order
 from kdlib.described import describe
@@ -190,6 +190,15 @@ def test_rule_3_a_cache_of_other_images_is_refused_before_training(blobs: DataMo
     with pytest.raises(ValueError, match="another data"):
         fit(student, blobs.subset(60), teacher=stored)
     assert same_weights(student, before)
+
+
+def test_a_network_of_ones_own_may_name_its_classes(blobs: DataModule) -> None:
+    """As a file's network does, which has a description beside them."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    network.classes = blobs.classes  # type: ignore[assignment]
+    fit = train.fit(network, blobs, epochs=1, device="cpu", precision="fp32", progress=False)
+    assert fit.student.classes == blobs.classes
+    evaluation.warn_of_other_images("student", network, blobs)
 
 
 def test_rule_4_the_test_set_is_read_once_after_all_else(blobs: DataModule) -> None:

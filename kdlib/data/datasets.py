@@ -98,9 +98,7 @@ def epoch_order(dataset: IndexedDataset, seed: int, epoch: int) -> Tensor:
 
 
 def evenly_spaced(length: int, count: int) -> Tensor:
-    """At most `count` of the positions 0 to length - 1, evenly spaced: of samples in the order of their classes, too,
-    they show all classes.
-    """
+    """At most `count` of the positions 0 to length - 1, evenly spaced: a folder's samples come class by class."""
     return torch.linspace(0, length - 1, min(count, length), dtype=torch.float64).round().long()
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,10 +149,17 @@ def export_all(
     results = [*(one.file for one in FORMATS.values()), "report.json"]
     with claim(out, () if overwrite else results, resume=None, overwrite=False) as folder:
         for name, one in known.items():
-            path = folder / one.file
-            options: dict[str, Any] = {"validation": validation, "images": images}
-            options["least_agreement"] = least_agreement
-            reports.append(export(model, path, name, data, **options))
+            reports.append(
+                export(
+                    model,
+                    folder / one.file,
+                    name,
+                    data,
+                    validation=validation,
+                    images=images,
+                    least_agreement=least_agreement,
+                )
+            )
             split = "validation" if validation else "test"
             images_are = {"image_size": data.image_size, "mean": list(data.train.mean), "std": list(data.train.std)}
             content = {"split": split, "images": images_are, "formats": [report.to_dict() for report in reports]}
