@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kdlib.data import DataModule
-from kdlib.data.datasets import LazyDataset, count_shared
+from kdlib.data.datasets import InMemoryDataset, LazyDataset, count_shared
 from kdlib.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
 from kdlib.doctor.samples import RARE, Samples, better, samples
@@ -224,12 +224,13 @@ def splits(setup: Setup) -> Finding | None:
     for (first, a), (second, b) in combinations(setup.splits.items(), 2):
         try:
             shared, number = _shared(a, b)
+            within = min(len(a), len(b))
         except Skip as reason:  # another pair may still be found to share samples
             skipped = skipped or reason
             continue
         # Fashion-MNIST has 3 test pictures in a thousand that are in the training set too, CIFAR-10 far more that are
         # nearly so: a few twins are no mistake of the set-up.
-        if shared > 0.01 * number:
+        if shared > 0.01 * within:
             return Finding(
                 "splits",
                 FAULT,
@@ -259,6 +260,10 @@ def _shared(a: Any, b: Any) -> tuple[int, int]:
     """How many samples of b are in a, and how many b has."""
     if a is b:
         return len(b), len(b)
+    if isinstance(a, InMemoryDataset) and isinstance(b, InMemoryDataset):
+        # Splits that were made one by one number their samples alike, so only the pictures tell.
+        pictures = set(_picture_hashes(a))
+        return sum(one in pictures for one in _picture_hashes(b)), len(b)
     if hasattr(a, "iter_batches") and hasattr(b, "iter_batches"):
         if isinstance(a, LazyDataset) and isinstance(b, LazyDataset) and a.source is not b.source:
             seen_files = set(_file_hashes(a))
@@ -271,6 +276,10 @@ def _shared(a: Any, b: Any) -> tuple[int, int]:
     return sum(one in seen for one in hashes), len(hashes)
 
 
+def _picture_hashes(split: InMemoryDataset) -> Iterator[int]:
+    return (hash(picture.numpy().tobytes()) for picture in split.images)
+
+
 MOST_HASHED = 20_000  # samples of a data set that are read one by one: more of a folder of pictures takes minutes
 
 
@@ -281,12 +290,20 @@ def _hashes(split: Any) -> list[int]:
     if not hasattr(split, "__getitem__") or not hasattr(split, "__len__"):
         raise Skip(f"the samples of a {type(split).__name__} cannot be read by their number")
     _refuse_many(split)
-    found = []
-    for number in range(len(split)):
-        sample = split[number]
-        value = sample[0] if isinstance(sample, tuple | list) else sample
-        found.append(hash(_content(value)))
+    found = [hash(_content(_inputs(split[number]))) for number in range(len(split))]
+    if found and hash(_content(_inputs(split[0]))) != found[0]:
+        raise Skip("a sample of a data set is another each time that it is read, as with random augmentation")
     return found
+
+
+def _inputs(sample: Any) -> Any:
+    """What a network is given of a sample, as far as can be told: no label, and no number of the sample."""
+    if isinstance(sample, tuple | list):
+        return sample[0]
+    if not isinstance(sample, Mapping):
+        return sample
+    parts = {name: one for name, one in sample.items() if isinstance(one, str | bytes) or np.ndim(one) > 0}
+    return parts or sample
 
 
 def _file_hashes(split: LazyDataset) -> list[bytes]:

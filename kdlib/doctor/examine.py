@@ -25,6 +25,7 @@ from kdlib.doctor.setup import (
     Observed,
     Setup,
     StepSetup,
+    alpha_of,
     copied,
     network_of,
 )
@@ -111,9 +112,9 @@ def examine(
     network or, for a loss, a function from a batch to logits.
     batches: a list or a loader of two or more; about 512 samples are looked at, on the student's device (a step moves
     its batch itself). A `DataModule` gives its own, not augmented. optimizer: one or several, as they will be used.
-    temperature, alpha: what is meant, alpha being the weight of the labels. meant: "kd" if the soft loss is to be that
-    and nothing else. clipped: the parameters that go to clip_grad_norm_. data: a `DataModule`, or splits by name, which
-    must not share samples. adapter: see `Adapter`.
+    temperature, alpha: what is meant, alpha being the weight of the labels. meant: "kd" makes a reversed divergence a
+    fault, which is a doubt otherwise. clipped: the parameters that go to clip_grad_norm_. data: a `DataModule`, or
+    splits by name, which must not share samples. adapter: see `Adapter`.
 
     Networks, optimisers, batches and random numbers come back as they were. On a CPU it takes seconds, and at most
     about a minute with a large teacher. A check that cannot be made says so in `Report.skipped`.
@@ -241,9 +242,9 @@ def _read_intent(
     if meant not in (None, "kd"):
         raise unknown_name("meaning of the soft loss", meant, ["kd"])
     # Only of a method that stands alone: in a sum its weights are multiplied.
-    own = getattr(distiller.method, "alpha", None) if distiller is not None else None
+    own = alpha_of(distiller.method) if distiller is not None else None
     setup.temperature = temperature
-    setup.alpha = own if alpha is None and isinstance(own, int | float) else alpha
+    setup.alpha = own if alpha is None else alpha
     setup.meant = meant
 
 

@@ -24,6 +24,7 @@ EXACT = 3e-4
 ROUNDING = 3e-6  # of float32, in the gradient of a loss with a softmax
 LARGEST = 0.05  # residual that may be put down to rounding: beyond, rounding itself would pass for a loss
 TEMPERATURES = torch.logspace(-1, 5, 37, base=2, dtype=torch.float64)  # 0.5 to 32
+MOST_VALUES = 4_000_000  # of logits that are looked at at once, 32 MB each time that they are computed with
 ZOOMS = 6  # each narrows the step between temperatures tenfold
 REFINED = 4  # of the losses that fit best on the grid, how many are fitted more closely
 
@@ -190,6 +191,10 @@ def _refined(start: Identified, probes: Sequence[Probe]) -> Identified:
 
 def _fits(name: str, grid: Tensor, probes: Sequence[Probe]) -> list[Identified]:
     """For each temperature the best weight, by what the probes of each pair differ by."""
+    values = sum(one.gradient.numel() for one in probes)
+    if len(grid) > 1 and len(grid) * values > MOST_VALUES:  # many classes: some temperatures at a time
+        some = max(1, MOST_VALUES // values)
+        return [one for part in grid.split(some) for one in _fits(name, part, probes)]
     soft = _gradients(name, grid, probes)  # temperatures x probes x B x C
     target = torch.stack([one.gradient for one in probes]).double()
     a, b = (soft[:, ::2] - soft[:, 1::2]).flatten(1), (target[::2] - target[1::2]).flatten()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from kdlib.doctor.probe import (
     scaling,
 )
 from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
-from kdlib.doctor.setup import DistillerSetup, LossSetup, Setup, total
+from kdlib.doctor.setup import DistillerSetup, LossSetup, Setup, alpha_of, called_function, total
 
+TORCH_IGNORES = -100  # the label that torch's cross-entropy leaves out
 NEAR = 2e-3  # relative: a weight is a known factor if it is as near as this; rounding leaves 1e-5
 
 
@@ -40,6 +42,8 @@ def ignored(setup: Setup) -> Finding | None:
         return None
     if _learns_from_layers(setup):
         raise Skip("the loss compares layers, not logits")
+    if _reads_more_than_logits(setup):
+        raise Skip("the loss reads more of the student's output than its logits")
     return Finding(
         "loss-ignores-teacher",
         FAULT,
@@ -58,12 +62,25 @@ def _weight_of_soft_is_zero(setup: Setup) -> bool:
     parts = getattr(method, "weighted", [(1.0, method)])
     return setup.alpha == 1 or (
         method is not None
-        and all(w == 0 or not getattr(p, "needs_teacher_logits", True) or getattr(p, "alpha", 0) == 1 for w, p in parts)
+        and all(w == 0 or not getattr(p, "needs_teacher_logits", True) or alpha_of(p) == 1 for w, p in parts)
     )
 
 
 def _learns_from_layers(setup: Setup) -> bool:
     return any(layer.role == "teacher" for layer in setup.observed[0].layer_outputs)
+
+
+def _reads_more_than_logits(setup: Setup) -> bool:
+    """Whether the student learns where its logits are replaced: by features that its output holds as well."""
+    learning = [p for p in setup.student.parameters() if p.requires_grad] if setup.student is not None else []
+    batch, number, classes = setup.responds()
+    place = device_of(setup)
+    student, teacher = (random_logits(number, classes, seed).to(place) for seed in (1, 2))
+    loss = total(setup.losses(batch, student=student, teacher=teacher))
+    if not loss.requires_grad or not learning:
+        return False
+    found = torch.autograd.grad(loss, learning, allow_unused=True)
+    return any(one is not None and bool(one.any()) for one in found)
 
 
 def rows(setup: Setup) -> Finding | None:
@@ -257,6 +274,8 @@ def _reduction(setup: Setup) -> list[Finding]:
                 f"{GITHUB}HikariTJU/LD/issues/74",
             )
         )
+        if not told and _may_be_chosen(setup, base):
+            findings[-1] = _in_doubt(findings[-1])
     return findings
 
 
@@ -267,9 +286,37 @@ def _expected(setup: Setup, base: Identified) -> list[float]:
     return found if setup.alpha is None else [1 - setup.alpha]
 
 
+def _may_be_chosen(setup: Setup, base: Identified) -> bool:
+    """Whether the soft loss may have any weight: no alpha was said, and the hard loss's own weight tells none."""
+    return setup.alpha is None and (base.hard is None or not -NEAR < base.hard < 1 - NEAR)
+
+
+def _in_doubt(finding: Finding) -> Finding:
+    """A finding that rests on a weight alone, which may have been chosen."""
+    return replace(
+        finding,
+        severity=DOUBT,
+        change=f"{finding.change} Leave it if this weight was chosen, or say alpha: examine(..., alpha=...).",
+    )
+
+
 def temperature_squared(setup: Setup) -> Finding | None:
-    """Does the soft loss carry T^2, so that its gradient stays as large at every temperature?"""
+    """Has the soft loss the temperature that was said, and T^2, so that its gradient is as large at every one?"""
     base = identified(setup)
+    said = setup.temperature
+    if (
+        said is not None
+        and base.name in ("kd", "reversed", "js")
+        and not math.isclose(base.temperature, said, rel_tol=0.01)
+    ):
+        return Finding(
+            "loss-temperature",
+            FAULT,
+            f"You say temperature = {said:g}; on probes the gradient is that of a loss at T = {base.temperature:.3g}.",
+            "The logits of both networks are divided by another number than you mean, or by none: what a paper says "
+            "of its temperature does not hold here.",
+            "Divide the logits of both networks by T, or say the temperature that the loss has.",
+        )
     if base.name in NO_TEMPERATURE or base.name not in KNOWN or near(base.temperature, 1):
         raise Skip("the loss has no temperature, or T is 1")
     power = _power_of_temperature(setup, base)
@@ -280,9 +327,9 @@ def temperature_squared(setup: Setup) -> Finding | None:
         sure = 1.0
     if power is None or abs(power) < 0.05:
         return None
-    T = base.temperature
+    T, by_weight = base.temperature, sure < 1
     named = {-2: "T^2 is left out", -1: "it is multiplied by T in place of T^2", 2: "T^2 is there twice"}
-    return Finding(
+    finding = Finding(
         "loss-temperature",
         FAULT,
         f"At T = {T:.3g} the gradient of the soft loss is {T**power:.3g} times that of the usual one: "
@@ -293,6 +340,7 @@ def temperature_squared(setup: Setup) -> Finding | None:
         sure,
         f"{GITHUB}IntelLabs/distiller/issues/122",
     )
+    return _in_doubt(finding) if by_weight and _may_be_chosen(setup, base) else finding
 
 
 def _power_of_temperature(setup: Setup, base: Identified) -> float | None:
@@ -315,7 +363,7 @@ def _power_of_temperature(setup: Setup, base: Identified) -> float | None:
 def temperature_argument(loss: Callable[..., object]) -> str | None:
     """The name of the argument of a loss that is its temperature."""
     try:
-        names = list(inspect.signature(loss).parameters)
+        names = list(inspect.signature(called_function(loss)).parameters)
     except (TypeError, ValueError):
         return None
     # The first two are the logits, whatever they are called.
@@ -477,13 +525,17 @@ def padding(setup: Setup) -> Finding | None:
     there, counted = float(found[apart.cpu()].abs().max()), float(found[~apart.cpu()].abs().max())
     if there <= 1e-6 * counted:
         return None
+    # A sample without a label, often -1, may be meant to learn from the teacher; padding has torch's number, or lies in
+    # a sequence.
+    padding = labels.ndim > 1 or bool((labels[apart] == TORCH_IGNORES).all())
     return Finding(
         "loss-padding",
-        FAULT,
+        FAULT if padding else DOUBT,
         f"Positions whose label is below 0 get a gradient, {there / counted:.0%} of what the others get at most.",
         "Padding is learned as if it were text: a worse perplexity, and comparisons of methods whose order is "
         "reversed.",
-        "Select the positions that count before the loss: logits[labels != -100].",
+        "Select the positions that count before the loss: logits[labels != -100]."
+        + ("" if padding else " Leave it if these samples only lack a label, and are to learn from the teacher."),
         story=f"{GITHUB}peremartra/optipfair/issues/34",
     )
 

@@ -38,11 +38,12 @@ def device_of(setup: Setup) -> torch.device:
 
 
 def labels_of(setup: Setup, rows: int) -> Tensor | None:
-    """Class numbers of the first rows; None where the batch has none."""
-    labels = setup.observed[0].labels
+    """Class numbers of the first rows; None where the batch has none, or one of them names no class."""
+    labels, classes = setup.observed[0].labels, setup.observed[0].logits["student"].shape[1]
     if labels is None or labels.ndim != 1 or labels.is_floating_point() or len(labels) < rows:
         return None
-    return labels[:rows].cpu().long()
+    first = labels[:rows].cpu().long()
+    return first if bool(((first >= 0) & (first < classes)).all()) else None
 
 
 def probes(setup: Setup, rows: int | None = None, classes: int | None = None) -> list[Probe]:

@@ -21,6 +21,7 @@ from kdlib.distiller import Distiller, Losses
 from kdlib.doctor.report import Skip
 from kdlib.guards import writes_to
 from kdlib.hooks import ModelOutput, as_arguments
+from kdlib.methods import Logit
 from kdlib.teachers import FrozenTeacher, Teacher
 
 Terms = dict[str, Tensor]
@@ -319,10 +320,20 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
     return first
 
 
+def called_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What names the arguments: a module's are those of its forward."""
+    return function.forward if isinstance(function, nn.Module) else function
+
+
+def alpha_of(method: Any) -> float | None:
+    """The weight of the labels in a method of kdlib's that has one; one of the user's may call anything alpha."""
+    return float(method.alpha) if isinstance(method, Logit) else None
+
+
 def count_arguments(function: Callable[..., Any], default: int) -> int:
     """How many arguments it is called with by position, at least those without a default."""
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        parameters = list(inspect.signature(called_function(function)).parameters.values())
     except (TypeError, ValueError):  # a function of C
         return default
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
@@ -361,12 +372,23 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_map(one, change) for one in value)
     if isinstance(value, Mapping):
-        return {name: _map(one, change) for name, one in value.items()}
+        return _of_the_same_kind(value, {name: _map(one, change) for name, one in value.items()})
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _map(getattr(value, f.name), change) for f in fields(value)})
     if value is None or isinstance(value, str | int | float):
         return value
     raise Skip(f"a batch that holds a {type(value).__name__} cannot be cut into smaller ones")
+
+
+def _of_the_same_kind(mapping: Mapping[str, Any], items: dict[str, Any]) -> Mapping[str, Any]:
+    """A copy with these items in it, because a step may use its methods; a dict where that cannot be made."""
+    try:
+        changed: Any = copy.copy(mapping)
+        for name, value in items.items():
+            changed[name] = value
+    except Exception:  # whatever a class of the user's raises when it is copied, or written to
+        return items
+    return changed
 
 
 # -------------------- hooks

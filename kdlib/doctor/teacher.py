@@ -199,6 +199,10 @@ def accuracy(setup: Setup) -> Finding | None:
 def class_order(setup: Setup) -> Finding | None:
     """Would the teacher, or a student that knows something, be right oftener if its classes were renamed?"""
     found = samples(setup, "teacher")
+    if (classes := found.logits.shape[1]) > MOST_CLASSES:
+        raise Skip(
+            f"there are {classes:,} classes: whether they are renamed is searched among {MOST_CLASSES:,} at most"
+        )
     finding = _class_order("teacher", found)
     if finding is None:
         with suppress(Skip):
@@ -208,6 +212,7 @@ def class_order(setup: Setup) -> Finding | None:
 
 # How far from chance to perfect the answers are once renamed. A student after a few steps confuses some classes so
 # thoroughly that renaming them gains a little; a teacher has to be one (see `samples.LEAST`).
+MOST_CLASSES = 4_000  # a table of all pairs of them has 64 MB, and the search in it takes seconds
 RENAMED = {"teacher": 0.25, "student": 0.5}
 
 

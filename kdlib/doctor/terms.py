@@ -10,7 +10,7 @@ from torch import Tensor
 from kdlib import methods
 from kdlib.doctor.probe import IGNORED, device_of, random_logits
 from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
-from kdlib.doctor.setup import Setup
+from kdlib.doctor.setup import Setup, alpha_of
 from kdlib.doctor.step import step_taken
 
 MOST = 100.0  # times the gradient of another term
@@ -30,6 +30,9 @@ def reach(setup: Setup) -> list[Finding]:
     for name, norm in taken.norms.items():
         if norm > 0 or name in off:
             continue
+        if not math.isfinite(norm):
+            findings.append(_not_finite(name, taken.values[name]))
+            continue
         value = taken.values[name]
         if value == 0 and len(taken.norms) > 1:
             continue  # `trivial` says so
@@ -45,6 +48,17 @@ def reach(setup: Setup) -> list[Finding]:
             )
         )
     return findings
+
+
+def _not_finite(name: str, value: float) -> Finding:
+    return Finding(
+        "term-reach",
+        FAULT,
+        f"The term {name!r} is {value:.4g} and its gradient on the student's parameters is not finite.",
+        "After one step every weight of the student is NaN.",
+        "A root or a norm has no finite gradient at 0, as of the distance of a sample from itself: add a small number "
+        "under it, or leave these places out before it. A logarithm of 0, or a division by it, does the same.",
+    )
 
 
 def balance(setup: Setup) -> Finding | None:
@@ -153,10 +167,13 @@ def switched_off(setup: Setup) -> set[str]:
     """Terms of kdlib's own methods whose weight is 0 by their settings."""
     method: Any = setup.extra
     found: set[str] = set()
-    for weight, part in getattr(method, "weighted", [(1.0, method)]):
-        alpha = getattr(part, "alpha", None)
+    parts = getattr(method, "weighted", [(1.0, method)])
+    for number, (weight, part) in enumerate(parts, start=1):
+        alpha = alpha_of(part)
         if alpha in (0, 1):
-            found.add("hard" if alpha == 0 else "soft")
+            name = "hard" if alpha == 0 else "soft"
+            numbered = f"{name} ({number})"  # the name in a sum, where an earlier part has one of that name
+            found.add(numbered if numbered in step_taken(setup).norms else name)
         if weight == 0:
             found |= set(step_taken(setup).norms)  # whose names are not known one by one
     return found

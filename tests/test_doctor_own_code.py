@@ -1,0 +1,310 @@
+"""What `kdlib.doctor` says of what people write: weights of their own, loss modules, layers in outputs, odd batches."""
+
+from __future__ import annotations
+
+from collections import UserDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from doctor_setups import case
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from kdlib import data, methods
+from kdlib.distiller import Distiller
+from kdlib.doctor import Report, examine
+from kdlib.losses import kd
+
+
+def on_logits(loss: Callable[..., Any], **options: Any) -> Report:
+    c = case(5)
+    return examine(student=c.student, teacher=c.teacher, loss=loss, batches=c.batches[:2], **options)
+
+
+# -------------------- a weight of one's own is not a power of T
+
+
+CLASSES = case(5).student.fc.out_features
+WEIGHTED: dict[str, Callable[..., Tensor]] = {
+    "1/T": lambda s, t, y: F.cross_entropy(s, y) + 0.5 * kd(s, t, 2.0),
+    "1/T^2": lambda s, t, y: F.cross_entropy(s, y) + 0.25 * kd(s, t, 2.0),
+    "T^2": lambda s, t, y: F.cross_entropy(s, y) + 4 * kd(s, t, 2.0),
+    "beside smoothed labels": lambda s, t, y: F.cross_entropy(s, y, label_smoothing=0.1) + 0.5 * kd(s, t, 2.0),
+    "1/C beside class weights": lambda s, t, y: (
+        F.cross_entropy(s, y, weight=torch.arange(1.0, CLASSES + 1)) + kd(s, t, 4.0) / CLASSES
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_weight_that_may_be_meant_is_a_doubt(name: str) -> None:
+    assert on_logits(WEIGHTED[name]).sound
+
+
+def test_a_weight_that_alpha_settles_is_a_fault() -> None:
+    def loss(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * F.cross_entropy(s, y) + 0.5 * kd(s, t, 2.0) / 4
+
+    assert on_logits(loss).find("loss-temperature")[0].severity == "fault"
+    assert on_logits(loss, alpha=0.5).find("loss-temperature")[0].severity == "fault"
+
+
+def test_the_weight_of_one_of_kdlibs_own_methods_is_a_doubt_at_most() -> None:
+    c = case(5)
+    distiller = Distiller(
+        c.student, c.teacher, methods.HardLabels() + 0.5 * methods.Logit(2.0, 0.0), example=c.batches[0]
+    )
+    assert examine(distiller, c.batches[:2], optimizer=torch.optim.SGD(distiller.parameters(), 0.1)).sound
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_another_temperature_than_was_said_is_a_fault(temperature: float) -> None:
+    report = on_logits(lambda s, t, y: 0.1 * F.cross_entropy(s, y) + 0.9 * kd(s, t, temperature), temperature=4)
+    (found,) = report.find("loss-temperature")
+    assert "temperature = 4" in found.measured
+    assert f"T = {temperature:g}" in found.measured
+
+
+# -------------------- a loss that is a module
+
+
+class OwnLoss(nn.Module):
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        return kd(student_logits, teacher_logits, 4.0)
+
+
+class WithTemperature(nn.Module):
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4) -> Tensor:
+        soft = F.kl_div(
+            (student_logits / temperature).log_softmax(1),
+            (teacher_logits / temperature).softmax(1),
+            reduction="batchmean",
+        )
+        return 0.5 * F.cross_entropy(student_logits, labels) + 0.5 * soft
+
+
+class OwnAlpha(nn.Module):
+    """A loss whose attribute alpha is no weight of the labels."""
+
+    def __init__(self, alpha: Any) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        hard = F.cross_entropy(student_logits, labels)
+        return {"hard": hard, "soft": F.cross_entropy(student_logits, labels) * 2}
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), OwnLoss()])
+def test_a_module_is_called_with_as_many_arguments_as_it_takes(loss: nn.Module) -> None:
+    assert on_logits(loss).findings == ()
+
+
+def test_the_temperature_argument_of_a_module_is_varied() -> None:
+    (found,) = on_logits(WithTemperature()).find("loss-temperature")
+    assert found.confidence == 1
+
+
+@pytest.mark.parametrize("alpha", [1.0, torch.ones(3)])
+def test_the_alpha_of_a_loss_of_ones_own_is_its_own_affair(alpha: Any) -> None:
+    assert on_logits(OwnAlpha(alpha)).find("loss-ignores-teacher")
+
+
+class OwnMethod(methods.Method):
+    alpha = 0.9  # the weight of the teacher
+    trains_logits = True
+
+    def forward(self, student: Any, teacher: Any, labels: Any) -> dict[str, Tensor]:
+        soft = kd(student.logits, teacher.logits, 4.0)
+        return {"hard": 0.1 * F.cross_entropy(student.logits, labels), "soft": 0.9 * soft}
+
+
+def test_the_alpha_of_a_method_of_ones_own_was_not_said() -> None:
+    c = case(5)
+    report = examine(Distiller(c.student, c.teacher, OwnMethod(), example=c.batches[0]), c.batches[:2])
+    assert not report.find("alpha-roles")
+    assert "alpha-roles" in report.skipped
+
+
+# -------------------- terms
+
+
+def test_a_hard_term_of_weight_nought_is_switched_off_under_the_name_it_has() -> None:
+    c = case(5)
+    method = methods.HardLabels() + methods.Logit(4.0, 0.0)
+    distiller = Distiller(c.student, c.teacher, method, example=c.batches[0])
+    report = examine(distiller, c.batches[:2], optimizer=torch.optim.SGD(distiller.parameters(), 0.1))
+    assert not report.find("term-trivial")
+
+
+def test_a_gradient_that_is_not_a_number_is_not_called_nought() -> None:
+    def loss(s: Tensor, t: Tensor, y: Tensor) -> dict[str, Tensor]:
+        def distances(x: Tensor) -> Tensor:
+            return (x[None] - x[:, None]).square().sum(-1).sqrt()
+
+        return {"hard": F.cross_entropy(s, y), "rkd": F.smooth_l1_loss(distances(s), distances(t))}
+
+    (found,) = on_logits(loss).find("term-reach")
+    assert "not finite" in found.measured
+    assert "detach" not in found.change
+
+
+# -------------------- layers in the networks' outputs
+
+
+class WithFeatures(nn.Module):
+    """Gives its logits and its features, as transformers' models do with output_hidden_states."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.body(x).relu()
+        return {"logits": self.head(features), "features": features}
+
+
+def test_a_step_that_compares_features_from_the_outputs_does_not_ignore_its_teacher() -> None:
+    torch.manual_seed(0)
+    student, teacher = WithFeatures(5), WithFeatures(5).eval().requires_grad_(False)
+    batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(2)]
+
+    def step(batch: Any) -> Tensor:
+        x, y = batch
+        ours, theirs = student(x), teacher(x)
+        return F.cross_entropy(ours["logits"], y) + F.mse_loss(ours["features"], theirs["features"])
+
+    report = examine(student=student, teacher=teacher, step=step, batches=batches)
+    assert not report.find("loss-ignores-teacher")
+    assert "loss-ignores-teacher" in report.skipped
+
+
+# -------------------- labels that name no class
+
+
+@pytest.mark.parametrize("label", [-1, 10_000])
+def test_labels_that_name_no_class_end_no_examination(label: int) -> None:
+    c = case(5)
+    batches = [(x, torch.cat([torch.full((2,), label), y[2:]])) for x, y in c.batches[:2]]
+    report = examine(student=c.student, teacher=c.teacher, loss=lambda s, t: kd(s, t, 4.0), batches=batches)
+    assert report.sound, str(report)
+
+
+def test_unlabelled_samples_that_learn_from_the_teacher_are_a_doubt_at_most() -> None:
+    c = case(5)
+    batches = [(x, torch.cat([y[:-4], torch.full((4,), -1)])) for x, y in c.batches[:2]]
+
+    def loss(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return 0.5 * F.cross_entropy(s, y, ignore_index=-1) + 0.5 * kd(s, t, 4.0)
+
+    report = examine(student=c.student, teacher=c.teacher, loss=loss, batches=batches)
+    assert report.sound, str(report)
+    assert report.find("loss-padding")
+
+
+# -------------------- batches
+
+
+class Encoding(UserDict):  # as transformers' BatchEncoding
+    def to(self, device: str) -> Encoding:
+        return Encoding({name: value.to(device) for name, value in self.items()})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["data"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def test_a_batch_keeps_its_class() -> None:
+    student, teacher = nn.Linear(6, 3), nn.Linear(6, 3).eval().requires_grad_(False)
+    batches = [Encoding({"x": torch.randn(16, 6), "labels": torch.randint(3, (16,))}) for _ in range(2)]
+
+    def step(batch: Any) -> Tensor:
+        batch = batch.to("cpu")
+        s, t = student(batch.x), teacher(batch.x)
+        return 0.5 * F.cross_entropy(s, batch.labels) + 0.5 * kd(s, t, 4.0)
+
+    assert examine(student=student, teacher=teacher, step=step, batches=batches).passed
+
+
+# -------------------- splits
+
+
+def splits_of(**splits: Any) -> Report:
+    c = case(5)
+    return examine(student=c.student, teacher=c.teacher, loss=c.loss, batches=c.batches[:2], data=splits)
+
+
+def test_a_small_split_within_a_large_one_is_found_in_either_order() -> None:
+    torch.manual_seed(0)
+    train = torch.randn(2000, 4)
+    for splits in ({"train": train, "test": train[:15]}, {"test": train[:15], "train": train}):
+        assert splits_of(**splits).find("splits"), list(splits)
+
+
+def test_splits_made_from_one_data_set_of_ones_own_are_compared_by_content() -> None:
+    torch.manual_seed(0)
+    whole = TensorDataset(torch.randint(256, (300, 1, 8, 8), dtype=torch.uint8), torch.arange(300) % 10)
+    train, validation, test = (Subset(whole, range(a, b)) for a, b in ((0, 200), (200, 220), (100, 300)))
+    module = data.from_datasets(
+        train, validation=validation, test=test, classes=list("abcdefghij"), image_size=8, in_channels=1
+    )
+    c = case(5)
+    report = examine(student=c.student, teacher=c.teacher, loss=c.loss, batches=c.batches[:2], data=module)
+    assert report.find("splits")
+
+
+class Augmented(Dataset):
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index] + 0.01 * torch.randn_like(self.images[index])
+
+
+def test_samples_that_are_never_the_same_twice_are_not_said_to_differ() -> None:
+    images = torch.randn(30, 4)
+    report = splits_of(train=Augmented(images), test=Augmented(images))
+    assert "splits" in report.skipped
+
+
+def test_the_number_of_a_sample_is_no_part_of_its_content() -> None:
+    images = torch.randn(30, 4)
+    first, second = ([{"id": n + at, "x": image} for n, image in enumerate(images)] for at in (0, 1000))
+    assert splits_of(train=first, test=second).find("splits")
+
+
+# -------------------- many classes
+
+
+def test_the_order_of_very_many_classes_is_not_searched() -> None:
+    torch.manual_seed(0)
+    student, teacher = nn.Linear(6, 8000), nn.Linear(6, 8000).eval().requires_grad_(False)
+    batches = [(torch.randn(16, 6), torch.randint(8000, (16,))) for _ in range(2)]
+    report = examine(student=student, teacher=teacher, loss=lambda s, t: kd(s, t, 4.0), batches=batches)
+    assert "class" in report.skipped["class-order"]
+
+
+# -------------------- the order of findings
+
+
+def test_faults_come_before_doubts() -> None:
+    c = case(5)
+
+    def loss(s: Tensor, t: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"hard": 1e-6 * F.cross_entropy(s, y), "soft": kd(s, t, 4.0)}
+
+    clipped = [next(c.student.parameters())]
+    report = examine(
+        student=c.student, teacher=c.teacher, loss=loss, batches=c.batches[:2], temperature=2, clipped=clipped
+    )
+    severities = [one.severity for one in report.findings]
+    assert {"fault", "doubt"} <= set(severities)
+    assert severities == sorted(severities, key=lambda one: one == "doubt")
