@@ -105,7 +105,7 @@ define install
 		$(PYTHON) -m venv $(or $(2),.venv) || \
 			{ echo "Could not make $(or $(2),.venv): see above. On Debian and Ubuntu it is often: sudo apt install python3-venv"; exit 1; }; }
 	@$(or $(2),.venv)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(or $(2),.venv) has a Python before 3.11. Run: make clean, and then make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+		{ echo "$(or $(2),.venv) has a Python before 3.11. Run: rm -rf $(or $(2),.venv), and then make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Setting up $(or $(2),.venv) (once; some minutes, and on Linux gigabytes, if PyTorch has to come with CUDA)"
 	@$(or $(2),.venv)/bin/python -m pip install --quiet --disable-pip-version-check $(1)
 	@touch $@

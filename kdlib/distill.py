@@ -78,7 +78,7 @@ class Job:
             "teacher": str(self.teacher) if one else tuple(map(os.fspath, self.teacher)),
             **{name: os.fspath(getattr(self, name)) for name in ("data", "student")},
             **{name: _plain(getattr(self, name)) for name in PLAIN},
-            "cache": None if self.cache is None else os.fspath(self.cache),
+            "cache": None if self.cache is None else os.path.expanduser(self.cache),  # --cache=~/outputs
             "layers": self.layers if isinstance(self.layers, str) else tuple(self.layers),
         }
         if self.views is None:  # of a large image one random part for all epochs would be little to learn from
@@ -199,6 +199,8 @@ def build(job: Job) -> tuple[DataModule, nn.Module, nn.Module, methods.Method]:
     method = method_parser.parse(
         job.method, student, teacher, temperature=job.temperature, alpha=job.alpha, layers=job.layers
     )
+    if models.is_file(job.student):
+        evaluation.check_network("student", student, data, device=job.device, precision=job.precision)
     if job.cache is not None and not method.needs_teacher:
         raise ValueError(f"{job.method!r} needs no teacher, so there is nothing to keep: leave out the cache.")
     evaluation.check_teacher(teacher, data, device=job.device, precision=job.precision)

@@ -262,14 +262,19 @@ def _shown(values: tuple[float, ...]) -> str:
 
 
 def check_teacher(teacher: nn.Module, data: DataModule, *, device: str, precision: str) -> None:
-    """Raise ValueError for a teacher that was built for other images or classes, before it is run on all."""
-    check_class_names("teacher", teacher, data)
+    """As `check_network`; and warn of a teacher that was trained on other images."""
     for network in teacher.members if isinstance(teacher, Ensemble) else [teacher]:
         warn_of_other_images("teacher", network, data)
+    check_network("teacher", teacher, data, device=device, precision=precision)
+
+
+def check_network(role: str, network: nn.Module, data: DataModule, *, device: str, precision: str) -> None:
+    """Raise ValueError for a network that was built for other images or classes, before the slow work."""
+    check_class_names(role, network, data)
     few = min(max(2, distributed.world_size()), len(data.validation))  # each process has a share of them
     images = data.validation.select(torch.arange(few))
-    metrics = evaluate(teacher, images, device=device, precision=precision, role="teacher")
-    check_classes("teacher", metrics.logits, data)
+    metrics = evaluate(network, images, device=device, precision=precision, role=role)
+    check_classes(role, metrics.logits, data)
 
 
 def check_classes(role: str, logits: Tensor, data: DataModule) -> None:

@@ -23,7 +23,7 @@ import torch
 import typer
 from PIL import Image
 
-from kdlib import cli, data, distill, measure, models, train
+from kdlib import cli, compare, data, distill, export, measure, models, train
 from kdlib.files import load_tensors
 from kdlib.teachers import Ensemble
 from kdlib.trainer import Trainer
@@ -565,6 +565,27 @@ def test_a_teacher_of_other_images_or_classes_is_refused_before_it_is_run(
 
 
 @pytest.mark.slow
+def test_a_student_file_of_other_classes_is_refused_before_the_teacher_is_run(
+    own_images: str, own_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "five.safetensors"
+    models.save(models.build("resnet8", num_classes=5, in_channels=3, image_size=32), other)
+    options = ["--data", own_images, "--image-size", "32", "--teacher", own_teacher, "--cache", tmp_path / "outputs"]
+    assert call("distill", *options, "--student", other, "--out", tmp_path / "run") == 2
+    found = capsys.readouterr()
+    assert "student gives 5 logits, but" in found.err
+    assert "are run on" not in found.out
+    assert "is run on" not in found.out
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_home_folder_that_the_shell_left_in_an_option_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert distill.Job(cache="~/outputs").cache == "/home/somebody/outputs"
+    assert distill.Job(cache=Path("~/outputs")).cache == "/home/somebody/outputs"
+
+
+@pytest.mark.slow
 def test_distill_writes_checkpoints_within_an_epoch(own_images: str, own_teacher: Path, tmp_path: Path) -> None:
     steps, save = [], Trainer.save_checkpoint
     with pytest.MonkeyPatch.context() as patch:
@@ -667,12 +688,17 @@ def test_half_writes_16_bits(small_test_set: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_file_says_how_its_images_were_normalised_and_one_of_another_size_is_warned_of(
-    own_images: str, own_teacher: Path, capsys: pytest.CaptureFixture[str]
+    own_images: str, own_teacher: Path, tmp_path: Path
 ) -> None:
     _, facts = load_tensors(own_teacher)
     assert (facts["mean"], facts["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     with pytest.warns(UserWarning, match="trained on images of 32 pixels a side, and those .* have 48.*imagefolder@32"):
         assert call("evaluate", own_teacher, "--data", own_images, "--image-size", 48) == 0
+    loaded = data.load_images(own_images, image_size=48)
+    with pytest.warns(UserWarning, match="The network was trained on images of 32 pixels a side"):
+        export.export(models.load(own_teacher), tmp_path / "net.c", "c", loaded, least_agreement=0)
+    with pytest.warns(UserWarning, match="The network 'own' was trained on images of 32 pixels a side"):
+        compare.compare({"own": models.load(own_teacher), "other": models.build("resnet8", num_classes=3)}, loaded)
 
 
 @pytest.mark.slow

@@ -1170,6 +1170,35 @@ def test_hidden_files_and_notes_beside_pictures_need_no_word(tmp_path: Path) -> 
         data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
 
 
+def test_hidden_pictures_and_folders_are_left_out(tmp_path: Path) -> None:
+    """A Mac writes ._IMG.jpg beside IMG.jpg on other disks, and Jupyter .ipynb_checkpoints."""
+    for part, count in (("train", 4), ("val", 2)):
+        write_folder(tmp_path, part, count)
+    first = data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
+    for part in ("train", "val"):
+        (tmp_path / part / "cat" / "._one.jpg").write_bytes(b"no picture")
+        for hidden in (tmp_path / part / ".ipynb_checkpoints", tmp_path / part / "cat" / ".thumbnails"):
+            hidden.mkdir()
+            (hidden / "one.png").write_bytes(b"no picture")
+    with warnings.catch_warnings(action="error"):
+        found = data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
+    assert found.classes == first.classes
+    assert [len(one) for one in (found.train, found.validation, found.test)] == [
+        len(one) for one in (first.train, first.validation, first.test)
+    ]
+    assert found.train.fingerprint == first.train.fingerprint
+    assert pickle.loads(pickle.dumps(found.test)).fingerprint == found.test.fingerprint
+
+
+def test_a_class_with_hidden_pictures_alone_is_refused_with_the_endings_that_are_read(tmp_path: Path) -> None:
+    for part, count in (("train", 4), ("val", 2)):
+        write_folder(tmp_path, part, count)
+    (tmp_path / "train" / "owl").mkdir()
+    (tmp_path / "train" / "owl" / "._one.jpg").write_bytes(b"no picture")
+    with pytest.raises(FileNotFoundError, match=r"no valid file for the classes owl.*\.png"):
+        data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
+
+
 @pytest.mark.parametrize(
     ("link", "target"),
     [

@@ -535,6 +535,8 @@ def test_what_was_refused_is_not_in_the_folder_and_what_was_kept_is_reported(
     assert [one["format"] for one in json.loads((tmp_path / "report.json").read_text())["formats"]] == ["onnx"]
     with pytest.raises(ValueError, match="formats are empty"):
         export.export_all(network, tmp_path, [], blobs, overwrite=True)
+    with pytest.raises(TypeError, match=r"list of names; got the text 'onnx': give \['onnx'\]"):
+        export.export_all(network, tmp_path, "onnx", blobs, overwrite=True)
     assert (tmp_path / "model.onnx").exists()
 
 

@@ -21,18 +21,21 @@ def measured(teacher: str, student: str, data: str) -> dict[str, Any]:
     teacher, student: shipped names or files. Raises what `models.load` and `data.load_images` raise.
     """
     from kdlib import data as datasets
-    from kdlib import measure, models
+    from kdlib import evaluation, measure, models
     from kdlib.study.runs_file import library_versions, machine_info
 
     loaded = datasets.load_images(data)
     shape = (loaded.in_channels, loaded.image_size, loaded.image_size)
     networks = {"teacher": models.load(teacher).eval(), "student": models.load(student).eval()}
+    for role, network in networks.items():
+        evaluation.warn_of_other_images(role, network, loaded)
+    macs = {role: measure.macs(network, shape) for role, network in networks.items()}  # says what does not fit
     times = _in_turns(networks, shape)
     facts: dict[str, Any] = {
         role: {
             "model": {"teacher": teacher, "student": student}[role],
             "parameters": measure.count_parameters(network),
-            "macs": measure.macs(network, shape),
+            "macs": macs[role],
             "bytes": measure.bytes_saved(network),
             "milliseconds": 1e3 * min(times[role]),  # whatever else the machine does can only slow it down
             "milliseconds_of_rounds": [1e3 * time for time in times[role]],

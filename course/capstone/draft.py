@@ -127,6 +127,8 @@ def repeat_command(results: Results, method: str, seed: int) -> str:
         raise ValueError(f"The study has no seed {seed}; it has {', '.join(map(str, group.by_seed))}.")
     row, settings = group.by_seed[seed], group.settings
     batch = Budget.from_row(row).batch_size
+    device, _, bits = row["device"].partition(", ")  # as "cpu, bfloat16"
+    precision = {"precision": {"bfloat16": "bf16", "float32": "fp32"}[bits]} if bits else {}
     options = {
         "data": row["data"],
         "teacher": row["teacher"],
@@ -142,6 +144,9 @@ def repeat_command(results: Results, method: str, seed: int) -> str:
         "learning-rate": repr(settings.recipe(batch, row["optimizer"]).learning_rate),
         "weight-decay": repr(settings.weight_decay),
         "seed": str(seed),
+        "device": device,
+        **precision,
+        "cache": "runs/capstone/outputs",  # as the study keeps them, in 16 bits
         "out": "runs/capstone/student",
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]

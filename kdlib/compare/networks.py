@@ -109,6 +109,7 @@ def check(
     everyone = [(role(name, run, runs), model) for name, runs in entries.items() for run, model in runs.items()]
     for called, model in [*everyone, *([(TEACHER, teacher)] if teacher is not None else [])]:
         evaluation.check_class_names(called, model, data)
+        evaluation.warn_of_other_images(called, model, data)
         logits = evaluation.evaluate(model, few, device=device, precision=precision, role=called).logits
         evaluation.check_classes(called, logits, data)
 

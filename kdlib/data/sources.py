@@ -247,10 +247,10 @@ def image_folder(path: str | Path, image_size: int, num_workers: int | None) -> 
 
 
 def _open_folder(path: Path, part: str) -> Any:
-    from torchvision.datasets import ImageFolder
+    from kdlib.data.image_folder import VisibleImageFolder
 
     try:
-        images = ImageFolder(path / part, loader=_open_image)
+        images = VisibleImageFolder(path / part, loader=_open_image)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(
             f"{path / part} does not hold images in class folders ({error}). Expected {path}/train/CLASS/IMAGE and "
@@ -278,13 +278,17 @@ def _warn_of_unread(root: Path, classes: Sequence[str]) -> None:
     """Warn of files in the class folders whose endings are not read, but for hidden ones and notes beside pictures."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
+    from kdlib.data.image_folder import is_hidden
+
     known = (*IMG_EXTENSIONS, *NO_PICTURES)
     left_out = [
         Path(folder, name)
         for one in classes
         for folder, _, names in os.walk(root / one, followlinks=True)
         for name in names
-        if not name.startswith((".", "README", "LICENSE")) and not name.lower().endswith(known)
+        if not name.startswith(("README", "LICENSE"))
+        and not name.lower().endswith(known)
+        and not is_hidden(Path(folder, name), root)
     ]
     if left_out:
         warnings.warn(

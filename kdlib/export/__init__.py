@@ -140,6 +140,8 @@ def export_all(
     With `overwrite` a file of an earlier run stays until its successor is made, and the others until all are.
     Raises what `export` raises, and ValueError for a folder that holds an earlier run, unless `overwrite`.
     """
+    if isinstance(formats, str):
+        raise TypeError(f"formats is a list of names; got the text {formats!r}: give [{formats!r}].")
     known = {name: _find_format(name) for name in formats}  # each once
     check_flags(overwrite=overwrite)
     check_path(out=out)
@@ -186,6 +188,7 @@ def _checked_images(data: DataModule, validation: bool, images: int | None) -> I
 def _check_network(model: nn.Module, data: DataModule, split: IndexedDataset) -> None:
     """Raise ValueError for a network of other images or classes, before the slow work."""
     evaluation.check_class_names("network", model, data)
+    evaluation.warn_of_other_images("network", model, data)
     few = split.select(torch.arange(min(2, len(split))))
     metrics = evaluation.evaluate(float_copy(model), few, device="cpu", precision="fp32", role="network")
     evaluation.check_classes("network", metrics.logits, data)

@@ -39,7 +39,11 @@ def study(
     tuning_seeds: Annotated[int, typer.Option(min=1, help="How many seeds each trial is made with.")] = 2,
     trials_file: Annotated[
         Path | None,
-        typer.Option("--choices", help="Take the settings from this file of trials, made with other images or epochs."),
+        typer.Option(
+            "--choices",
+            help="Take the settings from this file of trials, made with other images or epochs.",
+            callback=expand_user,
+        ),
     ] = None,
     retune: Annotated[
         bool, typer.Option("--retune", help="Take only the best of each family from --choices; tune settings anew.")
@@ -52,13 +56,17 @@ def study(
         Path | None, typer.Option(help="Folder of the results; default: data/results.", callback=expand_user)
     ] = None,
     cache: Annotated[
-        Path, typer.Option(help="Scratch folder: unfinished runs, teachers' outputs of up to --workers seeds.")
+        Path,
+        typer.Option(
+            help="Scratch folder: unfinished runs, teachers' outputs of up to --workers seeds.", callback=expand_user
+        ),
     ] = Path("runs/study"),
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     again: Annotated[
-        Path | None, typer.Option(help="Repeat one run of this file of results and compare; see --row.")
+        Path | None,
+        typer.Option(help="Repeat one run of this file of results and compare; see --row.", callback=expand_user),
     ] = None,
     row: Annotated[int, typer.Option(min=1, help="The row that --again repeats.")] = 1,
     dry: Annotated[

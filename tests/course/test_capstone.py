@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from course import capstone
-from course.capstone import cost, numbers
+from course.capstone import checks, cost, numbers
 from course.capstone.__main__ import main
 from course.capstone.evidence import load_study
+from kdlib import models
 from kdlib.study import plans
 from kdlib.study.method_specs import METHODS, Settings
 from kdlib.study.plans import Budget
@@ -51,7 +52,7 @@ def write_study(folder: Path, seeds: int = 5, methods: tuple[str, ...] = tuple(G
             chosen = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(chance.randrange(10**6)))[:wrong]
             predicted[chosen] = (labels[chosen] + 1) % 10
             row = config.to_row(budget) | {
-                "device": "cpu",
+                "device": "cpu, float32",
                 "threads": 1,
                 "fingerprint": config.fingerprint(budget, "x"),
             }
@@ -510,6 +511,7 @@ def test_the_command_that_repeats_a_student_has_the_settings_of_its_row(
     for part in ("--method logit", "--temperature 4", "--alpha 0.1", "--batch-size 32", f"--learning-rate {rate}"):
         assert part in command
     assert "--seed 3" in command
+    assert "--device cpu --precision fp32 --cache " in command  # of the row, and in 16 bits as in a study
     assert main(["repeat", study, "--method", "shuffled"]) == 2
     assert "cannot be given to kdlib distill" in capsys.readouterr().err
     assert main(["repeat", study, "--seed", "9"]) == 2
@@ -634,6 +636,41 @@ def test_a_student_of_other_settings_is_none_of_the_study(change: dict[str, Any]
     found = changed_report(good, "", "", "", student={**student, "job": {**student["job"], **change}})
     assert len(found) == 1, found
     assert "is no student of the study" in found[0]
+
+
+@pytest.mark.parametrize(("further", "accepted"), [(0.01, True), (0.012, False)])
+def test_a_student_that_was_trained_again_may_differ_by_a_hundredth(further: float, accepted: bool, good: Path) -> None:
+    evidence = capstone.read_evidence(capstone.read_report(good))
+    accuracies = [float(row["test_accuracy"]) for row in evidence.results.rows if row["seed"] == "0"]
+    student = {**evidence.student, "student_accuracy": max(accuracies) + further}
+    found = changed_report(good, "", "", "", student=student)
+    assert any("is no student of the study" in one for one in found) is not accepted
+
+
+def test_of_few_test_pictures_two_answers_may_differ() -> None:
+    evidence = capstone.read_evidence(capstone.read_report(EXAMPLE))
+    row = next(row for row in evidence.results.rows if row["seed"] == str(evidence.student["job"]["seed"]))
+    student = {**evidence.student, "student_accuracy": float(row["test_accuracy"]) + 2 / 50}
+    few = replace(evidence, test_images=50, student=student)
+    assert not list(checks._same_student(few))
+    assert list(checks._same_student(replace(few, test_images=10_000)))
+
+
+def test_costs_of_pictures_of_another_size_are_refused(good: Path) -> None:
+    cost = capstone.read_evidence(capstone.read_report(good)).cost
+    (found,) = changed_report(good, "", "", "", cost={**cost, "data": "imagefolder:pictures"})
+    assert "measured on pictures of imagefolder:pictures" in found
+    assert not changed_report(good, "", "", "", cost={**cost, "data": BUDGET.data})
+
+
+def test_costs_of_a_network_of_other_pictures_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.safetensors"
+    models.save(models.build("resnet8", num_classes=10, in_channels=3), other)
+    names = ["--teacher", str(other), "--student", "resnet8-fashion", "--data", "fashion-mnist"]
+    assert main(["cost", *names, "--out", str(tmp_path / "cost.json")]) == 2
+    assert "built for images of 28 x 28 pixels" in capsys.readouterr().err
 
 
 def test_the_agreement_of_an_exported_file_is_compared(good: Path) -> None:
