@@ -183,7 +183,8 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
     keeps its outputs.
     `models.build` cannot build such a network again: save it with safetensors.torch.save_model.
     Raises ValueError for a ratio that leaves a layer no channel or takes nothing away, for an example that does not
-    fit, and for a masked or rounded network; ImportError without torch-pruning.
+    fit, and for a masked or rounded network; ImportError without torch-pruning. Heads of attention that are written by
+    hand are not known as such: do not remove channels from them.
     """
     _check_share(ratio=ratio)
     check_whole(1, LARGEST_WIDTH, round_to=round_to)
@@ -538,10 +539,17 @@ def _check_compiler() -> None:
 def _layers(model: nn.Module, *, masks: bool = False) -> dict[str, Any]:
     """The layers with weights to be compressed, by name; masks: whether these may be masked.
 
-    Raises TypeError for what is no network, ValueError for one without such layers, with weights that are held already,
-    shared or not finite.
+    Raises TypeError for what is no network, ValueError for one without such layers, with an nn.MultiheadAttention, with
+    weights that are held already, shared or not finite.
     """
     check_kind("a torch.nn.Module", nn.Module, model=model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            raise ValueError(
+                f"{name or 'The network'} is an nn.MultiheadAttention, which keeps three layers in one parameter: they "
+                "would stay as they are, and channels would be taken from its heads at random. Write queries, keys and "
+                "values as an nn.Linear each, as transformers does, or compress the parts around it."
+            )
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
     if not layers:
         raise ValueError(

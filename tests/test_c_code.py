@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 import subprocess
@@ -290,10 +291,23 @@ def test_the_model_is_not_changed(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_a_batch_norm_without_a_bias_shifts_by_its_mean_alone(tmp_path: Path) -> None:
+    norm = nn.BatchNorm2d(2)
+    norm.register_parameter("bias", None)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), norm, nn.ReLU(), *head(2)).eval()
+    norm.running_mean.fill_(0.3)
+    other = copy.deepcopy(network)
+    other[1].bias = nn.Parameter(torch.zeros(2))
+    images = pictures(4, 1, 6, 6)
+    files = [to_c(one, tmp_path / f"{number}.c", images) for number, one in enumerate((network, other))]
+    assert files[0].read_text() == files[1].read_text()
+
+
 def test_the_file_needs_no_library_and_has_no_floating_point_arithmetic(tmp_path: Path) -> None:
     _, network = made("residual")
     text = write(network, tmp_path / "net.c").read_text()
-    code = re.sub(r"/\*.*?\*/|^#define .*_SCALE .*$", "", text, flags=re.DOTALL | re.MULTILINE)
+    code = re.sub(r"/\*.*?\*/|^#define [^\n]*_SCALE [^\n]*$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert "int8_t" in code
     assert set(re.findall(r"#include <(.*)>", code)) <= {"stdint.h", "arm_acle.h"}  # the compiler's own
     assert not re.search(r"\bfloat\b|\bdouble\b|\d\.\d|malloc", code)
 
@@ -473,6 +487,7 @@ UNWRITABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
                            "overwrites"),
     "always dropping": (lambda: Net(lambda s, x: s.fc(F.dropout(x, 0.5).flatten(1)), fc=FC), "on in eval mode"),
     "too wide": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), "cannot take images of 1 x 5 x 5"),
+    "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "lazy"),
     "not finite": (lambda: nn.Sequential(nn.Flatten(), _filled(nn.Linear(16, 3), float("nan"))), "not finite"),
 }  # fmt: skip
 

@@ -847,3 +847,21 @@ def test_a_form_that_torch_pruning_cannot_follow_is_refused_in_a_sentence(networ
     pytest.importorskip("torch_pruning")
     with pytest.raises(ValueError, match=r"No channels can be removed \(.*\): the network has a form that torch-prun"):
         compress.prune_channels(network(), 0.5, torch.randn(1, 3, 16, 16))
+
+
+ATTENTION: dict[str, Callable[[nn.Module], Any]] = {
+    "weights": lambda net: compress.prune_weights(net, 0.9),
+    "channels": lambda net: compress.prune_channels(net, 0.5, torch.randn(1, 4, 16)),
+    "rounded": lambda net: compress.quantize_weights(net, 4),
+    "trained rounded": lambda net: compress.prepare_qat(net, 4),
+    "packed": lambda net: compress.pack_weights(net, 4),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_with_its_layers_in_one_parameter_is_refused(name: str) -> None:
+    """in_proj_weight would stay as it is, and channels would go from anywhere in the heads."""
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    network = nn.Sequential(layer, nn.Flatten(), nn.Linear(64, 3)).eval()
+    with pytest.raises(ValueError, match=r"0\.self_attn is an nn\.MultiheadAttention"):
+        ATTENTION[name](network)

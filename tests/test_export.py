@@ -322,6 +322,27 @@ def diverged() -> nn.Module:
     return model
 
 
+class Masked(nn.Module):
+    """Its mask leaves out the last class, as a mask of attention leaves out positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 3)
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, float("-inf")]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1)) + self.mask.softmax(0)
+
+
+def test_a_network_with_a_mask_is_exported(tmp_path: Path) -> None:
+    network = Masked()
+    export.to_onnx(network, tmp_path / "net.onnx", X)
+    assert torch.allclose(export.load_onnx(tmp_path / "net.onnx")(X), network(X), atol=1e-5)
+    network.mask[0] = float("nan")
+    with pytest.raises(ValueError, match="mask is not finite"):
+        export.to_onnx(network, tmp_path / "again.onnx", X)
+
+
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 NET = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 BAD = {

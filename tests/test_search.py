@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +33,7 @@ from tqdm import tqdm
 
 from kdlib import cli, data, files, measure, models, search, train, verdict
 from kdlib.data import DataModule
-from kdlib.search import judging, storage, task, workers
+from kdlib.search import engine, judging, storage, task, workers
 from kdlib.search.limits import CostTable, Limits
 from kdlib.search.task import Outcome
 from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED, Strategy, Trials
@@ -302,6 +303,25 @@ def test_to_tpe_a_diverged_trial_is_infeasible_and_so_worse_than_any_other(blobs
     assert max(complete.constraints.values(), default=0) <= 0
 
 
+def test_a_search_that_goes_on_has_its_clocks_where_they_stood(blobs: DataModule) -> None:
+    """A diverged trial is ended at the turn of its next report, when the other worker had its own turns before."""
+    import optuna
+
+    store = optuna.storages.InMemoryStorage()
+    strategy = Strategy("tpe", "hyperband", seed=0, epochs=9, count=4)
+    space = {"learning_rate": search.LogUniform(0.01, 1.0)}
+    common = ("search", store, strategy, space, "resnet8w2", CostTable(blobs, timed=False), Limits(), {})
+    trials = Trials(*common)
+    assert trials.resume(2) == [0.0, 0.0]
+    for slot, reports in ((0, [1]), (1, [])):
+        assignment = trials.take(slot, 0.0)
+        assert assignment is not None
+        for epoch in reports:
+            assert trials.report(assignment, epoch, 0.3, 1.0)
+        trials.finish(assignment, Outcome(2 if reports else 1, 1.0, error="The loss is not finite"))
+    assert Trials(*common).resume(2) == [3.0, 1.0]  # the reports are after epochs 1 and 3
+
+
 def test_a_search_in_which_all_diverge_has_no_best_and_says_so(blobs: DataModule, teacher: nn.Module) -> None:
     space = {"learning_rate": search.LogUniform(1e30, 1e31)}
     found = search.run(blobs, teacher=teacher, space=space, trials=2, epochs=1, pruner=None, **TINY)
@@ -405,6 +425,15 @@ def test_latency_is_measured_once_and_kept_for_a_search_that_goes_on(
     assert all(row["latency"] == pytest.approx(row["width"] * 1e-3) for row in found.rows)
     search.run(blobs, trials=8, **options, **{**TINY, "student": None})
     assert len(measured) == 4
+    # A search that replaces it, on other images, measures anew.
+    fixed = {"method": "kd", "images": None, "views": 1, "sampler": "tpe", "pruner": "hyperband", "max_macs": None}
+    fixed |= {"device": "cpu", "precision": "fp32"}
+    given = {**fixed, **options, **TINY, "student": None, "trials": 6, "seed": 0}
+    given = {name: value for name, value in given.items() if name not in ("storage", "progress")}
+    other = replace(blobs, train=blobs.train.select(torch.arange(20)))
+    for module, count in ((blobs, 4), (other, 8)):
+        engine.measure_latencies(*engine.check(module, **given), tmp_path)
+        assert len(measured) == count
 
 
 def test_a_network_of_any_width_has_a_name_and_its_weights_a_file(tmp_path: Path) -> None:
@@ -1366,6 +1395,8 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "one layer for a matrix of layers": (
         {"method": "fsp", "space": {"layers": search.Choice(("all", "last"))}}, "fsp cannot take the layers 'last'"),
     "a logarithm of 0": ({"space": {"weight_decay": search.LogUniform(0, 2)}}, "begins above 0"),
+    "steps of nothing": ({"space": {"temperature": search.Whole(1, 8, 0)}}, "step is a whole number of at least 1"),
+    "whole numbers from a half": ({"space": {"temperature": search.Whole(0.5, 4)}}, "low is a whole number"),
     "an infinite range": ({"space": {"learning_rate": search.Uniform(1, float("inf"))}}, "learning_rate is a number"),
     "nothing to choose from": ({"space": {"alpha": search.Choice(())}}, "nothing to choose from"),
     "layers of no kind": (
@@ -1446,3 +1477,19 @@ def test_what_cannot_be_sent_to_another_process_is_said(blobs: DataModule) -> No
 
     with pytest.raises(ValueError, match="cannot be sent to other processes"):
         search.run(blobs, teacher=Local(), trials=1, epochs=1, workers=2, **TINY)
+
+
+class OfACell(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :3]
+
+
+@pytest.mark.slow
+def test_what_only_the_other_process_finds_missing_is_said(blobs: DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class of a notebook's cell is named by pickle, and is in no module that another process could import."""
+    cell = types.ModuleType("a_cell_of_a_notebook")
+    cell.OfACell = OfACell  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "a_cell_of_a_notebook", cell)
+    monkeypatch.setattr(OfACell, "__module__", "a_cell_of_a_notebook")
+    with pytest.raises(ValueError, match="cannot be sent to other processes.*a_cell_of_a_notebook"):
+        search.run(blobs, teacher=OfACell(), trials=1, epochs=1, workers=2, **TINY)

@@ -54,8 +54,11 @@ def float_copy(model: nn.Module) -> nn.Module:
             f"The network cannot be copied to the CPU ({_first_line(error)}). Build it on a real device; after "
             "torch.nn.utils.prune make the masks permanent with prune.remove."
         ) from error
-    for name, tensor in [*copied.named_parameters(), *copied.named_buffers()]:
-        if not tensor.isfinite().all():
+    parameters = dict(copied.named_parameters())
+    for name, tensor in [*parameters.items(), *copied.named_buffers()]:
+        # A mask of attention may hold -inf; what is learned, and what a batch norm has seen, may not.
+        learned = name in parameters or name.rpartition(".")[2].startswith("running_")
+        if not tensor.isfinite().all() and (learned or bool(tensor.isnan().any())):
             raise ValueError(f"The network's {name} is not finite: it has diverged or is damaged. Train it anew.")
         tensor.data = _contiguous(tensor.data)
     return copied

@@ -81,6 +81,7 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     _check(model, images)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     compress.refuse_activation_rounding(model)
+    measure.bytes_in_memory(model)  # refuses lazy layers, which have a hook of torch's own
     _refuse_hooks(model)
     try:
         model = measure.copy_without_hooks(model, "cpu").float()
@@ -320,7 +321,7 @@ class _Reader:
         if module.running_var is None or module.running_mean is None:
             raise _unsupported(f"{where} without running statistics")
         factor = (module.running_var + module.eps).rsqrt() * (module.weight.detach() if module.affine else 1)
-        shift = (module.bias.detach() if module.affine else 0) - module.running_mean * factor
+        shift = (module.bias.detach() if module.bias is not None else 0) - module.running_mean * factor
         layer = self._foldable(node, ("convolution", "linear"))
         if layer is not None:
             weight, bias = layer.weight * factor[:, None, None, None], layer.bias * factor + shift

@@ -105,7 +105,7 @@ def search(
                 task, space, strategy, limits = checked
                 if storage and database_file(storage) != database_file(out):  # else it is removed
                     engine.check_same_search(task, space, strategy, limits, storage)
-                latencies = engine.measure_latencies(task, space, limits, storage)
+                latencies = engine.measure_latencies(task, space, strategy, limits, storage)
                 set_aside(folder, results)
             found = engine.search(*checked, storage or out, workers=workers, progress=not quiet, latencies=latencies)
             command = report.command_line(_arguments())

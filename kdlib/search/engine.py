@@ -351,7 +351,7 @@ def search(
 
 
 def measure_latencies(
-    task: Task, space: dict[str, Distribution], limits: Limits, storage: Storage
+    task: Task, space: dict[str, Distribution], strategy: Strategy, limits: Limits, storage: Storage
 ) -> dict[str, float] | None:
     """The latencies that `search` is given, before it is begun; None where there is no limit to them.
 
@@ -361,7 +361,8 @@ def measure_latencies(
     with open_storage(storage) as (store, _):
         if limits.max_latency is None:
             return None
-        costs = CostTable(task.data, True, task.stem, dict(_stored_latencies(load_optuna(), store, STUDY)))
+        known = _stored_latencies(load_optuna(), store, STUDY, _identity(task, space, strategy, limits))
+        costs = CostTable(task.data, True, task.stem, dict(known))
         largest_allowed(costs.of(students_of(space) or [task.student]), limits)
     return costs.latencies
 
@@ -377,10 +378,16 @@ def check_same_search(
             check_identity(stored, _identity(task, space, strategy, limits))
 
 
-def _stored_latencies(optuna: Any, store: Any, name: str) -> dict[str, float]:
+def _stored_latencies(
+    optuna: Any, store: Any, name: str, identity: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """Those that a search has measured; none where it was on other images than the one with this identity."""
     if name not in optuna.get_all_study_names(store):
         return {}
-    return optuna.load_study(study_name=name, storage=store).user_attrs.get("latencies", {})
+    stored = optuna.load_study(study_name=name, storage=store).user_attrs
+    if identity is not None and any(stored.get("identity", {}).get(one) != identity[one] for one in ("data", "stem")):
+        return {}
+    return stored.get("latencies", {})
 
 
 def _identity(task: Task, space: Space, strategy: Strategy, limits: Limits) -> dict[str, Any]:

@@ -94,6 +94,9 @@ def _check_range(name: str, distribution: Distribution) -> None:
         ends = (distribution.low, distribution.high)
         for end in ends:
             _check_value(name, end)
+        if isinstance(distribution, Whole):
+            check_whole(0, low=distribution.low, high=distribution.high)
+            check_whole(step=distribution.step)
         if ends[0] > ends[1]:
             raise ValueError(f"{name} is searched from low to high; got {ends[0]} to {ends[1]}.")
         if isinstance(distribution, LogUniform) and not ends[0] > 0:

@@ -5,8 +5,9 @@ a limit and never trained; or running. To optuna a diverged trial is a pruned on
 an infeasible one: the sampler learns from both where not to look, whatever a trial reported before it diverged.
 
 Each trial has a sampler of its own, seeded by the search's seed and the trial's number. So nothing of the sampler has
-to be stored, and a search that was killed goes on with the trials that it would have had, but for a kill in the instant
-between a report and the pruner's answer: that trial goes on to its next report.
+to be stored, and a search that was killed goes on with the trials that it would have had, but for a kill in one of two
+instants. Between a report and the pruner's answer: that trial goes on to its next report. Between two of the settings
+that a trial is given: those that are not stored yet are drawn as the first ones were.
 """
 
 from __future__ import annotations
@@ -262,11 +263,22 @@ class Trials:
             slot, start = trial.user_attrs.get("start", [0, 0.0])[:2]
             finished = trial.state.is_finished()
             if slot < workers:
-                clocks[slot] = max(clocks[slot], start + (self._row(trial)["cost"] if finished else 0.0))
+                clocks[slot] = max(clocks[slot], start + (self._time_of(trial) if finished else 0.0))
             if not finished and not self._runs_elsewhere(trial):
                 taken = {one for one, _ in self._interrupted}
                 self._interrupted.append((slot if slot < workers and slot not in taken else ANY_SLOT, trial))
         return clocks
+
+    def _time_of(self, trial: FrozenTrial) -> float:
+        """For how long a finished trial had its worker, by the search's clock, to the same rounding."""
+        row = self._row(trial)
+        if row["state"] == INFEASIBLE:
+            return 0.0
+        epochs = row["epochs"]
+        if row["state"] == DIVERGED:  # its end was seen at the turn of its next report, or of its last epoch
+            later = (report for report in self.strategy.reports if report > (trial.last_step or 0))
+            epochs = next(later, self.strategy.epochs)
+        return row["macs"] / self._reference * epochs
 
     def _runs_elsewhere(self, trial: FrozenTrial) -> bool:
         """Whether a process that may still be alive trains it; without other machines, there is none but this one."""

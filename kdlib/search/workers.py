@@ -144,6 +144,13 @@ def refuse_without_main_guard() -> None:
         )
 
 
+def _cannot_be_sent(error: Exception) -> ValueError:
+    return ValueError(
+        f"This teacher or these data cannot be sent to other processes ({error}). Take workers=1, or define their "
+        "classes and functions in a module."
+    )
+
+
 @contextmanager
 def open_runners(task: Task, cache: Path, workers: int) -> Iterator[list[Runner]]:
     """As many runners as workers; one works in this process, with all of its threads.
@@ -157,10 +164,7 @@ def open_runners(task: Task, cache: Path, workers: int) -> Iterator[list[Runner]
     try:
         packed = pickle.dumps(task)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"This teacher or these data cannot be sent to other processes ({error}). Take workers=1, or define their "
-            "classes and functions in a module."
-        ) from error
+        raise _cannot_be_sent(error) from error
     runners: list[RemoteRunner] = []
     threads = max(1, torch.get_num_threads() // workers)
     try:
@@ -179,7 +183,13 @@ def _serve(connection: Connection, cache: Path, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends these
     exit_with_parent()
     torch.set_num_threads(threads)
-    runner = TaskRunner(pickle.loads(connection.recv_bytes()), cache)  # from the process that has started this one
+    try:
+        task = pickle.loads(connection.recv_bytes())  # from the process that has started this one
+    except Exception as error:  # a class of a notebook's cell is in no module, which only its reader notices
+        connection.recv()
+        connection.send(("error", _cannot_be_sent(error)))
+        return
+    runner = TaskRunner(task, cache)
 
     def report(epoch: int, accuracy: float) -> bool:
         connection.send(("report", (epoch, accuracy)))
