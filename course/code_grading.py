@@ -25,6 +25,7 @@ RTOL, ATOL = 1e-3, 1e-5  # single precision leaves about four good digits of a d
 # Of bytecode: all that "pass", "..." and "loss = None; return loss" come to, whatever the version of Python.
 IDLE = ("RESUME", "NOP", "LOAD_CONST", "LOAD_SMALL_INT", "LOAD_FAST", "STORE_FAST", "POP_TOP", "RETURN_")
 NEXT_STEPS = {
+    UnboundLocalError: "Inside the function this name has no value yet when it is read: set it there first, above.",
     NameError: "A name is misspelt, or the cell that makes it has not been run.",
     AttributeError: "Look at what kind of object stands before the dot: print(type(...)).",
     IndexError: "An index or a dimension does not exist: print the shapes. In a B x C tensor, dim=1 are the classes.",
@@ -68,7 +69,8 @@ class _Attempt:
 def grade_code(spec: CodeSpec, answer: Any) -> Feedback:
     """Feedback on a learner's function; raises nothing but the learner's own KeyboardInterrupt."""
     try:
-        return _grade(spec, answer)
+        with torch.device("cpu"):  # a learner's default device may be a GPU, where random inputs would be others
+            return _grade(spec, answer)
     except Exception as error:  # such as a tensor of an exotic kind: the lesson goes on
         text = f"Your answer could not be read ({type(error).__name__}). {NEXT_STEPS[TypeError]}"
         return Feedback(Outcome.ERROR, text)
@@ -80,6 +82,8 @@ def _grade(spec: CodeSpec, answer: Any) -> Feedback:
     if not callable(answer):
         how = f"Give the function itself, by its name and without brackets: .check({spec.name})."
         return Feedback(Outcome.ERROR, how, opening=INVALID)
+    if order := _other_order(spec, answer):
+        return Feedback(Outcome.ERROR, f"Your function is called by position: {spec.name}({order}). Keep this order.")
     attempts: list[_Attempt] = []
     for case in spec.cases():
         attempt = _try_case(spec, answer, case)
@@ -92,6 +96,16 @@ def _grade(spec: CodeSpec, answer: Any) -> Feedback:
     if all(attempt.correct for attempt in attempts):
         return with_printed_output(_correct(spec, answer, attempts), attempts[0].result)
     return with_printed_output(_wrong(spec, attempts), attempts[0].result)
+
+
+def _other_order(spec: CodeSpec, answer: Any) -> str:
+    """The arguments in their order, where the answer has the same ones in another; else nothing."""
+    wanted = list(inspect.signature(spec.reference).parameters)
+    try:
+        given = list(inspect.signature(answer).parameters)
+    except (TypeError, ValueError):
+        return ""
+    return ", ".join(wanted) if given != wanted and sorted(given) == sorted(wanted) else ""
 
 
 def values_match(given: Any, expected: Any, *, any_nonfinite: bool = False) -> bool:
@@ -437,8 +451,10 @@ def _format_call(spec: CodeSpec, case: Case) -> str:
 
 def format_example(spec: CodeSpec) -> str:
     """The first case of an exercise as a call with its correct result."""
-    case = spec.cases()[0]
-    return f"{_format_call(spec, case)}\n    gives {format_value(spec.reference(*copy.deepcopy(case.arguments)))}"
+    with torch.device("cpu"):
+        case = spec.cases()[0]
+        value = spec.reference(*copy.deepcopy(case.arguments))
+        return f"{_format_call(spec, case)}\n    gives {format_value(value)}"
 
 
 def format_value(value: Any) -> str:

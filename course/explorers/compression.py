@@ -46,8 +46,9 @@ class Compression(Explorer):
     name = "Compression"
     alt = (
         "Left: test accuracy of all networks against a cost on a logarithmic axis, squares for hard labels, circles "
-        "for distilled networks, diamonds for those not trained further, a triangle for the whole ResNet-20; a ring "
-        "marks the chosen one. Right: bars of its bytes, zipped bytes, MACs and time in per cent of the whole network."
+        "for distilled networks, diamonds for those not trained further, a triangle for the whole ResNet-20; a dotted "
+        "line through those that are best for their cost; a ring marks the chosen one. Right: bars of its bytes, "
+        "zipped bytes, MACs and time in per cent of the whole network."
     )
     size = (10.4, 3.9)
 
@@ -56,6 +57,7 @@ class Compression(Explorer):
     ) -> None:
         self.results = compression_results.load() if results is None else results
         self.latency = tuple(sorted((latency or {}).items()))
+        self._wanted = self._given = ""  # the training that was chosen last, and the one that is shown
         super().__init__(**initial)
 
     def make_controls(self, widgets: Any) -> dict[str, Any]:
@@ -71,14 +73,15 @@ class Compression(Explorer):
         return [(title, name) for name, title in TRAININGS.items() if (way, name) in self.results.by_key]
 
     def sync_controls(self) -> None:
-        """Offer the trainings that were run for the chosen way; keep the present one, or take the last of them."""
+        """Offer the trainings that were run for the chosen way: the one that was chosen last, else the last of them."""
         control, options = self.controls["training"], self._trainings(self.controls["way"].value)
-        if list(control.options) == options:
-            return
-        present = control.value
+        if control.value != self._given:  # chosen, and not put here for want of it
+            self._wanted = control.value
+        if list(control.options) != options:
+            control.options = options
         names = [name for _, name in options]
-        control.options = options
-        control.value = present if present in names else names[-1]
+        self._given = self._wanted if self._wanted in names else names[-1]
+        control.value = self._given
 
     def inputs(self) -> tuple[CompressionResults, tuple[tuple[str, float], ...], str, str, str]:
         state = self.state

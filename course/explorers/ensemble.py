@@ -57,8 +57,12 @@ def entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities).sum(dim=-1)
 
 
-def common_logits(logits: Tensor, labels: Tensor, way: str, weights: Tensor) -> Tensor:
-    """The teachers' common logits; weights sum to 1. Confidence is multiplied by them."""
+def common_logits(logits: Tensor, labels: Tensor, way: str, weights: Tensor, temperature: float = 1.0) -> Tensor:
+    """The teachers' common logits; weights sum to 1. Confidence is multiplied by them.
+
+    temperature: by confidence the mean is of probabilities that were softened at it, as in `ConfidenceEnsemble`; the
+    other ways combine the teachers first, as `teachers.Ensemble` does, and what comes out is softened.
+    """
     fixed = weights[:, None].expand(-1, logits.shape[1])
     if way == "mean of logits":
         return (weights[:, None, None] * logits).sum(dim=0)
@@ -70,7 +74,7 @@ def common_logits(logits: Tensor, labels: Tensor, way: str, weights: Tensor) -> 
         fixed = fixed * confidence_weights(logits, labels if way.endswith("labels") else None)
         # Where all that is left is a teacher without any confidence, its weight is all that there is.
         fixed = torch.where(fixed.sum(dim=0) > 0, fixed, weights[:, None])
-        fixed = fixed / fixed.sum(dim=0)
+        return weighted_mean(logits, fixed / fixed.sum(dim=0), temperature)
     return weighted_mean(logits, fixed)
 
 
@@ -123,7 +127,7 @@ class Ensemble(Explorer):
         if not sum(weights) > 0:
             raise ValueError("All weights are 0, so nobody is asked. Give one teacher a weight.")
         shares = torch.tensor(weights) / sum(weights)
-        together = common_logits(answers.logits, answers.labels, way, shares)
+        together = common_logits(answers.logits, answers.labels, way, shares, temperature)
         plain = answers.logits.softmax(dim=2)
         uncertainty = (shares[:, None] * entropy(plain)).sum(dim=0)
         total = entropy((shares[:, None, None] * plain).sum(dim=0))
@@ -185,8 +189,10 @@ class Ensemble(Explorer):
         word = "right" if bool(result.right[picture]) else "wrong"
         own = (answers.logits.argmax(dim=2) == answers.labels).float().mean(dim=1)
         alone = ", ".join(f"{name} {float(share):.1%}" for name, share in zip(answers.names, own, strict=True))
+        way = self.state["way"]
+        how = "Softened first, then combined" if way.startswith("confidence") else "Combined first, then softened"
         return [
-            f"Number {picture + 1} of {len(answers.labels)}, {answers.classes[int(answers.labels[picture])]}. "
+            f"Number {picture + 1} of {len(answers.labels)}, {answers.classes[int(answers.labels[picture])]}. {how}. "
             f"At T = {self.state['temperature']:.2f} {'; '.join(said)}, {word}.",
             f"Disagreement {float(result.disagreement[picture]):.2f} nats, mean entropy "
             f"{float(result.uncertainty[picture]):.2f}.",

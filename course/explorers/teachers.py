@@ -52,9 +52,9 @@ class Teachers(Explorer):
 
     name = "Teachers"
     alt = (
-        "Left: the gain of a student over hard labels against a measure of its teacher, a point with an interval for "
-        "each teacher, a ring around the chosen one. Right: test accuracy of each seed, squares on hard labels joined "
-        "to circles with the chosen teacher."
+        "Left: the gain of a student over hard labels against a measure of its teacher, a point with its single "
+        "interval for each teacher, a ring around the chosen one. Right: test accuracy of each seed, squares on hard "
+        "labels joined to circles with the chosen teacher."
     )
     size = (10.4, 3.9)
 
@@ -193,10 +193,12 @@ class Teachers(Explorer):
             f"at T = 4; place {result.rank} of {result.count} by {WORDS[self.state['measure']]}."
         )
         arm = result.gain.arm
+        alone = self.results.gain(arm.student, one.name).comparison
         gain = (
             f"The student ({STUDENT_TITLES[arm.student]}, T = {arm.temperature:g}): {arm.mean:.2f} % of the test "
             f"images, on hard labels {result.hard.mean:.2f} %; gain {found.mean:+.2f} points ({found.low:+.2f} to "
-            f"{found.high:+.2f}), {found.verdict}."
+            f"{found.high:+.2f}, one of {found.comparisons}), {found.verdict}. Its bar is the single interval, "
+            f"{alone.low:+.2f} to {alone.high:+.2f}."
         )
         return [facts, gain, self._describe_reference(result)]
 

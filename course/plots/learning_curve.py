@@ -60,7 +60,8 @@ def accuracy_against_images(several: Sequence[Results], methods: Sequence[str] |
         axes.set_xticks(counts, ticks)
         axes.minorticks_off()
     with_problem = any(results.problem(name) for results in several for name in (base, *names))
-    note = "no mean where a seed diverged or was not run" if with_problem else "95 % intervals"
+    held = "95 % intervals; those of the gains hold together for one number of images"
+    note = "no mean where a seed diverged or was not run" if with_problem else held
     fig.suptitle(f"{describe_networks(several[0])}; {note}", x=0.01, ha="left", fontsize=10)
     fig.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9, handlelength=3)
     return fig

@@ -23,7 +23,8 @@ def mistakes(costs: Sequence[Cost]) -> Figure:
     for panel, (ax, alpha) in enumerate(zip(axes, alphas, strict=True)):
         rows = [cost for cost in costs if cost.alpha == alpha]
         for y, cost in enumerate(rows):
-            seeds, mean = ("one seed", "mean, 95 % interval") if y == panel == 0 else ("", "")
+            held = f"mean, interval (95 % for all {cost.comparison.comparisons} together)"
+            seeds, mean = ("one seed", held) if y == panel == 0 else ("", "")
             look = NEUTRAL.line(seeds, linestyle="", alpha=0.6, markersize=5)
             ax.plot(cost.by_seed, [y] * len(cost.by_seed), **look)
             found = cost.comparison
@@ -49,5 +50,8 @@ def mistakes_alt(costs: Sequence[Cost]) -> str:
             if cost.alpha == alpha
         ]
         parts.append(f"alpha = {alpha:g}: {', '.join(rows)}")
-    start = "Change of validation accuracy, in points, by each mistake: mean and 95 % interval over the seeds. "
+    start = (
+        "Change of validation accuracy, in points, by each mistake: mean and interval over the seeds, 95 % for all "
+        f"{costs[0].comparison.comparisons} together. "
+    )
     return start + ". ".join(parts) + "."

@@ -117,7 +117,9 @@ def test_ring_and_bars_are_drawn_where_they_are(results: CompressionResults) -> 
     one = results.by_key["channels", HARD]
     assert [float(values[0]) for values in explorer._ring.get_data()] == pytest.approx([one.macs, one.accuracy])
     widths = [bar.get_width() for bar in explorer._bars]
-    assert widths == pytest.approx([100 * one.bytes / results.whole.bytes, *widths[1:3], 40])
+    whole = results.whole
+    shares = [one.bytes / whole.bytes, one.zipped_bytes / whole.zipped_bytes, one.macs / whole.macs, 0.4]
+    assert widths == pytest.approx([100 * share for share in shares])
     assert explorer._texts[3].get_text() == "40 %"
     explorer.set(way="resnet8")
     assert (explorer._bars[3].get_width(), explorer._texts[3].get_text()) == (0, "not measured")
@@ -166,6 +168,21 @@ def test_only_trainings_that_were_run_can_be_chosen(explorer: explorers.Compress
     assert [name for _, name in explorer.controls["training"].options] == [HARD, KD]
     explorer.set(way="channels", training=RAW)
     assert explorer.state == {"way": "channels", "training": RAW, "cost": "bytes"}
+
+
+def test_a_training_that_was_chosen_comes_back_where_it_was_run(results: CompressionResults) -> None:
+    """Else a walk along the ways would end at networks that were not trained further, beside distilled ones."""
+    explorer = explorers.Compression(results, LATENCY, way="channels", training=HARD)
+    way = explorer.controls["way"]
+    seen = []
+    for name in ("int6", "int4", "int2", "int6", "channels"):
+        way.value = name
+        seen.append(explorer.state["training"])
+    assert seen == [RAW, RAW, HARD, RAW, HARD]
+    explorer.controls["training"].value = RAW
+    for name in ("int6", "int2"):
+        way.value = name
+    assert explorer.state["training"] == RAW
 
 
 def test_what_was_not_run_is_named(results: CompressionResults) -> None:

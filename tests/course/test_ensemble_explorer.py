@@ -127,6 +127,17 @@ def test_confidence_is_that_of_the_library(teachers: dict[str, Tensor], way: str
     torch.testing.assert_close(found, weighted_mean(logits, confidence_weights(logits, labels)))
 
 
+def test_by_confidence_softened_answers_are_combined_as_a_student_is_taught(dataset: InMemoryDataset) -> None:
+    """So no class has less than each of the teachers gives it, at any temperature."""
+    sure = {name: 9.2 * torch.nn.functional.one_hot(torch.full((COUNT,), place), 3) for place, name in enumerate("ab")}
+    explorer = explorers.Ensemble(sure, dataset, CLASSES, way=WAYS[3], temperature=4.0)
+    shown = explorer.compute(*explorer.inputs())
+    torch.testing.assert_close(shown.together, shown.each.mean(dim=0))
+    assert "Softened first" in explorer.describe()
+    explorer.set(way=WAYS[0])
+    assert "Combined first" in explorer.describe()
+
+
 def test_disagreement_is_nothing_for_one_and_the_logarithm_of_two_for_two_sure_ones(dataset: InMemoryDataset) -> None:
     sure = torch.full((COUNT, 3), -50.0)
     one, other = sure.clone(), sure.clone()

@@ -433,10 +433,31 @@ def test_an_exception_is_reported_with_its_line_and_a_next_step() -> None:
     assert "File" not in text_of(feedback)
 
 
+def _adds_to_nothing(logits: Tensor, temperature: float) -> Tensor:
+    total += logits / temperature  # noqa: F821, F841
+    return total
+
+
+def test_arguments_in_another_order_are_said_and_not_taken_for_a_mistake() -> None:
+    def swapped(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+        return soft_loss(student_logits, teacher_logits, temperature)
+
+    feedback = grade(swapped)
+    assert feedback.outcome is Outcome.ERROR
+    assert "soft_loss(student_logits, teacher_logits, temperature)" in text_of(feedback)
+
+
+def test_an_answer_is_right_whatever_the_default_device_is() -> None:
+    with torch.device("meta"):  # as torch.set_default_device("cuda") in the first cell of a notebook
+        assert grade(soft_loss).outcome is Outcome.CORRECT
+        assert "gives" in repr(exercises.load("04").soft_loss)
+
+
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
         (lambda z, t: undefined_name, "name is misspelt"),  # noqa: F821
+        (_adds_to_nothing, "has no value yet"),
         (lambda z, t: scipy.special.softmax(z / t), "Put import scipy.stats in the first line"),  # noqa: F821
         (lambda z: z, "It should take these arguments: logits, temperature."),
         (lambda z, t: z.sum(dim=7), "dim=1 are the classes"),

@@ -142,10 +142,14 @@ def test_the_text_says_what_is_known_of_the_teacher_and_what_it_was_worth(explor
     assert first.endswith("place 6 of 6 by accuracy.")
     assert second.startswith("The student (ResNet-8, T = 4): ")
     gain = explorer.results.gains("resnet8")
+    alone = explorer.results.gain("resnet8", "resnet20-fashion").comparison
     verdict = next(one for one in gain if one.arm.teacher == "resnet20-fashion").comparison
     assert second.endswith(
-        f"gain {verdict.mean:+.2f} points ({verdict.low:+.2f} to {verdict.high:+.2f}), {verdict.verdict}."
+        f"gain {verdict.mean:+.2f} points ({verdict.low:+.2f} to {verdict.high:+.2f}, one of 6), {verdict.verdict}. "
+        f"Its bar is the single interval, {alone.low:+.2f} to {alone.high:+.2f}."
     )
+    bar = explorer._bars["resnet20-fashion"].get_ydata()
+    assert list(bar) == pytest.approx([alone.low, alone.high])
     assert third == "This is the teacher that the others are compared with."
     explorer.set(teacher="resnet8 hard 0")
     assert explorer.describe().splitlines()[2].startswith("Over ResNet-20, shipped, as teacher: +")
