@@ -36,9 +36,11 @@ from kdlib.data import InMemoryDataset
 
 SHARE = 0.4
 TEACHER, TEACHER_EPOCHS = "teacher", 3 * EPOCHS
-HARD = hard_settings(0.001, 0.002, 0.005, 0.01)  # four trials: wrong labels punish large rates
-SOFT = soft_settings(0.002, 0.005)
-SMOOTHED = tuple(Setting(rate, smoothing=smoothing) for smoothing in (0.1, 0.4) for rate in (0.002, 0.005))
+# Eight trials for each; rates reach lower than elsewhere, as wrong labels punish large ones.
+HARD = hard_settings(0.0003, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02)
+SOFT_RATES = (0.002, 0.005, 0.01, 0.02)
+SOFT = soft_settings(*SOFT_RATES)
+SMOOTHED = tuple(Setting(rate, smoothing=smoothing) for smoothing in (0.4, 0.7) for rate in SOFT_RATES)
 
 
 @lru_cache(maxsize=2)

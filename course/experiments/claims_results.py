@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from course.experiments import claims
-from course.experiments.several_results import Gain
+from course.experiments.several_results import Gain, refuse_twice
 from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.errors import unknown_name
@@ -143,7 +143,10 @@ def load(part: str, folder: Path | None = None) -> ClaimResults:
     folder: default, data/results. A seed of which an arm is still to be run is left out with all its arms. Raises
     ValueError for another part, FileNotFoundError, which names the command, where nothing was run.
     """
-    rows = {(row["arm"], int(row["seed"])): row for row in read_rows(_path(part, folder))}
+    every = read_rows(_path(part, folder))
+    for arm in dict.fromkeys(row["arm"] for row in every):
+        refuse_twice(repr(arm), [int(row["seed"]) for row in every if row["arm"] == arm])
+    rows = {(row["arm"], int(row["seed"])): row for row in every}
     names = [name for name in claims.PARTS[part].arms if any(name == arm for arm, _ in rows)]
     seeds = sorted(seed for seed in {seed for _, seed in rows} if all((name, seed) in rows for name in names))
     return ClaimResults(part, {name: {seed: rows[name, seed] for seed in seeds} for name in names})

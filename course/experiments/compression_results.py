@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from course.experiments.compression import HARD, KD, RAW, Budget
 from course.experiments.compression_sweep import BITS, WHOLE, ZEROS, path_in
-from course.experiments.several_results import refuse_diverged
+from course.experiments.several_results import refuse_diverged, refuse_twice
 from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.errors import unknown_name
@@ -233,6 +233,7 @@ def summarize(rows: Iterable[dict[str, str]]) -> tuple[Network, ...]:
 
 
 def _network(technique: str, training: str, rows: Sequence[dict[str, str]]) -> Network:
+    refuse_twice(f"{TITLES[technique]}, {TRAININGS[training]},", [int(row.get("seed", 0)) for row in rows])
     finished = [row for row in rows if row["test_accuracy"]]
     diverged = sorted((int(row["seed"]), row["error"]) for row in rows if not row["test_accuracy"])
     accuracies = sorted((int(row.get("seed", 0)), 100 * float(row["test_accuracy"])) for row in finished)

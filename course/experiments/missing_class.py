@@ -34,6 +34,7 @@ import torch
 import typer
 from torch import Tensor
 
+from course.experiments.several_results import refuse_twice
 from kdlib import data, losses, measure, train, verdict
 from kdlib.data import IndexedDataset, data_dir
 from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
@@ -343,6 +344,7 @@ def table(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
     made = []
     for labels in dict.fromkeys(row["labels"] for row in rows):
         own = [row for row in rows if row["labels"] == labels]
+        refuse_twice(repr(labels), [int(row["seed"]) for row in own])
         line: dict[str, Any] = {"labels": labels, "seeds": len(own)}
         for name, column in SHARES.items():
             line |= {name: interval([100 * float(row[column]) for row in own])}

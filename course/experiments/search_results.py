@@ -2,7 +2,7 @@
 
 stored_choices()     the settings that the study chose, and what the same settings gave in fresh seeds
 load_proxies()       fifteen students, their scores before training and their accuracies after it
-load_judged()        one search, and four settings in five fresh seeds
+load_judged()        one search, and four settings in fifteen fresh seeds
 """
 
 from __future__ import annotations
@@ -55,11 +55,14 @@ def stored_choices(folder: str | Path | None = None) -> pd.DataFrame:
     made = []
     for path in sorted(place.glob("choose-*.csv")):
         runs_path = path.with_name(path.name.replace("choose-", "methods-", 1))
-        trials, runs = _by_method(read_rows(path)), _by_method(read_rows(runs_path))
+        finished = [row for row in read_rows(path) if not row["error"] and row.get("validation_accuracy")]
+        trials, runs = _by_method(finished), _by_method(read_rows(runs_path))
         for method in trials.keys() & runs.keys():
             scores = mean_trial_scores(trials[method])
             best = max(scores, key=lambda settings: scores[settings], default=None)
-            if best is not None and best == Settings.from_row(runs[method][0]):
+            # A mean of the seeds that did not diverge would be one of chosen seeds.
+            whole = all(row["validation_accuracy"] for row in runs[method])
+            if whole and best is not None and best == Settings.from_row(runs[method][0]):
                 promised = 100 * scores[best]
                 kept = float(np.mean([100 * float(row["validation_accuracy"]) for row in runs[method]]))
                 made.append(
@@ -74,7 +77,7 @@ def stored_choices(folder: str | Path | None = None) -> pd.DataFrame:
 def _by_method(rows: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:
     found: dict[str, list[Mapping[str, str]]] = {}
     for row in rows:
-        if not row["error"] and row.get("validation_accuracy") and "method" in row:
+        if "method" in row:
             found.setdefault(row["method"], []).append(row)
     return found
 
@@ -135,8 +138,7 @@ class Proxies:
     def reliability(self) -> float:
         """Tau of the accuracies in one seed and those in another, the mean over all pairs of seeds.
 
-        No proxy can be expected to order the networks better than another run of the same networks does. Raises
-        ValueError for a single seed.
+        A yardstick and no limit: another run has chance of its own, a proxy has none. Raises ValueError for one seed.
         """
         runs = list(self.accuracies.values())
         if len(runs) < 2:

@@ -39,6 +39,16 @@ def refuse_diverged(name: str, diverged: Mapping[int, str]) -> None:
         )
 
 
+def refuse_twice(name: str, seeds: Sequence[int]) -> None:
+    """Raise ValueError where a seed is there twice, as after a row was lost and made anew with another setting."""
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        raise ValueError(
+            f"{name} has more than one row for seed {twice[0]}, perhaps with different settings. Keep one of them in "
+            "the file, or run all of its seeds anew."
+        )
+
+
 @dataclass(frozen=True)
 class Taught:
     """One way: its students' accuracies by seed, and the mean accuracy of what taught them (None: nothing did).
@@ -149,6 +159,7 @@ def load(part: str, folder: Path | None = None) -> SeveralResults:
 
 def _taught(way: str, rows: list[dict[str, str]]) -> Taught:
     rows = sorted(rows, key=lambda row: int(row["seed"]))
+    refuse_twice(repr(way), [int(row["seed"]) for row in rows])
     finished = [row for row in rows if row["test_accuracy"]]
     teachers = [100 * float(row["teacher_accuracy"]) for row in rows if row["teacher_accuracy"]]
     return Taught(

@@ -205,6 +205,10 @@ class TeacherResults:
         known = [name for name in TITLES if name != HARD and (student, name) in self.arms]
         return [name for name in known if self.arms[student, name].accuracies.keys() == seeds]
 
+    def family(self, student: str) -> int:
+        """How many teachers were tried for a student, those with missing seeds as well: intervals hold for all."""
+        return sum(name != HARD for of, name in self.arms if of == student)
+
     def teachers(self, student: str) -> list[str]:
         """Those among them that were measured, too: where a gain is held against something, it is against that."""
         return [name for name in self.run(student) if name in self.facts]
@@ -220,8 +224,8 @@ class TeacherResults:
 
     def gains(self, student: str, over: str = HARD) -> list[Gain]:
         """Every teacher of a student over hard labels, or over one of them, as one family, the largest gain first."""
-        names = [name for name in self.run(student) if name != over]
-        found = [self.gain(student, name, over, len(names)) for name in names]
+        names, count = [name for name in self.run(student) if name != over], self.family(student) - (over != HARD)
+        found = [self.gain(student, name, over, count) for name in names]
         return sorted(found, key=lambda one: -one.comparison.mean)
 
     def answers(self, student: str) -> list[tuple[str, verdict.Comparison]]:

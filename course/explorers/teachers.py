@@ -99,7 +99,7 @@ class Teachers(Explorer):
     def compute(results: TeacherResults, student: str, teacher: str, measure: str) -> Choice:
         """What the rows say of one teacher of one student; raises ValueError for one that was not run."""
         names = results.teachers(student)
-        family = len(results.run(student))
+        family = results.family(student)
         gain = results.gain(student, teacher, comparisons=family)
         over = None
         if teacher != REFERENCE and REFERENCE in names:

@@ -187,6 +187,12 @@ def test_what_is_not_there_is_said(made: list[claims.Run], tmp_path: Path) -> No
         found.mean("third")
     with pytest.raises(ValueError, match="no column in the part"):
         found.mean("first", "marked")
+    path = claims.path("faults", tmp_path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[1]]))
+    claims_results.load.cache_clear()
+    with pytest.raises(ValueError, match="'first' has more than one row for seed 0"):
+        claims_results.load("faults", tmp_path)
     broken = replace(found, arms={"first": {0: {**found.arms["first"][0], "test_accuracy": "", "error": "not finite"}}})
     with pytest.raises(ValueError, match="seed 0: not finite"):
         broken.mean("first")
@@ -352,7 +358,7 @@ def test_no_rate_of_the_lengths_lies_at_an_end_of_those_that_were_tried() -> Non
 def test_arms_have_equally_many_trials_or_take_settings_over() -> None:
     for name, part in claims.PARTS.items():
         tuned = {len(arm.settings) for arm in part.arms.values() if len(arm.settings) > 1}
-        assert tuned == {{"faults": 2, "length": 8}.get(name, 4)}
+        assert tuned == {{"faults": 2, "length": 8, "noise": 8}.get(name, 4)}
         for arm in part.arms.values():
             assert bool(arm.settings) != bool(arm.as_in)
             assert arm.as_in is None or part.arms[arm.as_in].settings

@@ -162,6 +162,16 @@ def test_a_way_of_which_a_seed_diverged_is_not_judged_by_the_others(tmp_path: Pa
     assert found.by_key["int2", KD].bytes == found.by_key["int2", HARD].bytes
 
 
+def test_a_seed_that_is_there_twice_is_not_counted_twice(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    write_trained(tmp_path, ["int2"])
+    path = Budget(2_000).path("compression", tmp_path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[-1]]))
+    with pytest.raises(ValueError, match="2 bits, .* has more than one row for seed 4"):
+        results_module.load(tmp_path)
+
+
 @pytest.mark.parametrize("cost", results_module.COSTS)
 def test_nothing_beats_the_front_and_the_front_beats_all_else(results: CompressionResults, cost: str) -> None:
     front = results.front(cost)

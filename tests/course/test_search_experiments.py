@@ -207,10 +207,14 @@ def test_a_choice_is_compared_with_fresh_seeds_of_the_same_setting(tmp_path: Pat
     ]
     runs = [{**good, "seed": seed, "validation_accuracy": 0.90 + 0.01 * seed} for seed in (0, 1)]
     runs += [{"method": "hard", "learning_rate": 0.5, "seed": 0, "validation_accuracy": 0.9}]
+    trials += [{"method": "dkd", "learning_rate": 0.1, "seed": 1000, "validation_accuracy": 0.92}]
+    diverged = {"method": "dkd", "learning_rate": 0.1, "seed": 1, "error": "diverged"}
+    runs += [{"method": "dkd", "learning_rate": 0.1, "seed": 0, "validation_accuracy": 0.9}, diverged]
     write(tmp_path / "choose-resnet8-resnet20-fashion-10.csv", trials)
     write(tmp_path / "methods-resnet8-resnet20-fashion-10.csv", runs)
     choices = search_results.stored_choices(tmp_path)
-    assert choices["method"].tolist() == ["kd"]  # hard labels were run with another setting
+    # Hard labels were run with another setting, and of dkd a seed has no accuracy.
+    assert choices["method"].tolist() == ["kd"]
     row = choices.iloc[0]
     assert (row["trials"], row["seeds"]) == (2, 2)
     assert (row["promised"], row["kept"], row["excess"]) == pytest.approx((92, 90.5, 1.5))

@@ -148,6 +148,17 @@ def test_a_way_of_which_a_seed_diverged_is_not_judged_by_the_others(made: list[s
     assert gain.comparison.n == 4
 
 
+def test_a_seed_that_is_there_twice_is_not_counted_twice(made: list[several.Run], tmp_path: Path) -> None:
+    run(tmp_path, seeds=2)
+    path = several.path("own", tmp_path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, next(line for line in lines if ",second,1," in line)]))
+    several_results.load.cache_clear()
+    with pytest.raises(ValueError, match="'second' has more than one row for seed 1"):
+        several_results.load("own", tmp_path)
+    several_results.load.cache_clear()
+
+
 # -------------------- what is trained
 
 

@@ -358,6 +358,15 @@ def test_gains_are_paired_one_family_and_sorted(results: TeacherResults) -> None
     assert best.comparison.mean == pytest.approx(100 * GAINS[best.arm.teacher], abs=0.7)
 
 
+def test_a_teacher_with_a_seed_less_makes_no_interval_narrower(results: TeacherResults) -> None:
+    name, count = next(iter(results.run("resnet8"))), len(results.run("resnet8"))
+    arm = results.arms["resnet8", name]
+    short = replace(arm, accuracies=dict(list(arm.accuracies.items())[:-1]))
+    found = replace(results, arms={**results.arms, ("resnet8", name): short}).gains("resnet8")
+    assert len(found) == count - 1
+    assert {one.comparison.comparisons for one in found} == {count}
+
+
 def test_gains_over_a_reference_leave_it_out(results: TeacherResults) -> None:
     gains = results.gains("resnet8", over=REFERENCE)
     assert REFERENCE not in {gain.arm.teacher for gain in gains}
