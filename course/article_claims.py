@@ -491,7 +491,7 @@ CLAIMS = (
     ),
     Claim(
         "A student may beat its teacher.",
-        CONDITIONS,
+        NOT_HERE,
         _beats_its_teacher,
         ("08", "14", "16"),
         (

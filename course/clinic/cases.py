@@ -302,8 +302,8 @@ CASES: dict[int, Case] = {
                 "Two things are wrong: one about empty places, one about the author's look before training.",
             ),
             "Cross-entropy leaves out the label -100 by itself, so people forget that a divergence does not. And a "
-            "look at the student before training left it in eval mode, in which batch norm does nothing. Neither "
-            "shows in a curve.",
+            "look at the student before training left it in eval mode, in which batch norm keeps its first averages. "
+            "Neither shows in a curve.",
             (
                 ("peremartra/optipfair #34", f"{GITHUB}peremartra/optipfair/issues/34"),
                 (

@@ -7,6 +7,10 @@ student (8 passes), the same with label smoothing, and right labels.
 Expected before the first run: a network trained for 24 passes learns some of the wrong labels by heart, and its student
 on the same pictures beats it by 1 to 3 points, on others by more; but stopping after 8 passes is worth as much, so that
 the student does not beat hard labels of its own 8 passes.
+
+Of a first search of four trials for each, the teacher had taken its lowest rate, and answers and smoothing their
+highest: all got eight, in wider ranges, and all was run anew. (In the first rows the student was 0.27 points ahead of
+its teacher, 0.03 to 0.51; it is 0.29 behind, -0.60 to +0.02.)
 """
 
 from __future__ import annotations

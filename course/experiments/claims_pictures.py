@@ -44,8 +44,8 @@ from kdlib.data import InMemoryDataset, data_dir
 from kdlib.data.corruptions import destroy
 from kdlib.teachers import CachedTeacher
 
-HARD = hard_settings(0.002, 0.005, 0.01, 0.02)  # four trials for every arm
-SOFT = soft_settings(0.005, 0.01)
+HARD = hard_settings(0.001, 0.002, 0.003, 0.005, 0.01, 0.014, 0.02, 0.03)  # eight trials for every arm
+SOFT = soft_settings(0.0025, 0.005, 0.01, 0.02)
 SIDE = 28
 SHAPES = 6  # on a drawn picture
 STEPS, AT_ONCE = 20, 250  # of making pictures out of the teacher
