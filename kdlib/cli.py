@@ -484,7 +484,7 @@ def device(
     The file is compiled and run on this machine, too, to compare the answers: give no file of a stranger.
     """
     from kdlib import data as datasets
-    from kdlib.device import run_on_cortex_m4
+    from kdlib.microcontroller import run_on_cortex_m4
 
     test = datasets.load_images(data, image_size=image_size).test
     batch = next(iter(test.iter_batches(images, sampler=datasets.evenly_spaced(len(test), images))))

@@ -716,7 +716,7 @@ def test_a_model_that_is_trained_further_has_the_size_of_its_new_images(
 @pytest.mark.slow
 def test_a_c_file_is_run_on_images_of_all_classes(own_images: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder has them class by class."""
-    from kdlib import device
+    from kdlib import microcontroller
 
     seen = []
 
@@ -724,6 +724,6 @@ def test_a_c_file_is_run_on_images_of_all_classes(own_images: str, monkeypatch: 
         seen.extend(labels.tolist())
         raise ValueError("far enough")
 
-    monkeypatch.setattr(device, "run_on_cortex_m4", run)
+    monkeypatch.setattr(microcontroller, "run_on_cortex_m4", run)
     assert call("device", "net.c", "--data", own_images, "--image-size", 32, "--images", 3) == 2
     assert seen == [0, 1, 2]

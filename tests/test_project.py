@@ -33,7 +33,7 @@ ORDER = (
         "compare",
         "doctor",
         "distill",
-        "device",
+        "microcontroller",
         "export",
         "compress",
         "run_folder",

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from kdlib import device, models
+from kdlib import microcontroller, models
 from kdlib.cli import app
-from kdlib.device import CortexM4, DeviceReport, Program, run_on_cortex_m4
 from kdlib.export.c_code import load_c, to_c, zig
+from kdlib.microcontroller import CortexM4, DeviceReport, Program, run_on_cortex_m4
 
 pytest.importorskip("ziglang")
 unicorn = pytest.importorskip("unicorn")
@@ -71,7 +71,7 @@ def test_bytes_and_instructions_have_the_size_of_the_work(small: Path, report: D
 @pytest.mark.slow
 def test_a_wrong_answer_of_the_microcontroller_would_be_seen(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its program is changed after the compiler: one byte among the constants, which stand behind the code."""
-    build = device.build
+    build = microcontroller.build
 
     def damaged(*arguments: Any) -> Program:
         program = build(*arguments)
@@ -81,7 +81,7 @@ def test_a_wrong_answer_of_the_microcontroller_would_be_seen(small: Path, monkey
         wrong[middle : middle + 64] = bytes(64)
         return dataclasses.replace(program, segments=((flash, bytes(wrong)), *others))
 
-    monkeypatch.setattr(device, "build", damaged)
+    monkeypatch.setattr(microcontroller, "build", damaged)
     assert run_on_cortex_m4(small, pictures(2, 1, 12, 12), labels(2)).equal_to_host < 1
 
 
@@ -122,11 +122,11 @@ def test_instructions_are_counted_exactly(rounds: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_of_a_networks_instructions_at_most_one_a_step_is_missed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a count of every single instruction by a callback, which would take minutes for a large network."""
-    program, host = device.build(file, zig()), load_c(file)
+    program, host = microcontroller.build(file, zig()), load_c(file)
     image = torch.randint(-128, 128, (28, 28, 1), generator=torch.Generator().manual_seed(0)).to(torch.int8)
     by_steps = {}
     for step in (1_000, 100_000):
-        monkeypatch.setattr(device, "STEP", step)
+        monkeypatch.setattr(microcontroller, "STEP", step)
         by_steps[step] = CortexM4(program, host).predict(image)[1]
     single: list[int] = []
     machine = CortexM4(program, host)
@@ -172,8 +172,8 @@ def test_code_that_the_board_cannot_have_is_not_run_on_this_machine_either(tmp_p
 @pytest.mark.slow
 def test_plain_cores_compute_the_same(small: Path, report: DeviceReport, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Cortex-M3 has no instructions for two products at once: the same answers, with more instructions."""
-    options = tuple(option.replace("cortex_m4", "cortex_m3") for option in device.FOR_CORTEX_M4)
-    monkeypatch.setattr(device, "FOR_CORTEX_M4", options)
+    options = tuple(option.replace("cortex_m4", "cortex_m3") for option in microcontroller.FOR_CORTEX_M4)
+    monkeypatch.setattr(microcontroller, "FOR_CORTEX_M4", options)
     plain = run_on_cortex_m4(small, pictures(4, 1, 12, 12), labels(4))
     assert plain.equal_to_host == 1
     assert plain.instructions > 1.1 * report.instructions
