@@ -300,15 +300,18 @@ def _in_doubt(finding: Finding) -> Finding:
     )
 
 
+def _has_another_temperature(setup: Setup, base: Identified, said: float) -> bool:
+    """Whether the gradient is not that at the temperature that was said; near it, or high, two may be the same."""
+    if base.name not in ("kd", "reversed", "js") or math.isclose(base.temperature, said, rel_tol=0.01):
+        return False
+    return fit(base.name, said, probes(setup)).residual > EXACT
+
+
 def temperature_squared(setup: Setup) -> Finding | None:
     """Has the soft loss the temperature that was said, and T^2, so that its gradient is as large at every one?"""
     base = identified(setup)
     said = setup.temperature
-    if (
-        said is not None
-        and base.name in ("kd", "reversed", "js")
-        and not math.isclose(base.temperature, said, rel_tol=0.01)
-    ):
+    if said is not None and _has_another_temperature(setup, base, said):
         return Finding(
             "loss-temperature",
             FAULT,
