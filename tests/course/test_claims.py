@@ -346,10 +346,11 @@ def test_every_arm_gives_a_row(part: str, short: None) -> None:
         assert set(chosen.columns) <= set(row)
 
 
-def test_no_rate_of_the_lengths_lies_at_an_end_of_those_that_were_tried() -> None:
-    rows = pd.read_csv(data.data_dir() / "results" / "claims-length.csv")
-    assert set(rows["arm"]) == set(claims.PARTS["length"].arms)
-    for name, arm in claims.PARTS["length"].arms.items():
+@pytest.mark.parametrize("part", ["length", "noise"])
+def test_no_rate_lies_at_an_end_of_those_that_were_tried(part: str) -> None:
+    rows = pd.read_csv(data.data_dir() / "results" / f"claims-{part}.csv")
+    assert set(rows["arm"]) == set(claims.PARTS[part].arms)
+    for name, arm in claims.PARTS[part].arms.items():
         tried = [one.learning_rate for one in arm.settings]
         (chosen,) = set(rows.loc[rows["arm"] == name, "learning_rate"])
         assert min(tried) < chosen < max(tried), name
