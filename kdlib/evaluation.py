@@ -263,6 +263,7 @@ def _shown(values: tuple[float, ...]) -> str:
 
 def check_teacher(teacher: nn.Module, data: DataModule, *, device: str, precision: str) -> None:
     """As `check_network`; and warn of a teacher that was trained on other images."""
+    check_class_names("teacher", teacher, data)  # first: other classes are the graver fault
     for network in teacher.members if isinstance(teacher, Ensemble) else [teacher]:
         warn_of_other_images("teacher", network, data)
     check_network("teacher", teacher, data, device=device, precision=precision)
