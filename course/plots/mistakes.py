@@ -24,7 +24,7 @@ def mistakes(costs: Sequence[Cost]) -> Figure:
         rows = [cost for cost in costs if cost.alpha == alpha]
         for y, cost in enumerate(rows):
             held = f"mean, interval (95 % for all {cost.comparison.comparisons} together)"
-            seeds, mean = ("one seed", held) if y == panel == 0 else ("", "")
+            seeds, mean = ("one seed", held) if y == 0 and panel == len(alphas) - 1 else ("", "")
             look = NEUTRAL.line(seeds, linestyle="", alpha=0.6, markersize=5)
             ax.plot(cost.by_seed, [y] * len(cost.by_seed), **look)
             found = cost.comparison
@@ -36,7 +36,7 @@ def mistakes(costs: Sequence[Cost]) -> Figure:
         ax.set(xlabel="change of validation accuracy (points)", ylabel="what was changed" if panel == 0 else "")
         ax.set_yticks(range(len(rows)), [cost.way for cost in rows])
     axes[0].set_ylim(len(costs) / len(alphas) - 0.4, -0.6)  # the first on top; the other panels share this axis
-    legend(axes[0])
+    legend(axes[-1])  # the last panel, whose mistakes cost most, has room
     return fig
 
 
