@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import UserDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import pytest
@@ -217,6 +217,41 @@ class Encoding(UserDict):  # as transformers' BatchEncoding
             return self.__dict__["data"][name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+class Shared(MutableMapping):
+    """A mapping whose shallow copy has the same items."""
+
+    def __init__(self, items: dict[str, Tensor]) -> None:
+        self.items_ = items
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.items_[name]
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.items_[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self.items_[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.items_)
+
+    def __len__(self) -> int:
+        return len(self.items_)
+
+
+def test_a_batch_of_any_mapping_stays_as_it_was() -> None:
+    student, teacher = nn.Linear(6, 3), nn.Linear(6, 3).eval().requires_grad_(False)
+    items = {"x": torch.randn(16, 6), "labels": torch.randint(3, (16,))}
+    before = dict(items)
+
+    def step(batch: Any) -> Tensor:
+        s, t = student(batch["x"]), teacher(batch["x"])
+        return 0.5 * F.cross_entropy(s, batch["labels"]) + 0.5 * kd(s, t, 4.0)
+
+    assert examine(student=student, teacher=teacher, step=step, batches=[Shared(items), Shared(items)]).passed
+    assert all(items[name] is before[name] for name in before)
 
 
 def test_a_batch_keeps_its_class() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -381,7 +382,12 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _of_the_same_kind(mapping: Mapping[str, Any], items: dict[str, Any]) -> Mapping[str, Any]:
-    """A copy with these items in it, because a step may use its methods; a dict where that cannot be made."""
+    """A copy with these items in it, because a step may use its methods; a dict where that cannot be made.
+
+    Of another mapping a shallow copy may share its items with the user's, which must stay as they are.
+    """
+    if not isinstance(mapping, dict | UserDict):
+        return items
     try:
         changed: Any = copy.copy(mapping)
         for name, value in items.items():

@@ -660,7 +660,7 @@ def test_costs_of_pictures_of_another_size_are_refused(good: Path) -> None:
     cost = capstone.read_evidence(capstone.read_report(good)).cost
     (found,) = changed_report(good, "", "", "", cost={**cost, "data": "imagefolder:pictures"})
     assert "measured on pictures of imagefolder:pictures" in found
-    assert not changed_report(good, "", "", "", cost={**cost, "data": BUDGET.data})
+    assert not changed_report(good, "", "", "", cost={**cost, "data": "imagefolder@32:/elsewhere/pictures"})
 
 
 def test_costs_of_a_network_of_other_pictures_are_one_sentence(
