@@ -41,7 +41,10 @@ WEIGHTED: dict[str, Callable[..., Tensor]] = {
 
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_a_weight_that_may_be_meant_is_a_doubt(name: str) -> None:
-    assert on_logits(WEIGHTED[name]).sound
+    report = on_logits(WEIGHTED[name])
+    assert report.sound
+    (found,) = report.find("loss-reduction" if name.startswith("1/C") else "loss-temperature")
+    assert (found.severity, "say alpha" in found.change) == ("doubt", True)
 
 
 def test_a_weight_that_alpha_settles_is_a_fault() -> None:
