@@ -530,6 +530,7 @@ def test_rounded_activations_are_made_plain_first(tmp_path: Path) -> None:
 
 
 def test_a_hook_that_changes_an_input_is_refused_and_torchs_own_are_not(tmp_path: Path) -> None:
+    torch.manual_seed(0)  # of some weights the logits are large, and with them what 8 bits leave of them
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), *head(4)).eval()
     called = []
     model[1].register_forward_hook(lambda module, given, output: called.append(1))
