@@ -1193,6 +1193,17 @@ def test_the_time_left_comes_from_finished_runs_of_the_same_kind(budget: Budget,
     assert "probe" in fresh.basis(ahead)
 
 
+def test_a_probe_has_the_threads_of_a_worker(budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = study_config(budget, tmp_path, seeds=(0, 1))
+    seen: list[int] = []
+    monkeypatch.setattr(runner, "probe", lambda _: seen.append(torch.get_num_threads()) or 1.0)
+    with experiment.torch_threads(4):
+        for workers in (1, 2, 8):
+            runner.dry_run(replace(config, workers=workers))
+        assert torch.get_num_threads() == 4
+    assert seen == [4, 2, 1]
+
+
 def test_durations_have_a_short_text() -> None:
     assert [runner.format_duration(s) for s in (8.2, 89, 754, 3_600, 11_123)] == [
         "8 s",

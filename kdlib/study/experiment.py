@@ -380,6 +380,11 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def threads_of_a_worker(num_workers: int) -> int:
+    """Threads of torch that each of so many processes has: an equal share of those that this one has."""
+    return max(1, torch.get_num_threads() // num_workers)
+
+
 class WorkerPool:
     """Makes runs, `num_workers` at a time; with one, in this process and with all of its threads."""
 
@@ -393,7 +398,7 @@ class WorkerPool:
         if self.num_workers == 1:
             yield self
             return
-        threads = max(1, torch.get_num_threads() // self.num_workers)
+        threads = threads_of_a_worker(self.num_workers)
         others = set(multiprocessing.active_children())  # processes of the caller, which are left alone
         self._executor = ProcessPoolExecutor(
             self.num_workers,

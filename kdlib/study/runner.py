@@ -24,7 +24,7 @@ from kdlib.data import data_dir
 from kdlib.errors import check_whole
 from kdlib.measure import clock
 from kdlib.study import plans
-from kdlib.study.experiment import Experiment, SeedRuns, WorkerPool, torch_threads
+from kdlib.study.experiment import Experiment, SeedRuns, WorkerPool, threads_of_a_worker, torch_threads
 from kdlib.study.history import HistoryFile
 from kdlib.study.method_specs import HARD, METHODS, TRIALS_PER_METHOD, MethodSpec, Settings
 from kdlib.study.plans import PLANS, TRIALS, TUNING_SEEDS, Budget, Plan, Row, RunConfig, TunedSettings, row_key
@@ -113,7 +113,7 @@ def run(
         study.check_files(runs.rows, trial_rows)
         bar = stack.enter_context(tqdm(disable=not progress, unit="run", bar_format=_BAR_FORMAT))
         with WorkerPool(study.experiment, config.workers).open() as pool:
-            estimate = TimeEstimate(study.experiment, [*trial_rows, *runs.rows])
+            estimate = TimeEstimate(study.experiment, [*trial_rows, *runs.rows], config.workers)
             executor = _Executor(study.experiment, pool, bar, estimate, command)
             if trials is not None:
                 executor.set_remaining(study.runs_left(runs.rows) + study.trials_left(trials.rows))
@@ -147,7 +147,7 @@ def dry_run(config: StudyConfig) -> str:
     lines.append(study.steps_of_a_run())
     remaining = sum((left for *_, left in parts), Counter[str]())
     if remaining:
-        estimate = TimeEstimate(study.experiment, [*trial_rows, *rows])
+        estimate = TimeEstimate(study.experiment, [*trial_rows, *rows], config.workers)
         duration = format_duration(estimate.total(remaining) / _at_once(config.workers, remaining))
         lines.append(f"About {duration} to go, {estimate.basis(remaining)}; plus the teachers' outputs.")
     return "\n".join(lines)
@@ -458,11 +458,12 @@ class _Executor:
 class TimeEstimate:
     """Expected seconds of runs by method: from finished runs of the same kind, and before there are any, from a probe.
 
-    Methods go by the names of their specs. rows: of one budget and one machine only.
+    Methods go by the names of their specs. rows: of one budget and one machine only. workers: how many runs share the
+    threads; the probe takes the share of one.
     """
 
-    def __init__(self, experiment: Experiment, rows: Iterable[Row] = ()) -> None:
-        self._experiment = experiment
+    def __init__(self, experiment: Experiment, rows: Iterable[Row] = (), workers: int = 1) -> None:
+        self._experiment, self._workers = experiment, workers
         self._seconds: dict[str, list[float]] = {}
         self._probe: float | None = None
         for row in rows:
@@ -480,7 +481,8 @@ class TimeEstimate:
         if found:
             return sum(found) / len(found)
         if self._probe is None:
-            self._probe = probe(self._experiment)
+            with torch_threads(threads_of_a_worker(self._workers)):
+                self._probe = probe(self._experiment)
         return self._probe
 
     def total(self, remaining: Counter[str]) -> float:
