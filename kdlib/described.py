@@ -146,7 +146,7 @@ def _of_function(function: types.FunctionType, inner: Any) -> str:
     if module.partition(".")[0] in ("kdlib", "torch"):  # known by name; constants may differ by version
         return f"{name}{inner(_kept(function)) if function.__closure__ else ''}"
     constants = _constants(function.__code__, function.__doc__)
-    globals_ = {n: function.__globals__.get(n) for n in _names(function.__code__)}
+    globals_ = {n: function.__globals__.get(n) for n in sorted(_names(function.__code__))}  # a set has no order
     used = {n: one for n, one in globals_.items() if isinstance(one, bool | int | float | str | Tensor)}
     parts = [function.__defaults__, function.__kwdefaults__, _kept(function), constants, used]
     return f"{name} {' '.join(inner(part) for part in parts if part)}".rstrip()

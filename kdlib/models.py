@@ -6,6 +6,7 @@ teacher = models.load("resnet20-fashion")
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from functools import partial
@@ -212,6 +213,12 @@ def create(name: str, *, pretrained: bool = False, num_classes: int | None = Non
             raise unknown_name("timm model", architecture, [plain, *timm.list_pretrained(f"{plain}.*")]) from error
         if not pretrained:
             raise
+        if "No pretrained weights" in str(error):  # timm has only its form
+            near = difflib.get_close_matches(plain, timm.list_pretrained(), 3, 0)
+            raise ValueError(
+                f"timm has the architecture {architecture}, but no trained weights for it. Names that are like it and "
+                f"have some: {', '.join(near)}."
+            ) from error
         raise OSError(
             f"Could not get timm's weights for {architecture} ({str(error).splitlines()[0]}). They are downloaded once "
             "from huggingface.co: check the network, or fill its cache on another machine and copy it."
@@ -307,8 +314,7 @@ def save(model: nn.Module, path: str | Path, *, half: bool = False, **facts: Any
 def _check_form(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Raise ValueError for tensors that `load` would not know: of a compressed or otherwise rebuilt network."""
     shape = {name: config[name] for name in ("num_classes", "in_channels", "stem", "image_size")}
-    with torch.device("meta"):
-        wanted = build(config["architecture"], **shape, seed=0).state_dict()
+    wanted = _form_of(config["architecture"], shape)
     differ = sorted(wanted.keys() ^ tensors.keys())
     differ += [name for name in wanted if name in tensors and wanted[name].shape != tensors[name].shape]
     if differ:
@@ -317,6 +323,17 @@ def _check_form(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
             "Make masks and rounding permanent by compress.finalize(model, keep_activation_rounding=False), or save "
             "its weights with safetensors.torch.save_model(model, path)."
         )
+
+
+def _form_of(architecture: str, shape: dict[str, Any]) -> dict[str, Tensor]:
+    """The names and shapes of an architecture's tensors, without memory where it can be built so."""
+    try:
+        with torch.device("meta"):
+            return build(architecture, **shape, seed=0).state_dict()
+    except RuntimeError:  # networks of older versions of timm read numbers from tensors while they are built
+        if not architecture.startswith("timm:"):
+            raise
+        return build(architecture, **shape, seed=0).state_dict()
 
 
 def get_config(model: nn.Module) -> dict[str, Any]:
@@ -408,8 +425,7 @@ def _check_description(
         if "classes" in config and len(config["classes"]) != shape["num_classes"]:
             raise ValueError(f"it names {len(config['classes'])} classes, not {shape['num_classes']}")
         schemas.check_finite(tensors)
-        with torch.device("meta"):  # shapes without memory: a file may say that it has any number of classes
-            wanted = build(config["architecture"], **shape, seed=0).state_dict()
+        wanted = _form_of(config["architecture"], shape)  # a file may say that it has any number of classes
     except (ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(
@@ -495,6 +511,8 @@ def _load_torchvision(name: str) -> nn.Module:
         classes = len(weights.meta["categories"])
         shape = {"num_classes": classes, "in_channels": 3, "stem": "imagenet", "image_size": 224}
         model.config = {"architecture": name, **shape}
+    images = weights.transforms()
+    model.normalization = (tuple(images.mean), tuple(images.std))
     return model.eval()
 
 

@@ -603,6 +603,7 @@ def test_cached_imagenet_weights_are_used(hub: Path):
     assert files.fingerprint(loaded.state_dict()) == files.fingerprint(source.state_dict())
     assert not any(module.training for module in loaded.modules())
     assert loaded(torch.zeros(1, 3, 64, 64)).shape == (1, 1_000)
+    assert loaded.normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.mark.slow

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -1115,6 +1118,30 @@ def test_a_checkpoint_in_an_epoch_holds_no_half_made_gradient(blobs: DataModule,
 def test_settings_without_attributes_are_told_apart(a: Any, b: Any) -> None:
     assert describe(a) != describe(b)
     assert describe(a) == describe(copy.deepcopy(a))
+
+
+def test_a_function_of_several_globals_is_described_alike_in_every_process(tmp_path: Path) -> None:
+    """Python orders sets of texts by a number that is drawn for each process."""
+    program = tmp_path / "own.py"
+    program.write_text(
+        "from kdlib.described import describe\n"
+        "ALPHA, BETA, GAMMA, DELTA, T = 0.5, 0.1, 0.2, 0.3, 4.0\n"
+        "def loss(s, t):\n"
+        "    return ALPHA * s + BETA * t + GAMMA + DELTA / T\n"
+        "print(describe(loss))\n"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, str(program)],
+            env=os.environ | {"PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(4)
+    }
+    assert len(said) == 1
+    assert "ALPHA" in said.pop()
 
 
 def test_what_a_network_asserts_of_an_image_is_told_as_its_size() -> None:

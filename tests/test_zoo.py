@@ -63,6 +63,26 @@ def test_a_download_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
         models.load(SMALL)
 
 
+def test_an_architecture_without_trained_weights_is_no_failed_download() -> None:
+    some = {name.partition(".")[0] for name in timm.list_pretrained()}
+    bare = next(name for name in timm.list_models("resnet*") if name not in some)
+    with pytest.raises(ValueError, match=rf"the architecture {bare}, but no trained weights for it. .*have some: res"):
+        models.load(f"timm:{bare}")
+
+
+def test_one_that_cannot_be_built_without_memory_is_saved_and_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = timm.create_model
+
+    def of_an_older_version(*args: Any, **options: Any) -> Any:
+        torch.linspace(0, 0.1, 3)[1].item()  # the rates of stochastic depth, which the meta device refuses
+        return create(*args, **options)
+
+    monkeypatch.setattr(timm, "create_model", of_an_older_version)
+    test_a_saved_one_is_opened_again(tmp_path)
+
+
 def test_its_stages_are_known_and_paired_from_the_end() -> None:
     teacher = models.create("timm:resnet18")
     student = models.build("resnet8", num_classes=10)

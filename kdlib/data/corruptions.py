@@ -97,7 +97,8 @@ def _random(indices: Tensor, count: int, *key: str) -> Tensor:
 
 def _normal(indices: Tensor, count: int, *key: str) -> Tensor:
     """Standard normal numbers for each sample: float32, B x count."""
-    uniform = ((_random(indices, count, *key) >> 10) + 0.5).double() / 2**53
+    # In double before the half is added: in float32 one number in 2**25 would be rounded to 1, and become infinite.
+    uniform = ((_random(indices, count, *key) >> 11).double() + 0.5) / 2**52
     return torch.special.ndtri(uniform).float()
 
 
