@@ -136,7 +136,7 @@ def train(
     from kdlib import distributed, files, methods, models
     from kdlib import train as training
     from kdlib.recipes import Recipe
-    from kdlib.run_folder import claim
+    from kdlib.run_folder import claim, locate
 
     recipe = Recipe(
         optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
@@ -151,7 +151,7 @@ def train(
                 "one: leave out one of the two."
             )
         fresh = partial(models.build, model or "resnet20", **shape, stem=stem or "stride2", seed=seed)
-        network = models.load(start) if start else fresh()
+        network = models.load(locate(start, out, resume=resume)) if start else fresh()
         models.get_config(network)  # refuses now, rather than after the training, what could not be saved
         results = ("model.safetensors", "history.csv", "checkpoint")
         with claim(out, results, resume=resume, overwrite=overwrite, checkpoints=results[-1:]):

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from kdlib import data as datasets
 from kdlib import distributed, evaluation, files, measure, method_parser, methods, models, train
 from kdlib.data import DataModule
 from kdlib.recipes import Recipe
-from kdlib.run_folder import claim, set_aside
+from kdlib.run_folder import claim, locate, set_aside
 from kdlib.teachers import CachedTeacher, Ensemble
 
 RESULTS = (
@@ -158,8 +158,9 @@ def _distill(
 ) -> Report:
     started = time.perf_counter()
     main = distributed.rank() == 0
-    data, teacher, student, method = build(job)
-    baseline_student = _build_student(job, data)
+    networks = job if out is None else _located(job, out, resume)
+    data, teacher, student, method = build(networks)
+    baseline_student = _build_student(networks, data)
     outputs: nn.Module | CachedTeacher = teacher
     if job.views and method.needs_teacher:
         if main:
@@ -186,6 +187,12 @@ def _distill(
     if out is not None and main:
         _write(out, report, result, baseline, data)
     return report
+
+
+def _located(job: Job, out: Path, resume: bool) -> Job:
+    """The job with its files where they lie now: some may be of the earlier run that this one replaces."""
+    find = partial(locate, out=out, resume=resume)
+    return replace(job, teacher=tuple(str(find(name)) for name in job.teachers), student=str(find(job.student)))
 
 
 def build(job: Job) -> tuple[DataModule, nn.Module, nn.Module, methods.Method]:

@@ -28,7 +28,8 @@ def claim(
 
     results: names of what a run writes there. resume: go on from what there is, None for a command that has no such
     option; echo says if there is nothing. overwrite: what an earlier run left is set aside, and is gone when this one
-    has ended; but it comes back if this one fails before it has written a result, because it is refused for instance.
+    has ended. It comes back if this one fails before it has written a result, because it is refused for instance; if it
+    fails later, it stays aside, since this one may have begun with a file of it (`locate`).
     at_once: set it aside now; else the run does, by `set_aside`, when it has read what it needs of it. checkpoints:
     those of the results without which a finished run cannot be resumed.
     Raises OSError if another run holds the folder or it cannot be written, ValueError for one that holds an earlier run
@@ -91,20 +92,32 @@ def set_aside(out: Path, results: Sequence[str]) -> None:
         there = [name for name in results if (out / name).exists()]
         if there:
             (out / PART).mkdir(exist_ok=True)
-            for name in there:
-                (out / name).replace(out / PART / name)
+            for name in (*there, ASIDE):  # the last one is there where an unfinished run had set aside another
+                if (out / name).exists():
+                    (out / name).replace(out / PART / name)
             (out / PART).replace(out / ASIDE)
     distributed.barrier()  # no process looks for a checkpoint before it is gone
+
+
+def locate(file: str | Path, out: str | Path, *, resume: bool) -> str | Path:
+    """Where a file that a run begins with is now: in `out` it may have been set aside by the run that replaces it.
+
+    resume: of that very run, whose result may lie in the old place by now.
+    """
+    path, folder = Path(file), Path(out)
+    if path.parent.resolve() != folder.resolve() or (path.exists() and not resume):
+        return file
+    aside = folder / ASIDE / path.name
+    return aside if aside.exists() else file
 
 
 def _settle(out: Path, results: Sequence[str]) -> None:
     """Bring back what was set aside, unless a newer run has written a result."""
     _bring_back(out)
-    aside = list((out / ASIDE).glob("*"))
-    if aside and not any((out / name).exists() for name in (*results, *(path.name for path in aside))):
+    aside = [path.name for path in (out / ASIDE).glob("*") if path.name != ASIDE]
+    if aside and not any((out / name).exists() for name in (*results, *aside)):
         (out / ASIDE).replace(out / PART)
         _bring_back(out)
-    shutil.rmtree(out / ASIDE, ignore_errors=True)
 
 
 def _bring_back(out: Path) -> None:

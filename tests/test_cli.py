@@ -25,6 +25,7 @@ from PIL import Image
 
 from kdlib import cli, compare, data, distill, export, measure, models, train
 from kdlib.files import load_tensors
+from kdlib.run_folder import ASIDE
 from kdlib.teachers import Ensemble
 from kdlib.trainer import Trainer
 
@@ -188,6 +189,34 @@ def test_a_student_goes_on_from_the_very_file_that_it_replaces(small_test_set: A
     options = [*TINY, "--student", own, "--epochs", 1, "--learning-rate", 1e-9, "--no-baseline"]
     assert call("distill", *options, "--out", tmp_path, "--overwrite") == 0
     torch.testing.assert_close(models.load(own).fc.weight, before.fc.weight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "distill"])
+def test_a_run_that_begins_with_the_file_it_replaces_can_be_interrupted(
+    command: str, small_test_set: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / {"train": "model.safetensors", "distill": "student.safetensors"}[command]
+    models.save(models.build("resnet8", num_classes=10, in_channels=1, seed=5), own)
+    options = {
+        "train": ["--start", own, "--images", 64, "--batch-size", 32],
+        "distill": ["--teacher", own, "--student", own, "--images", 192, "--no-baseline"],
+    }[command]
+    options += ["--epochs", 3, "--precision", "fp32", "--quiet", "--out", tmp_path]
+    train_step, steps = Trainer.train_step, list[int]()
+
+    def interrupted(self: Trainer, batch: Any) -> Any:
+        steps.append(self.step)
+        if len(steps) == 2 * self.steps_per_epoch:
+            raise KeyboardInterrupt
+        return train_step(self, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    assert call(command, *options, "--overwrite") == 130
+    assert not own.exists()
+    assert call(command, *options, "--resume") == 0
+    assert own.exists()
+    assert not (tmp_path / ASIDE).exists()
 
 
 @pytest.mark.slow

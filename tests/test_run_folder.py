@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdlib import files
-from kdlib.run_folder import ASIDE, PART, claim, remove_earlier, set_aside
+from kdlib.run_folder import ASIDE, PART, claim, locate, remove_earlier, set_aside
 
 RESULTS = ("student.safetensors", "report.json")
 HOLDER = """
@@ -136,7 +136,39 @@ def test_an_earlier_run_comes_back_where_the_one_that_should_replace_it_is_refus
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(RESULTS, "earlier")
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path, at_once):
         stop_after(tmp_path / "report.json")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.json": "newer"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [ASIDE, "report.json"]
+    assert (tmp_path / "report.json").read_text() == "newer"
+    # What it may have begun with is there until it has ended.
+    found = {name: locate(tmp_path / name, tmp_path, resume=True) for name in RESULTS}
+    assert {name: Path(path).read_text() for name, path in found.items()} == dict.fromkeys(RESULTS, "earlier")
+    with claim(tmp_path, RESULTS, resume=True, overwrite=False):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_an_unfinished_run_that_is_replaced_comes_back_with_what_it_had_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("first")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path, at_once=True):
+        stop_after(tmp_path / "student.safetensors")
+    # A third one begins with the first one's file, and is refused; then it is not.
+    assert locate(tmp_path / "report.json", tmp_path, resume=False) == tmp_path / ASIDE / "report.json"
+    with pytest.raises(ValueError, match="refused"), claim(tmp_path, RESULTS, resume=False, overwrite=True):
+        raise ValueError("refused")
+    assert (tmp_path / "student.safetensors").read_text() == "newer"
+    assert (tmp_path / ASIDE / "report.json").read_text() == "first"
+    with claim(tmp_path, RESULTS, resume=False, overwrite=True):
+        (tmp_path / "report.json").write_text("third")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.json": "third"}
+
+
+def test_files_elsewhere_are_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / ASIDE).mkdir()
+    for name in ("a", f"{ASIDE}/a", f"{ASIDE}/b"):
+        (tmp_path / name).touch()
+    assert locate(tmp_path / "a", tmp_path, resume=False) == tmp_path / "a"
+    assert locate(tmp_path / "c", tmp_path, resume=True) == tmp_path / "c"
+    assert locate("resnet8", tmp_path, resume=True) == "resnet8"
+    assert locate(tmp_path / "other" / "b", tmp_path, resume=True) == tmp_path / "other" / "b"
 
 
 def stop_after(path: Path) -> None:
