@@ -19,7 +19,7 @@ from kdlib.adapters import Adapter
 from kdlib.errors import check_real, check_whole, unknown_name
 from kdlib.hooks import ModelOutput, find_logits
 from kdlib.tasks import MultiLabel, Task
-from kdlib.teachers import FrozenTeacher, shown_reader
+from kdlib.teachers import AnswerTogether, FrozenTeacher, shown_reader
 
 BASES = ("labels", "entropy")
 
@@ -244,7 +244,7 @@ def _check_task(who: str, task: Task) -> None:
         )
 
 
-class _Together(nn.Module):
+class _Together(AnswerTogether):
     """Networks side by side: their logits as B x K x C."""
 
     def __init__(self, members: Sequence[nn.Module], read_logits: Callable[[Any], Any]) -> None:

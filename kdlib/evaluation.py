@@ -18,7 +18,7 @@ from kdlib.adapters import Adapter
 from kdlib.data import DataModule, IndexedDataset
 from kdlib.errors import as_whole, check_kind, explain_shape_errors
 from kdlib.tasks import Classification, Task
-from kdlib.teachers import Ensemble, FrozenTeacher
+from kdlib.teachers import Ensemble, FrozenTeacher, class_names
 
 HardLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -211,9 +211,12 @@ def _refuse_non_finite(bad: int, count: int, what: str, role: str) -> None:
 
 
 def check_class_names(role: str, model: Any, data: DataModule) -> None:
-    """Raise ValueError where a model's file names other classes than the data, or the same in another order."""
-    names = getattr(model, "classes", None)
-    if not isinstance(names, tuple) or names == data.classes:
+    """Raise ValueError where a model's file names other classes than the data, or the same in another order.
+
+    Of networks that answer together each is looked at, and of a cache what it was built of.
+    """
+    names = next((one for one in class_names(model) if one != data.classes), None)
+    if names is None:
         return
     same = set(names) == set(data.classes)
     example = next((pair for pair in zip(names, data.classes, strict=False) if pair[0] != pair[1]), None)

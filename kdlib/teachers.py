@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -219,7 +220,13 @@ PROBES = 4  # images of which a teacher is asked again when its stored outputs a
 NO_VOTE = 1e-6  # the share that is spread over all classes, so that the logarithm of a class without a vote is finite
 
 
-class Ensemble(nn.Module):
+class AnswerTogether(nn.Module):
+    """Networks that answer together, each of them for all classes."""
+
+    members: nn.ModuleList
+
+
+class Ensemble(AnswerTogether):
     """Several networks as one teacher: the mean of their softened probabilities, of their logits, or their votes.
 
         teacher = Ensemble([a, b, c], weights=[2, 1, 1], temperatures=[1, 1, 2])
@@ -334,6 +341,18 @@ def shown_reader(read_logits: Callable[[Any], Any]) -> str:
     return "" if read_logits is find_logits else f", read_logits={describe(read_logits)}"
 
 
+def class_names(network: Any) -> list[tuple[str, ...]]:
+    """The classes that a network's file names, in the order of its logits; of those that answer together, each one's.
+
+    Of a network whose file names none there is nothing in the list; a cache knows what it was built of.
+    """
+    if isinstance(network, CachedTeacher):
+        return network.class_names
+    members = network.members if isinstance(network, AnswerTogether) else [network]
+    named = [getattr(member, "classes", None) for member in members]
+    return [one for one in named if isinstance(one, tuple) and all(isinstance(name, str) for name in one)]
+
+
 def _votes(logits: Sequence[Tensor], weights: Sequence[float], classes: int) -> Tensor:
     """The logarithms of the shares of the votes, where each network votes for its best class.
 
@@ -378,6 +397,7 @@ class CachedTeacher(Teacher):
         any_view: bool = False,
     ) -> None:
         self.metadata = metadata
+        self.class_names: list[tuple[str, ...]] = []
         self._read_indices = Adapter().indices_of
         self._any_view = any_view
         self.views = metadata["views"]
@@ -426,17 +446,21 @@ class CachedTeacher(Teacher):
         adapter = adapter or Adapter()
         metadata["teacher"] += _shown_reading(adapter)
         teacher = FrozenTeacher(model, read_inputs=adapter.teacher_inputs_of, read_logits=adapter.teacher_logits_of)
+        run = partial(cls._run, teacher, dataset)
         if directory is None:
-            return cls(
-                metadata, dataset.indices, cls._run(teacher, dataset, None, metadata, config, batch_size, progress)
-            )
-        with _building(Path(directory)):  # a second run with this folder waits, and then opens what the first has built
-            if not (Path(directory) / "cache.json").exists():
-                cls._run(teacher, dataset, Path(directory), metadata, config, batch_size, progress)
-                return cls.open(directory, metadata, dataset.indices)
-        found = cls.open(directory, metadata, dataset.indices)
-        found._check_answers(teacher, dataset, config, Path(directory))
-        return found
+            cached = cls(metadata, dataset.indices, run(None, metadata, config, batch_size, progress))
+        else:
+            folder, built = Path(directory), False
+            with _building(folder):  # a second run with this folder waits, and then opens what the first has built
+                if not (folder / "cache.json").exists():
+                    run(folder, metadata, config, batch_size, progress)
+                    built = True
+                    cached = cls.open(directory, metadata, dataset.indices)
+            if not built:
+                cached = cls.open(directory, metadata, dataset.indices)
+                cached._check_answers(teacher, dataset, config, folder)
+        cached.class_names = class_names(model)
+        return cached
 
     @staticmethod
     def _run(

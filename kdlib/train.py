@@ -27,7 +27,7 @@ from kdlib.evaluation import Metrics, evaluate
 from kdlib.methods import HardLabels, Logit, Method
 from kdlib.recipes import Recipe
 from kdlib.tasks import Classification, Task
-from kdlib.teachers import FrozenTeacher, Teacher
+from kdlib.teachers import FrozenTeacher, Teacher, class_names
 from kdlib.trainer import OptimizerFactory, Trainer
 
 
@@ -203,12 +203,8 @@ def fit(
         if resume and trainer.checkpointer.exists():
             trainer.load_checkpoint(other_threads)
         trainer.fit()
-    if isinstance(data, DataModule) and isinstance(getattr(student, "classes", None), tuple):
-        student.classes = data.classes  # type: ignore[assignment]  # no longer those that its file named
-        if isinstance(getattr(student, "config", None), dict):
-            student.config = {**student.config, "image_size": data.image_size}  # type: ignore[assignment, dict-item]
-    if isinstance(data, DataModule) and hasattr(student, "normalization"):
-        student.normalization = (data.train.mean, data.train.std)  # type: ignore[assignment]
+    if isinstance(data, DataModule):
+        _note_images(student, data)
     for trained in (student, method):
         trained.zero_grad()  # the last step's gradients would take as much memory as the weights
     accuracy = None
@@ -216,6 +212,17 @@ def fit(
         accuracy = evaluate(student, data.test, device=device, precision=precision, adapter=adapter).accuracy
     last = trainer.rows[-1].get("validation_accuracy")
     return Result(student.eval(), method, trainer.rows, last, accuracy, trainer.seconds, str(trainer.config))
+
+
+def _note_images(student: nn.Module, data: DataModule) -> None:
+    """Say in the student which images it knows now, in place of what its file or its zoo said."""
+    names = getattr(student, "classes", None)
+    if names is None or class_names(student):  # not where its own code calls something else so
+        student.classes = data.classes  # type: ignore[assignment]
+    if isinstance(getattr(student, "config", None), dict):
+        student.config = {**student.config, "image_size": data.image_size}  # type: ignore[assignment, dict-item]
+    if hasattr(student, "normalization"):
+        student.normalization = (data.train.mean, data.train.std)  # type: ignore[assignment]
 
 
 def _copy(method: Method, *networks: Any) -> Method:

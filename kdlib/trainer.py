@@ -94,7 +94,8 @@ class Trainer:
         if self.distiller.teacher is not None:
             self.batches.check_teacher(self.distiller.teacher)
             if self.method.needs_teacher_logits and isinstance(self.batches, IndexedBatches):
-                self.batches.check_class_names("teacher", getattr(self.distiller.teacher, "model", None))
+                teacher = self.distiller.teacher
+                self.batches.check_class_names("teacher", getattr(teacher, "model", teacher))
         every = self.checkpointer.every
         if every is not None and isinstance(self.batches, LoaderBatches):
             raise ValueError(

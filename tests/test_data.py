@@ -30,7 +30,9 @@ from kdlib import data, evaluation, methods, models, train
 from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, InMemoryDataset, LazyDataset, datasets, own, sources
 from kdlib.data.decode import upright
 from kdlib.data.sources import IMAGENET_MEAN, IMAGENET_STD
+from kdlib.ensembles import ConfidenceEnsemble
 from kdlib.files import fingerprint
+from kdlib.teachers import CachedTeacher, Ensemble
 
 SHIPPED = Path(data.__file__).parents[2] / "data"
 
@@ -1093,6 +1095,13 @@ def test_a_teacher_whose_classes_are_in_another_order_is_refused(tmp_path: Path)
         train.fit(student, pets, teacher=swapped, **options)
     method = methods.HardLabels() + methods.Feature({"layer3": "layer3"})
     train.fit(student, pets, teacher=swapped, method=method, **options)  # features have no classes
+    cache = {"augmentation": pets.augmentation, "seed": 0, "device": "cpu", "precision": "fp32", "progress": False}
+    built = [CachedTeacher.build(swapped, pets.train, directory=tmp_path / "cache", **cache) for _ in range(2)]
+    among_others: list[Any] = [Ensemble([teacher, swapped]), ConfidenceEnsemble([teacher, swapped]), *built]
+    among_others.append(CachedTeacher.build(Ensemble([swapped, teacher]), pets.train, **cache))
+    for other in among_others:
+        with pytest.raises(ValueError, match="same classes in another order"):
+            train.fit(student, pets, teacher=other, views=1, **options)
 
 
 def test_sixteen_bits_are_turned_too(tmp_path: Path) -> None:

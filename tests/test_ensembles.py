@@ -133,6 +133,17 @@ def test_members_stay_unchanged_and_answer_in_eval_mode(batch: tuple[Tensor, Ten
         assert all(p.grad is None for p in one.parameters())
 
 
+def test_specialists_teach_named_classes(blobs: DataModule) -> None:
+    """Their own classes are numbers: which of all the classes each of them knows."""
+    parts = [nn.Sequential(nn.Flatten(), nn.Linear(64, count)) for count in (2, 1)]
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    teacher = Specialists(parts, [(0, 2), (1,)])
+    options = {"epochs": 1, "device": "cpu", "precision": "fp32", "progress": False}
+    assert train.fit(student, blobs, teacher=teacher, method=Logit(), **options).test_accuracy is not None
+    train.fit(teacher, blobs, method=HardLabels(), **options)
+    assert teacher.classes == ((0, 2), (1,))
+
+
 def test_fit_passes_the_labels(blobs: DataModule) -> None:
     options: dict[str, Any] = {"epochs": 1, "recipe": Recipe(batch_size=32), "augmentation": NO_AUGMENTATION}
     options |= {"device": "cpu", "precision": "fp32", "test": False, "progress": False}

@@ -204,6 +204,13 @@ def test_a_network_of_ones_own_may_name_its_classes(blobs: DataModule) -> None:
     evaluation.warn_of_other_images("student", network, blobs)
 
 
+def test_a_student_says_which_images_it_was_trained_on(blobs: DataModule) -> None:
+    """Whatever its file said before, and if it was a checkpoint, which does not name classes."""
+    network = models.build("resnet8", num_classes=3, in_channels=1, seed=0, image_size=5)
+    train.fit(network, blobs, epochs=1, device="cpu", precision="fp32", progress=False)
+    assert (network.classes, network.config["image_size"]) == (blobs.classes, blobs.image_size)
+
+
 def test_rule_4_the_test_set_is_read_once_after_all_else(blobs: DataModule) -> None:
     log: list[str] = []
     parts = {name: Watched(getattr(blobs, name), name, log) for name in ("train", "validation", "test")}
