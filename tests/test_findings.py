@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -292,6 +293,17 @@ def test_one_seed_is_no_evidence(tmp_path: Path) -> None:
 # --- the grid and the missing class ------------------------------------------------------------------------------
 
 
+def test_the_temperature_that_was_tuned_is_no_column_of_the_grid(folder: Path, tmp_path: Path) -> None:
+    """Where alpha is 1 it is in the rows, and does nothing."""
+    whole = load(folder, kind="grid")
+    found = {number: {"temperature": "3.85"} for number, row in enumerate(whole.rows) if row["method"] == "kd alpha=1"}
+    changed(tmp_path, whole.sources[0], found)
+    shutil.copy(whole.sources[1], tmp_path)
+    grid = load(tmp_path, kind="grid")
+    assert found
+    assert (grid.grid, grid.temperatures) == (whole.grid, (1, 2, 4, 8, 16))
+
+
 def test_the_grid_is_compared_with_the_tuned_hard_labels(folder: Path, results: Results) -> None:
     grid = load(folder, kind="grid")
     assert (len(grid.grid), grid.comparisons, grid.baseline) == (25, 21, "hard")
@@ -377,8 +389,9 @@ def test_a_file_without_the_quantity_is_not_a_zero(results: Results) -> None:
 
 def test_a_file_without_runs_or_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, skip=lambda config: True)
-    with pytest.raises(ValueError, match="no finished run yet. This goes on with it: kdlib study full"):
+    with pytest.raises(ValueError, match="no finished run yet. This goes on with it: kdlib study full") as caught:
         load(tmp_path)
+    assert f"--out {tmp_path}" in str(caught.value)  # without it the command writes to data/results
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="has no column data, student.*not a file of finished runs"):
         load(tmp_path)

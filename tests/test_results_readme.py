@@ -64,11 +64,14 @@ def test_a_session_that_was_stopped_before_its_first_run_is_left_out(folder: Pat
 
 def test_a_command_is_shown_as_anyone_would_give_it(folder: Path) -> None:
     name = next(folder.glob("*.csv")).name
-    command = f"kdlib study short --choices /somebody/results/{name} --out=/somebody/results --cache '/tmp/a b' --quiet"
     path = folder / f"{Path(name).stem}.json"
-    path.write_text(json.dumps({"sessions": [{"command": f"{command} --workers 2", "hours": 1}]}))
-    update_readme(folder)
-    assert lines(folder)[2][2] == f"`kdlib study short --choices data/results/{name} --workers 2`"
+    for sign in (" ", "="):
+        command = (
+            f"kdlib study short --choices{sign}/somebody/results/{name} --out=/somebody/results --cache '/tmp/a b'"
+        )
+        path.write_text(json.dumps({"sessions": [{"command": f"{command} --quiet --workers 2", "hours": 1}]}))
+        update_readme(folder)
+        assert lines(folder)[2][2] == f"`kdlib study short --choices{sign}data/results/{name} --workers 2`"
 
 
 def test_a_file_in_a_folder_of_the_shipped_results_is_named_with_it(

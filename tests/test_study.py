@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -811,10 +812,30 @@ def test_the_best_of_a_family_without_trials_is_not_guessed() -> None:
 @pytest.mark.slow
 def test_methods_tuned_alike_share_a_file(finished: Path, budget: Budget) -> None:
     more = {"seeds": (0,), "tuning_seeds": (1000,)}
-    with pytest.raises(ValueError, match="settings tuned on article-student.* and on defaults: .*only where"):
-        runner.run(study_config(replace(budget, epochs=1), finished, "controls", defaults=True, **more), progress=False)
+    config = study_config(replace(budget, epochs=1), finished, "controls", defaults=True, **more)
+    for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+        with pytest.raises(ValueError, match="settings tuned on article-student.* and on defaults: .*only where"):
+            attempt(config)
     with pytest.raises(ValueError, match="names a class twice: 3, 3"):
         study_config(budget, finished, "missing-class", excluded_classes=(3, 3))
+
+
+@pytest.mark.slow
+def test_a_plan_whose_trials_are_made_counts_the_methods_that_they_chose(
+    finished: Path, budget: Budget, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    options = {"defaults": False, "tuning_seeds": (1000,)}
+    short = study_config(replace(budget, epochs=1), tmp_path, "short", **options)
+    assert "the trials decide" in runner.dry_run(short)
+    # The last trials that it needs.
+    runner.run(replace(short, plan=plans.of_methods(["shuffled"]), seeds=(0,)), progress=False)
+    trials = content(next(tmp_path.glob("choose-*.csv")), TRIAL_COLUMNS)
+    chosen = short.plan.variants(plans.best_settings(trials, short.plan.tuned, (1000,)))
+    assert chosen != short.plan.variants({})
+    text, runs = runner.dry_run(short), 2 * len(chosen)
+    assert "the trials decide" not in text
+    assert f"{runs} runs of the study, {runs - 1} of them finished, 1 left" in text
 
 
 @pytest.mark.parametrize("label", [3, 10, -1])

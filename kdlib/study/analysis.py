@@ -10,6 +10,7 @@ has the reason. To judge a method by the seeds at which it worked would be to ch
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -78,6 +79,8 @@ def _read_runs(path: Path, kind: str, budget: Budget) -> list[dict[str, str]]:
     """The rows of a file, each with the processor that it was made on, "" where that is not known."""
     command = f"kdlib study {PLAN_OF_KIND[kind]} --student {budget.student} --teacher {budget.teacher}"
     command += f" --images {budget.images}"
+    if path.parent.resolve() != (data_dir() / "results").resolve():
+        command += f" --out {shlex.quote(str(path.parent))}"
     if budget.optimizer != method_specs.SGD:
         command += f" --optimizer {budget.optimizer}"
     if not path.is_file():
@@ -475,8 +478,9 @@ class Results:
             alpha, temperature = group.settings.alpha, group.settings.temperature
             if alpha is not None and temperature is not None:
                 found[alpha, temperature] = name
-        at_every = [(name, t) for (alpha, _), name in found.items() if alpha == 1 for _, t in found]
-        return found | {(1.0, temperature): name for name, temperature in at_every}
+        of_one = [name for (alpha, _), name in found.items() if alpha == 1]  # its T, the tuned one, does nothing
+        mixed = {place: name for place, name in found.items() if place[0] != 1}
+        return mixed | {(1.0, temperature): name for name in of_one for _, temperature in mixed}
 
     @property
     def alphas(self) -> tuple[float, ...]:

@@ -97,8 +97,9 @@ def _command(session: Mapping[str, Any], folder: Path) -> str:
         if (name := word.partition("=")[0]) in UNRELATED_OPTIONS:
             del words[: UNRELATED_OPTIONS[name] if name == word else 0]
         else:
-            known = word.endswith(".csv") and (folder / Path(word).name).is_file()
-            kept.append(f"{place}/{Path(word).name}" if known else word)
+            option, is_option, value = word.rpartition("=")  # --choices=FILE
+            known = word.endswith(".csv") and (folder / Path(value).name).is_file()
+            kept.append(f"{option}{is_option}{place}/{Path(value).name}" if known else word)
     return shlex.join(kept)
 
 

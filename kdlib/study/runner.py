@@ -118,7 +118,7 @@ def run(
             if trials is not None:
                 executor.set_remaining(study.runs_left(runs.rows) + study.trials_left(trials.rows))
                 study.tune(executor, trials)
-            configs = study.run_configs(runs)
+            configs = study.run_configs(runs.rows)
             executor.set_remaining(study.runs_left(runs.rows))
             executor.run(configs, runs, test=True)
         for file in filter(None, (trials, runs)):  # while their locks are held: no other study uses these outputs
@@ -136,14 +136,19 @@ def dry_run(config: StudyConfig) -> str:
     rows = read_rows(study.runs_path, RUN_COLUMNS)
     trial_rows = read_rows(study.trials_path, TRIAL_COLUMNS) if config.needs_tuning else []
     study.check_files(rows, trial_rows)
+    trials_left = study.trials_left(trial_rows) if config.needs_tuning else Counter[str]()
+    if config.needs_tuning and not trials_left:
+        study.take_best(trial_rows)
+        study.run_configs(rows)
     parts = [("runs of the study", study.runs_path, study.num_runs, study.runs_left(rows))]
     if config.needs_tuning:
-        left = study.trials_left(trial_rows)
-        parts.insert(0, ("trials on the validation split", study.trials_path, study.num_trials, left))
+        parts.insert(0, ("trials on the validation split", study.trials_path, study.num_trials, trials_left))
     lines = [
         f"{total} {what}, {total - left.total()} of them finished, {left.total()} left  ({path})"
         for what, path, total, left in parts
     ]
+    if trials_left and len(study.specs_to_tune) > len(study.variants):
+        lines.append("Which methods are run, the trials decide: there may be some runs more.")
     lines.append(study.steps_of_a_run())
     remaining = sum((left for *_, left in parts), Counter[str]())
     if remaining:
@@ -251,6 +256,7 @@ class _Study:
         self.experiment.check_rows(self.runs_path, rows)
         self.experiment.check_rows(self.trials_path, trial_rows)
         if not self.config.needs_tuning:
+            self.run_configs(rows)
             return
         seeds = self.config.tuning_seeds
         label = plans.tuning_label(asdict(self.experiment.budget), len(seeds))
@@ -289,22 +295,26 @@ class _Study:
         specs, seeds, optimizer = self.specs_to_tune, self.config.tuning_seeds, self.config.budget.optimizer
         executor.run(plans.first_trials(specs, seeds, optimizer), trials, test=False)
         executor.run(plans.further_trials(specs, seeds, trials.rows, optimizer), trials, test=False)
-        self.tuned = plans.best_settings(trials.rows, specs, seeds)
+        self.take_best(trials.rows)
         executor.note_tuned(trials, self.tuned)
+
+    def take_best(self, trial_rows: Sequence[Row]) -> None:
+        """Take the best settings of each method, and with them the methods that the plan chooses by these."""
+        self.tuned = plans.best_settings(trial_rows, self.specs_to_tune, self.config.tuning_seeds)
         if not self.config.retune:
             self.variants = self.plan.variants(self.tuned)
 
-    def run_configs(self, runs: RunsFile) -> list[RunConfig]:
+    def run_configs(self, rows: Sequence[Row]) -> list[RunConfig]:
         """All runs of the study; ValueError for methods that were not tuned, or finished runs with other settings."""
         self._check_tuned()
         configs = self._run_configs(self.tuned)
-        self._check_tuned_alike(runs.rows, [config.tuned_on for config in configs])
-        finished = {row_key(row): row for row in runs.rows}
+        self._check_tuned_alike(rows, [config.tuned_on for config in configs])
+        finished = {row_key(row): row for row in rows}
         for config in configs:
             row = finished.get(config.key)
             if row is not None and row["fingerprint"] != self.experiment.run_fingerprint(config):
                 raise ValueError(
-                    f"{runs.path} holds a run of {config.method}, seed {config.seed}, made with "
+                    f"{self.runs_path} holds a run of {config.method}, seed {config.seed}, made with "
                     f"{Settings.from_row(row)}; now {config.settings}. Move the file away, or choose another folder "
                     "with --out: one study has one setting a method."
                 )
