@@ -495,11 +495,16 @@ def copy_without_hooks(model: nn.Module, device: str | torch.device) -> nn.Modul
     """A copy in eval mode on `device`, without the model's forward hooks; on "meta" no weight is copied."""
     # What deepcopy finds in its memo it takes as copied already. The dict is keyed by the originals' ids.
     memo: dict[int, object] = {id(module._forward_hooks): OrderedDict() for module in model.modules()}
-    if torch.device(device).type == "meta":
+    meta = torch.device(device).type == "meta"
+    if meta:
         for tensor in _tensors(model):
             blank = torch.empty_like(tensor, device="meta", requires_grad=False)
             parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(blank, requires_grad=False) if parameter else blank
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # a masked weight, as the last pass has left it
+                memo[id(value)] = torch.empty_like(value, device="meta") if meta else value.detach().clone()
     return copy.deepcopy(model, memo).to(device).eval()
 
 

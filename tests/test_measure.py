@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import nn
+from torch.nn.utils import prune
 
-from kdlib import measure
+from kdlib import measure, models
 from kdlib.devices import DeviceConfig
 
 SHAPE = (3, 8, 8)
@@ -422,6 +423,17 @@ class Tokens(nn.Module):
 )
 def test_macs_of_attention_are_the_same_where_the_meta_device_is_impossible(layer, expected):
     assert [measure.macs(Tokens(layer, awkward), (16, 4, 4)) for awkward in (False, True)] == [expected, expected]
+
+
+def test_a_masked_network_is_counted_and_timed() -> None:
+    """Its masked weight is a tensor that torch refuses to copy."""
+    model = models.build("resnet8", num_classes=10, in_channels=1, seed=0)
+    whole = measure.macs(model, (1, 28, 28))
+    prune.l1_unstructured(model.conv1, "weight", amount=0.5)
+    model(torch.zeros(2, 1, 28, 28)).sum().backward()
+    assert measure.macs(model, (1, 28, 28)) == whole
+    images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(measure.copy_without_hooks(model, "cpu")(images), model.eval()(images))
 
 
 def test_macs_does_not_run_the_models_forward_hooks():
