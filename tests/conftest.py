@@ -26,6 +26,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_runtest_setup() -> None:
+    """Before a test and its fixtures: networks without a seed are the same in whatever order tests run."""
+    torch.manual_seed(0)
+
+
 def stage(item: pytest.Item) -> int:
     """When a test runs: 0 for the fast ones, 1 for those marked slow, 2 for the lessons, 3 for the browser."""
     slow = int(item.get_closest_marker("slow") is not None)

@@ -509,9 +509,10 @@ def test_a_slow_model_is_timed_more_than_once():
 
 
 def test_a_run_of_a_very_fast_model_is_one_pass_of_a_block():
-    result = measure.latency(nn.Identity(), SHAPE, threads=1, min_run_time=0.01)
-    assert min(result.runs) <= result.median <= max(result.runs)
-    assert sum(result.runs) < 0.005  # so each of them stands for several passes
+    results = [measure.latency(nn.Identity(), SHAPE, threads=1, min_run_time=0.01) for _ in range(3)]
+    assert all(min(one.runs) <= one.median <= max(one.runs) for one in results)
+    # Each run stands for several passes, unless another program took the core while torch chose how many.
+    assert min(sum(one.runs) for one in results) < 0.005
 
 
 def test_latency_reads_well():

@@ -759,7 +759,9 @@ def test_a_build_that_was_killed_leaves_no_lock(tmp_path: Path):
     assert killed.stdin is not None
     killed.stdin.write("\n")
     killed.stdin.flush()
-    while not (tmp_path / "unfinished-logits.npy").exists():
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "unfinished-logits.npy").exists() and time.monotonic() < deadline:
+        assert killed.poll() is None, "it ended before it was killed"
         time.sleep(0.02)
     killed.kill()
     killed.wait()

@@ -21,9 +21,9 @@ numbers = st.floats(-2, 2).map(lambda x: round(x, 6))
 pairs = st.lists(st.tuples(numbers, numbers), min_size=2, max_size=12)
 
 
-def spread(sample: list[tuple[float, float]]) -> bool:
+def spread(sample: list[tuple[float, float]], least: float = 1e-6) -> bool:
     differences = np.array([a - b for a, b in sample])
-    return differences.std() > 1e-6
+    return differences.std() > least
 
 
 # --- the interval ------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_exchanging_the_sides_turns_everything_round(sample: list[tuple[float, f
 
 @given(pairs, st.floats(-5, 5))
 def test_adding_the_same_to_both_sides_changes_nothing(sample: list[tuple[float, float]], shift: float) -> None:
-    assume(spread(sample))
+    assume(spread(sample, 1e-5))  # beside numbers as large as the shift a smaller one is rounding
     method, baseline = (np.array(side) for side in zip(*sample, strict=True))
     one, other = compare(method, baseline), compare(method + shift, baseline + shift)
     assert (one.mean, one.low, one.high) == pytest.approx((other.mean, other.low, other.high), abs=1e-9)
