@@ -27,7 +27,7 @@ from kdlib.ensembles import ConfidenceEnsemble, Specialists
 from kdlib.errors import check_kind, explain_shape_errors, few
 from kdlib.guards import keep_modes, shared_tensors
 from kdlib.hooks import FeatureExtractor, ModelOutput, refuse_writes
-from kdlib.methods import Method
+from kdlib.methods import LayerMethod, Method, WeightedSum
 from kdlib.tasks import Task
 from kdlib.teachers import Ensemble, FrozenTeacher, Teacher, as_teacher
 
@@ -352,7 +352,19 @@ class Distiller(nn.Module):
 
 
 def _pairs(method: Method) -> str:
-    return ", ".join(f"{a} -> {b}" for a, b in zip(method.student_layers, method.teacher_layers, strict=False))
+    """The pairs of layers whose sizes the projectors need, as in the method's parts."""
+    parts = [part for _, part in method.weighted] if isinstance(method, WeightedSum) else [method]
+    pairs = [
+        pair
+        for part in parts
+        if part.needs_setup
+        for pair in (
+            part.layers.items()
+            if isinstance(part, LayerMethod)
+            else zip(part.student_layers, part.teacher_layers, strict=False)
+        )
+    ]
+    return ", ".join(dict.fromkeys(f"{student} -> {teacher}" for student, teacher in pairs))
 
 
 def _copies(inputs: Any) -> list[Tensor]:

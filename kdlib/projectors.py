@@ -41,7 +41,7 @@ class PoolingProjector(Projector):
         self.channels = (channels_of(student, pair), channels_of(teacher, pair))
         self.size = self.alignment.size
         self._ndims = student.ndim, teacher.ndim
-        self._tokens = _token_counts(student, teacher)
+        self._sides = _sides(student, teacher)
         shown = [x[..., None, None] if x.ndim == 2 else x for x in (student, teacher)]
         self._shapes = " -> ".join(" x ".join(map(str, x.shape[1:])) for x in shown)
 
@@ -53,7 +53,7 @@ class PoolingProjector(Projector):
                 "example. Give an example of the same kind as the batches."
             )
         alignment = self.alignment
-        if _token_counts(student, teacher) != self._tokens:  # sentences are as long as the longest of their batch
+        if _sides(student, teacher) != self._sides:  # sentences are as long as the longest of their batch
             alignment = Alignment.of(self.pair, student, teacher)
         first, second = alignment.grids
         return self._pool(student, first, alignment.size), self._pool(teacher, second, alignment.size)
@@ -137,8 +137,8 @@ class WidthProjector(Projector):
 class Alignment(NamedTuple):
     """How the positions of two layers correspond.
 
-    grids: of student and teacher, the height and width (or depth, height and width) in which tokens lie; None for what
-    needs no such reading. size: the common grid at which they are compared.
+    grids: of student and teacher, the height and width in which tokens lie; None for what needs no such reading.
+    size: the common grid at which they are compared.
     Tokens B x N x C: as many of both are compared one by one; one more on one side is a class token, which is left out.
     Otherwise they are read row by row as a grid in the proportions of the other layer's map, or as a square where it
     has none, a class token before it left out, and pooled like a map. A map of one row or column has no proportions:
@@ -165,7 +165,7 @@ class Alignment(NamedTuple):
             flat = next((size for size in sizes if math.prod(size) == 1), None)
             if flat is None:
                 raise ValueError(
-                    f"In {pair} a layer gives a volume and the other a map: {tuple(student.shape)} and "
+                    f"In {pair} a layer gives a volume and the other a map or tokens: {tuple(student.shape)} and "
                     f"{tuple(teacher.shape)}. Name layers of the same kind."
                 )
             sizes = [(1,), (1,)]
@@ -197,8 +197,9 @@ def _refuse_channels_last(student: Tensor, teacher: Tensor, pair: str) -> None:
             )
 
 
-def _token_counts(*outputs: Tensor) -> list[int]:
-    return [output.shape[1] for output in outputs if output.ndim == 3]
+def _sides(*outputs: Tensor) -> list[tuple[int, ...]]:
+    """How many tokens there are, or how many positions in each direction of a map."""
+    return [output.shape[1:2] if output.ndim == 3 else output.shape[2:] for output in outputs]
 
 
 def _positions(output: Tensor) -> tuple[int, ...]:

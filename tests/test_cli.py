@@ -510,7 +510,7 @@ def test_killed_in_mid_epoch_and_resumed_is_never_stopped_to_the_bit(
     killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert killed.returncode == (-signal.SIGKILL if os.name == "posix" else 9)
     assert not (tmp_path / "model.safetensors").exists()
-    assert load_tensors(tmp_path / "checkpoint")[1]["facts"]["step"] == 12  # the second of two epochs ends at 20
+    assert load_tensors(tmp_path / "checkpoint")[1]["facts"]["step"] == 13  # three steps into the second epoch
     assert call(*TRAIN, "--out", tmp_path, "--resume") == 0
     assert (tmp_path / "model.safetensors").read_bytes() == never_stopped
 

@@ -383,6 +383,19 @@ def test_under_autocast_projectors_work_in_float32_too(student: Net, teacher: Ne
     torch.testing.assert_close(found.terms["hint stem"], expected, rtol=1e-6, atol=0)
 
 
+def test_the_pairs_that_need_an_example_are_named_as_they_are() -> None:
+    student = models.build("resnet8", num_classes=3, in_channels=1, seed=0)
+    teacher = models.build("resnet20", num_classes=3, in_channels=1, seed=1)
+    hints = Feature({"layer1": "layer2", "layer2": "layer2", "layer3": "layer3"})
+    with pytest.raises(ValueError, match="the layers layer1 -> layer2, layer2 -> layer2, layer3 -> layer3: give one"):
+        Distiller(student, teacher, hints)
+    method = (
+        Relation({"avgpool": "avgpool"}, "rkd") + Feature({"layer3": "layer3"}) + Feature({"layer3": "layer2"}, "vid")
+    )
+    with pytest.raises(ValueError, match="the layers layer3 -> layer3, layer3 -> layer2: give one"):
+        Distiller(student, teacher, method)
+
+
 def test_two_known_networks_need_nothing_but_their_names() -> None:
     student = models.build("resnet8", num_classes=3, in_channels=1, seed=0)
     teacher = models.build("resnet20", num_classes=3, in_channels=1, seed=1)

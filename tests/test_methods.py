@@ -610,6 +610,17 @@ def test_attention_learned_nothing_and_fits_other_networks():
     assert method.projectors[0].size == (16, 16)
 
 
+@pytest.mark.parametrize("loss", ["hint", "attention"])
+def test_maps_of_another_size_than_the_examples_are_compared_at_their_own(loss: str):
+    """Of a second fit on larger images, for instance: only the larger of two maps is pooled, to the smaller."""
+    method = ready(Feature(pairs("mid"), loss))
+    channels = STUDENT.features["mid"].shape[1], TEACHER.features["mid"].shape[1]
+    for sizes in (((16, 16), (3, 5)), ((3, 5), (2, 16)), ((16, 16), (16, 16))):
+        maps = [torch.rand(4, count, *size) for count, size in zip(channels, sizes, strict=True)]
+        compared = method.projectors[0](*maps)
+        assert {one.shape[2:] for one in compared} == {torch.Size(map(min, *sizes))}
+
+
 def test_projections_made_without_gradient_learn_all_the_same():
     with torch.no_grad():
         method = ready(Feature(pairs("mid")) + Feature(pairs("mid"), "vid") + Relation(pairs("mid", "high")))
