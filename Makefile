@@ -86,8 +86,10 @@ clean: ## Remove the environments and what runs wrote
 .venv-peers/.ready: benchmarks/peers.txt pyproject.toml
 	$(call install,--editable . --requirement benchmarks/peers.txt,.venv-peers)
 
-.venv-oldest/.ready: pyproject.toml
+.venv-oldest/.uv:
 	$(call install,uv,.venv-oldest)
+
+.venv-oldest/.ready: pyproject.toml .venv-oldest/.uv
 	@.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
 		--editable '.[course$(comma)dev$(comma)compress$(comma)export$(comma)deploy$(comma)device$(comma)search]'
 	@touch $@

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import socketserver
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
@@ -33,6 +35,8 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    # A port that a server has just left may be taken again; on Windows also one that another still serves.
+    allow_reuse_address = os.name != "nt"
 
     def __init__(self, host: str, port: int) -> None:
         check_whole(0, 65535, port=port)
@@ -50,8 +54,7 @@ class Server(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         """As the parent's, without its look-up of the machine's name, which takes seconds where there is no network."""
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
+        socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
 

@@ -6,7 +6,7 @@
     one = clinic.patient(3)         # shows the script
     one.train()                     # shows the curves
     one.name("d")                   # is it that?
-    one.treat({22: "..."})          # another line 14: does it help?
+    one.treat({22: "..."})          # another line 22: does it help?
 
 scripts/     the patients
 ward         pictures, networks, batches and the loop that all of them share

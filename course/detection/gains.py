@@ -52,7 +52,7 @@ def gains(rows: Sequence[Mapping[str, str]], value: str = "test_ap50") -> pd.Dat
     frame = pd.DataFrame(
         [{"method": row["method"], "seed": int(row["seed"]), value: 100 * float(row[value])} for row in rows]
     )
-    return verdict.table(frame, value=value, within=[])
+    return verdict.table(frame, value=value, within=[], same_unit=True)  # all in points, however far apart
 
 
 def _diverged(rows: Sequence[Mapping[str, str]]) -> list[str]:

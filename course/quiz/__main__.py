@@ -3,7 +3,8 @@
 python -m course.quiz                  ask what is not right yet
 python -m course.quiz --lesson 00 03   the questions about one lesson or several
 python -m course.quiz --report         what is right, and what to read again
-python -m course.quiz --print          all questions, for paper; --solutions adds the explanations
+python -m course.quiz --print          all questions, for paper
+python -m course.quiz --solutions      all questions with their explanations
 python -m course.quiz --forget         begin anew
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from course import progress_file
@@ -49,7 +50,8 @@ class Quiz:
     def text(self, number: int) -> str:
         """A question with its options, as plain text."""
         one = self.question(number)
-        head = f"Question {number} of {len(self)}, lesson {one.lesson}, {lesson_title(one.lesson)}"
+        title = lesson_title(one.lesson)
+        head = f"Question {number} of {len(self)}, lesson {one.lesson}{', ' * bool(title)}{title}"
         return wrap(f"{head}\n\n{one.question}\n\n{one.key.prompt()}")
 
     def ask(self, number: int | None = None) -> None:
@@ -126,7 +128,9 @@ class Quiz:
             right = sum(self.states[one.name] == RIGHT for one in own)
             lines.append(f"  {number}  {lesson_title(number):42}  {right} of {len(own)} right")
             lines += [
-                f'        read again: "{one.section or lesson_title(number)}"' for one in own if self._failed(one)
+                f'        read again: "{one.section or lesson_title(number) or "lesson " + number}"'
+                for one in own
+                if self._failed(one)
             ]
         weak = list(dict.fromkeys(one.lesson for one in self.questions if self._failed(one)))
         if weak:
@@ -170,12 +174,9 @@ def load(*lessons: str | int) -> Quiz:
 
 @cache
 def lesson_title(number: str) -> str:
-    """The title of a lesson; "not written yet" for one that is still to come."""
-    from course.notebooks import list_notebooks
-
-    for path in list_notebooks():
-        if path.stem.startswith(f"{number}_"):
-            first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
-            text = first if isinstance(first, str) else "".join(first)
-            return text.splitlines()[0].lstrip("# ")
-    return "not written yet"
+    """The title of a lesson, "" where the lessons are not: they are in the repository, not in the package."""
+    for path in (Path(__file__).parents[2] / "notebooks").glob(f"{number}_*.ipynb"):
+        first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
+        text = first if isinstance(first, str) else "".join(first)
+        return text.splitlines()[0].lstrip("# ")
+    return ""

@@ -99,6 +99,16 @@ def test_a_port_that_is_taken(taken: int, home: Path, capsys: pytest.CaptureFixt
     assert not list(home.iterdir())  # told before anything was made
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not keep the port of a server that has ended")
+def test_a_port_that_a_server_has_just_left_is_taken_again() -> None:
+    with Server("127.0.0.1", 0) as one, socket.create_connection(("127.0.0.1", one.port)) as client:
+        connection, _ = one.get_request()
+        connection.close()  # the side that closes first keeps the port for a while
+        assert client.recv(1) == b""
+    with Server("127.0.0.1", one.port) as again:
+        assert again.port == one.port
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

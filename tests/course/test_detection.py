@@ -590,6 +590,11 @@ def test_a_planted_gain_is_found_in_points() -> None:
     assert describe(rows[:2]).startswith("hard: AP50 50")
 
 
+def test_precisions_that_are_far_apart_are_points_all_the_same() -> None:
+    """A control may find nothing at all, and look like fractions beside percent."""
+    assert "heat map" in describe(rows_with({"hard": -0.3, "heat map": -0.4995}, 3))
+
+
 def test_a_diverged_run_has_no_gain() -> None:
     rows = rows_with({"hard": 0.0, "features": 0.01}, 3)
     rows[3]["test_ap50"] = ""

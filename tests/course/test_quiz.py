@@ -7,6 +7,7 @@ import html
 import json
 import math
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from course import notebooks, quiz
+from course.quiz import engine
 from course.quiz.__main__ import main
 from course.specs import Option
 from kdlib import study
@@ -275,6 +277,23 @@ def test_the_terminal_prints_for_paper_reports_and_forgets(
     assert main(["--forget"]) == 0
     assert "forgotten" in capsys.readouterr().out
     assert main(["--lesson", "77"]) == 2
+
+
+def test_it_asks_where_there_are_no_lessons_and_no_jupyter(
+    progress: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pip installs it: the lessons are in the repository."""
+    monkeypatch.setattr(engine, "__file__", str(tmp_path / "course" / "quiz" / "engine.py"))
+    for name in ("nbformat", "course.notebooks"):
+        monkeypatch.setitem(sys.modules, name, None)
+    engine.lesson_title.cache_clear()
+    try:
+        assert main(["--print", "--lesson", "00"]) == 0
+        assert "lesson 00\n" in capsys.readouterr().out
+        assert main(["--report", "--lesson", "00"]) == 0
+        assert "written" not in capsys.readouterr().out
+    finally:
+        engine.lesson_title.cache_clear()
 
 
 # The controls.
