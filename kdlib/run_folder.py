@@ -57,7 +57,7 @@ def claim(
             if main:
                 _settle(out, results)
             raise
-        if main:
+        if main and any((out / ASIDE / name).exists() for name in results):  # else it is another command's
             shutil.rmtree(out / ASIDE, ignore_errors=True)
 
 

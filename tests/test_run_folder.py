@@ -206,14 +206,16 @@ def test_an_earlier_run_comes_back_after_a_kill(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "earlier"
 
 
-def test_a_command_of_other_results_brings_back_no_older_file_over_a_newer_one(tmp_path: Path) -> None:
+def test_a_command_of_other_results_leaves_an_interrupted_run_and_what_it_has_set_aside(tmp_path: Path) -> None:
     (tmp_path / ASIDE).mkdir()  # as a run leaves it that was killed when it had written one of its results
     for folder, text in ((tmp_path, "newer"), (tmp_path / ASIDE, "earlier")):
         (folder / "report.json").write_text(text)
     (tmp_path / ASIDE / "student.safetensors").write_text("earlier")
-    with claim(tmp_path, (), resume=None, overwrite=False):
-        pass
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.json": "newer"}
+    before = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    for results in ((), ("compare.json",)):
+        with claim(tmp_path, results, resume=None, overwrite=False):
+            pass
+        assert {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_place_that_is_no_folder_is_refused_before_the_run(tmp_path: Path) -> None:

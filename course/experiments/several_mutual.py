@@ -119,7 +119,8 @@ def _born(number: int) -> Way:
     return Way(lambda seed, setting, chosen: born_again(seed, setting, chosen, number), SOFT)
 
 
-SOFT, HARD = soft_settings(0.05, 0.15, 0.5, temperatures=(1.0,)), hard_settings(0.05, 0.15, 0.5)
+RATES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+SOFT, HARD = soft_settings(*RATES, temperatures=(1.0,)), hard_settings(*RATES)
 PART = Part(
     "mutual",
     IMAGES,

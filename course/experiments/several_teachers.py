@@ -6,9 +6,9 @@
 Parts: "own" (teachers with pictures of their own, one of them bad), "same" (the same pictures, against one teacher with
 the same compute) and "mutual" (networks that teach each other, or their next generation). See `several_own`,
 `several_same` and `several_mutual`. Runs of one seed share images, their order and the students' initial weights. All
-ways of a part have the same number of trials on the validation split, with a seed of their own (four, three in
-"mutual" and for the teachers of "same"), or take over the settings of the way that they are a variant of. The test set
-is read once in a run, at the end.
+ways of a part have the same number of trials on the validation split (eight settings, six in "mutual", three for the
+teachers of "same", each with two seeds of their own), or take over the settings of the way that they are a variant of.
+The test set is read once in a run, at the end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 import typer
 
 from course.experiments import several_mutual, several_own, several_same
-from course.experiments.several_common import TUNING_SEED, Chosen, Part, Setting, accuracy, fashion, logits_of
+from course.experiments.several_common import TUNING_SEEDS, Chosen, Part, Setting, accuracy, fashion, logits_of
 from kdlib import devices
 from kdlib.data import data_dir
 from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
@@ -84,19 +84,18 @@ def execute(run: Run, part: Part, chosen: Chosen, *, test: bool) -> dict[str, An
 
 
 def best(rows: Sequence[dict[str, str]], way: str) -> Setting:
-    """The setting of the best finished trial on the validation split; of equals, the one with the smallest rate.
+    """The setting that is best on the validation split in the mean of its trials, and diverged in none of them.
 
-    Raises ValueError where there is none.
+    Of equals, the one with the smallest rate. Raises ValueError where there is none.
     """
-    scores = {
-        Setting(float(row["learning_rate"]), float(row["temperature"]) if row["temperature"] else None): float(
-            row["validation_accuracy"]
-        )
-        for row in rows
-        if row["way"] == way and row["validation_accuracy"]
-    }
+    found: dict[Setting, list[float]] = {}
+    for row in rows:
+        if row["way"] == way:
+            setting = Setting(float(row["learning_rate"]), float(row["temperature"]) if row["temperature"] else None)
+            found.setdefault(setting, []).append(float(row["validation_accuracy"] or math.nan))
+    scores = {setting: mean for setting, some in found.items() if math.isfinite(mean := sum(some) / len(some))}
     if not scores:
-        raise ValueError(f"All trials of {way!r} diverged. Give it smaller learning rates.")
+        raise ValueError(f"Trials of {way!r} diverged with every setting. Give it smaller learning rates.")
     return min(scores, key=lambda one: (-scores[one], one.learning_rate, one.temperature or 0))
 
 
@@ -107,7 +106,7 @@ def run_part(
 
     Raises ValueError for files of another budget, and while another process writes to them.
     """
-    check_whole(1, TUNING_SEED, seeds=seeds)
+    check_whole(1, min(TUNING_SEEDS), seeds=seeds)
     trials = RunsFile(path(part.name, out, trials=True), TRIAL_COLUMNS, log)
     runs = RunsFile(path(part.name, out), RUN_COLUMNS, log)
     chosen: dict[str, Setting] = {}
@@ -115,7 +114,7 @@ def run_part(
         _refuse_other_budget(trials, part)
         for name, way in part.ways.items():
             if way.as_in is None:
-                wanted = [Run(name, TUNING_SEED, setting) for setting in way.settings]
+                wanted = [Run(name, seed, setting) for seed in TUNING_SEEDS for setting in way.settings]
                 _execute(wanted, part, chosen, trials, command, log, test=False)
                 chosen[name] = best(trials.rows, name)
     for name, way in part.ways.items():

@@ -17,7 +17,7 @@ from torch import nn
 from course import plots
 from course.experiments import several_common, several_mutual, several_own, several_results, several_same
 from course.experiments import several_teachers as several
-from course.experiments.several_common import Outcome, Part, Setting, Way, train_split_of
+from course.experiments.several_common import TUNING_SEEDS, Outcome, Part, Setting, Way, train_split_of
 from kdlib.study.runs_file import read_rows
 
 SOFT = tuple(Setting(rate, t) for t in (1.0, 4.0) for rate in (0.1, 0.2))
@@ -66,13 +66,14 @@ def run(folder: Path, seeds: int = 2, part: Part = PART) -> list[dict[str, str]]
 
 def test_every_way_has_the_same_trials_and_a_variant_takes_over(made: list[several.Run], tmp_path: Path) -> None:
     rows = run(tmp_path)
-    tried = {way: {one.setting for one in made if one.way == way and one.seed == 1000} for way in PART.ways}
-    assert tried == {"first": set(SOFT), "second": set(SOFT), "variant": set()}
+    for seed in TUNING_SEEDS:
+        tried = {way: {one.setting for one in made if one.way == way and one.seed == seed} for way in PART.ways}
+        assert tried == {"first": set(SOFT), "second": set(SOFT), "variant": set()}
     assert {(row["way"], row["learning_rate"], row["temperature"]) for row in rows} == {
         (way, "0.2", "4.0") for way in PART.ways
     }
     trials = read_rows(several.path("own", tmp_path, trials=True))
-    assert len(trials) == 8
+    assert len(trials) == 2 * len(SOFT) * len(TUNING_SEEDS)
     assert not any("test" in column for column in trials[0])
 
 
@@ -101,8 +102,19 @@ def test_files_of_another_budget_and_unknown_parts_are_refused(made: list[severa
 
 def test_trials_that_all_diverged_leave_no_setting() -> None:
     row = {"way": "first", "learning_rate": "0.1", "temperature": "", "validation_accuracy": ""}
+    good = row | {"validation_accuracy": "0.9"}
     with pytest.raises(ValueError, match="diverged"):
-        several.best([row], "first")
+        several.best([row, good], "first")  # with one of its two seeds
+
+
+def test_the_setting_is_the_best_in_the_mean_of_its_trials() -> None:
+    found = [("0.1", 0.5, 0.7), ("0.2", 0.9, 0.2), ("0.4", 0.6, 0.6)]
+    rows = [
+        {"way": "first", "learning_rate": rate, "temperature": "", "validation_accuracy": str(score)}
+        for rate, *scores in found
+        for score in scores
+    ]
+    assert several.best(rows, "first") == Setting(0.1)  # of two that are equal the smaller rate
 
 
 def test_rows_become_gains_tables_and_a_figure(made: list[several.Run], tmp_path: Path) -> None:
@@ -190,10 +202,10 @@ def test_a_group_has_its_own_numbers() -> None:
 def test_units_of_compute_are_what_they_are_said_to_be() -> None:
     assert several_same.MEMBERS == 3
     ways = several_mutual.PART.ways
-    assert [len(way.settings) for way in ways.values()] == [3] * len(ways)
+    assert [len(way.settings) for way in ways.values()] == [6] * len(ways)
     counts = {len(way.settings) for way in several_own.PART.ways.values() if way.as_in is None}
-    assert counts == {4}
-    assert {len(way.settings) for way in several_same.PART.ways.values() if way.as_in is None} == {3, 4}
+    assert counts == {8}
+    assert {len(way.settings) for way in several_same.PART.ways.values() if way.as_in is None} == {3, 8}
 
 
 @pytest.fixture
