@@ -74,7 +74,7 @@ def distil(distiller: Distiller, dataset: Dataset, *, epochs: int = 1, learning_
             remove_unused_columns=False,  # the fields are the student's, and Trainer sees only the distiller
             label_names=["labels"],  # Trainer.evaluate then gives the loss, too
             report_to="none",
-            save_strategy="no",
+            save_strategy="no",  # a student with tied weights is saved by distiller.student.save_pretrained instead
             logging_strategy="no",
             disable_tqdm=True,
         )

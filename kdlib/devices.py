@@ -169,7 +169,9 @@ def first_tensor(batch: Any) -> Tensor | None:
 def follow(model: nn.Module, inputs: Any) -> None:
     """Move a model to where its inputs are; nothing to do where it is there."""
     here, parameter = first_tensor(inputs), next(model.parameters(), None)
-    if here is not None and parameter is not None and parameter.device != here.device:
+    if here is None or parameter is None or parameter.device == here.device:
+        return
+    if not any(one.is_meta for one in model.parameters()):  # else accelerate brings weights and inputs together
         model.to(here.device)
 
 

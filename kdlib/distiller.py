@@ -97,7 +97,9 @@ class Distiller(nn.Module):
             adapter=adapter,
         )
         for role, network in {"student": student, "teacher": teacher}.items():
-            if isinstance(network, nn.Module) and any(p.device.type == "meta" for p in network.parameters()):
+            if not isinstance(network, nn.Module) or any(hasattr(part, "_hf_hook") for part in network.modules()):
+                continue  # accelerate's hooks bring weights that it keeps elsewhere when they are needed
+            if any(p.device.type == "meta" for p in network.parameters()):
                 raise ValueError(
                     f"The {role} lies on the meta device: it has shapes and no weights. Build it on a real device, or "
                     'call to_empty(device="cpu") and load its weights.'
@@ -150,6 +152,12 @@ class Distiller(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("student", "teacher", "method") and hasattr(self, name) and value is not getattr(self, name):
+            if "_is_replica" in self.__dict__:
+                raise RuntimeError(
+                    "torch.nn.DataParallel, which transformers' Trainer takes where it sees several GPUs, cannot copy "
+                    "a Distiller: its hooks belong to one student. Start a process for each GPU, by torchrun or "
+                    "accelerate launch, or show the program one of them, CUDA_VISIBLE_DEVICES=0."
+                )
             raise AttributeError(
                 f"The {name} of a Distiller is not replaced: its hooks and checks belong to the one that it was made "
                 "with. Make a new Distiller."
@@ -177,7 +185,9 @@ class Distiller(nn.Module):
             inputs = self.adapter.student_inputs_of(example)
             with explain_shape_errors("student", inputs), uncompiled as extractor, refuse_writes("student", inputs):
                 student = extractor(inputs)
-            with explain_shape_errors("teacher", self.adapter.teacher_inputs_of(example)):
+            network = isinstance(self.teacher, FrozenTeacher)  # a function may fail for reasons of its own
+            given = self.adapter.teacher_inputs_of(example) if network else None
+            with explain_shape_errors("teacher", given) if network else nullcontext():
                 teacher = self._teacher_output(example)
         if teacher is not None:
             teacher = teacher.float().to(student.logits.device)  # in this order: some devices have no float64
@@ -317,8 +327,14 @@ class Distiller(nn.Module):
     def forward(self, batch: Any = None, **fields: Any) -> Losses:
         """The losses of a batch. fields: those of a batch that is a dict, as transformers' Trainer passes them.
 
-        Raises ValueError for a batch that the adapter cannot read, and for a term that is no scalar.
+        Raises ValueError for a batch that the adapter cannot read, and for a term that is no scalar; TypeError for a
+        batch and fields beside it.
         """
+        if batch is not None and fields:
+            raise TypeError(
+                f"A Distiller is called with a batch, or with its fields by name; got a {_kind(batch)} and "
+                f"{', '.join(fields)}. Put them into one dict, or into a tuple of inputs and labels."
+            )
         batch = fields if batch is None else batch
         self._warn_of_eval_mode()
         labels = self.adapter.labels_of(batch)  # first: labels that are not there are no matter of the networks

@@ -44,9 +44,12 @@ class StateGuard:
 
     def _changed_buffers(self) -> dict[str, nn.Module]:
         """Name and module of each persistent buffer that holds something else than before."""
-        return {
-            full: module for full, module, name, _, copy in self._buffers if not _equal(module._buffers.get(name), copy)
-        }
+        found = {}
+        for full, module, name, _, copy in self._buffers:
+            there = name in module._buffers  # TorchScript's have no get
+            if not _equal(module._buffers[name] if there else None, copy):
+                found[full] = module
+        return found
 
     def _changed_parameters(self) -> list[str]:
         now = dict(self._model.named_parameters())

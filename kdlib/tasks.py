@@ -65,6 +65,12 @@ class Classification(Task):
                 f"The {role} gives logits of shape {tuple(logits.shape)}; expected batch x classes. For classes at "
                 "every position choose task='segmentation' (B x C x H x W) or 'token-classification' (B x L x C)."
             )
+        if logits.shape[1] == 1:
+            raise ValueError(
+                f"The {role} gives one logit for each sample, and of one class every answer is right. For yes or no "
+                "choose task='multilabel' (labels of shape B x 1), or build it with two classes; for a number "
+                "task='regression'."
+            )
         return logits, labels
 
 

@@ -84,8 +84,12 @@ class FunctionTeacher(Teacher):
         self.views = getattr(function, "views", None)
 
     def __call__(self, batch: Any, layers: Sequence[str] | None = None) -> ModelOutput:
-        with _without_gradient():
-            output = self.function(batch)
+        try:
+            with _without_gradient():
+                output = self.function(batch)
+        except Exception as error:
+            error.add_note(f"kdlib called the teacher's function with the whole batch, a {type(batch).__name__}.")
+            raise
         if isinstance(output, Tensor):
             output = ModelOutput(output)
         if not isinstance(output, ModelOutput):
@@ -290,7 +294,8 @@ class Ensemble(AnswerTogether):
         scaled: list[Tensor] = [one.float() / t for one, t in zip(logits, self.temperatures, strict=True)]
         if self.mean == "geometric":
             return torch.stack([w * one for w, one in zip(self.weights, scaled, strict=True)]).sum(0)
-        classes = 1 if self._segments or scaled[0].ndim > 3 else -1
+        second = scaled[0].ndim > 3 if self._segments is None else self._segments
+        classes = 1 if second else -1
         if self.mean == "vote":
             return _votes(scaled, self.weights, classes)
         terms = [

@@ -667,3 +667,46 @@ def test_a_term_on_another_device_is_named(student: Net, batch: Pair) -> None:
 def test_a_network_in_16_bits_is_told_so_and_not_to_take_other_images(student: Net, batch: Pair) -> None:
     with pytest.raises(ValueError, match=r"teacher computes in another kind of number.*float32.*network\.float\(\)"):
         Distiller(student, Net(4, seed=1).half(), Logit(), example=batch)
+
+
+# -------------------- what other libraries do with it
+
+
+def test_torchs_data_parallel_is_told_what_to_take_instead(student: Net, teacher: Net) -> None:
+    replica = Distiller(student, teacher, Logit())._replicate_for_data_parallel()  # as torch does for each GPU
+    with pytest.raises(RuntimeError, match=r"DataParallel.* cannot copy a Distiller.*torchrun"):
+        replica.student = copy.deepcopy(student)
+
+
+def test_a_scripted_teacher_teaches(student: Net, teacher: Net, batch: Pair) -> None:
+    scripted = torch.jit.script(teacher.eval())
+    found = [Distiller(student.eval(), one, Logit(2, 0.5)).eval()(batch).total for one in (scripted, teacher)]
+    torch.testing.assert_close(*found)
+
+
+def test_what_a_function_raises_is_its_own(student: Net, batch: Pair) -> None:
+    def service(_: Any) -> Tensor:
+        raise RuntimeError("503")
+
+    with pytest.raises(RuntimeError, match="^503"):
+        Distiller(student, service, Logit(2, 0.5), example=batch)
+    with pytest.raises(TypeError) as caught:
+        Distiller(student, lambda x: F.conv2d(x, torch.ones(3, 1, 6, 6)), Logit(2, 0.5), example=batch)
+    assert "with the whole batch, a tuple" in caught.value.__notes__[0]
+
+
+def test_weights_that_accelerate_keeps_elsewhere_are_no_network_without_weights(
+    student: Net, teacher: Net, batch: Pair
+) -> None:
+    hooks = pytest.importorskip("accelerate.hooks")
+    expected = Distiller(student.eval(), teacher, Logit(2, 0.5)).eval()(batch).total
+    weights = {name: value.clone() for name, value in teacher.stem[0].state_dict().items()}
+    align = hooks.AlignDevicesHook(execution_device="cpu", offload=True, weights_map=weights)
+    hooks.add_hook_to_module(teacher.stem[0], align)
+    assert teacher.stem[0].weight.is_meta
+    torch.testing.assert_close(Distiller(student, teacher, Logit(2, 0.5)).eval()(batch).total, expected)
+
+
+def test_a_batch_and_fields_beside_it_are_refused(student: Net, teacher: Net, batch: Pair) -> None:
+    with pytest.raises(TypeError, match=r"with a batch, or with its fields by name; got a Tensor and labels"):
+        Distiller(student, teacher, Logit(2, 0.5))(batch[0], labels=batch[1])

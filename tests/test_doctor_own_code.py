@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import UserDict
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
@@ -346,3 +347,76 @@ def test_faults_come_before_doubts() -> None:
     severities = [one.severity for one in report.findings]
     assert {"fault", "doubt"} <= set(severities)
     assert severities == sorted(severities, key=lambda one: one == "doubt")
+
+
+def test_a_student_that_says_one_class_for_everything_has_no_other_order() -> None:
+    """Two classes of which one is rare: renaming the rare one to the other is right more often, and means nothing."""
+    images = torch.randn(8, 64, 1, 6, 6)
+    batches = [(x, torch.where(torch.rand(64) < 0.7, 0, 1)) for x in images]
+    constant = nn.Sequential(nn.Flatten(), nn.Linear(batches[0][0][0].numel(), 2))
+    nn.init.zeros_(constant[1].weight)
+    constant[1].bias.data = torch.tensor([-1.0, 1.0])
+    report = examine(
+        student=constant, teacher=copy.deepcopy(constant), loss=lambda s, t: kd(s, t, 4.0), batches=batches
+    )
+    assert not report.find("class-order")
+
+
+def test_labels_in_a_dict_are_left_alone() -> None:
+    c = case(0)
+    batches = [(x, {"kind": y}) for x, y in c.batches]
+    method = methods.Logit(4.0, 0.5, hard=lambda z, y: F.cross_entropy(z, y["kind"]))
+    report = examine(Distiller(c.student, c.teacher, method), batches)
+    assert "class-order" in report.skipped
+    assert not report.find("loss-padding")
+
+
+def test_pairs_without_labels_are_a_doubt_at_most() -> None:
+    """As kdlib's own pairs of sensors mark them: a label of -100 for each that lacks one."""
+    c = case(0)
+    batches = [(x, torch.cat([y[:-4], torch.full((4,), -100)])) for x, y in c.batches[:2]]
+    method = methods.Logit(2, 0.5, hard=lambda z, y: F.cross_entropy(z, y, ignore_index=-100))
+    report = examine(Distiller(c.student, c.teacher, method), batches)
+    assert report.find("loss-padding")
+    assert all(one.severity == "doubt" for one in report.find("loss-padding"))
+
+
+class Tokens(nn.Module):
+    """Logits for each of some numbers."""
+
+    def __init__(self, classes: int, softmax: bool = False) -> None:
+        super().__init__()
+        self.table, self.softmax = nn.Embedding(7, classes), softmax
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x).softmax(-1) if self.softmax else self.table(x)
+
+
+def texts(left: int = 0, right: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Two batches of ten tokens; some at either end do not count."""
+    tokens = torch.randint(0, 7, (2, 16, 10), generator=torch.Generator().manual_seed(0))
+    labels = tokens.clone()
+    labels[:, :, :left] = labels[:, :, 10 - right :] = -100
+    return list(zip(tokens, labels, strict=True))
+
+
+@pytest.mark.parametrize("ends", [(3, 0), (0, 3), (2, 2)])
+def test_a_loss_on_the_next_token_may_shift_its_mask(ends: tuple[int, int]) -> None:
+    def of_the_next(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        s, t, y = s[:, :-1], t[:, :-1], y[:, 1:]
+        return kd(s[y >= 0], t[y >= 0], 2.0)
+
+    def of_all(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return kd(s.flatten(0, 1), t.flatten(0, 1), 2.0)
+
+    options = {"student": Tokens(7), "teacher": Tokens(7), "batches": texts(*ends)}
+    assert "loss-padding" in examine(**options, loss=of_the_next).passed
+    assert examine(**options, loss=of_all).find("loss-padding")
+
+
+def test_probabilities_of_tokens_are_found() -> None:
+    def of_all(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return kd(s.flatten(0, 1), t.flatten(0, 1), 2.0)
+
+    report = examine(student=Tokens(7), teacher=Tokens(7, softmax=True), batches=texts(), loss=of_all)
+    assert report.find("probabilities")

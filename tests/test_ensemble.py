@@ -22,6 +22,7 @@ from kdlib.ensembles import Specialists
 from kdlib.evaluation import evaluate
 from kdlib.methods import Feature, HardLabels, Logit
 from kdlib.recipes import Recipe
+from kdlib.tasks import TokenClassification
 from kdlib.teachers import CachedTeacher, Ensemble
 
 WEIGHTS, TEMPERATURES = [2.0, 1.0, 1.0], [1.0, 2.0, 0.5]
@@ -419,3 +420,13 @@ def test_a_member_that_is_damaged_is_not_outvoted(batch: tuple[Tensor, Tensor], 
         Distiller(copy.deepcopy(good), ensemble, Logit(), example=batch)
     with pytest.raises(FloatingPointError, match="not finite for 8 of 8"):
         evaluate(ensemble, [batch], device="cpu", precision="fp32")
+
+
+def test_classes_that_a_task_has_last_are_last_in_any_number_of_dimensions() -> None:
+    """As of tokens of several sentences a sample; without a task four dimensions are a map, classes second."""
+    members = [Fixed(torch.randn(2, 3, 4, 5)) for _ in range(2)]
+    ensemble = Ensemble(members)
+    ensemble.check_task(TokenClassification())
+    expected = torch.stack([one(None).softmax(-1) for one in members]).mean(0)
+    torch.testing.assert_close(ensemble(None).exp(), expected)
+    torch.testing.assert_close(Ensemble(members)(None).exp().sum(1), torch.ones(2, 4, 5))

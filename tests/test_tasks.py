@@ -543,3 +543,13 @@ def test_labels_that_are_shares_are_smoothed_too() -> None:
     found = HardLabels(0.2)(ModelOutput(logits), None, shares)["hard"]
     expected = -((0.8 * shares + 0.2 / 3) * logits.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(found, expected)
+
+
+def test_one_logit_a_sample_is_no_classification() -> None:
+    """Of one class every answer is right: the accuracy was 1, whatever the network had learned."""
+    network, batch = nn.Linear(3, 1), (torch.randn(8, 3), torch.ones(8, 1))
+    with pytest.raises(ValueError, match=r"one logit for each sample.*task='multilabel'.*task='regression'"):
+        train.evaluate(network, [batch], loss=nn.BCEWithLogitsLoss())
+    assert train.evaluate(network, [batch], task="multilabel").accuracy <= 1
+    with pytest.raises(ValueError, match="one logit for each sample"):
+        Distiller(network, None, HardLabels(hard=nn.BCEWithLogitsLoss()), example=batch)

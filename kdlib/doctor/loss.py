@@ -23,6 +23,7 @@ from kdlib.doctor.probe import (
 )
 from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
 from kdlib.doctor.setup import DistillerSetup, LossSetup, Setup, alpha_of, called_function, total
+from kdlib.tasks import Classification
 
 TORCH_IGNORES = -100  # the label that torch's cross-entropy leaves out
 NEAR = 2e-3  # relative: a weight is a known factor if it is as near as this; rounding leaves 1e-5
@@ -525,12 +526,16 @@ def padding(setup: Setup) -> Finding | None:
     generator = torch.Generator().manual_seed(1)
     logits = [torch.randn(*student.shape[:-1], classes, generator=generator) for _ in range(2)]
     found = gradient(setup, setup.batches[0], *logits)
-    there, counted = float(found[apart.cpu()].abs().max()), float(found[~apart.cpu()].abs().max())
-    if there <= 1e-6 * counted:
+    found, apart = found.abs().flatten(labels.ndim).amax(-1), apart.cpu()
+    # Of a language model position i answers to label i + 1, and the last to none: it may shift inside of the loss.
+    before_next = torch.cat([apart[:, 1:], torch.ones_like(apart[:, :1])], 1) if labels.ndim == 2 else apart
+    there, counted = float(found[apart].max()), float(found[~apart].max())
+    if any(float(found[one].max()) <= 1e-6 * float(found[~one].max()) for one in (apart, before_next) if not one.all()):
         return None
     # A sample without a label, often -1, may be meant to learn from the teacher; padding has torch's number, or lies in
     # a sequence.
-    padding = labels.ndim > 1 or bool((labels[apart] == TORCH_IGNORES).all())
+    one_each = isinstance(setup, DistillerSetup) and isinstance(setup.distiller.task, Classification)
+    padding = labels.ndim > 1 or (not one_each and bool((labels[apart] == TORCH_IGNORES).all()))
     return Finding(
         "loss-padding",
         FAULT if padding else DOUBT,

@@ -38,10 +38,7 @@ class Samples:
     @property
     def chance(self) -> float:
         """What answers that have nothing to do with the labels would reach: as frequent, in any order."""
-        classes = int(max(self.logits.shape[1], int(self.labels.max()) + 1))
-        given = torch.bincount(self.labels, minlength=classes) / len(self.labels)
-        answered = torch.bincount(self.logits.argmax(1), minlength=classes) / len(self.labels)
-        return float((given * answered).sum())
+        return chance_of(self.logits.argmax(1), self.labels)
 
     @property
     def at_chance(self) -> bool:
@@ -80,6 +77,13 @@ def samples(setup: Setup, role: str) -> Samples:
     if not logits.isfinite().all():
         raise Skip(f"the {role}'s logits are not finite")
     return Samples(logits, labels, batches)
+
+
+def chance_of(answers: Tensor, labels: Tensor) -> float:
+    """How often answers as frequent as these, in any order, would be right."""
+    classes = int(max(answers.max(), labels.max())) + 1
+    given, answered = (torch.bincount(one, minlength=classes) / len(one) for one in (labels, answers))
+    return float((given * answered).sum())
 
 
 def better(other: Tensor, right: Tensor) -> float:

@@ -193,7 +193,7 @@ class DistillerSetup(Setup):
                         for name, x in output.features.items()
                         if not any(layer.role == role and layer.name == name for layer in seen.layer_outputs)
                     ]
-            seen.labels = args[2]
+            seen.labels = args[2] if isinstance(args[2], Tensor) else None  # of a dict only the loss knows which
 
         handle = self.distiller.method.register_forward_pre_hook(keep)
         try:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from kdlib.doctor.preserve import preserved
 from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
-from kdlib.doctor.samples import RARE, Samples, better, samples
+from kdlib.doctor.samples import RARE, Samples, better, chance_of, samples
 from kdlib.doctor.setup import Setup, depends_on_mode
 from kdlib.doctor.step import step_taken
 from kdlib.errors import few
@@ -217,16 +217,19 @@ RENAMED = {"teacher": 0.25, "student": 0.5}
 
 
 def _class_order(role: str, found: Samples) -> Finding | None:
-    renamed = torch.zeros_like(found.right)
+    answers = torch.zeros_like(found.labels)
     half = torch.arange(len(found.labels)) % 2 == 0
     changed: set[tuple[int, int]] = set()
     for fitted, judged in ((half, ~half), (~half, half)):  # what was fitted to a sample does not judge it
         order = _best_order(found.logits[fitted], found.labels[fitted])
-        renamed[judged] = order[found.logits[judged].argmax(1)] == found.labels[judged]
+        answers[judged] = order[found.logits[judged].argmax(1)]
         moved = {(i, int(j)) for i, j in enumerate(order) if i != j}
         changed = moved if fitted is half else changed & moved
+    renamed = answers == found.labels
     chance, after = better(renamed, found.right), float(renamed.double().mean())
-    enough = found.chance + RENAMED[role] * (1 - found.chance)
+    # A network that says one class for everything is right more often where that is renamed to the commonest.
+    by_chance = chance_of(answers, found.labels)
+    enough = by_chance + RENAMED[role] * (1 - by_chance)
     if chance >= RARE or not changed or after < enough:
         return None
     shown = ", ".join(f"{a} -> {b}" for a, b in sorted(changed)[:4])
@@ -264,8 +267,9 @@ def probabilities(setup: Setup) -> list[Finding]:
         if logits is None or logits.ndim < 2:
             continue
         logits = logits.detach().float()
-        alike = bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all())
-        if alike and logits.shape[1] > 1 and _softened(setup, role):
+        classes = [dim for dim in {1, logits.ndim - 1} if logits.shape[dim] > 1]  # of tokens they are last
+        sums = any(bool(((logits.sum(dim) - 1).abs() < 1e-3).all()) for dim in classes)
+        if sums and bool((logits >= 0).all()) and _softened(setup, role):
             findings.append(
                 Finding(
                     "probabilities",

@@ -256,6 +256,11 @@ def _check_labels(labels: Tensor, logits: Tensor) -> None:
             "torch.tensor. If it holds several labels, say which of them: Adapter(labels=...), or a function, "
             "hard=lambda z, y: F.cross_entropy(z, y['name']) for a method, loss= for evaluate"
         )
+    if labels.is_floating_point() and labels.shape == logits.shape:
+        raise TypeError(
+            "labels hold the share of each class, and this loss needs one class for each sample: class indices in a "
+            "torch.int64 tensor. For mixed samples take a loss that looks at all classes alike, such as kd"
+        )
     if labels.dtype != torch.int64:
         raise TypeError(
             f"labels must be class indices in a torch.int64 tensor, got {labels.dtype}: call .long() on them"

@@ -684,3 +684,9 @@ def test_no_label_is_left_out_in_silence_where_values_are_not_looked_at(monkeypa
         label_smoothing(torch.zeros(2, 3), torch.tensor([0, -100]), 0.0)
     with pytest.raises((IndexError, RuntimeError)):
         label_smoothing(torch.zeros(2, 3), torch.tensor([-100, -100]), 0.1)
+
+
+def test_a_loss_of_one_class_a_sample_says_so_of_mixed_labels() -> None:
+    logits, shares = torch.randn(4, 5), torch.full((4, 5), 0.2)
+    with pytest.raises(TypeError, match=r"hold the share of each class.* For mixed samples take .* kd"):
+        dkd(logits, logits, shares)
