@@ -30,7 +30,7 @@ except ImportError as error:
     raise pytest.UsageError(MISSING) from error
 
 SECONDS = 120  # for one cell, and for a lesson
-LONGER = {"08": 180}  # lesson 08 trains five ResNet-18
+LONGER = {"08": 180}  # lesson 08 trains four ResNet-18
 SLOW_MACHINE = 1.5  # machines with two cores differ by a factor of two; a lesson is written on a middling one
 GIGABYTES = 1.5  # for the kernel of a lesson
 OUTPUT_SECONDS = 60  # nbval gives an output 5 s to arrive, which a busy machine exceeds

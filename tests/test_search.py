@@ -320,6 +320,7 @@ def test_a_search_that_goes_on_has_its_clocks_where_they_stood(blobs: DataModule
             assert trials.report(assignment, epoch, 0.3, 1.0)
         trials.finish(assignment, Outcome(2 if reports else 1, 1.0, error="The loss is not finite"))
     assert Trials(*common).resume(2) == [3.0, 1.0]  # the reports are after epochs 1 and 3
+    assert Trials(*common).resume(3) == [3.0, 1.0, 1.0]  # one worker more, which the others do not wait for
 
 
 def test_a_search_in_which_all_diverge_has_no_best_and_says_so(blobs: DataModule, teacher: nn.Module) -> None:

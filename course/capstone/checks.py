@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from course.capstone.document import PLACEHOLDER, Report
+from course.capstone.draft import ALL_EQUAL, LOGIT_METHODS
 from course.capstone.evidence import CONTROLS, Evidence
-from course.capstone.numbers import Written, all_numbers, first_number, with_units
+from course.capstone.numbers import all_numbers, first_number, with_units
+from kdlib.study.method_specs import Settings
+from kdlib.study.plans import Budget
 from kdlib.verdict import LEAST_SEEDS
 
 MOST_WORDS = 900
@@ -81,11 +85,25 @@ def seeds(report: Report, evidence: Evidence) -> Iterator[str]:
     if count < LEAST_SEEDS:
         yield f"the study has {count} seeds, and a verdict takes {LEAST_SEEDS} at least. Give it --seeds {LEAST_SEEDS}."
     for name, problem in results.problems.items():
-        yield f"{name}: {problem}. A seed at which a method fails may not be left out; say so, or finish the study."
+        diverged = re.findall(r"(seed \d+) diverged", problem)
+        if len(diverged) < len(problem.split("; ")):
+            yield f"{name}: {problem}. A seed at which a method fails may not be left out. Finish the study."
+        elif not any(name in text and all(one in text for one in diverged) for text in _said(report, name)):
+            yield (
+                f"{name}: {problem}. A seed at which a method fails may not be left out. Say it in the table of "
+                f"results, or under Limits: {name}, {', '.join(diverged)} diverged."
+            )
     for name, row in _results_rows(report).items():
         written = first_number(row.get("seeds", ""))
         if name in evidence.names and (written is None or written.value != count):
             yield f"for {name} the report has {row.get('seeds') or 'no number of'} seeds, and the files have {count}."
+
+
+def _said(report: Report, method: str) -> list[str]:
+    """Where a report may speak of a seed at which this method fails."""
+    row = _results_rows(report).get(method, {})
+    prose = [sentence for section in ("Results", "Limits") for sentence in _sentences(report.prose(section))]
+    return [f"{method} {' '.join(row.values())}", *prose]
 
 
 def accuracies(report: Report, evidence: Evidence) -> Iterator[str]:
@@ -123,11 +141,15 @@ def intervals(report: Report, evidence: Evidence) -> Iterator[str]:
             yield f"the gain of {name}, {written.text}, needs a decimal or two: gains are smaller than a point."
         elif not written.agrees(100 * gain.mean):
             yield f"the gain of {name}, {written.text} points, is not what the rows say: {100 * gain.mean:+.2f}."
-        yield from _interval(name, all_numbers(row.get("interval", "")), gain, evidence)
+        yield from _interval(name, row.get("interval", ""), gain, evidence)
 
 
-def _interval(name: str, written: list[Written], gain: Any, evidence: Evidence) -> Iterator[str]:
-    expected = (100 * gain.low, 100 * gain.high)
+def _interval(name: str, said: str, gain: Any, evidence: Evidence) -> Iterator[str]:
+    if not math.isfinite(gain.low):
+        if ALL_EQUAL not in said:
+            yield f"of {name} all seeds have the same gain, so there is no interval. Write {ALL_EQUAL!r}."
+        return
+    written, expected = all_numbers(said), (100 * gain.low, 100 * gain.high)
     shown = f"{expected[0]:+.2f} to {expected[1]:+.2f}"
     if len(written) != 2:
         yield f"the gain of {name} has no interval. The rows give {shown} points, over {gain.over}."
@@ -317,6 +339,7 @@ def _same_student(evidence: Evidence) -> Iterator[str]:
         if row["student"] == job.get("student")
         and row["images"] == str(job.get("images"))
         and row["epochs"] == str(job.get("epochs"))
+        and _has_settings(row, job)
         and abs(float(row["test_accuracy"] or "nan") - evidence.student["student_accuracy"]) <= near
     ]
     if not same:
@@ -325,6 +348,22 @@ def _same_student(evidence: Evidence) -> Iterator[str]:
             f"{100 * evidence.student['student_accuracy']:.2f} % of the test pictures) is no student of the study, "
             "so it is one more reading of the test set. python -m course.capstone repeat prints the command for one."
         )
+
+
+def _has_settings(row: Mapping[str, str], job: Mapping[str, Any]) -> bool:
+    """Whether a student of `kdlib distill` was trained as a row says, as far as the command has options for it."""
+    method = LOGIT_METHODS.get(row["method"])
+    if method is None:  # trained in Python
+        return job.get("method") not in LOGIT_METHODS.values()
+    settings, batch = Settings.from_row(row), Budget.from_row(row).batch_size
+    recipe = settings.recipe(batch, row["optimizer"])
+    numbers = {name: getattr(recipe, name) for name in ("learning_rate", "weight_decay", "batch_size")}
+    numbers |= {"temperature": settings.temperature, "alpha": settings.alpha, "views": int(row["views"])}
+    given = {**job, **job.get("recipe", {})}
+    names = given.get("method"), given.get("optimizer"), Path(str(given.get("teacher"))).name
+    return names == (method, row["optimizer"], Path(row["teacher"]).name) and all(
+        math.isclose(given.get(name, math.nan), value, rel_tol=1e-6) for name, value in numbers.items()
+    )
 
 
 def cost(report: Report, evidence: Evidence) -> Iterator[str]:
@@ -354,6 +393,8 @@ def cost(report: Report, evidence: Evidence) -> Iterator[str]:
                 yield f"the {what} of the {role}, {written.text}, is not what was measured: {_shown(measured)}."
     if evidence.cost["student"]["parameters"] != evidence.student["student_parameters"]:
         yield "the student that was timed has another size than the student that was trained. Measure that one."
+    if evidence.cost["teacher"]["parameters"] != evidence.student["teacher_parameters"]:
+        yield "the teacher that was timed has another size than the one that taught. Measure that one."
     yield from _files(report, evidence)
 
 

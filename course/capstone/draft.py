@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,9 @@ from course.capstone.evidence import Evidence
 if TYPE_CHECKING:
     from kdlib.study.analysis import Results
 
-LOGIT_METHODS = ("kd", "dist", "standardized")  # whose settings `kdlib distill` takes as options
+# The methods whose settings `kdlib distill` takes as options, and what it calls them.
+LOGIT_METHODS = {"kd": "logit", "dist": "dist", "standardized": "standardized_kd"}
+ALL_EQUAL = "all seeds equal"  # in place of an interval
 
 
 def write(evidence: Evidence, files: dict[str, str]) -> str:
@@ -21,7 +24,8 @@ def write(evidence: Evidence, files: dict[str, str]) -> str:
     seeds, settings = len(results.seeds), results.rows[0]["tuned_on"]
     chosen = "the defaults, none was tuned" if settings == "defaults" else f"tuned on validation pictures ({settings})"
     commands = "\n".join(evidence.commands)
-    gain = results.gain(results.methods[0])
+    gains = [results.gain(name) for name in results.methods]
+    gain = next((one for one in gains if not one.problem), gains[0])
     test = "" if evidence.test_images is None else f", {evidence.test_images:,} for testing"
     return f"""---
 title: {PLACEHOLDER}
@@ -87,7 +91,8 @@ def _results_table(results: Results) -> str:
         elif gain.problem:
             cells += [f"{PLACEHOLDER}: {gain.problem}", "", ""]
         else:
-            cells += [f"{100 * gain.mean:+.2f}", f"{100 * gain.low:+.2f} to {100 * gain.high:+.2f}", str(gain.verdict)]
+            interval = f"{100 * gain.low:+.2f} to {100 * gain.high:+.2f}" if math.isfinite(gain.low) else ALL_EQUAL
+            cells += [f"{100 * gain.mean:+.2f}", interval, str(gain.verdict)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -133,7 +138,7 @@ def repeat_command(results: Results, method: str, seed: int) -> str:
         "data": row["data"],
         "teacher": row["teacher"],
         "student": row["student"],
-        "method": {"kd": "logit", "standardized": "standardized_kd"}.get(method, method),
+        "method": LOGIT_METHODS[method],
         "temperature": f"{settings.temperature:g}",
         "alpha": f"{settings.alpha:g}",
         "images": row["images"],

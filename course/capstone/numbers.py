@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-NUMBER = re.compile(r"[+\-−]?\d[\d,]*(?:\.\d+)?")
-WITH_UNIT = re.compile(r"([+\-−]?\d[\d,]*(?:\.\d+)?) *(%|points?\b|per cent\b)")
+_NUMBER, _UNIT = r"[+\-−]?\d[\d,]*(?:\.\d+)?", r"(?:%|(?:percentage )?points?\b|per ?cent\b)"
+NUMBER = re.compile(_NUMBER)
+# "6.4 points", "0.3 to 1.2 points", and with an interval behind it, "6.4 points (0.3 to 1.2)".
+WITH_UNIT = re.compile(
+    rf"(?:({_NUMBER}) *%? *to *)?({_NUMBER}) *{_UNIT}(?: *\(({_NUMBER}) *(?:{_UNIT} *)?to *({_NUMBER}))?"
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,9 @@ def all_numbers(text: str) -> list[Written]:
 
 
 def with_units(text: str) -> list[Written]:
-    """The numbers that stand before % or points; a hyphen between two numbers is no sign."""
-    return [_written(number) for number, _ in WITH_UNIT.findall(_without_hyphens(text))]
+    """The numbers that stand before % or points, with their intervals; a hyphen between two numbers is no sign."""
+    found = WITH_UNIT.findall(_without_hyphens(text))
+    return [_written(number) for numbers in found for number in numbers if number]
 
 
 def _without_hyphens(text: str) -> str:

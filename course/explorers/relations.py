@@ -275,7 +275,11 @@ class Relations(Explorer):
                 "The matrices have different sizes, so there is no loss without a projection; each is drawn in its "
                 "own size."
             )
-        trends = (f"{name} {values[0]:.3g} to {values[-1]:.3g}" for name, values in result.losses.items())
+        trends = (  # of the students whose matrices have the teacher's size
+            f"{name} {values[0]:.3g} to {values[-1]:.3g}"
+            for name, values in result.losses.items()
+            if values[0] is not None and values[-1] is not None
+        )
         ends = f"; from {self.snapshots[0]} to {self.snapshots[-1]}: {', '.join(trends)}"
         return f"losses.{loss} between the two: {value:.3g}{ends if len(self.snapshots) > 1 else ''}."
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("hyperband",)
 REDUCTION = 3  # of Hyperband: a third goes on
-STARTUP_TRIALS = 5  # at random, before TPE; optuna's own 10 count within each bracket of Hyperband, and use most up
+STARTUP_TRIALS = 5  # at random, before TPE; optuna's own 10 would use up most of a short search
 MOST_INFEASIBLE = 2_000  # in a row
 STALE_SECONDS = 24 * 3600  # after which a trial of another machine is taken for lost, and run by this one
 ANY_SLOT = -1
@@ -258,16 +258,19 @@ class Trials:
 
     def resume(self, workers: int) -> list[float]:
         """Find the trials that a kill has interrupted; for each worker the time at which it acts next."""
-        clocks = [0.0] * workers
+        clocks, used = [0.0] * workers, set()
         for trial in self.study.get_trials(deepcopy=False):
             slot, start = trial.user_attrs.get("start", [0, 0.0])[:2]
             finished = trial.state.is_finished()
             if slot < workers:
+                used.add(slot)
                 clocks[slot] = max(clocks[slot], start + (self._time_of(trial) if finished else 0.0))
             if not finished and not self._runs_elsewhere(trial):
                 taken = {one for one, _ in self._interrupted}
                 self._interrupted.append((slot if slot < workers and slot not in taken else ANY_SLOT, trial))
-        return clocks
+        # A worker that there was not before begins beside the others, who would wait for one that begins at 0.
+        first = min((clocks[slot] for slot in used), default=0.0)
+        return [clock if slot in used else first for slot, clock in enumerate(clocks)]
 
     def _time_of(self, trial: FrozenTrial) -> float:
         """For how long a finished trial had its worker, by the search's clock, to the same rounding."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import random
 import re
 import shutil
@@ -10,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,8 +82,15 @@ def write_evidence(folder: Path, **study: Any) -> Path:
     (folder / "runs" / "study").mkdir(parents=True)
     rows = write_study(folder / "runs" / "study", **study)
     accuracy = float(load_study(rows).runs("kd" if "kd" in GAINS else "hard")[0]["test_accuracy"])
-    job = {"student": "resnet8", "images": 600, "epochs": 8, "seed": 0}
-    student = {"job": job, "student_accuracy": accuracy, "teacher_accuracy": 0.79, "student_parameters": 78_042}
+    row = load_study(rows).runs("kd")[0]
+    settings, batch = Settings.from_row(row), Budget.from_row(row).batch_size
+    job = {
+        **{"student": "resnet8", "images": 600, "epochs": 8, "seed": 0, "method": "logit", "teacher": row["teacher"]},
+        **{"views": int(row["views"]), "temperature": settings.temperature, "alpha": settings.alpha},
+        "recipe": vars(settings.recipe(batch, row["optimizer"])),
+    }
+    sizes = {"student_parameters": 78_042, "teacher_parameters": 272_474}
+    student = {"job": job, "student_accuracy": accuracy, "teacher_accuracy": 0.79, **sizes}
     export = {
         "split": "validation",
         "formats": [
@@ -630,6 +640,73 @@ def test_a_seed_that_diverged_may_not_be_left_out(tmp_path: Path) -> None:
     assert "A seed at which a method fails may not be left out" in said[0]
 
 
+def test_a_seed_that_diverged_is_accepted_where_the_report_says_so(tmp_path: Path) -> None:
+    path = write_evidence(tmp_path)
+    study = path.parent / "runs" / "study" / study_name(path)
+    with study.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    failed = next(row for row in rows if (row["method"], row["seed"]) == ("label-smoothing", "3"))
+    failed |= {"test_accuracy": "", "validation_accuracy": "", "error": "the loss is nan"}
+    with study.open("w", newline="") as file:
+        write = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        write.writeheader()
+        write.writerows(rows)
+    said = [fault for fault in faults(path) if fault.startswith("Seeds: label-smoothing")]
+    assert len(said) == 1
+    assert "label-smoothing, seed 3 diverged" in said[0]
+    path.write_text(path.read_text().replace("## Limits\n", "## Limits\n\nOf label-smoothing, seed 3 diverged.\n"))
+    assert not [fault for fault in faults(path) if fault.startswith("Seeds: label-smoothing")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 2.0},
+        {"alpha": 0.5},
+        {"views": 3},
+        {"method": "dist"},
+        {"teacher": "another.safetensors"},
+        {"recipe": {"learning_rate": 0.05}},
+        {"recipe": {"weight_decay": 0.0}},
+    ],
+)
+def test_a_student_with_a_setting_of_its_own_is_none_of_the_study(change: dict[str, Any], good: Path) -> None:
+    student = capstone.read_evidence(capstone.read_report(good)).student
+    job = {**student["job"], **change, "recipe": {**student["job"]["recipe"], **change.get("recipe", {})}}
+    found = changed_report(good, "", "", "", student={**student, "job": job})
+    assert any("is no student of the study" in one for one in found)
+
+
+def test_costs_of_another_teacher_are_refused(good: Path) -> None:
+    evidence = capstone.read_evidence(capstone.read_report(good))
+    other = {**evidence.student, "teacher_parameters": 1}
+    found = changed_report(good, "", "", "", student=other)
+    assert any("teacher that was timed has another size" in one for one in found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-9.94 points (-9.97 to -9.92)",
+        "from 9.92 to 9.94 points",
+        "9.94 percentage points",
+        "9.94 percent",
+        "9.94 per cent",
+    ],
+)
+def test_numbers_are_seen_in_whatever_form_they_stand(text: str) -> None:
+    plain = text.replace("per cent", "").replace("(", "").replace(")", "")
+    assert [one.value for one in numbers.with_units(text)] == [one.value for one in numbers.all_numbers(plain)]
+
+
+def test_where_all_seeds_gain_alike_the_draft_says_so_and_is_accepted(tmp_path: Path) -> None:
+    gain = SimpleNamespace(low=-math.inf, high=math.inf, over="seeds")
+    evidence: Any = None
+    assert not list(checks._interval("kd", "all seeds equal", gain, evidence))
+    (fault,) = checks._interval("kd", "-inf to +inf", gain, evidence)
+    assert "Write 'all seeds equal'" in fault
+
+
 @pytest.mark.parametrize("change", [{"images": 6_000}, {"student": "resnet20"}])
 def test_a_student_of_other_settings_is_none_of_the_study(change: dict[str, Any], good: Path) -> None:
     student = capstone.read_evidence(capstone.read_report(good)).student
@@ -649,7 +726,7 @@ def test_a_student_that_was_trained_again_may_differ_by_a_hundredth(further: flo
 
 def test_of_few_test_pictures_two_answers_may_differ() -> None:
     evidence = capstone.read_evidence(capstone.read_report(EXAMPLE))
-    row = next(row for row in evidence.results.rows if row["seed"] == str(evidence.student["job"]["seed"]))
+    row = evidence.results.runs("kd")[evidence.student["job"]["seed"]]
     student = {**evidence.student, "student_accuracy": float(row["test_accuracy"]) + 2 / 50}
     few = replace(evidence, test_images=50, student=student)
     assert not list(checks._same_student(few))

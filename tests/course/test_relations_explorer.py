@@ -216,6 +216,15 @@ def test_other_widths_are_drawn_each_in_its_own_size(teacher: nn.Module) -> None
     assert explorer.compute(*explorer.inputs()).losses["student"][0] > 0
 
 
+def test_students_of_other_widths_do_not_hide_the_one_of_the_same(teacher: nn.Module) -> None:
+    narrow = models.build("resnet8w8", num_classes=10, in_channels=1, seed=0)
+    students = {"narrow": {"new": narrow}, "wide": {"new": build()}}
+    explorer = explorers.Relations(teacher, students, per_class=1)
+    for student in students:
+        explorer.set(student=student)
+        assert ("no loss" in explorer.describe()) == (student == "narrow")
+
+
 def test_wide_matrices_are_drawn_in_blocks() -> None:
     matrix = np.arange(128 * 64, dtype=np.float32).reshape(128, 64)
     assert relations._downsample(matrix) == pytest.approx(matrix.reshape(64, 2, 64).mean(axis=1))
