@@ -1240,6 +1240,20 @@ def test_overwrite_with_a_storage_of_another_search_leaves_the_report(
 
 
 @pytest.mark.slow
+def test_the_report_of_another_command_is_replaced_only_when_that_is_asked_for(
+    command_data: list[Any], invented: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.md").write_text("of kdlib compare")
+    options = [*command_data, "--trials", 2, "--judge-seeds", 0, "--out", out]
+    assert call(*options) == 2
+    assert "holds report.md and no search" in capsys.readouterr().err
+    assert (out / "report.md").read_text() == "of kdlib compare"
+    assert call(*options, "--overwrite") == 0
+
+
+@pytest.mark.slow
 def test_the_command_searches_the_student_within_a_limit_and_without_a_judge(
     command_data: list[Any], invented: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
