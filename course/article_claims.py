@@ -422,8 +422,8 @@ CLAIMS = (
         CONDITIONS,
         lambda: (
             f"{_everywhere('kd')}; with 2,000 images and a small CNN: {_small_gain()}; with 1,000, T = 4 and the "
-            f"higher of two rates: {_sound_teacher()}; of a teacher that knows no more than the student learns alone "
-            f"(labels had more rates to choose from): {_no_better()}; with all images, twelve epochs: "
+            f"higher of two rates: {_sound_teacher()}; of a teacher that knows no more than the student learns alone: "
+            f"{_no_better()}; with all images, twelve epochs: "
             f"{points(long_runs().gain('kd'))}; sixty: {points(long_runs(part='sixty-epochs').gain('kd'))}."
         ),
         ("05", "08", "12", "16"),

@@ -199,7 +199,7 @@ def true_labels(seed: int, setting: Setting, chosen: Chosen) -> Outcome:
     return Outcome([fit(mlp(STUDENT_WIDTH, seed), images, setting, STUDENT_EPOCHS, seed, batch_size=STUDENT_BATCH)])
 
 
-SOFT = soft_settings(0.025, 0.05, 0.1, 0.2, temperatures=(1.0, 3.0))
+SOFT = soft_settings(0.05, 0.1, 0.2, 0.4, temperatures=(1.0, 3.0))
 HARD = hard_settings(0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3)
 OF_TEACHERS = hard_settings(0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2)
 PART = Part(

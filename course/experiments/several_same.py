@@ -172,8 +172,8 @@ def alone(seed: int, setting: Setting, chosen: Chosen) -> Outcome:
 
 
 RATES = hard_settings(0.05, 0.15, 0.5)
-SOFT = soft_settings(0.08, 0.2, 0.5, 1.0, temperatures=(1.0, 4.0))
-HARD = hard_settings(0.03, 0.06, 0.12, 0.2, 0.3, 0.5, 0.8, 1.2)
+SOFT = soft_settings(0.08, 0.2, 0.5, 1.0, 2.0, temperatures=(1.0, 4.0))
+HARD = hard_settings(0.03, 0.06, 0.12, 0.2, 0.3, 0.5, 0.8, 1.2, 1.6, 2.0)
 PART = Part(
     "same",
     IMAGES,

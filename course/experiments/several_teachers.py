@@ -6,9 +6,9 @@
 Parts: "own" (teachers with pictures of their own, one of them bad), "same" (the same pictures, against one teacher with
 the same compute) and "mutual" (networks that teach each other, or their next generation). See `several_own`,
 `several_same` and `several_mutual`. Runs of one seed share images, their order and the students' initial weights. All
-ways of a part have the same number of trials on the validation split (eight settings, six in "mutual", three for the
-teachers of "same", each with two seeds of their own), or take over the settings of the way that they are a variant of.
-The test set is read once in a run, at the end.
+ways of a part have the same number of trials on the validation split, each with two seeds of their own (eight settings
+in "own", ten in "same", six in "mutual", three for the teachers of "same"), or take over the settings of the way that
+they are a variant of. The test set is read once in a run, at the end.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def test_units_of_compute_are_what_they_are_said_to_be() -> None:
     assert [len(way.settings) for way in ways.values()] == [6] * len(ways)
     counts = {len(way.settings) for way in several_own.PART.ways.values() if way.as_in is None}
     assert counts == {8}
-    assert {len(way.settings) for way in several_same.PART.ways.values() if way.as_in is None} == {3, 8}
+    assert {len(way.settings) for way in several_same.PART.ways.values() if way.as_in is None} == {3, 10}
 
 
 @pytest.fixture
