@@ -13,7 +13,7 @@ from course.capstone.document import Report
 if TYPE_CHECKING:
     from kdlib.study.analysis import Results
 
-STUDENT_FACTS = ("job", *(f"{role}_{what}" for role in ("student", "teacher") for what in ("accuracy", "parameters")))
+ROLES = ("student", "teacher")
 CONTROLS = ("label-smoothing", "shuffled", "untrained", "own-size")  # methods of the study that should teach nothing
 
 
@@ -61,9 +61,7 @@ def collect(study: Path, student: Path, export: Path, cost: Path) -> Evidence:
         tuple(_other_studies(study, results.budget["data"])),
         _test_images(study),
         trials.is_file(),
-        _read_json(
-            student, ("job", "student_accuracy", "teacher_accuracy", "student_parameters", "teacher_parameters")
-        ),
+        _read_json(student, ("job", *(f"{role}_{what}" for role in ROLES for what in ("accuracy", "parameters")))),
         _read_json(export, ("split", "formats")),
         _read_json(cost, ("teacher", "student", "machine")),
     )
