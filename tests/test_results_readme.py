@@ -249,7 +249,7 @@ def test_a_seed_that_diverged_leaves_no_mean(folder: Path) -> None:
 # The README that is shipped.
 
 
-FOLDERS = (".", "long", "long/new-views", "long/sixty-epochs")
+FOLDERS = (".", "equal-trials", "long", "long/new-views", "long/sixty-epochs")
 
 
 @pytest.mark.parametrize("readme", [SHIPPED.parent / name / "README.md" for name in FOLDERS])
