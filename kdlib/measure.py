@@ -228,7 +228,7 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
         try:
             in_steps = sdpa_kernel(SDPBackend.MATH)
             with plain_encoders(), in_steps, torch.no_grad(), FlopCounterMode(display=False) as counter:
-                copy_without_hooks(model, device)(images)
+                copy_without_hooks(model, device, computed=True)(images)
             return counter.get_total_flops() // 2
         except Exception as error:
             failure = error
@@ -491,8 +491,11 @@ def _device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return torch.device("cpu"), torch.get_default_dtype()
 
 
-def copy_without_hooks(model: nn.Module, device: str | torch.device) -> nn.Module:
-    """A copy in eval mode on `device`, without the model's forward hooks; on "meta" no weight is copied."""
+def copy_without_hooks(model: nn.Module, device: str | torch.device, *, computed: bool = False) -> nn.Module:
+    """A copy in eval mode on `device`, without the model's forward hooks; on "meta" no weight is copied.
+
+    computed: copy also weights that are computed from others, as a mask does; torch refuses to (RuntimeError).
+    """
     # What deepcopy finds in its memo it takes as copied already. The dict is keyed by the originals' ids.
     memo: dict[int, object] = {id(module._forward_hooks): OrderedDict() for module in model.modules()}
     meta = torch.device(device).type == "meta"
@@ -501,7 +504,7 @@ def copy_without_hooks(model: nn.Module, device: str | torch.device) -> nn.Modul
             blank = torch.empty_like(tensor, device="meta", requires_grad=False)
             parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(blank, requires_grad=False) if parameter else blank
-    for module in model.modules():
+    for module in model.modules() if computed else ():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:  # a masked weight, as the last pass has left it
                 memo[id(value)] = torch.empty_like(value, device="meta") if meta else value.detach().clone()
@@ -519,7 +522,9 @@ def _move(model: nn.Module, device: str | torch.device | None) -> nn.Module:
     if not isinstance(device, str | torch.device | None):
         raise TypeError(f"device is a name, such as 'cpu' or 'cuda', or a torch.device; got {type(device).__name__}.")
     try:
-        return model if device is None or torch.device(device) == home else copy_without_hooks(model, device)
+        if device is None or torch.device(device) == home:
+            return model
+        return copy_without_hooks(model, device, computed=True)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"The model could not be copied to device {str(device)!r}: {error} Leave `device` out to time it "

@@ -358,7 +358,9 @@ def test_the_class_that_was_excluded(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_file_says_which_command_makes_it(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="kdlib study grid --student resnet8 --teacher t --images 500$"):
+    with pytest.raises(
+        FileNotFoundError, match=f"kdlib study grid --student resnet8 --teacher t --images 500 --out {tmp_path}$"
+    ):
         study.results("grid", images=500, teacher="t", folder=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"Of this kind there are: methods-resnet8-resnet20-fashion-10000\.csv"):
         load(folder, images=1_000)
