@@ -370,16 +370,11 @@ class Distiller(nn.Module):
 def _pairs(method: Method) -> str:
     """The pairs of layers whose sizes the projectors need, as in the method's parts."""
     parts = [part for _, part in method.weighted] if isinstance(method, WeightedSum) else [method]
-    pairs = [
-        pair
-        for part in parts
-        if part.needs_setup
-        for pair in (
-            part.layers.items()
-            if isinstance(part, LayerMethod)
-            else zip(part.student_layers, part.teacher_layers, strict=False)
-        )
-    ]
+    pairs: list[tuple[str, str]] = []
+    for part in parts:
+        if part.needs_setup:
+            own = isinstance(part, LayerMethod)
+            pairs += part.layers.items() if own else zip(part.student_layers, part.teacher_layers, strict=False)
     return ", ".join(dict.fromkeys(f"{student} -> {teacher}" for student, teacher in pairs))
 
 
