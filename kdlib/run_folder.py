@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from kdlib import distributed, files
 
-ASIDE = ".earlier"  # a folder in that of the run
+ASIDE = ".earlier"  # begins the name of a folder in that of the run, one for each command (_aside)
 PART = ".earlier.part"  # the same while files are moved: if that is interrupted, they all belong back
 
 
@@ -57,8 +58,8 @@ def claim(
             if main:
                 _settle(out, results)
             raise
-        if main and any((out / ASIDE / name).exists() for name in results):  # else it is another command's
-            shutil.rmtree(out / ASIDE, ignore_errors=True)
+        if main and results:
+            shutil.rmtree(_aside(out, results), ignore_errors=True)
 
 
 def _prepare(
@@ -91,32 +92,38 @@ def set_aside(out: Path, results: Sequence[str]) -> None:
     if distributed.rank() == 0:
         there = [name for name in results if (out / name).exists()]
         if there:
+            aside = _aside(out, results)
             (out / PART).mkdir(exist_ok=True)
-            for name in (*there, ASIDE):  # the last one is there where an unfinished run had set aside another
+            for name in (*there, aside.name):  # the last one is there where an unfinished run had set aside another
                 if (out / name).exists():
                     (out / name).replace(out / PART / name)
-            (out / PART).replace(out / ASIDE)
+            (out / PART).replace(aside)
     distributed.barrier()  # no process looks for a checkpoint before it is gone
 
 
 def locate(file: str | Path, out: str | Path, *, resume: bool) -> str | Path:
     """Where a file that a run begins with is now: in `out` it may have been set aside by the run that replaces it.
 
-    resume: of that very run, whose result may lie in the old place by now.
+    resume: of that very run, whose result may lie in the old place by now. A run that replaced an unfinished one has set
+    aside what that one had set aside: the outermost is the newest.
     """
     path, folder = Path(file), Path(out)
     if path.parent.resolve() != folder.resolve() or (path.exists() and not resume):
         return file
-    aside = folder / ASIDE / path.name
-    return aside if aside.exists() else file
+    aside = folder.glob(f"{ASIDE}*/**/{glob.escape(path.name)}")
+    return min(aside, key=lambda found: len(found.parts), default=file)
+
+
+def _aside(out: Path, results: Sequence[str]) -> Path:
+    """Where a command sets aside its own results, apart from those of other commands in the same folder."""
+    return out / f"{ASIDE}-{results[0]}"
 
 
 def _settle(out: Path, results: Sequence[str]) -> None:
     """Bring back what was set aside, unless a newer run has written a result."""
     _bring_back(out)
-    aside = [path.name for path in (out / ASIDE).glob("*") if path.name != ASIDE]
-    if aside and not any((out / name).exists() for name in (*results, *aside)):
-        (out / ASIDE).replace(out / PART)
+    if results and _aside(out, results).exists() and not any((out / name).exists() for name in results):
+        _aside(out, results).replace(out / PART)
         _bring_back(out)
 
 

@@ -15,6 +15,7 @@ from kdlib import files
 from kdlib.run_folder import ASIDE, PART, claim, locate, remove_earlier, set_aside
 
 RESULTS = ("student.safetensors", "report.json")
+OWN = f"{ASIDE}-{RESULTS[0]}"  # where a command with these results sets them aside
 HOLDER = """
 import sys, time
 from kdlib.run_folder import claim, remove_earlier
@@ -136,7 +137,7 @@ def test_an_earlier_run_comes_back_where_the_one_that_should_replace_it_is_refus
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(RESULTS, "earlier")
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path, at_once):
         stop_after(tmp_path / "report.json")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [ASIDE, "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [OWN, "report.json"]
     assert (tmp_path / "report.json").read_text() == "newer"
     # What it may have begun with is there until it has ended.
     found = {name: locate(tmp_path / name, tmp_path, resume=True) for name in RESULTS}
@@ -151,19 +152,24 @@ def test_an_unfinished_run_that_is_replaced_comes_back_with_what_it_had_set_asid
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path, at_once=True):
         stop_after(tmp_path / "student.safetensors")
     # A third one begins with the first one's file, and is refused; then it is not.
-    assert locate(tmp_path / "report.json", tmp_path, resume=False) == tmp_path / ASIDE / "report.json"
+    assert locate(tmp_path / "report.json", tmp_path, resume=False) == tmp_path / OWN / "report.json"
     with pytest.raises(ValueError, match="refused"), claim(tmp_path, RESULTS, resume=False, overwrite=True):
         raise ValueError("refused")
     assert (tmp_path / "student.safetensors").read_text() == "newer"
-    assert (tmp_path / ASIDE / "report.json").read_text() == "first"
+    assert (tmp_path / OWN / "report.json").read_text() == "first"
+    # It is interrupted as well: the file with which both began is found, and goes when one has ended.
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path, at_once=True, first=RESULTS[0]):
+        stop_after(tmp_path / "student.safetensors")
+    for resume in (False, True):
+        assert Path(locate(tmp_path / "report.json", tmp_path, resume=resume)).read_text() == "first"
     with claim(tmp_path, RESULTS, resume=False, overwrite=True):
         (tmp_path / "report.json").write_text("third")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.json": "third"}
 
 
 def test_files_elsewhere_are_where_they_are(tmp_path: Path) -> None:
-    (tmp_path / ASIDE).mkdir()
-    for name in ("a", f"{ASIDE}/a", f"{ASIDE}/b"):
+    (tmp_path / OWN).mkdir()
+    for name in ("a", f"{OWN}/a", f"{OWN}/b"):
         (tmp_path / name).touch()
     assert locate(tmp_path / "a", tmp_path, resume=False) == tmp_path / "a"
     assert locate(tmp_path / "c", tmp_path, resume=True) == tmp_path / "c"
@@ -177,9 +183,9 @@ def stop_after(path: Path) -> None:
 
 
 @contextmanager
-def replacing(folder: Path, at_once: bool) -> Iterator[None]:
+def replacing(folder: Path, at_once: bool, first: str = "report.json") -> Iterator[None]:
     with claim(folder, RESULTS, resume=False, overwrite=True, at_once=at_once) as out:
-        assert (out / "report.json").exists() != at_once
+        assert (out / first).exists() != at_once
         if not at_once:
             set_aside(out, RESULTS)
         yield
@@ -206,15 +212,21 @@ def test_an_earlier_run_comes_back_after_a_kill(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "earlier"
 
 
-def test_a_command_of_other_results_leaves_an_interrupted_run_and_what_it_has_set_aside(tmp_path: Path) -> None:
-    (tmp_path / ASIDE).mkdir()  # as a run leaves it that was killed when it had written one of its results
-    for folder, text in ((tmp_path, "newer"), (tmp_path / ASIDE, "earlier")):
-        (folder / "report.json").write_text(text)
-    (tmp_path / ASIDE / "student.safetensors").write_text("earlier")
+@pytest.mark.parametrize("results", [(), ("compare.json",), ("model.safetensors", "student.safetensors")])
+def test_another_command_leaves_an_interrupted_run_and_what_it_has_set_aside(
+    tmp_path: Path, results: tuple[str, ...]
+) -> None:
+    for name in RESULTS:
+        (tmp_path / name).write_text("earlier")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path, at_once=True):
+        stop_after(tmp_path / "report.json")
     before = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
-    for results in ((), ("compare.json",)):
-        with claim(tmp_path, results, resume=None, overwrite=False):
-            pass
+    for overwrite in (False, True):
+        with claim(tmp_path, results, resume=None, overwrite=overwrite):
+            for name in results:
+                (tmp_path / name).write_text("of the other command")
+        for name in results:
+            (tmp_path / name).unlink()
         assert {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
