@@ -104,8 +104,8 @@ def set_aside(out: Path, results: Sequence[str]) -> None:
 def locate(file: str | Path, out: str | Path, *, resume: bool) -> str | Path:
     """Where a file that a run begins with is now: in `out` it may have been set aside by the run that replaces it.
 
-    resume: of that very run, whose result may lie in the old place by now. A run that replaced an unfinished one has set
-    aside what that one had set aside: the outermost is the newest.
+    resume: of that very run, whose result may lie in the old place by now. Where an unfinished run was replaced, what
+    that one had set aside lies deeper.
     """
     path, folder = Path(file), Path(out)
     if path.parent.resolve() != folder.resolve() or (path.exists() and not resume):
