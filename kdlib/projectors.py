@@ -141,8 +141,9 @@ class Alignment(NamedTuple):
     size: the common grid at which they are compared.
     Tokens B x N x C: as many of both are compared one by one; one more on one side is a class token, which is left out.
     Otherwise they are read row by row as a grid in the proportions of the other layer's map, or as a square where it
-    has none, a class token before it left out, and pooled like a map. A map of one row or column has no proportions:
-    it may be a line of frames, or a picture pooled in one direction, and is refused.
+    has none, a class token before it left out, and pooled like a map; against a vector or a map of 1 x 1 all are
+    averaged, however many there are. A map of one row or column has no proportions: it may be a line of frames, or a
+    picture pooled in one direction, and is refused.
     """
 
     grids: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
@@ -207,10 +208,15 @@ def _positions(output: Tensor) -> tuple[int, ...]:
 
 
 def _grid(tokens: Tensor, other: Tensor, pair: str) -> tuple[int, int] | None:
-    """The height and width in which tokens lie: those or the proportions of a map, else a square."""
+    """The height and width in which tokens lie: those or the proportions of a map, else a square.
+
+    Against one position a line of them all: a sentence has no class token where its length happens to be a square's.
+    """
     if tokens.ndim != 3:
         return None
     count = tokens.shape[1]
+    if math.prod(*_sides(other)) == 1:
+        return count, 1
     if other.ndim == 4 and other.shape[2] * other.shape[3] in (count, count - 1):
         return other.shape[2], other.shape[3]
     if other.ndim == 4 and 1 in other.shape[2:] and math.prod(other.shape[2:]) > 1:
@@ -225,8 +231,6 @@ def _grid(tokens: Tensor, other: Tensor, pair: str) -> tuple[int, int] | None:
         rows = math.isqrt(positions * height // width)
         if rows and positions % rows == 0 and rows * width == positions // rows * height:
             return rows, positions // rows
-    if other.ndim == 2 or math.prod(_positions(other)) == 1:
-        return count, 1
     wanted = "square grid" if height == width else "grid of the map's proportions"
     raise ValueError(
         f"In {pair} {count} tokens of one network are compared with {tuple(other.shape)} of the other, and they are no "

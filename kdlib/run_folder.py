@@ -89,6 +89,7 @@ def _refuse_without(checkpoints: Sequence[str], out: Path, results: Sequence[str
 
 def set_aside(out: Path, results: Sequence[str]) -> None:
     """Set aside what an earlier run left in a folder that is held; under torchrun every process calls it."""
+    distributed.barrier()  # each has read what it begins with
     if distributed.rank() == 0:
         there = [name for name in results if (out / name).exists()]
         if there:

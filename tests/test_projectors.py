@@ -148,14 +148,14 @@ def test_tokens_lie_in_the_proportions_of_a_map_of_another_size(
     torch.testing.assert_close(second, F.adaptive_avg_pool2d(laid, smaller))
 
 
-@pytest.mark.parametrize("count", [4, 7])
-def test_tokens_meet_a_vector_in_their_mean(count: int) -> None:
-    tokens, vector = output(count, 3), output(5)
-    first, second = pooled(tokens, vector)
-    torch.testing.assert_close(first[..., 0, 0], tokens.mean(dim=1))
-    assert torch.equal(second[..., 0, 0], vector)
-    with_class_token = torch.cat([torch.full((B, 1, 3), 99.0), output(9, 3)], 1)
-    torch.testing.assert_close(pooled(with_class_token, vector)[0][..., 0, 0], output(9, 3).mean(dim=1))
+@pytest.mark.parametrize("count", [4, 7, 10, 17])
+@pytest.mark.parametrize("other", [(5,), (5, 1, 1), (1, 5)])
+def test_tokens_meet_one_position_in_their_mean_whatever_their_number(count: int, other: tuple[int, ...]) -> None:
+    """Of sentences the number changes from batch to batch, and 10 and 17 are no square and a class token."""
+    tokens, one = output(count, 3), output(*other)
+    first, second = pooled(tokens, one)
+    torch.testing.assert_close(first.flatten(1), tokens.mean(dim=1))
+    assert torch.equal(second.flatten(1), one.flatten(1))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlib import files
+from kdlib import distributed, files
 from kdlib.run_folder import ASIDE, PART, claim, locate, remove_earlier, set_aside
 
 RESULTS = ("student.safetensors", "report.json")
@@ -165,6 +165,14 @@ def test_an_unfinished_run_that_is_replaced_comes_back_with_what_it_had_set_asid
     with claim(tmp_path, RESULTS, resume=False, overwrite=True):
         (tmp_path / "report.json").write_text("third")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.json": "third"}
+
+
+def test_nothing_is_set_aside_before_every_process_has_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "report.json").touch()
+    there: list[bool] = []
+    monkeypatch.setattr(distributed, "barrier", lambda: there.append((tmp_path / "report.json").exists()))
+    set_aside(tmp_path, RESULTS)
+    assert there == [True, False]
 
 
 def test_files_elsewhere_are_where_they_are(tmp_path: Path) -> None:
