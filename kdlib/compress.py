@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from kdlib import devices
+from kdlib import devices, models
 from kdlib.adapters import Adapter
 from kdlib.errors import check_flags, check_kind, check_real, check_whole, explain_shape_errors
 from kdlib.losses._common import off_mps
@@ -220,7 +220,7 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
         parameter.grad = None
     for module, training in modes.items():
         module.training = training
-    if isinstance(getattr(copied, "config", None), dict):
+    if models.find_config(copied) is not None:
         del copied.config  # it describes the network of before
     return copied
 

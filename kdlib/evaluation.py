@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from kdlib import devices, distributed, losses, tasks
+from kdlib import devices, distributed, losses, models, tasks
 from kdlib.adapters import Adapter
 from kdlib.data import DataModule, IndexedDataset
 from kdlib.errors import as_whole, check_kind, explain_shape_errors
@@ -238,7 +238,7 @@ def warn_of_other_images(role: str, model: Any, data: DataModule) -> None:
 
     A file of `kdlib train` knows the size of its images, a zoo's network how they were normalised.
     """
-    trained, given = getattr(model, "normalization", None), (data.train.mean, data.train.std)
+    trained, given = models.find_normalization(model), (data.train.mean, data.train.std)
     if trained is not None and [len(one) for one in trained] == [len(one) for one in given]:
         pairs = [pair for one, other in zip(trained, given, strict=True) for pair in zip(one, other, strict=True)]
         if max(abs(a - b) for a, b in pairs) > 0.01:
@@ -248,9 +248,8 @@ def warn_of_other_images(role: str, model: Any, data: DataModule) -> None:
                 "what it says of them is distorted. Give the data its own: data.from_datasets(..., mean=..., std=...).",
                 stacklevel=3,
             )
-    config = getattr(model, "config", None)
     from_file = isinstance(getattr(model, "classes", None), tuple)
-    size = config.get("image_size") if from_file and isinstance(config, dict) else None
+    size = (models.find_config(model) or {}).get("image_size") if from_file else None
     if size is not None and size != data.image_size:
         warnings.warn(
             f"The {role} was trained on images of {size} pixels a side, and those of {data.name} have "

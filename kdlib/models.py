@@ -301,14 +301,23 @@ def save(model: nn.Module, path: str | Path, *, half: bool = False, **facts: Any
     """Write a built model's weights and description to a safetensors file, completely or not at all.
 
     half: store floating-point weights in 16 bits (they come back as float32). facts: more to note in the file's
-    header, such as the accuracy. Raises ValueError for a model that `build` did not make and for weights beyond
-    the range of 16 bits, OSError if the file cannot be written.
+    header, such as the accuracy; the names of the classes are noted where `fit` or the model's file has said them.
+    Raises ValueError for a model that `build` did not make and for weights beyond the range of 16 bits, OSError if the
+    file cannot be written.
     """
     config, tensors = get_config(model), model.state_dict()
     _check_form(config, tensors)
     if half:
         tensors = {name: _in_half(name, t) if t.is_floating_point() else t for name, t in tensors.items()}
-    save_tensors(path, tensors, {**config, **facts})
+    save_tensors(path, tensors, {**config, **_class_names(model, config["num_classes"]), **facts})
+
+
+def _class_names(model: nn.Module, count: int) -> dict[str, list[str]]:
+    """The entry of a file that names the classes, where the model knows them."""
+    classes = getattr(model, "classes", None)  # its own code may call something else so
+    if not isinstance(classes, tuple) or len(classes) != count or not all(isinstance(one, str) for one in classes):
+        return {}
+    return {"classes": list(classes)}
 
 
 def _check_form(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -338,13 +347,27 @@ def _form_of(architecture: str, shape: dict[str, Any]) -> dict[str, Tensor]:
 
 def get_config(model: nn.Module) -> dict[str, Any]:
     """What `save` notes of a model's architecture; ValueError for one that `build` could not make again."""
-    config = getattr(model, "config", None)
-    if not isinstance(config, dict):  # other libraries keep objects under this name
+    config = find_config(model)
+    if config is None:
         raise ValueError(
             "This model was not made by models.build, so its architecture has no name to store. Save its weights "
             "with safetensors.torch.save_model(model, path)."
         )
     return config
+
+
+def find_config(model: Any) -> dict[str, Any] | None:
+    """The description of a model that `build` made; None of others, which may keep something else as `config`."""
+    config = getattr(model, "config", None)
+    return config if isinstance(config, dict) and "architecture" in config else None
+
+
+def find_normalization(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation of the images that a model was trained on, where `load` or `create` noted them."""
+    found = getattr(model, "normalization", None)  # others have a layer or a word under this name
+    if not isinstance(found, tuple) or len(found) != 2 or not all(isinstance(one, tuple) for one in found):
+        return None
+    return found
 
 
 def _in_half(name: str, tensor: Tensor) -> Tensor:

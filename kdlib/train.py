@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from kdlib import devices, distributed, tasks
+from kdlib import devices, distributed, models, tasks
 from kdlib.adapters import Adapter
 from kdlib.batches import source
 from kdlib.checkpoints import Checkpointer
@@ -219,9 +219,10 @@ def _note_images(student: nn.Module, data: DataModule) -> None:
     names = getattr(student, "classes", None)
     if names is None or class_names(student):  # not where its own code calls something else so
         student.classes = data.classes  # type: ignore[assignment]
-    if isinstance(getattr(student, "config", None), dict):
-        student.config = {**student.config, "image_size": data.image_size}  # type: ignore[assignment, dict-item]
-    if hasattr(student, "normalization"):
+    config = models.find_config(student)
+    if config is not None:
+        student.config = {**config, "image_size": data.image_size}  # type: ignore[assignment]
+    if models.find_normalization(student) is not None:
         student.normalization = (data.train.mean, data.train.std)  # type: ignore[assignment]
 
 

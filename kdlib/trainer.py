@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from kdlib import devices, distributed
+from kdlib import devices, distributed, models
 from kdlib.batches import IndexedBatches, LoaderBatches
 from kdlib.checkpoints import Checkpointer, plain_groups
 from kdlib.data import seed_for
@@ -440,12 +440,11 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Write all that is needed to go on from here."""
-        config = getattr(self.student, "config", None)  # other libraries keep objects under this name
         numbers = numbers_of(self.method)
         self._warn_of_changes(numbers)
         facts = {
             "run": self.run,
-            "config": config if isinstance(config, dict) else None,  # so that models.load can open it
+            "config": models.find_config(self.student),  # so that models.load can open it
             "step": self.step,
             "seconds": self.seconds,
             "rows": self.rows,

@@ -211,6 +211,53 @@ def test_a_student_says_which_images_it_was_trained_on(blobs: DataModule) -> Non
     assert (network.classes, network.config["image_size"]) == (blobs.classes, blobs.image_size)
 
 
+class WithItsOwnNames(nn.Module):
+    """A network that keeps something else under the names that a file of kdlib's uses."""
+
+    def __init__(self, normalization: Any) -> None:
+        super().__init__()
+        self.normalization, self.fc = normalization, nn.Linear(64, 3)
+        self.config = Settings(image_size=(8, 8), act=nn.GELU)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert self.config.image_size == (8, 8)
+        values = self.normalization(images) if isinstance(self.normalization, nn.Module) else images
+        return self.fc(self.config.act()(values).flatten(1))
+
+
+class Settings(dict[str, Any]):
+    """A dictionary whose entries are attributes too, as libraries of settings have them."""
+
+    __getattr__ = dict.__getitem__
+
+
+@pytest.mark.parametrize("normalization", [nn.BatchNorm2d(1), "none"])
+def test_what_a_network_of_ones_own_calls_so_is_left_alone(
+    blobs: DataModule, tmp_path: Path, normalization: Any
+) -> None:
+    network = WithItsOwnNames(normalization)
+    run = train.fit(
+        network, blobs, epochs=1, device="cpu", precision="fp32", progress=False, checkpoint=tmp_path / "checkpoint"
+    )
+    assert run.test_accuracy is not None
+    assert (network.normalization, network.config) == (normalization, Settings(image_size=(8, 8), act=nn.GELU))
+    evaluation.warn_of_other_images("student", network, blobs)
+    with pytest.raises(ValueError, match=r"not made by models\.build"):
+        models.save(network, tmp_path / "student.safetensors")
+
+
+def test_a_saved_student_names_the_classes_it_was_trained_with(blobs: DataModule, tmp_path: Path) -> None:
+    network = models.build("resnet8", num_classes=3, in_channels=1, seed=0, image_size=8)
+    train.fit(network, blobs, epochs=1, device="cpu", precision="fp32", progress=False)
+    for name in ("first", "second"):  # the second is a copy of a file
+        models.save(network, tmp_path / f"{name}.safetensors")
+        network = models.load(tmp_path / f"{name}.safetensors")
+        assert network.classes == blobs.classes
+    network.classes = ("only", "two")  # of its own code: the file could not be opened
+    models.save(network, tmp_path / "third.safetensors")
+    assert not hasattr(models.load(tmp_path / "third.safetensors"), "classes")
+
+
 def test_rule_4_the_test_set_is_read_once_after_all_else(blobs: DataModule) -> None:
     log: list[str] = []
     parts = {name: Watched(getattr(blobs, name), name, log) for name in ("train", "validation", "test")}

@@ -69,7 +69,7 @@ def export_network(name: str, label: str, fashion: DataModule, cache: Path) -> N
     Raises what `open_network` raises, ImportError without the extra `export`, OSError if `cache` cannot be written.
     """
     model = open_network(name, fashion)
-    mark = fingerprint(model.state_dict(), getattr(model, "config", None), kdlib.__version__, CALIBRATION_IMAGES)[:16]
+    mark = fingerprint(model.state_dict(), models.find_config(model), kdlib.__version__, CALIBRATION_IMAGES)[:16]
     files = {precision: cache / "networks" / f"{mark}-{precision}.onnx" for precision in ("float", "int8")}
     if not all(path.is_file() for path in files.values()):
         print(f"Writing {label} as ONNX, float and int8, once", flush=True)
