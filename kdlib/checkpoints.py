@@ -105,7 +105,8 @@ class Checkpointer:
         scalars: dict[str, Any] = {}  # what an optimiser keeps beside tensors, such as None for an unused buffer
         for parameter, values in state["state"].items():
             for name, value in values.items():
-                (tensors if isinstance(value, Tensor) else scalars)[f"optimizer/{parameter}/{name}"] = value
+                key = f"optimizer/{parameter}/{name}"
+                (tensors if isinstance(value, Tensor) else scalars)[key] = _outline(value, key, tensors)
         metadata = {"facts": facts, "scalars": scalars, "param_groups": plain_groups(optimizer), "options": options}
         files.save_tensors(self.path, tensors, metadata)
 
@@ -228,13 +229,35 @@ def _like(value: Any, own: Any) -> Any:
     return torch.full_like(own, value) if isinstance(own, Tensor) else value
 
 
+def _outline(value: Any, key: str, tensors: dict[str, Tensor], listed: bool = False) -> Any:
+    """What an optimiser keeps, with names in place of the tensors in its lists; these are put among `tensors`."""
+    if isinstance(value, list | tuple):
+        return [_outline(one, f"{key}/{number}", tensors, listed=True) for number, one in enumerate(value)]
+    if not listed or not isinstance(value, Tensor):
+        return value
+    tensors[f"listed/{key}"] = value
+    return {"tensor": f"listed/{key}"}
+
+
+def _filled_in(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Undo `_outline`; ValueError for a tensor that is not there."""
+    if isinstance(value, list):
+        return [_filled_in(one, tensors) for one in value]
+    if not isinstance(value, dict) or value.keys() != {"tensor"}:
+        return value
+    found = tensors.get(str(value["tensor"]))
+    if found is None:
+        raise ValueError(f"its optimiser's {value['tensor']!r} is not there")
+    return found
+
+
 def _optimizer_state(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[int, dict[str, Any]]:
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**_under(tensors, "optimizer/"), **_under(scalars, "optimizer/")}.items():
         parameter, _, name = key.partition("/")
         if not (parameter.isascii() and parameter.isdigit() and name):
             raise ValueError(f"'optimizer/{key}' names no parameter of an optimiser")
-        state.setdefault(int(parameter), {})[name] = value
+        state.setdefault(int(parameter), {})[name] = _filled_in(value, tensors)
     return state
 
 

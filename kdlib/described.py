@@ -147,9 +147,19 @@ def _of_function(function: types.FunctionType, inner: Any) -> str:
         return f"{name}{inner(_kept(function)) if function.__closure__ else ''}"
     constants = _constants(function.__code__, function.__doc__)
     globals_ = {n: function.__globals__.get(n) for n in sorted(_names(function.__code__))}  # a set has no order
-    used = {n: one for n, one in globals_.items() if isinstance(one, bool | int | float | str | Tensor)}
+    used = {n: one for n, one in globals_.items() if _is_computed_with(one)}
     parts = [function.__defaults__, function.__kwdefaults__, _kept(function), constants, used]
     return f"{name} {' '.join(inner(part) for part in parts if part)}".rstrip()
+
+
+def _is_computed_with(value: Any) -> bool:
+    """Whether a global is a number, a text, an array, or a list of such: an order of classes, for instance.
+
+    No dictionaries: among a script's settings are some that differ when it is resumed.
+    """
+    if isinstance(value, list | tuple):
+        return all(map(_is_computed_with, value))
+    return isinstance(value, bool | int | float | str | Tensor | np.ndarray)
 
 
 def _kept(function: types.FunctionType) -> list[Any]:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kdlib.errors import LARGEST_WHOLE
+
 
 class Field(NamedTuple):
     """One entry. expected: what it should be, in words. fits: whether a value is that. required: must it be there?"""
@@ -43,12 +45,13 @@ def check(what: str, found: Any, fields: Mapping[str, Field]) -> None:
             raise ValueError(f"{name!r} of {what} is {_short(found[name])}; expected {field.expected}")
 
 
-def _is_whole(value: Any, least: int = 0, most: float = 2**63 - 1) -> bool:
+def _is_whole(value: Any, least: int = 0, most: float = LARGEST_WHOLE) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whole numbers beyond 64 bits are none: JSON knows them of any length, and the longest become no float."""
+    return isinstance(value, float) or _is_whole(value, -LARGEST_WHOLE)
 
 
 def _is_numbers(value: Any) -> bool:
@@ -94,6 +97,7 @@ FACTS = {
     "sums": Field("numbers by name", _is_numbers),
     "numbers": Field("a dictionary", _is_dict, required=False),
 }
+SEARCH = {"identity": Field("a dictionary", _is_dict, required=False)}
 SESSION = {
     "rows": Field(
         "the first and the last row",
@@ -149,6 +153,9 @@ def check_optimizer(
     for group, begun, mine in zip(groups, options, own, strict=True):
         if group.get("params") != mine["params"]:
             raise ValueError("its groups hold other parameters")
+        # A schedule changes the rate, and a file of an older version does not say with which it began.
+        if begun is not group and _as_json(begun.get("lr")) != _as_json(mine["lr"]):
+            raise ValueError(f"its learning rate began as {_short(begun.get('lr'))}, not {_short(mine['lr'])}")
         for name in mine.keys() - {"params", "lr", "initial_lr"}:
             for saved in (begun, group):
                 same = name not in saved or _as_json(saved[name]) == _as_json(mine[name])
@@ -201,12 +208,12 @@ def _reads(kind: type, least: float = -math.inf, most: float = math.inf) -> Call
             value = kind(text)
         except ValueError:
             return False
-        return math.isfinite(value) and least <= value <= most
+        return least <= value <= most and math.isfinite(value)
 
     return fits
 
 
-_COUNT = Field("a whole number of at least 0", _reads(int, 0))
+_COUNT = Field(f"a whole number from 0 to {LARGEST_WHOLE}", _reads(int, 0, LARGEST_WHOLE))
 _FRACTION = Field("a number in [0, 1]", _reads(float, 0, 1))
 _SECONDS = Field("a number of seconds", _reads(float, 0))
 _SETTING = Field("a number", _reads(float))

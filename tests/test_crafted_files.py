@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_silent_faults import CPU, module, net, split
+from test_silent_faults import CPU, Counting, module, net, split
 from torch import nn
 
 from kdlib import models, train
@@ -179,6 +179,8 @@ CHANGES: dict[str, Change] = {
     "a group without parameters": lambda m, t: m["param_groups"][0].pop("params"),
     "a group of other parameters": lambda m, t: m["param_groups"][0].update(params=[0]),
     "a learning rate that is text": lambda m, t: m["param_groups"][0].update(lr="x"),
+    "a learning rate of 400 digits": lambda m, t: m["param_groups"][0].update(lr=10**400),
+    "seconds of 400 digits": lambda m, t: m["facts"].update(seconds=10**400),
     "another momentum": lambda m, t: m["param_groups"][0].update(momentum=-5.0),
     "int32 weights": lambda m, t: t.update({"student/0.weight": t["student/0.weight"].int()}),
     "no weights": lambda m, t: [t.pop(name) for name in list(t) if name.startswith("student/")],
@@ -190,6 +192,8 @@ CHANGES: dict[str, Change] = {
     "the state of a parameter that is not there": lambda m, t: t.update(
         {"optimizer/99/momentum_buffer": torch.zeros(3)}
     ),
+    "a tensor in a list that is not there": lambda m, t: m["scalars"].update({"optimizer/0/sums": [{"tensor": "x"}]}),
+    "a tensor in a list without a name": lambda m, t: m["scalars"].update({"optimizer/0/sums": [{"tensor": []}]}),
     "a random state of floats": lambda m, t: t.update({"random/cpu/0": torch.zeros(9)}),
     "a random state too short": lambda m, t: t.update({"random/cpu/0": torch.zeros(9, dtype=torch.uint8)}),
 }
@@ -217,6 +221,23 @@ def test_a_checkpoint_with_a_crafted_header_is_refused(text: str, checkpoint: Pa
     refused(lambda: fit(path, resume=True), path)
 
 
+def test_a_checkpoint_with_a_crafted_count_is_refused(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    def run(resume: bool) -> train.Result:
+        options: dict[str, Any] = {"optimizer": lambda weights: Counting(weights, 0.05), "progress": False, **CPU}
+        recipe = Recipe(batch_size=8)
+        return train.fit(net(), module(), epochs=1, recipe=recipe, checkpoint=path, resume=resume, **options)
+
+    path = tmp_path / "checkpoint"
+    run(resume=False)
+    with safe_open(path, framework="pt") as file:
+        metadata = json.loads(file.metadata()["kdlib"])
+    metadata["param_groups"][0]["k"] = 10**400
+    save_file(load_file(path), path, {"kdlib": json.dumps(metadata)})
+    refused(lambda: run(resume=True), path)
+
+
 # -------------------- results of a study
 
 
@@ -237,12 +258,14 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_a_row_with_a_crafted_value_is_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"), [*VALUES.items(), ("images", "9" * 400), ("seed", str(2**63)), ("seconds", "9" * 400)]
+)
+def test_a_row_with_a_crafted_value_is_refused(name: str, value: str, tmp_path: Path) -> None:
     path = tmp_path / "methods.csv"
     write_rows(path)
     assert len(read_rows(path)) == 1
-    write_rows(path, **{name: VALUES[name]})
+    write_rows(path, **{name: value})
     for read in (read_rows, read_frame):
         text = refused(lambda read=read: read(path), path)
         assert name in text
@@ -272,6 +295,7 @@ SESSIONS = {
     "one row": '{"sessions": [{"rows": [1]}]}',
     "rows below one": '{"sessions": [{"rows": [-5, 2]}]}',
     "half a row": '{"sessions": [{"rows": [1, 2.5]}]}',
+    "hours of 400 digits": f'{{"sessions": [{{"hours": 1{"0" * 400}}}]}}',
     "hours that are text": '{"sessions": [{"hours": "long"}]}',
     "a machine that is a list": '{"sessions": [{"machine": []}]}',
 }

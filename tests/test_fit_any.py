@@ -607,13 +607,33 @@ class RowsAndColumns(torch.optim.Optimizer):
             p -= self.param_groups[0]["lr"] * p.grad / (state["row"].mean().sqrt() + 1)
 
 
+class PerDimension(torch.optim.Optimizer):
+    """A sum of squares for each dimension, in a list, as Shampoo and SOAP keep their matrices."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            state.setdefault("sums", [torch.zeros(size) for size in p.shape])
+            state.setdefault("unused", [None, []])
+            for number, total in enumerate(state["sums"]):
+                total += p.grad.square().movedim(number, 0).reshape(len(total), -1).mean(1)
+                p -= self.param_groups[0]["lr"] * p.grad / (total.mean().sqrt() + 1)
+
+
 def _stop_after_one(epoch: int, student: nn.Module) -> None:
     if epoch == 2:
         raise InterruptedError
 
 
-def test_an_optimizer_of_others_is_resumed_whatever_shapes_it_keeps(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"optimizer": RowsAndColumns, "epochs": 3}
+@pytest.mark.parametrize("optimizer", [RowsAndColumns, PerDimension])
+def test_an_optimizer_of_others_is_resumed_whatever_it_keeps(
+    tmp_path: Path, optimizer: type[torch.optim.Optimizer]
+) -> None:
+    options: dict[str, Any] = {"optimizer": optimizer, "epochs": 3}
     with pytest.raises(InterruptedError):
         fit(net(), batches(), checkpoint=tmp_path / "a", on_epoch_end=_stop_after_one, **options)
     resumed = fit(net(), batches(), checkpoint=tmp_path / "a", resume=True, **options)

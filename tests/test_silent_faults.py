@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import math
+import sys
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdlib import devices, train, verdict
+from kdlib.adapters import Adapter
 from kdlib.data import DataModule, InMemoryDataset
 from kdlib.data.augment import NO_AUGMENTATION
 from kdlib.distill import Job, distill
@@ -33,6 +36,8 @@ COUNT, CLASSES = 24, 4
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(COUNT, 1, 8, 8, generator=GENERATOR)
 LABELS = torch.arange(COUNT) % CLASSES
+ORDER = list(range(CLASSES))
+ARGUMENTS = argparse.Namespace(rate=1e-3)
 CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 
 
@@ -448,6 +453,27 @@ def test_another_rate_of_an_optimiser_of_ones_own_is_another_run(tmp_path: Path)
     with pytest.raises(ValueError, match="another run"):
         resume(path, optimizer=lambda p: torch.optim.AdamW(p, 1e-2))
     assert len(resume(path, optimizer=lambda p: torch.optim.AdamW(p, 1e-3)).rows) == 2
+
+
+def test_another_rate_among_a_scripts_arguments_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, optimizer = tmp_path / "checkpoint", lambda p: torch.optim.AdamW(p, ARGUMENTS.rate)
+    stopped(path, optimizer=optimizer)
+    monkeypatch.setattr(ARGUMENTS, "rate", 1e-2)
+    with pytest.raises(ValueError, match=r"learning rate began as 0\.001, not 0\.01"):
+        resume(path, optimizer=optimizer)
+    monkeypatch.undo()
+    assert len(resume(path, optimizer=optimizer).rows) == 2
+
+
+def test_another_order_in_a_global_list_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, teacher = tmp_path / "checkpoint", net(1)
+    adapter = Adapter(teacher_logits=lambda logits: logits[:, ORDER])
+    stopped(path, adapter=adapter, method=Logit(), teacher=teacher)
+    monkeypatch.setattr(sys.modules[__name__], "ORDER", ORDER[::-1])
+    with pytest.raises(ValueError, match="another run"):
+        resume(path, adapter=adapter, method=Logit(), teacher=teacher)
+    monkeypatch.undo()
+    assert len(resume(path, adapter=adapter, method=Logit(), teacher=teacher).rows) == 2
 
 
 def test_a_checkpoint_of_an_older_version_that_says_less_is_resumed(tmp_path: Path) -> None:
