@@ -16,6 +16,7 @@ STEPS = """
 import ctypes, resource
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
+libc.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: where huge pages are always used, a fault brings 2 MiB
 def step():
     blocks = [libc.malloc(ctypes.c_size_t(2**24)) for _ in range(3)]
     for block in blocks:

@@ -13,6 +13,8 @@ from course.capstone.document import PLACEHOLDER, Report
 from course.capstone.draft import ALL_EQUAL, LOGIT_METHODS
 from course.capstone.evidence import CONTROLS, Evidence
 from course.capstone.numbers import all_numbers, first_number, with_units
+from kdlib.loss_table import LOSSES
+from kdlib.method_parser import FAMILY_DEFAULTS
 from kdlib.study.method_specs import Settings
 from kdlib.study.plans import Budget
 from kdlib.verdict import LEAST_SEEDS
@@ -352,18 +354,29 @@ def _same_student(evidence: Evidence) -> Iterator[str]:
 
 def _has_settings(row: Mapping[str, str], job: Mapping[str, Any]) -> bool:
     """Whether a student of `kdlib distill` was trained as a row says, as far as the command has options for it."""
-    method = LOGIT_METHODS.get(row["method"])
+    methods = {study: _loss_of(name) for study, name in LOGIT_METHODS.items()}
+    method, trained = methods.get(row["method"]), _loss_of(str(job.get("method")))
     if method is None:  # trained in Python
-        return job.get("method") not in LOGIT_METHODS.values()
+        return trained not in methods.values()
     settings, batch = Settings.from_row(row), Budget.from_row(row).batch_size
     recipe = settings.recipe(batch, row["optimizer"])
     numbers = {name: getattr(recipe, name) for name in ("learning_rate", "weight_decay", "batch_size")}
     numbers |= {"temperature": settings.temperature, "alpha": settings.alpha, "views": int(row["views"])}
-    given = {**job, **job.get("recipe", {})}
-    names = given.get("method"), given.get("optimizer"), Path(str(given.get("teacher"))).name
+    of_loss = {name: getattr(LOSSES[method], name) for name in ("temperature", "alpha")}  # where the command has none
+    given = {
+        **of_loss,
+        **{name: value for name, value in {**job, **job.get("recipe", {})}.items() if value is not None},
+    }
+    names = trained, given.get("optimizer"), Path(str(given.get("teacher"))).name
     return names == (method, row["optimizer"], Path(row["teacher"]).name) and all(
         math.isclose(given.get(name, math.nan), value, rel_tol=1e-6) for name, value in numbers.items()
     )
+
+
+def _loss_of(method: str) -> str:
+    """The loss that a name of --method stands for."""
+    name = method.replace("-", "_")
+    return FAMILY_DEFAULTS.get(name, name)
 
 
 def cost(report: Report, evidence: Evidence) -> Iterator[str]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 _NUMBER, _UNIT = r"[+\-−]?\d[\d,]*(?:\.\d+)?", r"(?:%|(?:percentage )?points?\b|per ?cent\b)"
 NUMBER = re.compile(_NUMBER)
-# "6.4 points", "0.3 to 1.2 points", and with an interval behind it, "6.4 points (0.3 to 1.2)".
+# "6.4 points", "0.3 to 1.2 points", and with an interval behind it, "6.4 points (0.3 to 1.2)". In "resnet20 to 28.6 %"
+# and "ResNet-20 to 28.6 %" the first number belongs to a name.
 WITH_UNIT = re.compile(
-    rf"(?:({_NUMBER}) *%? *to *)?({_NUMBER}) *{_UNIT}(?: *\(({_NUMBER}) *(?:{_UNIT} *)?to *({_NUMBER}))?"
+    rf"(?:(?<![\w.])(?<![A-Za-z]-)({_NUMBER}) *%? *to *)?"
+    rf"({_NUMBER}) *{_UNIT}(?: *\(({_NUMBER}) *(?:{_UNIT} *)?to *({_NUMBER}))?"
 )
 
 

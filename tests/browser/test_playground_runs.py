@@ -111,13 +111,17 @@ def it_listens_while_it_runs(
     look("Playground with three classes")
 
 
+def stands_still(notebook: Notebook, live: Live, milliseconds: int) -> bool:
+    before = live.text(), live.pixels()
+    notebook.page.wait_for_timeout(milliseconds)
+    return (live.text(), live.pixels()) == before
+
+
 def pause_stops_run_goes_on_and_reset_starts_anew(notebook: Notebook, live: Live, look: Callable[[str], None]) -> None:
     press(live, "Pause")
     live.until(lambda: progress(live).startswith("Paused at step"), "the pause")
-    notebook.page.wait_for_timeout(300)  # what was on its way
-    text, pixels = live.text(), live.pixels()
-    notebook.page.wait_for_timeout(1000)
-    assert (live.text(), live.pixels()) == (text, pixels)
+    live.until(lambda: stands_still(notebook, live, 300), "the end of what was on its way")
+    assert stands_still(notebook, live, 1000)
     assert progress(live) == f"Paused at step {step(live)}"
     at = step(live)
     press(live, "Run")

@@ -589,6 +589,11 @@ def test_a_hyphen_between_two_numbers_is_no_sign() -> None:
     assert [one.value for one in numbers.with_units("a gain of 0.3-1.2 points, and -2 % elsewhere")] == [1.2, -2.0]
 
 
+@pytest.mark.parametrize("name", ["resnet20", "ResNet-20", "v0.2"])
+def test_the_number_in_a_name_is_no_end_of_a_range(name: str) -> None:
+    assert [one.value for one in numbers.with_units(f"It shrinks {name} to 28.6 % of its size.")] == [28.6]
+
+
 @pytest.mark.parametrize(
     ("file", "entry", "value"),
     [
@@ -675,6 +680,15 @@ def test_a_student_with_a_setting_of_its_own_is_none_of_the_study(change: dict[s
     job = {**student["job"], **change, "recipe": {**student["job"]["recipe"], **change.get("recipe", {})}}
     found = changed_report(good, "", "", "", student={**student, "job": job})
     assert any("is no student of the study" in one for one in found)
+
+
+def test_a_student_by_the_defaults_of_its_loss_is_one_of_the_study_that_has_them(good: Path) -> None:
+    student = capstone.read_evidence(capstone.read_report(good)).student
+    assert (student["job"]["temperature"], student["job"]["alpha"]) == (4, 0.1)
+    for method in ("logit", "kd"):
+        job = {**student["job"], "temperature": None, "alpha": None, "method": method}
+        assert changed_report(good, "", "", "", student={**student, "job": job}) == []
+        assert changed_report(good, "", "", "", student={**student, "job": {**job, "alpha": 0.5}}) != []
 
 
 def test_costs_of_another_teacher_are_refused(good: Path) -> None:
