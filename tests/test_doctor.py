@@ -19,7 +19,7 @@ from doctor_faults import FAULTS, METHODS_OF_KDLIB, sound
 from doctor_setups import Case, Net, case, world
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
 from kdlib import data, methods, models, train
 from kdlib.adapters import Adapter
@@ -346,6 +346,31 @@ def test_networks_optimiser_batches_and_chance_come_back(form: str) -> None:
         assert torch.equal(y, b)
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_what_learns_beside_the_networks_comes_back(held: bool) -> None:
+    """A projector of the step's own, also one that the optimiser does not hold."""
+    student, teacher = (nn.Sequential(nn.Linear(6, width), nn.Linear(width, 3)) for width in (4, 5))
+    teacher.requires_grad_(False)
+    projector = nn.Linear(4, 5)
+    projector(torch.randn(2, 4)).sum().backward()  # gradients that somebody accumulates
+    gradients = [p.grad for p in projector.parameters()]
+    before = copy.deepcopy([(p.detach(), p.grad) for p in projector.parameters()])
+    parts = [student, projector] if held else [student]
+    optimizer = torch.optim.SGD([p for part in parts for p in part.parameters()], 0.1)
+
+    def step(batch: Any) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(student(x), y) + F.mse_loss(projector(student[0](x)), teacher[0](x))
+
+    batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(2)]
+    report = examine(student=student, teacher=teacher, step=step, batches=batches, optimizer=optimizer)
+    assert bool(report.find("optimizer-parameters")) != held
+    for p, gradient, (values, old) in zip(projector.parameters(), gradients, before, strict=True):
+        assert torch.equal(p, values)
+        assert p.grad is gradient
+        assert torch.equal(gradient, old)
+
+
 def test_the_random_numbers_of_mps_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The doctor calls torch.manual_seed, which seeds MPS too."""
     c, seeded, state = case(2), [], {"mps": torch.tensor([1])}
@@ -361,15 +386,23 @@ def test_the_random_numbers_of_mps_come_back(monkeypatch: pytest.MonkeyPatch) ->
     assert state["mps"] is kept
 
 
-def test_a_shuffling_loader_gives_the_same_order_afterwards() -> None:
-    c = case(2)
-    x, y = c.task.samples(64, 1)
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 16, shuffle=True)
-    torch.manual_seed(5)
-    expected = next(iter(loader))[1]
-    torch.manual_seed(5)
-    examine(student=c.student, teacher=c.teacher, loss=c.loss, batches=loader)
-    assert torch.equal(next(iter(loader))[1], expected)
+@pytest.mark.parametrize("owner", ["torch", "loader", "sampler", "batch sampler"])
+def test_a_shuffling_loader_gives_the_same_order_afterwards(owner: str) -> None:
+    x, y = torch.randn(64, 6), torch.arange(64)
+    samples, own = TensorDataset(x, y % 3), torch.Generator()
+    order = RandomSampler(samples, generator=own)
+    options: dict[str, dict[str, Any]] = {
+        "torch": {"batch_size": 16, "shuffle": True},
+        "loader": {"batch_size": 16, "shuffle": True, "generator": own},
+        "sampler": {"batch_size": 16, "sampler": order},
+        "batch sampler": {"batch_sampler": BatchSampler(order, 16, drop_last=False)},
+    }
+    loader, student, teacher = DataLoader(samples, **options[owner]), nn.Linear(6, 3), nn.Linear(6, 3)
+    torch.manual_seed(5), own.manual_seed(5)
+    expected = next(iter(loader))[0]
+    torch.manual_seed(5), own.manual_seed(5)
+    examine(student=student, teacher=teacher, loss=lambda s, t: kd(s, t, 4.0), batches=loader)
+    assert torch.equal(next(iter(loader))[0], expected)
 
 
 # -------------------- the report
@@ -402,9 +435,12 @@ def test_every_check_is_accounted_for(faulty: Report) -> None:
     assert all(faulty.skipped.values())
 
 
-def test_findings_come_before_doubts() -> None:
-    both = Finding("a", "doubt", "", "", ""), Finding("b", "fault", "", "", "")
-    assert Report(both, ()).faults == (both[1],)
+def test_a_doubt_is_no_fault() -> None:
+    doubt, fault = Finding("a", "doubt", "", "", ""), Finding("b", "fault", "", "", "")
+    report = Report((doubt, fault), ())
+    assert report.faults == (fault,)
+    assert not report.sound
+    assert Report((doubt,), ()).sound
 
 
 # -------------------- what is no set-up
@@ -482,21 +518,23 @@ def test_a_distiller_has_its_networks() -> None:
         examine(c.student, c.batches)  # type: ignore[arg-type]
 
 
+class Holder(nn.Module):
+    """A student that holds its teacher, as modelopt's does."""
+
+    def __init__(self, own: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.own, self.teacher = own, teacher
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.answer = self.teacher.eval()(x)
+        return self.own(x)
+
+
 def test_a_student_that_holds_its_teacher_shares_nothing_with_it() -> None:
-    """As modelopt's does: the teacher's weights are among the student's, and its modules run in eval mode inside."""
+    """The teacher's weights are among the student's, and its modules run in eval mode inside."""
     c = case(2, norm="batch", alpha=0.5)
-
-    class Holder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.own, self.teacher = c.student, c.teacher
-
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                self.answer = self.teacher.eval()(x)
-            return self.own(x)
-
-    holder = Holder()
+    holder = Holder(c.student, c.teacher)
 
     def step(batch: tuple[Tensor, Tensor]) -> Tensor:
         return c.loss(holder(batch[0]), holder.answer, batch[1])
@@ -508,6 +546,27 @@ def test_a_student_that_holds_its_teacher_shares_nothing_with_it() -> None:
     holder.own.eval()
     report = examine(student=holder, teacher=holder.teacher, step=step, batches=c.batches, optimizer=optimizer)
     assert report.find("student-mode")[0].severity == "fault"
+
+
+@pytest.mark.parametrize("where", ["nowhere", "teacher"])
+def test_layers_of_a_teacher_within_the_student_are_read_by_the_users_hooks_alone(where: str) -> None:
+    """Each batch norm is followed by an in-place ReLU, which does no harm where nobody reads it."""
+    options: dict[str, Any] = {"norm": "batch", "inplace": True}
+    holder = Holder(Net(1, 3, (4, 4), **options), Net(1, 3, (8, 8), **options).requires_grad_(False))
+    if where == "teacher":
+        holder.teacher.blocks[0].norm.register_forward_hook(lambda module, args, output: None)
+
+    def step(batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(holder(batch[0]), batch[1])
+
+    batches = [(torch.randn(16, 1, 12, 12), torch.randint(3, (16,))) for _ in range(2)]
+    report = examine(student=holder, teacher=holder.teacher, step=step, batches=batches)
+    if where == "nowhere":
+        assert "feature-overwritten" in report.skipped
+        assert report.find("loss-ignores-teacher")
+    else:
+        (found,) = report.find("feature-overwritten")
+        assert "teacher's layer 'blocks.0.norm'" in found.measured
 
 
 class Pictures(Dataset):

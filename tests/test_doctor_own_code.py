@@ -17,7 +17,9 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from kdlib import data, methods
 from kdlib.distiller import Distiller
 from kdlib.doctor import Report, examine
+from kdlib.ensembles import ConfidenceEnsemble
 from kdlib.losses import kd
+from kdlib.teachers import FrozenTeacher
 
 
 def on_logits(loss: Callable[..., Any], **options: Any) -> Report:
@@ -156,6 +158,61 @@ def test_a_gradient_that_is_not_a_number_is_not_called_nought() -> None:
     assert "detach" not in found.change
 
 
+def test_a_gradient_that_is_infinite_does_not_reach_the_student() -> None:
+    """A root at 0, of inputs above 0: no weight's gradient is the difference of two infinite ones, which is NaN."""
+    student, teacher = nn.Linear(6, 3), nn.Linear(6, 3).eval().requires_grad_(False)
+
+    def loss(s: Tensor, t: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"hard": F.cross_entropy(s, y), "root": (s - s.detach()).sum().sqrt()}
+
+    batches = [(torch.rand(16, 6), torch.randint(3, (16,))) for _ in range(2)]
+    (found,) = examine(student=student, teacher=teacher, loss=loss, batches=batches).find("term-reach")
+    assert "'root'" in found.measured
+    assert "not finite" in found.measured
+
+
+def with_terms(terms: Callable[[Tensor, Tensor], dict[str, Tensor]], **options: Any) -> Report:
+    """Of a step that returns these terms of its student's logits and the labels."""
+    torch.manual_seed(0)
+    student = nn.Linear(6, 3)
+    batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(2)]
+    return examine(
+        student=student, teacher=None, step=lambda batch: terms(student(batch[0]), batch[1]), batches=batches, **options
+    )
+
+
+METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a count": lambda s, y: (s.argmax(1) == y).sum(),
+    "a flag": lambda s, y: (s.argmax(1) == y).any(),
+    "in float64": lambda s, y: (s.argmax(1) == y).double().mean(),
+    "in float16": lambda s, y: (s.argmax(1) == y).half().mean(),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_beside_the_loss_is_no_term(name: str) -> None:
+    report = with_terms(lambda s, y: {"loss": F.cross_entropy(s, y), "metric": METRICS[name](s, y)})
+    assert report.findings == (), str(report)
+    assert "no two named terms" in report.skipped["term-names"]
+
+
+def test_a_count_beside_terms_is_none_of_them() -> None:
+    report = with_terms(lambda s, y: {"hard": F.cross_entropy(s, y), "correct": (s.argmax(1) == y).sum()})
+    assert not report.find("term-reach"), str(report)
+    with pytest.raises(TypeError, match="without a floating-point tensor"):
+        with_terms(lambda s, y: {"correct": (s.argmax(1) == y).sum()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_terms_of_another_precision_than_their_sum_are_looked_at(dtype: torch.dtype) -> None:
+    def terms(s: Tensor, y: Tensor) -> dict[str, Tensor]:
+        hard, other = F.cross_entropy(s, y), s.detach().square().mean()
+        return {"loss": hard + other, "hard": hard.to(dtype), "other": other.to(dtype)}
+
+    (found,) = with_terms(terms).find("term-reach")
+    assert "'other'" in found.measured
+
+
 # -------------------- layers in the networks' outputs
 
 
@@ -207,6 +264,88 @@ def test_unlabelled_samples_that_learn_from_the_teacher_are_a_doubt_at_most() ->
     report = examine(student=c.student, teacher=c.teacher, loss=loss, batches=batches)
     assert report.sound, str(report)
     assert report.find("loss-padding")
+
+
+@pytest.mark.parametrize(
+    ("places", "label", "severity"),
+    [((5,), -1, "doubt"), ((5,), -100, "fault"), ((), -1, "doubt"), ((), -100, "fault")],
+)
+def test_labels_with_one_logit_each_may_leave_places_out(places: tuple[int, ...], label: int, severity: str) -> None:
+    """Several labels of a sample, or a single one: yes, no, or not known."""
+
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 5)) if places else nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))
+
+    def loss(s: Tensor, t: Tensor, y: Tensor, of_all: bool) -> Tensor:
+        counts = y >= 0
+        hard = F.binary_cross_entropy_with_logits(s[counts], y[counts].float())
+        soft = F.binary_cross_entropy_with_logits(s, t.sigmoid(), reduction="none")
+        return hard + (soft if of_all else soft[counts]).mean()
+
+    batches = [(torch.randn(16, 6), torch.randint(2, (16, *places))) for _ in range(2)]
+    for _, y in batches:
+        y[:4] = label
+    options: dict[str, Any] = {"student": network(), "teacher": network(), "batches": batches}
+    assert "loss-padding" in examine(**options, loss=lambda s, t, y: loss(s, t, y, False)).passed
+    (found,) = examine(**options, loss=lambda s, t, y: loss(s, t, y, True)).find("loss-padding")
+    assert found.severity == severity
+
+
+# -------------------- teachers that are more than their network
+
+
+class Renamed(nn.Module):
+    """A teacher whose classes have another order."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).roll(1, dims=1)
+
+
+def in_right_order(network: nn.Module) -> FrozenTeacher:
+    return FrozenTeacher(Renamed(network), read_logits=lambda output: output.roll(-1, dims=1))
+
+
+def of_two(network: nn.Module) -> ConfidenceEnsemble:
+    return ConfidenceEnsemble([network, copy.deepcopy(network)], temperature=4.0)
+
+
+TEACHERS: dict[str, Callable[[nn.Module], FrozenTeacher]] = {"with readers": in_right_order, "an ensemble": of_two}
+
+
+@pytest.mark.parametrize("form", ["loss", "distiller"])
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_teacher_that_is_more_than_its_network_is_asked_itself(name: str, form: str) -> None:
+    c = case(0, norm="batch", temperature=4.0)
+    teacher = TEACHERS[name](c.teacher)
+
+    def report(batches: list[Any]) -> Report:
+        if form == "distiller":
+            return examine(Distiller(c.student, teacher, methods.Logit(4.0, 0.5)), batches)
+        return examine(student=c.student, teacher=teacher, loss=lambda s, t: kd(s, t, 4.0), batches=batches)
+
+    found = report(c.batches[:4])
+    assert found.findings == (), str(found)
+    assert {"class-order", "normalisation"} <= set(found.passed)
+    pixels = [(255 * (x * c.task.std + c.task.mean), y) for x, y in c.batches[:4]]
+    assert report(pixels).find("normalisation")
+
+
+def test_a_teacher_that_answers_to_no_other_pictures_is_not_said_to_know_their_normalisation() -> None:
+    class Closed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = x.mean((2, 3))
+            return logits if float(x.max()) == 7 else torch.full_like(logits, torch.nan)
+
+    x = -torch.rand(2, 16, 3, 4, 4)
+    x[..., 0, 0] = 7
+    batches = [(one, torch.arange(16) % 3) for one in x]
+    student = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    report = examine(student=student, teacher=Closed(), loss=lambda s, t: kd(s, t, 4.0), batches=batches)
+    assert "normalisation" in report.skipped, str(report)
 
 
 # -------------------- batches

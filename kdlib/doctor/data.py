@@ -87,14 +87,19 @@ def normalisation(setup: Setup) -> Finding | None:
     pictures = torch.cat([one.inputs["teacher"] for one in seen])
     if len(pictures) != len(found.labels) or pictures.shape[1] > 4:
         raise Skip("the teacher does not answer once for each picture")
+    sizes = [len(one.inputs["teacher"]) for one in seen]
+    compared = False
     best: tuple[float, str, Samples] = (1.0, "", found)
     for name, changed in _normalised(pictures).items():
-        other = Samples(_ask(setup, changed, len(seen[0].inputs["teacher"])), found.labels, found.batches)
+        other = Samples(_ask(setup, changed, sizes), found.labels, found.batches)
         if other.logits.shape != found.logits.shape or not bool(other.logits.isfinite().all()):
             continue
+        compared = True
         chance = better(other.right, found.right)
         if chance < best[0] and other.accuracy >= max(found.accuracy, other.chance) + GAIN:
             best = chance, name, other
+    if not compared:
+        raise Skip("the teacher's answers to the pictures in other normalisations are not finite, or of another shape")
     if best[0] >= RARE:
         return None
     if (lag := _lagging_averages(teacher)) is not None:
@@ -150,16 +155,16 @@ def _normalised(x: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _ask(setup: Setup, pictures: Tensor, batch_size: int) -> Tensor:
-    """The teacher's logits in eval mode."""
+def _ask(setup: Setup, pictures: Tensor, sizes: list[int]) -> Tensor:
+    """The teacher's logits in eval mode, for batches of these sizes."""
     teacher = setup.teacher
     assert teacher is not None
     outputs = []
     with keep_modes(teacher):
         teacher.eval()
         try:
-            for part in pictures.split(batch_size):
-                outputs.append(setup.adapter.teacher_logits_of(teacher(part)).float().cpu())
+            for batch, part in zip(setup.batches, pictures.split(sizes), strict=False):  # not all may have been seen
+                outputs.append(setup.answers(batch, part).float().cpu())
         except (TypeError, RuntimeError, ValueError, AttributeError) as error:
             raise Skip(f"the teacher takes more than pictures ({type(error).__name__})") from None
     return torch.cat(outputs)

@@ -109,14 +109,15 @@ def examine(
     distiller: a `Distiller`, in the mode in which it is trained. loss: a function of (student_logits, teacher_logits)
     or (student_logits, teacher_logits, labels). step: a function of a batch that calls both networks and returns the
     loss before its backward(). Either may return a dict of named terms, which are then looked at one by one. teacher: a
-    network or, for a loss, a function from a batch to logits.
+    network or, for a loss, a `Teacher` or a function from a batch to logits.
     batches: a list or a loader of two or more; about 512 samples are looked at, on the student's device (a step moves
     its batch itself). A `DataModule` gives its own, not augmented. optimizer: one or several, as they will be used.
     temperature, alpha: what is meant, alpha being the weight of the labels. meant: "kd" makes a reversed divergence a
     fault, which is a doubt otherwise. clipped: the parameters that go to clip_grad_norm_. data: a `DataModule`, or
     splits by name, which must not share samples. adapter: see `Adapter`.
 
-    Networks, optimisers, batches and random numbers come back as they were. On a CPU it takes seconds, and at most
+    Networks, optimisers with the parameters in them, batches and random numbers come back as they were; what else a
+    step changes (buffers of a module beside the networks, a counter) does not. On a CPU it takes seconds, and at most
     about a minute with a large teacher. A check that cannot be made says so in `Report.skipped`.
     Raises TypeError or ValueError for what cannot be examined: none or several of the three forms, no batch, a step
     that returns no loss with a gradient.
@@ -221,13 +222,13 @@ def _check_form(distiller: Any, student: Any, teacher: Any, loss: Any, step: Any
 
 def _setup(distiller: Distiller | None, student: Any, teacher: Any, loss: Any, step: Any, adapter: Adapter) -> Setup:
     if distiller is not None:
-        network = network_of(distiller.teacher) if distiller.method.needs_teacher else None
-        return DistillerSetup(distiller.student, network, [], adapter, extra=distiller.method, distiller=distiller)
+        ask = distiller.teacher if distiller.method.needs_teacher else None
+        extra = distiller.method
+        return DistillerSetup(distiller.student, network_of(ask), [], adapter, ask, extra=extra, distiller=distiller)
     if loss is not None:
         module = loss if isinstance(loss, nn.Module) else None
-        network = network_of(teacher)
-        ask = None if network else as_teacher(teacher, adapter)
-        return LossSetup(student, network, [], adapter, extra=module, loss=loss, ask=ask)
+        ask = None if isinstance(teacher, nn.Module) else as_teacher(teacher, adapter)
+        return LossSetup(student, network_of(teacher), [], adapter, ask, extra=module, loss=loss)
     return StepSetup(student, teacher, [], adapter, step=step)
 
 
@@ -298,7 +299,7 @@ def _collect(batches: Any) -> list[Any]:
             "batches is an iterator, which would be used up here: give the loader itself, or a list of some batches."
         )
     found: list[Any] = []
-    with preserved((), ()):  # a loader that shuffles draws random numbers
+    with preserved((), (), _generators(batches)):  # a loader that shuffles draws random numbers
         samples = 0
         for batch in islice(batches, MOST_BATCHES):
             found.append(copied(batch))
@@ -308,6 +309,14 @@ def _collect(batches: Any) -> list[Any]:
     if not found:
         raise ValueError("There is no batch: give a list of two, or a loader that has some.")
     return found
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """Those that a loader and its samplers draw from, where these are not the global ones."""
+    in_batches = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), in_batches)
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return [one for one in found if isinstance(one, torch.Generator)]
 
 
 def _beside(student: nn.Module | None, batches: list[Any]) -> list[Any]:

@@ -526,16 +526,19 @@ def padding(setup: Setup) -> Finding | None:
     generator = torch.Generator().manual_seed(1)
     logits = [torch.randn(*student.shape[:-1], classes, generator=generator) for _ in range(2)]
     found = gradient(setup, setup.batches[0], *logits)
-    found, apart = found.abs().flatten(labels.ndim).amax(-1), apart.cpu()
+    found, apart = found.abs(), apart.cpu()
+    if found.ndim > labels.ndim:  # else there is one logit for each label
+        found = found.flatten(labels.ndim).amax(-1)
     # Of a language model position i answers to label i + 1, and the last to none: it may shift inside of the loss.
     before_next = torch.cat([apart[:, 1:], torch.ones_like(apart[:, :1])], 1) if labels.ndim == 2 else apart
     there, counted = float(found[apart].max()), float(found[~apart].max())
     if any(float(found[one].max()) <= 1e-6 * float(found[~one].max()) for one in (apart, before_next) if not one.all()):
         return None
     # A sample without a label, often -1, may be meant to learn from the teacher; padding has torch's number, or lies in
-    # a sequence.
+    # a sequence. Labels with one logit each may be several of a sample, of which some are not known.
     one_each = isinstance(setup, DistillerSetup) and isinstance(setup.distiller.task, Classification)
-    padding = labels.ndim > 1 or (not one_each and bool((labels[apart] == TORCH_IGNORES).all()))
+    in_sequence = 1 < labels.ndim < student.ndim
+    padding = in_sequence or (not one_each and bool((labels[apart] == TORCH_IGNORES).all()))
     return Finding(
         "loss-padding",
         FAULT if padding else DOUBT,

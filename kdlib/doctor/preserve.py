@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,16 +16,23 @@ from kdlib import devices
 
 
 @contextmanager
-def preserved(modules: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[None]:
+def preserved(
+    modules: Sequence[nn.Module],
+    optimizers: Sequence[torch.optim.Optimizer],
+    generators: Sequence[torch.Generator] = (),
+) -> Iterator[None]:
     """Whatever the block does to weights, buffers, modes, gradients, optimisers and random numbers is undone.
 
-    What a training step keeps elsewhere (a queue of features, a counter) is not known here and stays changed.
+    Of a module that was not given only the parameters in the optimisers are known. What a training step keeps elsewhere
+    (a queue of features, a counter) is not known here and stays changed.
     """
-    networks = [_Network(module) for module in modules]
+    networks: list[_Network | _Parameters] = [_Network(module) for module in modules]
+    networks.append(_Parameters(_held_beside(modules, optimizers)))
     for network in networks:  # after all were read: two may share parameters
         network.clear_gradients()
     states = [_OptimizerState(optimizer) for optimizer in optimizers]
     chance = random.getstate(), np.random.get_state()
+    own_chance = [(generator, generator.get_state()) for generator in generators]
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     mps = torch.backends.mps.is_available()  # fork_rng does not know it, and torch.manual_seed seeds it
     try:
@@ -34,10 +41,25 @@ def preserved(modules: Iterable[nn.Module], optimizers: Iterable[torch.optim.Opt
     finally:
         random.setstate(chance[0])
         np.random.set_state(chance[1])
+        for generator, before in own_chance:
+            generator.set_state(before)
         for network in networks:
             network.restore()
         for state in states:
             state.restore()
+
+
+@contextmanager
+def gradients_preserved(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """The block begins with no gradient of these tensors; afterwards they have the one that they had before."""
+    before = [(one, one.grad) for one in tensors]
+    for one, _ in before:
+        one.grad = None
+    try:
+        yield
+    finally:
+        for one, gradient in before:
+            one.grad = gradient
 
 
 class _Network:
@@ -79,6 +101,32 @@ class _Network:
             p.requires_grad_(requires_grad)
             p.grad = gradient
             module._parameters[name] = p
+
+
+def _held_beside(modules: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer]) -> list[Tensor]:
+    """The parameters in the optimisers that are none of the modules'."""
+    known = {p for module in modules for p in module.parameters()}
+    held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    return [p for p in dict.fromkeys(held) if p not in known and not nn.parameter.is_lazy(p)]
+
+
+class _Parameters:
+    """Values and gradients of parameters whose module is not known."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._parameters = [(p, p.detach().clone(), p.grad) for p in parameters]
+
+    def clear_gradients(self) -> None:
+        """So that what was accumulated is not added to."""
+        for p, _, _ in self._parameters:
+            p.grad = None
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back."""
+        for p, values, gradient in self._parameters:
+            _copy_back(p, values)
+            p.grad = gradient
 
 
 class _OptimizerState:

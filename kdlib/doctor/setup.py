@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import random
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,7 +74,8 @@ class Setup:
     """What is examined. Subclasses say what a step computes.
 
     student, teacher: networks; a teacher that is no network is None here, and its answers are known where the step
-    shows them. batches: copies of the user's. temperature, alpha: what the user means; None: not said. meant: "kd" if
+    shows them. ask: the teacher that gives the answers where that is not the network by itself: one of kdlib's, or a
+    function. batches: copies of the user's. temperature, alpha: what the user means; None: not said. meant: "kd" if
     the soft loss is meant to be that. extra: modules beside the student that learn. clipped: the parameters whose
     gradient is clipped. splits: data sets by name.
     """
@@ -82,6 +84,7 @@ class Setup:
     teacher: nn.Module | None
     batches: list[Any]
     adapter: Adapter
+    ask: Teacher | None = None
     optimizers: tuple[torch.optim.Optimizer, ...] = ()
     temperature: float | None = None
     alpha: float | None = None
@@ -121,7 +124,8 @@ class Setup:
         seen = self.seen_last = Observed(labels=self._labels(batch))
         with ExitStack() as stack:
             for role, network in self.networks():
-                stack.enter_context(_watch(role, network, seen))
+                not_its_own = self.within_student() if role == "student" else set()
+                stack.enter_context(_watch(role, network, seen, not_its_own))
             stack.enter_context(self._watch_loss(seen))
             seen.terms = self.losses(batch)
         return seen
@@ -132,6 +136,15 @@ class Setup:
         except ValueError:  # a step may read its batch in its own way
             return None
         return found if isinstance(found, Tensor) else None
+
+    def answers(self, batch: Any, pictures: Tensor) -> Tensor:
+        """What the teacher says of a batch with other pictures: its logits."""
+        assert self.teacher is not None
+        if self.ask is None:
+            logits: Tensor = self.adapter.teacher_logits_of(self.teacher(pictures))
+            return logits
+        with _called_with(self.teacher, pictures):
+            return self.ask(batch).logits
 
     @contextmanager
     def _watch_loss(self, seen: Observed) -> Iterator[None]:
@@ -207,7 +220,6 @@ class LossSetup(Setup):
     """Two networks and a function of (student_logits, teacher_logits) or (student_logits, teacher_logits, labels)."""
 
     loss: Callable[..., Any]
-    ask: Teacher | None = None  # one that is no network
 
     @property
     def takes_labels(self) -> bool:
@@ -227,10 +239,10 @@ class LossSetup(Setup):
         return as_terms(self.loss(student, teacher, *([labels] if self.takes_labels else [])))
 
     def _answer(self, batch: Any) -> Tensor:
-        if self.teacher is not None:
-            return _called(self.teacher, self.adapter.teacher_inputs_of(batch), self.adapter.teacher_logits_of)
-        assert self.ask is not None
-        return self.ask(batch).logits
+        if self.ask is not None:
+            return self.ask(batch).logits
+        assert self.teacher is not None
+        return _called(self.teacher, self.adapter.teacher_inputs_of(batch), self.adapter.teacher_logits_of)
 
     @contextmanager
     def _watch_loss(self, seen: Observed) -> Iterator[None]:
@@ -293,10 +305,11 @@ def as_terms(found: Any) -> Terms:
     if isinstance(found, tuple | list) and found:
         return as_terms(found[0])
     if isinstance(found, Mapping):
-        terms = {str(name): one for name, one in found.items() if isinstance(one, Tensor)}
+        tensors = {str(name): one for name, one in found.items() if isinstance(one, Tensor)}
+        terms = {name: one for name, one in tensors.items() if one.is_floating_point()}  # others count something
         whole = next((terms[name] for name in ("total", "loss") if name in terms), None)
         parts = {name: one for name, one in terms.items() if one is not whole and one.ndim == 0}
-        if whole is not None and parts and torch.allclose(whole.detach(), total(parts).detach(), rtol=1e-3):
+        if whole is not None and parts and _is_sum(whole, parts):
             return parts
         terms = terms if whole is None else {"loss": whole}
     else:
@@ -309,8 +322,16 @@ def as_terms(found: Any) -> Terms:
                 f"The loss is one number for a batch; {name!r} has shape {tuple(one.shape)}: take its mean."
             )
     if not terms:
-        raise TypeError("A loss or step returns the loss, or a dict with its terms; got a dict without a tensor.")
+        raise TypeError(
+            "A loss or step returns the loss, or a dict with its terms; got a dict without a floating-point tensor."
+        )
     return terms
+
+
+def _is_sum(whole: Tensor, parts: Terms) -> bool:
+    """Whether the parts add up to the whole; each may have a precision of its own."""
+    added = sum(float(one.detach()) for one in parts.values())
+    return whole.ndim == 0 and math.isclose(float(whole.detach()), added, rel_tol=1e-3, abs_tol=1e-8)
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
@@ -435,6 +456,25 @@ def _put(network: nn.Module, logits: Tensor, read: Callable[[Any], Any]) -> Iter
         handle.remove()
 
 
+@contextmanager
+def _called_with(network: nn.Module, pictures: Tensor) -> Iterator[None]:
+    """The first tensor that the network is called with is this one, whatever the batch holds."""
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        first = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+
+        def put(x: Any) -> Any:
+            return pictures if x is first else x
+
+        return tuple(map(put, args)), {name: put(x) for name, x in kwargs.items()}
+
+    handle = network.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _with_logits(output: Any, old: Any, new: Tensor) -> Any:
     """The same output with other logits in it."""
     if output is old:
@@ -456,7 +496,7 @@ def _with_logits(output: Any, old: Any, new: Tensor) -> Any:
 
 
 @contextmanager
-def _watch(role: str, network: nn.Module, seen: Observed) -> Iterator[None]:
+def _watch(role: str, network: nn.Module, seen: Observed, left_out: set[nn.Module]) -> Iterator[None]:
     """Keep the mode of every module that runs, the network's inputs, and what other hooks read."""
     handles = []
 
@@ -469,11 +509,13 @@ def _watch(role: str, network: nn.Module, seen: Observed) -> Iterator[None]:
 
     handles.append(network.register_forward_pre_hook(before, with_kwargs=True))
     for name, module in network.named_modules():
+        if module in left_out:
+            continue
 
         def after(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
             seen.modes[role][name] = module.training
-            # One of the hooks is this one; another reads the layer, and `network` itself is read for its logits.
-            if name and len(module._forward_hooks) > 1 and isinstance(output, Tensor):
+            # `network` itself is read for its logits.
+            if name and isinstance(output, Tensor) and _is_read(module):
                 seen.layer_outputs.append(LayerOutput(role, name, output, writes_to(output)))
 
         handles.append(module.register_forward_hook(after))
@@ -482,6 +524,11 @@ def _watch(role: str, network: nn.Module, seen: Observed) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_read(module: nn.Module) -> bool:
+    """Whether a hook looks at a module's output that is none of the doctor's."""
+    return any(getattr(hook, "__module__", None) != __name__ for hook in module._forward_hooks.values())
 
 
 def depends_on_mode(module: nn.Module) -> bool:

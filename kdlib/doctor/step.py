@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kdlib.doctor.preserve import preserved
+from kdlib.doctor.preserve import gradients_preserved, preserved
 from kdlib.doctor.setup import Setup
 
 
@@ -44,9 +44,10 @@ def _take(setup: Setup) -> Step:
     trained = [p for p in setup.student.parameters() if p.requires_grad] if setup.student is not None else []
     norms = {name: _norm(term, trained) for name, term in seen.terms.items()}
     if seen.total.requires_grad:
-        seen.total.backward()
-        for optimizer in setup.optimizers:
-            optimizer.step()
+        with gradients_preserved(leaves.values()):  # also of what belongs to no module that was given
+            seen.total.backward()
+            for optimizer in setup.optimizers:
+                optimizer.step()
     after = _state(setup.teacher)
     changed = [name for name, tensor in after.items() if not torch.equal(tensor, before[name])]
     held = {id(p): p for optimizer in setup.optimizers for group in optimizer.param_groups for p in group["params"]}

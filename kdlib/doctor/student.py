@@ -13,8 +13,8 @@ def mode(setup: Setup) -> Finding | None:
     if setup.student is None:
         raise Skip("no student's network was given")
     seen = setup.observed[0].modes["student"]
-    modules, not_its_own = dict(setup.student.named_modules()), setup.within_student()
-    parts = [name for name in seen if depends_on_mode(modules[name]) and modules[name] not in not_its_own]
+    modules = dict(setup.student.named_modules())
+    parts = [name for name in seen if depends_on_mode(modules[name])]
     frozen = [name for name in parts if not seen[name]]
     if not frozen:
         return None

@@ -28,10 +28,12 @@ def reach(setup: Setup) -> list[Finding]:
         raise Skip("no student was given")
     off = switched_off(setup)
     for name, norm in taken.norms.items():
-        if norm > 0 or name in off:
+        if name in off:
             continue
         if not math.isfinite(norm):
             findings.append(_not_finite(name, taken.values[name]))
+            continue
+        if norm > 0:
             continue
         value = taken.values[name]
         if value == 0 and len(taken.norms) > 1:
@@ -55,7 +57,7 @@ def _not_finite(name: str, value: float) -> Finding:
         "term-reach",
         FAULT,
         f"The term {name!r} is {value:.4g} and its gradient on the student's parameters is not finite.",
-        "After one step every weight of the student is NaN.",
+        "After one step weights of the student are NaN or infinite.",
         "A root or a norm has no finite gradient at 0, as of the distance of a sample from itself: add a small number "
         "under it, or leave these places out before it. A logarithm of 0, or a division by it, does the same.",
     )
