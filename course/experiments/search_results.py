@@ -17,6 +17,7 @@ import numpy as np
 
 from course.experiments import search_proxy, search_rows
 from course.experiments.search_rows import CONTROL, DEFAULTS, FOUND, RANDOM
+from course.experiments.several_results import refuse_diverged
 from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.study.method_specs import Settings
@@ -216,13 +217,17 @@ class JudgedSearch:
     runs: tuple[Mapping[str, str], ...]
 
     def accuracies(self, arm: str, column: str = "test_accuracy") -> dict[int, float]:
-        """Per cent by seed."""
+        """Per cent by seed; ValueError, with the seeds, where some diverged."""
+        diverged = {
+            int(row["seed"]): row.get("error", "") for row in self.runs if row["arm"] == arm and not row[column]
+        }
+        refuse_diverged(ARMS[arm], diverged)
         return {int(row["seed"]): 100 * float(row[column]) for row in self.runs if row["arm"] == arm and row[column]}
 
     @property
     def arms(self) -> tuple[str, ...]:
         """Those that were run, in the order of ARMS."""
-        return tuple(arm for arm in ARMS if self.accuracies(arm))
+        return tuple(arm for arm in ARMS if any(row["arm"] == arm for row in self.runs))
 
     def gain(self, other: str) -> Comparison:
         """The found setting minus another, in points of test accuracy; the intervals of all hold together."""

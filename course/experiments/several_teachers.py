@@ -83,15 +83,18 @@ def execute(run: Run, part: Part, chosen: Chosen, *, test: bool) -> dict[str, An
     return row | {"seconds": round(time.perf_counter() - started, 1)}
 
 
-def best(rows: Sequence[dict[str, str]], way: str) -> Setting:
-    """The setting that is best on the validation split in the mean of its trials, and diverged in none of them.
+def best(rows: Sequence[dict[str, str]], way: str, settings: Sequence[Setting]) -> Setting:
+    """Of these settings the best on the validation split in the mean of its trials, which diverged in none of them.
 
-    Of equals, the one with the smallest rate. Raises ValueError where there is none.
+    Of equals, the one with the smallest rate. Rows of other settings, of an earlier search, do not count.
+    Raises ValueError where there is none.
     """
     found: dict[Setting, list[float]] = {}
     for row in rows:
         if row["way"] == way:
             setting = Setting(float(row["learning_rate"]), float(row["temperature"]) if row["temperature"] else None)
+            if setting not in settings:
+                continue
             found.setdefault(setting, []).append(float(row["validation_accuracy"] or math.nan))
     scores = {setting: mean for setting, some in found.items() if math.isfinite(mean := sum(some) / len(some))}
     if not scores:
@@ -116,7 +119,7 @@ def run_part(
             if way.as_in is None:
                 wanted = [Run(name, seed, setting) for seed in TUNING_SEEDS for setting in way.settings]
                 _execute(wanted, part, chosen, trials, command, log, test=False)
-                chosen[name] = best(trials.rows, name)
+                chosen[name] = best(trials.rows, name, way.settings)
     for name, way in part.ways.items():
         if way.as_in is not None:
             chosen[name] = chosen[way.as_in]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from course.experiments.several_results import refuse_twice
 from course.experiments.teacher_students import HARD, RUN_COLUMNS, SMOOTHED, STUDENTS, TRIAL_COLUMNS, Budget, unpack
 from course.experiments.teachers import TEACHER_COLUMNS, teachers_path
 from kdlib import verdict
@@ -346,7 +347,9 @@ def load(folder: Path | None = None, images: int = 2_000) -> TeacherResults:
     for student, teacher in dict.fromkeys((row["student"], row["teacher"]) for row in rows):
         if teacher not in TITLES:
             continue
-        arms[student, teacher] = _arm([row for row in rows if (row["student"], row["teacher"]) == (student, teacher)])
+        own = [row for row in rows if (row["student"], row["teacher"]) == (student, teacher)]
+        refuse_twice(f"{student} of {teacher}", [int(row["seed"]) for row in own])
+        arms[student, teacher] = _arm(own)
     chosen = Budget(images).path("choose-teachers-students", folder)
     tried = [row for row in read_rows(chosen, TRIAL_COLUMNS) if row["validation_accuracy"] and row["teacher"] in TITLES]
     return TeacherResults(facts, arms, budget, tuple(_trial(row) for row in tried))

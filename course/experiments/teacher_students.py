@@ -272,15 +272,14 @@ class Experiment:
         log: Callable[[str], object],
     ) -> None:
         trials, runs = files
-        if teacher == HARD:
-            tried = [Run(student, HARD, TUNING_SEED, rate) for rate in RATES]
-        else:
-            rate = best(trials.rows, student, HARD).learning_rate
+        tried = [Run(student, HARD, TUNING_SEED, rate) for rate in RATES]
+        if teacher != HARD:
+            rate = best(trials.rows, tried).learning_rate
             tried = [Run(student, teacher, TUNING_SEED, rate, one, ALPHA) for one in TEMPERATURES]
             if teacher == SMOOTHED:
                 tried = [Run(student, SMOOTHED, TUNING_SEED, rate, smoothing=one) for one in SMOOTHINGS]
         self._execute(tried, trials, fashion, command, log, test=False)
-        chosen = best(trials.rows, student, teacher)
+        chosen = best(trials.rows, tried)
         self._execute([replace(chosen, seed=seed) for seed in range(seeds)], runs, fashion, command, log, test=True)
 
     def _refuse_other_budget(self, file: RunsFile) -> None:
@@ -316,21 +315,23 @@ class Experiment:
             log(f"{run.student} of {run.teacher}, seed {run.seed}, {settings}: {score:.2%} in {row['seconds']:.0f} s")
 
 
-def best(rows: Sequence[dict[str, str]], student: str, teacher: str) -> Run:
-    """The trial with the best validation accuracy; of equals, that of the smaller setting.
+def best(rows: Sequence[dict[str, str]], tried: Sequence[Run]) -> Run:
+    """Of these trials the one with the best validation accuracy in the rows; of equals, that of the smaller setting.
 
-    Raises ValueError where all of them diverged.
+    Rows of other trials, of an earlier learning rate for instance, do not count. Raises ValueError where all diverged.
     """
-    found = [
-        row for row in rows if (row["student"], row["teacher"]) == (student, teacher) and row["validation_accuracy"]
-    ]
-    if not found:
-        raise ValueError(f"All trials of {student} of {teacher} diverged. Give it smaller learning rates.")
+    scores = {
+        run: float(row["validation_accuracy"])
+        for row in rows
+        for run in tried
+        if row["validation_accuracy"] and run.is_in([row])
+    }
+    if not scores:
+        raise ValueError(
+            f"All trials of {tried[0].student} of {tried[0].teacher} diverged. Give it smaller learning rates."
+        )
 
-    def order(row: dict[str, str]) -> tuple[float, ...]:
-        settings = (float(row[name] or 0) for name in ("learning_rate", "temperature", "smoothing"))
-        return -float(row["validation_accuracy"]), *settings
+    def order(run: Run) -> tuple[float, ...]:
+        return -scores[run], run.learning_rate, run.temperature or 0, run.smoothing or 0
 
-    row = min(found, key=order)
-    options = {name: float(row[name]) if row[name] else None for name in ("temperature", "alpha", "smoothing")}
-    return Run(student, teacher, int(row["seed"]), float(row["learning_rate"]), **options)
+    return min(scores, key=order)

@@ -377,8 +377,9 @@ def test_what_was_kept_gives_way_to_what_the_host_has(page: Any, running: Runnin
     assert page.locator("h1").inner_text().startswith("New: ")
 
 
-def test_a_file_that_is_missing_is_told(page: Any, running: Running) -> None:
-    running.server.site = {url: one for url, one in running.server.site.items() if "small-float" not in url}
+@pytest.mark.parametrize("missing", ["small-float", "contents.json", "pictures"])
+def test_a_file_that_is_missing_is_told(page: Any, running: Running, missing: str) -> None:
+    running.server.site = {url: one for url, one in running.server.site.items() if missing not in url}
     page.goto(running.address)
     page.locator("#verdict.alert", has_text="could not be loaded (404). Reload the page.").wait_for()
 

@@ -267,6 +267,17 @@ def test_the_verdicts_are_read_off_paired_seeds_and_hold_together() -> None:
         judged.promised(DEFAULTS)
 
 
+def test_an_arm_that_lost_a_seed_has_no_mean_and_no_verdict() -> None:
+    judged = made_judged()
+    lost = [{**row, "test_accuracy": "", "error": "inf"} if row["arm"] == RANDOM else row for row in judged.runs]
+    found = JudgedSearch(judged.trials, tuple(lost))
+    assert RANDOM in found.arms
+    for ask in (found.summary, found.verdicts, lambda: found.accuracies(RANDOM)):
+        with pytest.raises(ValueError, match="'?random search'? diverged at seeds 0, 1, 2, 3, 4: inf"):
+            ask()
+    assert str(found.gain(DEFAULTS).verdict) == "BEATS"
+
+
 def test_with_two_tuning_seeds_a_choice_is_of_their_mean(tmp_path: Path) -> None:
     pairs = {0.1: (0.80, 0.60), 0.2: (0.75, 0.75), 0.3: (0.99, None)}  # the last one diverged with a seed
     trials = [

@@ -104,7 +104,7 @@ def test_trials_that_all_diverged_leave_no_setting() -> None:
     row = {"way": "first", "learning_rate": "0.1", "temperature": "", "validation_accuracy": ""}
     good = row | {"validation_accuracy": "0.9"}
     with pytest.raises(ValueError, match="diverged"):
-        several.best([row, good], "first")  # with one of its two seeds
+        several.best([row, good], "first", [Setting(0.1)])  # with one of its two seeds
 
 
 def test_the_setting_is_the_best_in_the_mean_of_its_trials() -> None:
@@ -114,7 +114,9 @@ def test_the_setting_is_the_best_in_the_mean_of_its_trials() -> None:
         for rate, *scores in found
         for score in scores
     ]
-    assert several.best(rows, "first") == Setting(0.1)  # of two that are equal the smaller rate
+    settings = [Setting(rate) for rate in (0.1, 0.2, 0.4)]
+    assert several.best(rows, "first", settings) == Setting(0.1)  # of two that are equal the smaller rate
+    assert several.best(rows, "first", settings[1:]) == Setting(0.4)  # rows of an earlier search do not count
 
 
 def test_rows_become_gains_tables_and_a_figure(made: list[several.Run], tmp_path: Path) -> None:

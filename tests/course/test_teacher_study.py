@@ -134,6 +134,25 @@ def test_label_smoothing_has_no_teacher_and_chooses_how_much(made: list[Run], tm
     ]
 
 
+def test_a_teachers_trials_at_an_earlier_rate_do_not_choose(made: list[Run], tmp_path: Path) -> None:
+    run(tmp_path, ["ensemble"])
+    path = Budget(100).path("choose-teachers-students", tmp_path)
+    lines = path.read_text().replace(",0.85", ",0.99").splitlines(keepends=True)  # hard labels at 0.03, and at 0.1
+    path.write_text("".join(line for line in lines if ",0.03,,," not in line))  # made anew, and now behind
+    rows = run(tmp_path, ["ensemble"])
+    assert {(row["teacher"], row["learning_rate"]) for row in rows[-4:]} == {(HARD, "0.1"), ("ensemble", "0.1")}
+
+
+def test_a_seed_that_is_there_with_two_settings_is_refused(tmp_path: Path) -> None:
+    write_teachers(tmp_path)
+    write_students(tmp_path, ("article-student",))
+    path = Budget().path("teachers-students", tmp_path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[-1].replace(",4.0,", ",2.0,")]))
+    with pytest.raises(ValueError, match="has more than one row for seed"):
+        teacher_results.load(tmp_path)
+
+
 def test_what_is_finished_is_not_repeated(made: list[Run], tmp_path: Path) -> None:
     run(tmp_path, ["resnet8"], seeds=1)
     made.clear()
@@ -173,7 +192,7 @@ def test_other_budgets_and_unknown_names_are_refused(made: list[Run], tmp_path: 
 def test_trials_that_all_diverged_leave_no_setting() -> None:
     row = {"student": "resnet8", "teacher": HARD, "learning_rate": "0.1", "temperature": "", "validation_accuracy": ""}
     with pytest.raises(ValueError, match="diverged"):
-        teacher_students.best([row], "resnet8", HARD)
+        teacher_students.best([row], [Run("resnet8", HARD, teacher_students.TUNING_SEED, 0.1)])
 
 
 @pytest.mark.parametrize("count", [1, 8, 1000, 10_000])

@@ -9,7 +9,10 @@ import { canKeep, fetchAsset, keep } from "./store.js";
 const $ = id => document.getElementById(id);
 const heads = [$("teacher-head"), $("student-head")];
 
-export const contents = await (await fetch("contents.json")).json();
+// Without these two there is no page: where one is missing, it says so and goes no further.
+const needed = loading => loading.catch(error => (tell(error), Promise.reject(error)));
+
+export const contents = await needed(fetchContents());
 const engine = new Engine();
 
 const teacher = contents.networks[0];
@@ -104,6 +107,12 @@ async function answer() {
   $("verdict").textContent = verdict(contents.classes, ...probabilities, label);
 }
 
+async function fetchContents() {
+  const response = await fetch("contents.json");
+  if (!response.ok) throw new Error(`contents.json could not be loaded (${response.status}). Reload the page.`);
+  return response.json();
+}
+
 function tell(error) {
   console.error(error);
   $("verdict").className = "alert";
@@ -171,7 +180,7 @@ function clear() {
   look();
 }
 
-const pictures = await fetchAsset(contents.pictures);
+const pictures = await needed(fetchAsset(contents.pictures));
 
 function makeThumbnails() {
   contents.pictures.labels.forEach((label, number) => {
