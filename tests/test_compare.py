@@ -776,6 +776,13 @@ def test_the_command_shows_a_progress_bar_unless_it_is_quiet(
         assert ("img/s" in capsys.readouterr().err) != quiet
 
 
+def test_students_are_the_same_networks_where_they_are_so_at_each_seed() -> None:
+    other_order, exchanged = {1: TWO, 0: ONE}, {0: TWO, 1: ONE}
+    students = {"a": {0: ONE, 1: TWO}, "other order": other_order, "exchanged": exchanged}
+    assert run(students, images=20, corruptions=False).same == (("a", "other order"),)
+    assert run({"a": {0: ONE}, "b": {1: linear(1)}}, images=20, corruptions=False).same == (("a", "b"),)
+
+
 S, K = "hard/seed0.safetensors", "kd/seed0.safetensors"
 COMMANDS: dict[str, tuple[list[str], str]] = {
     "one student": ([S], "give two or more"),

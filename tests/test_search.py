@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -988,6 +989,32 @@ def test_random_search_is_not_compared_with_itself(blobs: DataModule, teacher: n
     assert judged.random is None
 
 
+def test_random_search_with_a_pruner_is_compared_with_other_draws(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    found = search.run(blobs, teacher=teacher, trials=5, epochs=3, sampler="random", storage=tmp_path, **TINY)
+    # An older kdlib compared it with its own draws, and has left these in the storage.
+    same = replace(found.strategy, pruner=None, count=None, budget=found.cost)
+    options: dict[str, Any] = {"workers": 1, "progress": False, "name": "random search"}
+    engine.search(found.task, found.space, same, found.limits, tmp_path, **options)
+    judged = search.judge(found, range(2), progress=False)
+    assert judged.random is not None
+    drawn = {row["learning_rate"] for row in found.rows}
+    assert drawn.isdisjoint(row["learning_rate"] for row in judged.random.rows)
+    assert judged.verdicts["random search"].std > 0
+
+
+def test_random_search_beside_tpe_draws_as_it_always_did(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any]
+) -> None:
+    """One that an older kdlib has begun goes on as it would have."""
+    options = {"teacher": teacher, "trials": 3, "epochs": 3, **TINY}
+    alone = search.run(blobs, sampler="random", pruner=None, **options)
+    judged = search.judge(search.run(blobs, **options), range(2), progress=False)
+    assert judged.random is not None
+    assert points(judged.random)[:2] == points(alone)[:2]
+
+
 def test_the_judge_trains_each_arms_own_network_with_its_own_settings(
     blobs: DataModule, teacher: nn.Module, invented: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1249,8 +1276,102 @@ def test_the_report_of_another_command_is_replaced_only_when_that_is_asked_for(
     options = [*command_data, "--trials", 2, "--judge-seeds", 0, "--out", out]
     assert call(*options) == 2
     assert "holds report.md and no search" in capsys.readouterr().err
+    assert call(*options, "--storage", tmp_path / "trials") == 2
+    assert "holds report.md and no search" in capsys.readouterr().err
+    assert invented == []
     assert (out / "report.md").read_text() == "of kdlib compare"
     assert call(*options, "--overwrite") == 0
+
+
+@pytest.fixture
+def stored_elsewhere(command_data: list[Any], invented: list[Any], tmp_path: Path) -> list[Any]:
+    """A search with a storage of its own, judged; the options without the storage."""
+    options = [*command_data, "--trials", 2, "--judge-seeds", 2, "--out", tmp_path / "out"]
+    assert call(*options, "--storage", tmp_path / "trials") == 0
+    return options
+
+
+def reports(tmp_path: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+
+
+OTHER_SEARCHES: dict[str, list[Any]] = {
+    r"seed 0 \(now 1\)": ["--seed", 1],
+    r"epochs 2 \(now 3\)": ["--epochs", 3],
+    r"method kd \(now hint\)": ["--method", "hint"],
+    r"num_images 96 \(now 30\)": ["--images", 30],
+    r"student resnet8w2 \(now resnet8w4\)": ["--student", "resnet8w4"],
+}
+
+
+@pytest.mark.slow
+def test_the_report_of_another_search_is_replaced_only_when_that_is_asked_for(
+    stored_elsewhere: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = reports(tmp_path)
+    for told, change in OTHER_SEARCHES.items():
+        another = [*stored_elsewhere, "--judge-seeds", 0, *change, "--storage", tmp_path / "others"]
+        assert call(*another) == 2
+        assert re.search(f"{told}.*--overwrite.*--out", capsys.readouterr().err)
+        assert reports(tmp_path) == before
+    assert call(*another, "--overwrite") == 0
+
+
+@pytest.mark.slow
+def test_a_search_with_a_storage_goes_on_and_without_it_is_told_so(
+    stored_elsewhere: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = reports(tmp_path)
+    assert call(*stored_elsewhere) == 2
+    said = capsys.readouterr().err
+    assert "same --storage" in said
+    assert "another command" not in said
+    assert reports(tmp_path) == before
+    further = [*stored_elsewhere, "--trials", 4, "--storage", tmp_path / "trials"]
+    assert call(*further) == 0
+    assert len(pd.read_csv(tmp_path / "out" / "trials.csv")) == 4
+    facts = tmp_path / "out" / "search.json"
+    older = json.loads(facts.read_text())
+    del older["identity"]  # as an older kdlib wrote it
+    facts.write_text(json.dumps(older))
+    assert call(*further, "--seed", 1) == 2
+    assert call(*further) == 0
+    facts.write_text("{")
+    assert call(*further) == 2
+    assert re.search(f"{facts} cannot be read .*--overwrite", capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_a_search_in_which_all_diverge_leaves_its_trials_and_goes_on(
+    command_data: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    diverged = Outcome(1, 0.0, error="the loss is not finite")
+    options = [*command_data, "--judge-seeds", 0, "--out", tmp_path / "out", "--storage", tmp_path / "trials"]
+    for trials, outcome in ((2, diverged), (3, Outcome(2, 0.0, 0.5))):
+        monkeypatch.setattr(task.TaskRunner, "run", lambda *args, outcome=outcome, **others: outcome)
+        assert call(*options, "--trials", trials) == (2 if outcome.error else 0)
+        assert ("No trial was trained to its end" in capsys.readouterr().err) == bool(outcome.error)
+        assert len(pd.read_csv(tmp_path / "out" / "trials.csv")) == trials
+
+
+@pytest.mark.slow
+def test_a_search_killed_while_it_writes_its_report_is_not_taken_for_another_command(
+    command_data: list[Any], invented: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*command_data, "--trials", 2, "--judge-seeds", 0, "--out", tmp_path / "out"]
+    write, written = files.write_text, []
+
+    def killed(path: Path, text: str) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_text", killed)
+        assert call(*options, "--storage", tmp_path / "trials") == 130
+    assert len(reports(tmp_path)) > 0
+    assert call(*options, "--storage", tmp_path / "trials") == 0
 
 
 @pytest.mark.slow

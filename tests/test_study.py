@@ -8,6 +8,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import re
 import shutil
 import signal
@@ -66,8 +67,8 @@ from kdlib.study.runs_file import (
 FULL_NAMES = tuple(spec.name for spec in FULL)
 CONTROL_NAMES = tuple(spec.name for spec in CONTROLS)
 
-COMMAND = """
-import sys, torch
+DIES_AFTER_ROW_4 = """
+import os, signal, sys, torch
 torch.set_num_threads(1)
 from kdlib import data
 from kdlib.data import Augmentation, DataModule, InMemoryDataset
@@ -76,6 +77,13 @@ splits = {name: InMemoryDataset(*tensors, (0.3,), (0.15,)) for name, tensors in 
 options = {"augmentation": Augmentation(padding=1), "image_size": 8}
 data.load = lambda name, **others: DataModule("blobs", ("a", "b", "c"), **splits, **options)
 from kdlib.study import command
+from kdlib.study.runs_file import RunsFile
+append = RunsFile.append
+def dying(self, row):
+    append(self, row)
+    if len(self.rows) == 4:
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", 9))  # nothing is tidied up
+RunsFile.append = dying
 command.main()
 """
 
@@ -726,6 +734,23 @@ def test_the_choice_is_the_best_mean_over_its_seeds() -> None:
     assert better.settings == METHODS["kd"].further_settings(tried[1])[0]  # the first of equals
 
 
+@pytest.mark.parametrize("others", [0.5, 0.75, 0.9])
+def test_of_equal_trials_the_first_is_taken_whichever_ended_first(others: float) -> None:
+    """With several workers, rows are in the order in which their processes ended."""
+    tried = METHODS["kd"].first_settings()
+    made = trials("kd", {2: [0.75, 0.75], 4: [0.75, 0.75]}, others=others)
+    expected = METHODS["kd"].further_settings(tried[2])[0] if others == 0.9 else tried[2]
+    for seed in range(8):
+        shuffled = random.Random(seed).sample(made, len(made))
+        assert plans.best_settings(shuffled)["kd"].settings == expected
+
+
+def test_the_mean_over_seeds_does_not_depend_on_the_order_of_the_rows() -> None:
+    """Otherwise the last bit would choose between equal ones."""
+    made = [trial("kd", METHODS["kd"].start, score, seed) for seed, score in enumerate([0.1, 0.2, 0.3])]
+    assert plans.mean_trial_scores(made) == plans.mean_trial_scores(made[::-1])
+
+
 @pytest.mark.parametrize("name", ["hint", "hard", "rkd"])
 @pytest.mark.parametrize("number", range(FIRST_TRIALS))
 def test_further_trials_surround_the_best_of_the_first(name: str, number: int) -> None:
@@ -802,6 +827,46 @@ def test_choices_without_a_method_of_the_plan_are_refused_by_the_dry_run_too(bud
         with pytest.raises(ValueError, match="holds no trials of shuffled, which this plan needs"):
             attempt(config)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("retune", [False, True])
+def test_choices_without_a_trial_are_refused_before_anything_runs(
+    retune: bool, budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "choose.csv"
+    with RunsFile(file, TRIAL_COLUMNS).open():
+        pass
+    monkeypatch.setattr(WorkerPool, "run", lambda *args, **options: pytest.fail("a run was begun"))
+    config = study_config(budget, tmp_path / "out", "short", defaults=False, trials_file=file, retune=retune)
+    for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+        with pytest.raises(ValueError, match=f"{re.escape(str(file))} holds no trials.*--choices"):
+            attempt(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_another_kind_is_not_to_be_moved_away(budget: Budget, tmp_path: Path) -> None:
+    """It is sound, and only read here: moved away, its results would be lost to those who look for them."""
+    runs, students = tmp_path / "methods-resnet8.csv", tmp_path / "students.csv"
+    with RunsFile(runs, RUN_COLUMNS).open() as table:
+        table.append(run_config().to_row(budget))
+    students.write_text("student,seed,test_accuracy\nresnet8,0,0.9\n")
+    trials = tmp_path / "choose.csv"
+    with RunsFile(trials, TRIAL_COLUMNS).open() as table:
+        table.append(run_config().to_row(budget))
+    for file in (runs, students):
+        config = study_config(budget, tmp_path / "out", "short", defaults=False, trials_file=file)
+        for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+            with pytest.raises(ValueError, match=r"is not a file of trials.*choose-.*\.csv") as refusal:
+                attempt(config)
+            assert str(file) in str(refusal.value)
+            assert "ove it away" not in str(refusal.value)
+            assert "--out" not in str(refusal.value)
+    for file in (trials, students):
+        with pytest.raises(ValueError, match=r"is not a file of a study's runs.*methods-.*\.csv") as refusal:
+            runner.reproduce(file, 1)
+        assert str(file) in str(refusal.value)
+        assert "ove it away" not in str(refusal.value)
+        assert "--out" not in str(refusal.value)
 
 
 def test_the_best_of_a_family_without_trials_is_not_guessed() -> None:
@@ -1035,14 +1100,11 @@ def test_killed_and_started_again_it_comes_to_the_same_rows(
     options = f"full --data blobs --student article-student --teacher {teacher} --images 48 --epochs 2 --views 2"
     options += f" --seeds 1 --defaults --quiet --device cpu --precision fp32 --out {killed} --cache {tmp_path / 'c'}"
     path = budget.path("methods", killed)
-    arguments = [sys.executable, "-c", COMMAND, str(tmp_path / "blobs.pt"), *options.split()]
-    with subprocess.Popen(arguments) as process:
-        while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= 4):
-            time.sleep(0.002)
-        process.kill()  # SIGKILL: nothing is tidied up
-    assert process.returncode != 0
+    arguments = [sys.executable, "-c", DIES_AFTER_ROW_4, str(tmp_path / "blobs.pt"), *options.split()]
+    process = subprocess.run(arguments, check=False)
+    assert process.returncode == (-signal.SIGKILL if os.name == "posix" else 9)
     before = content(path)
-    assert 3 <= len(before) < len(FULL_NAMES)
+    assert len(before) == 4
     with path.open("ab") as file:
         file.write(b"methods,blobs,article-stu")  # as if it had hit in the middle of a line
     again = study_config(budget, killed, "full", seeds=(0,), cache=tmp_path / "c")
@@ -1159,7 +1221,7 @@ def test_one_row_is_repeated_to_the_bit_and_an_altered_one_is_found(
             runner.reproduce(tmp_path / "x.csv", 2)
         with pytest.raises(FileNotFoundError, match="Check the path"):
             runner.reproduce(tmp_path / "y.csv", 1)
-        with pytest.raises(ValueError, match="holds trials; what can be repeated are runs"):
+        with pytest.raises(ValueError, match="is not a file of a study's runs"):
             runner.reproduce(next(finished.glob("choose-*.csv")), 1)
 
 

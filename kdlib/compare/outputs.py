@@ -95,8 +95,12 @@ def collect(
 
 
 def find_same(students: Mapping[str, Mapping[Hashable, Outputs]]) -> tuple[tuple[str, str], ...]:
-    """Pairs of students whose logits are equal at every run: the same networks under two names."""
-    logits = {name: [one.logits for one in runs.values()] for name, runs in students.items()}
+    """Pairs of students whose logits are equal at every run: the same networks under two names.
+
+    Runs are paired by their keys, as everywhere; where each student has one run, its key does not matter.
+    """
+    keys = next(iter(students.values()))
+    logits = {name: [runs[key].logits for key in (keys if len(runs) > 1 else runs)] for name, runs in students.items()}
     return tuple(
         (one, other) for one, other in combinations(logits, 2) if all(map(torch.equal, logits[one], logits[other]))
     )

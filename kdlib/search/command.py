@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -83,8 +82,8 @@ def search(
         # An earlier search stays until this one is known to be sound.
         with claim(out, results, resume=not overwrite, overwrite=overwrite, at_once=False,
                    echo=lambda line: None) as folder:  # fmt: skip
-            if not overwrite and not storage:
-                _refuse_reports_of_others(folder, report.FILES, FILE)
+            if not overwrite:
+                report.check_reports_of_a_search(folder, stored_elsewhere=bool(storage))
             checked = engine.check(
                 datasets.load(data, image_size=image_size),
                 teacher=teacher,
@@ -104,6 +103,8 @@ def search(
                 stem=stem,
             )
             latencies = None
+            if storage and not overwrite:
+                report.check_reports_of_this_search(folder, engine.identity_of(*checked))
             if overwrite:
                 task, space, strategy, limits = checked
                 if storage and database_file(storage) != database_file(out):  # else it is removed
@@ -125,16 +126,6 @@ def search(
     print(f"Written to {out}: {', '.join(name for name in report.FILES if judged or name != report.JUDGED)}")
     if json_:
         print(json.dumps(report.to_dict(found, judged)))
-
-
-def _refuse_reports_of_others(folder: Path, reports: Sequence[str], search: str) -> None:
-    """Raise ValueError for a folder with reports and without the search that they would be of."""
-    there = [name for name in reports if (folder / name).exists()]
-    if there and not (folder / search).exists():
-        raise ValueError(
-            f"{folder} holds {', '.join(there)} and no search, so they are another command's. Replace them with "
-            "--overwrite, or choose another folder with --out."
-        )
 
 
 def _arguments() -> list[str]:

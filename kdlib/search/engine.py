@@ -337,7 +337,7 @@ def search(
         students = students_of(space) or [task.student]
         reference = largest_allowed(costs.of(students), limits)  # raises if no network keeps to the limits
         task = replace(task, student=reference)
-        identity = _identity(task, space, strategy, limits)
+        identity = identity_of(task, space, strategy, limits)
         trials = Trials(name, store, strategy, space, reference, costs, limits, identity, shared=shared)
         if costs.latencies:
             trials.study.set_user_attr("latencies", costs.latencies)
@@ -361,7 +361,7 @@ def measure_latencies(
     with open_storage(storage) as (store, _):
         if limits.max_latency is None:
             return None
-        known = _stored_latencies(load_optuna(), store, STUDY, _identity(task, space, strategy, limits))
+        known = _stored_latencies(load_optuna(), store, STUDY, identity_of(task, space, strategy, limits))
         costs = CostTable(task.data, True, task.stem, dict(known))
         largest_allowed(costs.of(students_of(space) or [task.student]), limits)
     return costs.latencies
@@ -375,7 +375,7 @@ def check_same_search(
     with open_storage(storage) as (store, _):
         if STUDY in optuna.get_all_study_names(store):
             stored = optuna.load_study(study_name=STUDY, storage=store).user_attrs.get("identity")
-            check_identity(stored, _identity(task, space, strategy, limits))
+            check_identity(stored, identity_of(task, space, strategy, limits))
 
 
 def _stored_latencies(
@@ -390,7 +390,7 @@ def _stored_latencies(
     return stored.get("latencies", {})
 
 
-def _identity(task: Task, space: Space, strategy: Strategy, limits: Limits) -> dict[str, Any]:
+def identity_of(task: Task, space: Space, strategy: Strategy, limits: Limits) -> dict[str, Any]:
     """What makes a search the one that it is; more trials may be added, by other workers."""
     data = task.data
     return {

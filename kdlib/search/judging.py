@@ -208,8 +208,13 @@ def _check_seeds(seeds: Iterable[int], tuning_seed: int) -> list[int]:
 
 
 def _random_search(found: Found, workers: int, progress: bool) -> Found:
-    """Random search with whole trials, at the cost of the search."""
-    strategy = replace(found.strategy, sampler="random", pruner=None, count=None, budget=found.cost)
+    """Random search with whole trials, at the cost of the search.
+
+    Beside a search that was at random itself it has draws of its own, and a name of its own in the storage: there an
+    older kdlib may have left trials with the search's draws.
+    """
+    name, stream = (f"another {RANDOM}", "another ") if found.strategy.sampler == "random" else (RANDOM, "")
+    strategy = replace(found.strategy, sampler="random", pruner=None, count=None, budget=found.cost, stream=stream)
     return search(
         found.task,
         found.space,
@@ -218,7 +223,7 @@ def _random_search(found: Found, workers: int, progress: bool) -> Found:
         found.storage,
         workers=workers,
         progress=progress,
-        name=RANDOM,
+        name=name,
         latencies=found.latencies,
     )
 

@@ -11,11 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kdlib import files
-from kdlib.search.engine import Found
+from kdlib import files, schemas
+from kdlib.search.engine import Found, identity_of
 from kdlib.search.judging import DEFAULTS, FOUND, RANDOM, Curse, Judged
 from kdlib.search.space import Choice, Distribution, LogUniform, Whole
-from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED
+from kdlib.search.storage import FILE as DATABASE
+from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED, differences
 from kdlib.study.method_specs import BATCH_SIZE
 from kdlib.study.runs_file import library_versions, machine_info
 from kdlib.verdict import Comparison
@@ -28,6 +29,9 @@ FEW_TRIALS = 30  # complete ones, below which importance is a hint at best
 def write(folder: Path, found: Found, judged: Judged | None = None, command: str | None = None) -> None:
     """Write all files of a search. command: that made it, for the notes."""
     files.ensure_writable(folder)
+    identity = identity_of(found.task, found.space, found.strategy, found.limits)
+    notes = {"identity": identity, "command": command, "machine": machine_info(), "versions": versions()}
+    files.write_text(folder / FACTS, _to_json(notes))  # first: it says whose the other files are
     files.write_text(folder / TRIALS, found.trials.to_csv(lineterminator="\n"))
     if judged is not None:
         files.write_text(folder / JUDGED, judged.runs.to_csv(index=False, lineterminator="\n"))
@@ -35,9 +39,48 @@ def write(folder: Path, found: Found, judged: Judged | None = None, command: str
         (folder / JUDGED).unlink(missing_ok=True)
     with files.atomic_write(folder / PICTURE) as temporary:
         picture(found, judged.random if judged else None).savefig(temporary, format="png", dpi=110)
-    facts = to_dict(found, judged) | {"command": command, "machine": machine_info(), "versions": versions()}
-    files.write_text(folder / FACTS, json.dumps(facts, indent=1) + "\n")
+    files.write_text(folder / FACTS, _to_json(to_dict(found, judged) | notes))
     files.write_text(folder / REPORT, text(found, judged, command))
+
+
+def _to_json(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=1) + "\n"
+
+
+def check_reports_of_a_search(folder: Path, *, stored_elsewhere: bool) -> None:
+    """Raise ValueError for a folder with reports that no search has left which can go on there.
+
+    stored_elsewhere: whether --storage keeps the trials; otherwise they are in the folder.
+    """
+    there = [name for name in FILES if (folder / name).exists()]
+    if not there or (folder / (FACTS if stored_elsewhere else DATABASE)).exists():
+        return
+    if FACTS in there:
+        raise ValueError(
+            f"{folder} holds the reports of a search ({', '.join(there)}) and not its trials, which were kept "
+            "elsewhere. Give the same --storage to go on with it, replace them with --overwrite, or choose another "
+            "folder with --out."
+        )
+    raise ValueError(
+        f"{folder} holds {', '.join(there)} and no search, so they are another command's. Replace them with "
+        "--overwrite, or choose another folder with --out."
+    )
+
+
+def check_reports_of_this_search(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise ValueError for a folder with the reports of another search than the one with this identity."""
+    path = folder / FACTS
+    if not path.exists():
+        return
+    advice = "Replace it with --overwrite, or choose another folder with --out."
+    try:
+        facts = schemas.read_json(path.read_text("utf-8"))
+        schemas.check("it", facts, schemas.SEARCH)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}). {advice}") from error
+    # Older reports have no identity, and some of its settings among the facts.
+    if differ := differences(facts | facts.get("identity", {}), identity):
+        raise ValueError(f"The report in {folder} is of a search with {', '.join(differ)}. {advice}")
 
 
 def versions() -> dict[str, str]:

@@ -45,7 +45,8 @@ COMPLETE, PRUNED, DIVERGED, INFEASIBLE, RUNNING = "complete", "pruned", "diverge
 class Strategy:
     """How trials are chosen and stopped. count: trials that are trained; budget: the cost after which none begins.
 
-    A search has one of the two. seed: of the sampler, not of the trainings.
+    A search has one of the two. seed: of the sampler, not of the trainings. stream: of two searches with the same
+    sampler and seed, where they must not draw the same settings.
     """
 
     sampler: str
@@ -54,11 +55,12 @@ class Strategy:
     epochs: int
     count: int | None = None
     budget: float | None = None
+    stream: str = ""
 
     def make_sampler(self, number: int) -> Any:
         """The sampler of the trial with this number."""
         samplers = load_optuna().samplers
-        seed = zlib.crc32(f"{self.sampler} {self.seed} {number}".encode())
+        seed = zlib.crc32(f"{self.stream}{self.sampler} {self.seed} {number}".encode())
         if self.sampler == "random":
             return samplers.RandomSampler(seed=seed)
         return samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed)
@@ -96,11 +98,15 @@ class Assignment:
     last_report: int = 0
 
 
+def differences(before: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """In which settings an earlier search is another one than that with this identity, as far as both name them."""
+    now = {name: value for name, value in json.loads(json.dumps(identity)).items() if name in before}
+    return [f"{name} {before[name]} (now {value})" for name, value in now.items() if before[name] != value]
+
+
 def check_identity(before: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> None:
     """Raise ValueError for a search that is another one than that which a storage holds; before: None for none."""
-    now = {name: value for name, value in json.loads(json.dumps(identity)).items() if name in (before or {})}
-    differ = [f"{name} {before[name]} (now {value})" for name, value in now.items() if before and before[name] != value]
-    if differ:
+    if differ := differences(before or {}, identity):
         raise ValueError(
             f"The search in this place was made with {', '.join(differ)}. Give the same settings to go on with it, or "
             "choose another folder; where --storage was given, another storage."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -304,14 +305,16 @@ def further_trials(
 
     Where all of these diverged, around those with the smallest learning rate.
     """
-    tried = {}
-    for spec in specs:
-        first = spec.first_settings(optimizer)
-        means = _mean_scores(spec, first, rows)
-        slowest = min(first, key=lambda settings: settings.learning_rate)
-        best = max(means, key=lambda settings: means[settings]) if means else slowest
-        tried[spec] = spec.further_settings(best, optimizer)
-    return _trials(tried, seeds)
+    return _trials({spec: _further_settings(spec, rows, optimizer) for spec in specs}, seeds)
+
+
+def _further_settings(spec: MethodSpec, rows: Sequence[Row], optimizer: str) -> list[Settings]:
+    """The same for one method: the settings of its second sample."""
+    first = spec.first_settings(optimizer)
+    means = _mean_scores(spec, first, rows)
+    slowest = min(first, key=lambda settings: settings.learning_rate)
+    best = max(means, key=lambda settings: means[settings]) if means else slowest
+    return spec.further_settings(best, optimizer)
 
 
 def best_settings(
@@ -321,7 +324,7 @@ def best_settings(
 
     rows: finished trials. specs: default, all methods in the rows. seeds: the tuning seeds, exactly those that each
     method must have; default, those that it has. A trial that diverged counts as one and is never the best; of equal
-    ones the first is taken.
+    ones the first trial is taken, whatever the order of the rows.
     Raises ValueError for a method whose trials are not complete, come from another search, or all diverged.
     """
     if specs is None:
@@ -359,7 +362,9 @@ def _best_settings(spec: MethodSpec, rows: Sequence[Row], seeds: Iterable[int] |
             f"The trials of {spec.name!r} were made with the optimizer {' and '.join(map(repr, optimizers))}; expected "
             f"one of {', '.join(SHARED_SPACES)} for all. Restore the file of trials, or tune anew."
         )
-    means = _mean_scores(spec, tried, rows)
+    # Of equal ones the first trial is taken, not the first row: several workers end in any order.
+    planned = [*spec.first_settings(optimizers[0]), *_further_settings(spec, rows, optimizers[0])]
+    means = _mean_scores(spec, [*planned, *tried], rows)
     if not means:
         raise ValueError(
             f"Every trial of {spec.name!r} diverged; the errors in the trials' file say how. This student cannot be "
@@ -396,7 +401,7 @@ def mean_trial_scores(rows: Iterable[Row]) -> dict[Settings, float]:
         texts.setdefault(Settings.from_row(row), []).append(row["validation_accuracy"])
         seeds.add(row["seed"])
     complete = {settings: found for settings, found in texts.items() if len(found) == len(seeds) and all(found)}
-    return {settings: sum(map(float, found)) / len(found) for settings, found in complete.items()}
+    return {settings: math.fsum(map(float, found)) / len(found) for settings, found in complete.items()}
 
 
 def _mean_scores(spec: MethodSpec, tried: Sequence[Settings], rows: Iterable[Row]) -> dict[Settings, float]:

@@ -164,13 +164,11 @@ def reproduce(
     """Repeat the run in row `number` (1 is the first) and say in which columns it differs, old and new, times apart.
 
     It runs with as many threads as the row did, so on the CPU of the machine that made the row nothing differs; on a
-    GPU sums may be rounded in another order. Raises ValueError for a row that is not there, FileNotFoundError for a
-    missing file.
+    GPU sums may be rounded in another order. Raises ValueError for a row that is not there and for a file of another
+    kind, FileNotFoundError for a missing file.
     """
-    rows = _read_existing(path, None)
-    if any("test_accuracy" not in row for row in rows):
-        raise ValueError(f"{path} holds trials; what can be repeated are runs, in the files of the other kinds.")
-    rows = read_rows(path, RUN_COLUMNS)
+    kinds = ", ".join(f"{kind}-*.csv" for kind in dict.fromkeys(plan.kind for plan in PLANS.values()))
+    rows = _read_existing(path, RUN_COLUMNS, "a study's runs", f"Give one that a study has written: {kinds}.")
     if not 1 <= number <= len(rows):
         raise ValueError(f"{path} has rows 1 to {len(rows)}; there is no row {number}.")
     old = rows[number - 1]
@@ -188,10 +186,18 @@ def reproduce(
     return {name: (before, now) for name, (before, now) in values.items() if before != now}
 
 
-def _read_existing(path: Path, columns: Sequence[str] | None) -> list[dict[str, str]]:
+def _read_existing(path: Path, columns: Sequence[str], what: str, advice: str) -> list[dict[str, str]]:
+    """The rows of a file that is only read. what: it should hold; advice: for a file that holds anything else."""
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}. Check the path.")
-    return read_rows(path, columns)
+    rows = read_rows(path)
+    if rows and list(rows[0]) != list(columns):
+        differ = sorted(rows[0].keys() ^ set(columns)) or ["their order"]
+        raise ValueError(
+            f"{path} is not a file of {what} as this kdlib writes it: its columns differ ({', '.join(differ[:5])}). "
+            f"{advice}"
+        )
+    return rows
 
 
 class _Study:
@@ -348,12 +354,16 @@ class _Study:
 def _read_tuned(config: StudyConfig, budget: Budget) -> dict[str, TunedSettings]:
     """The best settings in the file of trials that was named, if one was, of the methods that the plan tunes.
 
-    budget: with the number of images that there are, on which the batch size depends. Raises ValueError for settings
-    tuned for another student, teacher, optimiser or batch size: these do not carry over.
+    budget: with the number of images that there are, on which the batch size depends. Raises ValueError for a file
+    without trials, and for settings tuned for another student, teacher, optimiser or batch size: these do not carry
+    over.
     """
     if config.trials_file is None:
         return {}
-    rows = _read_existing(config.trials_file, TRIAL_COLUMNS)
+    advice = f"Give --choices the file that a study writes as it tunes: {TRIALS}-*.csv."
+    rows = _read_existing(config.trials_file, TRIAL_COLUMNS, "trials", advice)
+    if not rows:
+        raise ValueError(f"{config.trials_file} holds no trials, so there is nothing to take from it. {advice}")
     study = _pair(budget)
     for trial in () if config.retune else map(_pair, map(Budget.from_row, rows)):
         if trial != study:
