@@ -95,7 +95,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a job. Accuracies lie in [0, 1], on the test set; baseline is None when it was left out."""
+    """What came of a job. Accuracies lie in [0, 1], on the test set; baseline is None when it was left out.
+
+    seconds: of all sessions, if the training was interrupted; of those before the last only the training.
+    """
 
     job: Job
     teacher_accuracy: float
@@ -173,7 +176,7 @@ def _distill(
         set_aside(out, RESULTS)
 
     fit = partial(_fit, job, data, outputs, out, resume=resume, progress=progress)
-    baseline = None
+    begun, baseline = time.perf_counter(), None
     if job.baseline:
         if main:
             echo(f"{job.student} learns from hard labels alone: the baseline, same budget, seed and initial weights.")
@@ -181,6 +184,8 @@ def _distill(
     if main:
         echo(f"{job.student} learns by {job.method}.")
     result = fit(student, method, "student")
+    trained = result.seconds + (baseline.seconds if baseline else 0.0)
+    started -= max(0.0, trained - (time.perf_counter() - begun))  # what earlier sessions have trained
     if main:
         echo(f"The test set, {len(data.test):,} images, is read once for each network.")
     report = _report(job, data, teacher, result, baseline, started)

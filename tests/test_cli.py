@@ -247,6 +247,15 @@ def test_a_student_of_other_images_leaves_the_run_that_it_should_replace(
 
 
 @pytest.mark.slow
+def test_the_seconds_of_a_job_are_of_all_its_sessions(small_test_set: Any, tmp_path: Path) -> None:
+    job = distill.Job(student="resnet8", method="hard", images=1024, epochs=6, baseline=False)
+    distill.distill(job, tmp_path, progress=False, echo=lambda line: None)
+    trained = float(pd.read_csv(tmp_path / "history.csv")["student seconds"].iloc[-1])
+    again = distill.distill(job, tmp_path, resume=True, progress=False, echo=lambda line: None)  # nothing is left to do
+    assert again.seconds > trained
+
+
+@pytest.mark.slow
 def test_a_job_takes_paths_and_numpy_numbers(small_test_set: Any, tmp_path: Path) -> None:
     own = tmp_path / "own.safetensors"
     models.save(models.build("resnet8", num_classes=10, in_channels=1, seed=5), own)
