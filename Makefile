@@ -67,19 +67,31 @@ oldest: .venv-oldest/.ready ## The fast tests with the oldest versions that pypr
 clean: ## Remove the environments and what runs wrote
 	rm -rf .venv .venv-peers .venv-oldest runs mutants .pytest_cache .ruff_cache .hypothesis *.egg-info
 
+# An environment that was moved or copied with its folder imports kdlib from the old one, and one whose Python was
+# replaced by another version finds nothing of what it holds.
+STALE := $(shell cfg=.venv/pyvenv.cfg; [ -f $$cfg ] || exit 0; \
+	{ ! grep -q '^command = ' $$cfg || grep -qF -- " $$(pwd -P)/.venv" $$cfg; } && \
+	.venv/bin/python -V 2>/dev/null | grep -qF -- "$$(sed -n 's/^version = \([0-9]*\.[0-9]*\)\..*/ \1./p' $$cfg)" || \
+	echo stale)
+
+.PHONY: stale
+stale:
+	@echo "This folder was moved or copied, or the Python of .venv replaced: .venv is made anew."
+	@rm -rf .venv
+
 # The stamps are younger than pyproject.toml when what it asks for is installed.
-.venv/.base: pyproject.toml
+.venv/.base: pyproject.toml $(STALE)
 	$(call install,--editable .)
 
-.venv/.course: pyproject.toml
+.venv/.course: pyproject.toml $(STALE)
 	$(call install,--editable '.[course$(comma)export$(comma)compress$(comma)search]')
 	@touch .venv/.base .venv/.browser
 
-.venv/.browser: pyproject.toml
+.venv/.browser: pyproject.toml $(STALE)
 	$(call install,--editable '.[export]')
 	@touch .venv/.base
 
-.venv/.dev: pyproject.toml
+.venv/.dev: pyproject.toml $(STALE)
 	$(call install,--editable '.[course$(comma)dev$(comma)compress$(comma)export$(comma)deploy$(comma)device$(comma)search]')
 	@touch .venv/.base .venv/.course .venv/.browser
 

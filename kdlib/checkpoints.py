@@ -198,6 +198,16 @@ class Checkpointer:
             )
 
 
+def trained_seconds(path: Path) -> float:
+    """How long the run of a checkpoint has trained; 0 where there is none that can be read."""
+    try:
+        facts = files.load_tensors(path)[1].get("facts")
+    except (ValueError, OSError):
+        return 0.0
+    seconds = facts.get("seconds") if isinstance(facts, dict) else None
+    return seconds if isinstance(seconds, float) else 0.0
+
+
 def _kind_of_device(precision: Any) -> str:
     """A device and its precision without the device's number: which GPU of a machine it is does not matter."""
     return re.sub(r":\d+", "", str(precision), count=1)

@@ -12,6 +12,7 @@ import re
 import types
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from itertools import pairwise
 from pathlib import PurePath
 from typing import Any
 
@@ -147,7 +148,10 @@ def _of_function(function: types.FunctionType, inner: Any) -> str:
         return f"{name}{inner(_kept(function)) if function.__closure__ else ''}"
     constants = _constants(function.__code__, function.__doc__)
     globals_ = {n: function.__globals__.get(n) for n in sorted(_names(function.__code__))}  # a set has no order
-    used = {n: one for n, one in globals_.items() if _is_computed_with(one)}
+    changing = _asked_for_methods(function.__code__)  # seen.append(x): a list that a run fills is none of its settings
+    used = {
+        n: one for n, one in globals_.items() if _is_computed_with(one) and not (type(one) is list and n in changing)
+    }
     parts = [function.__defaults__, function.__kwdefaults__, _kept(function), constants, used]
     return f"{name} {' '.join(inner(part) for part in parts if part)}".rstrip()
 
@@ -185,6 +189,15 @@ def _constants(code: types.CodeType, doc: str | None) -> list[Any]:
 
 def _names(code: types.CodeType) -> set[str]:
     return {*code.co_names}.union(*(_names(one) for one in code.co_consts if isinstance(one, types.CodeType)))
+
+
+def _asked_for_methods(code: types.CodeType) -> set[str]:
+    """The globals of which the code takes an attribute, as a rule a method."""
+    found: set[str] = set()
+    for one, following in pairwise(dis.get_instructions(code)):
+        if one.opname in ("LOAD_GLOBAL", "LOAD_NAME") and following.opname in ("LOAD_METHOD", "LOAD_ATTR"):
+            found.add(one.argval)
+    return found.union(*(_asked_for_methods(one) for one in code.co_consts if isinstance(one, types.CodeType)))
 
 
 def _hash(text: str) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 
 from kdlib import data as datasets
 from kdlib import distributed, evaluation, files, measure, method_parser, methods, models, train
+from kdlib.checkpoints import trained_seconds
 from kdlib.data import DataModule
 from kdlib.recipes import Recipe
 from kdlib.run_folder import claim, locate, set_aside
@@ -176,7 +177,9 @@ def _distill(
         set_aside(out, RESULTS)
 
     fit = partial(_fit, job, data, outputs, out, resume=resume, progress=progress)
-    begun, baseline = time.perf_counter(), None
+    if resume and out is not None:  # what earlier sessions have trained
+        started -= sum(trained_seconds(out / f"{name}.checkpoint") for name in ("baseline", "student"))
+    baseline = None
     if job.baseline:
         if main:
             echo(f"{job.student} learns from hard labels alone: the baseline, same budget, seed and initial weights.")
@@ -184,8 +187,6 @@ def _distill(
     if main:
         echo(f"{job.student} learns by {job.method}.")
     result = fit(student, method, "student")
-    trained = result.seconds + (baseline.seconds if baseline else 0.0)
-    started -= max(0.0, trained - (time.perf_counter() - begun))  # what earlier sessions have trained
     if main:
         echo(f"The test set, {len(data.test):,} images, is read once for each network.")
     report = _report(job, data, teacher, result, baseline, started)

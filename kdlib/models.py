@@ -301,7 +301,8 @@ def save(model: nn.Module, path: str | Path, *, half: bool = False, **facts: Any
     """Write a built model's weights and description to a safetensors file, completely or not at all.
 
     half: store floating-point weights in 16 bits (they come back as float32). facts: more to note in the file's
-    header, such as the accuracy; the names of the classes are noted where `fit` or the model's file has said them.
+    header, such as the accuracy. The names of the classes are noted where `fit` or the model's file has said them;
+    after a loop of your own with other classes set model.classes, a tuple.
     Raises ValueError for a model that `build` did not make and for weights beyond the range of 16 bits, OSError if the
     file cannot be written.
     """

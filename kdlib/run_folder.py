@@ -123,9 +123,13 @@ def _aside(out: Path, results: Sequence[str]) -> Path:
 def _settle(out: Path, results: Sequence[str]) -> None:
     """Bring back what was set aside, unless a newer run has written a result."""
     _bring_back(out)
-    if results and _aside(out, results).exists() and not any((out / name).exists() for name in results):
-        _aside(out, results).replace(out / PART)
-        _bring_back(out)
+    for aside in sorted(path for path in out.glob(f"{ASIDE}-*") if path.is_dir()):
+        # Of another command the results are not known, but for those that it had.
+        own = results and aside == _aside(out, results)
+        newer = results if own else [path.name for path in aside.iterdir() if path.name != aside.name]
+        if not any((out / name).exists() for name in newer):
+            aside.replace(out / PART)
+            _bring_back(out)
 
 
 def _bring_back(out: Path) -> None:

@@ -205,6 +205,8 @@ def fit(
         trainer.fit()
     if isinstance(data, DataModule):
         _note_images(student, data)
+    elif models.find_config(student) is not None and class_names(student):
+        del student.classes  # its file's: which ones these batches have is not known
     for trained in (student, method):
         trained.zero_grad()  # the last step's gradients would take as much memory as the weights
     accuracy = None

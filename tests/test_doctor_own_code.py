@@ -213,6 +213,16 @@ def test_terms_of_another_precision_than_their_sum_are_looked_at(dtype: torch.dt
     assert "'other'" in found.measured
 
 
+def test_terms_whose_sum_was_rounded_are_looked_at() -> None:
+    def terms(s: Tensor, y: Tensor) -> dict[str, Tensor]:
+        hard = F.cross_entropy(s, y)
+        parts = {"hard": (hard + 2.3 - hard.detach()).bfloat16(), "other": torch.tensor(0.9).bfloat16()}
+        return {"loss": sum(parts.values()), **parts}  # 3.1875 of 2.2969 and 0.8984
+
+    (found,) = with_terms(terms).find("term-reach")
+    assert "'other'" in found.measured
+
+
 # -------------------- layers in the networks' outputs
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
+import platform
 import re
 import shlex
 import shutil
@@ -118,13 +120,7 @@ def test_what_pip_shall_install_stands_in_quotes_that_every_shell_knows() -> Non
 def test_git_gives_text_the_line_ends_that_it_is_stored_with() -> None:
     """Otherwise Git for Windows writes CRLF, which sh cannot run, and to which rows with LF would be appended."""
     names = ["Makefile", ".ci/run", "data/results/headline.csv"]
-    try:
-        asked = subprocess.run(["git", "check-attr", "eol", "--", *names], cwd=ROOT, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("There is no git.")
-    if asked.returncode:
-        pytest.skip("This is no git checkout.")
-    assert asked.stdout.splitlines() == [f"{name}: eol: lf" for name in names]
+    assert git("check-attr", "eol", "--", *names) == [f"{name}: eol: lf" for name in names]
 
 
 def test_requirements_are_lower_bounds_without_pins_or_local_versions() -> None:
@@ -189,6 +185,54 @@ def test_imports_run_downwards_only(path: Path) -> None:
     assert modules - {part} <= set(ORDER[ORDER.index(part) + 1 :])
 
 
+VERSION = platform.python_version()
+PLACES = {
+    "its own place": ("command = /usr/bin/python3 -m venv {here}", VERSION, False),
+    "the place of another clone": ("command = /usr/bin/python3 -m venv /elsewhere/.venv", VERSION, True),
+    "another Python": ("command = /usr/bin/python3 -m venv {here}", "3.9.1", True),
+    "made by another program": ("uv = 0.5.0", VERSION, False),
+}
+
+
+@pytest.mark.skipif(shutil.which("make") is None or os.name == "nt", reason="make sets up on Linux and macOS.")
+@pytest.mark.parametrize("place", PLACES)
+def test_an_environment_that_was_moved_or_lost_its_python_is_made_anew(place: str, tmp_path: Path) -> None:
+    """A copied one would import kdlib from the clone that it was copied from."""
+    made_by, version, stale = PLACES[place]
+    clone = tmp_path / "a clone's folder"
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, clone)
+    python = clone / ".venv" / "bin" / "python"
+    python.symlink_to(sys.executable)
+    text = f"version = {version}\n{made_by.format(here=clone / '.venv')}\n"
+    (clone / ".venv" / "pyvenv.cfg").write_text(text)
+    (clone / ".venv" / ".base").touch()
+
+    def planned() -> str:
+        return subprocess.run(["make", "-n", "distill"], cwd=clone, capture_output=True, text=True, check=True).stdout
+
+    assert ("rm -rf .venv" in planned()) is stale
+    assert ("pip install" in planned()) is stale
+    python.unlink()
+    assert "rm -rf .venv" in planned()
+
+
+def git(*command: str) -> list[str]:
+    """The lines that git prints of this checkout; where there is none, the test is skipped."""
+    try:
+        asked = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("There is no git.")
+    if asked.returncode:
+        pytest.skip("This is no git checkout.")
+    return asked.stdout.splitlines()
+
+
+def tracked(*patterns: str) -> list[str]:
+    return git("ls-files", *patterns)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=names(MODULES))
 def test_the_library_never_imports_the_course(path: Path) -> None:
     assert not {name for name in imported(path) if name.split(".")[0] == "course"}
@@ -196,18 +240,15 @@ def test_the_library_never_imports_the_course(path: Path) -> None:
 
 
 def test_notebooks_holds_lessons_and_the_pages_that_they_link_to() -> None:
-    listed = subprocess.run(["git", "ls-files", "notebooks"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
-        pytest.skip("This is no git checkout.")
+    listed = tracked("notebooks")
     lessons = "".join(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))
-    others = [Path(name).name for name in listed.stdout.split() if not name.endswith(".ipynb")]
+    others = [Path(name).name for name in listed if not name.endswith(".ipynb")]
     assert [name for name in others if not re.search(rf"\]\({re.escape(name)}(#[^)]*)?\)", lessons)] == []
 
 
 def test_the_licence_names_every_folder_with_code() -> None:
     licence = (ROOT / "LICENSE").read_text("utf-8")
-    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    folders = {line.partition("/")[0] + "/" for line in listed.splitlines() if "/" in line}
+    folders = {name.partition("/")[0] + "/" for name in tracked("*.py") if "/" in name}
     assert folders >= {"kdlib/", "course/", "examples/"}
     assert not [folder for folder in folders if folder not in licence]
 
@@ -220,8 +261,8 @@ def test_every_part_of_kdlib_that_the_readme_names_loads_when_it_is_used() -> No
 
 
 def test_no_file_names_a_folder_of_the_machine_that_it_was_made_on() -> None:
-    tracked = subprocess.run(["git", "ls-files", "data", "notebooks"], cwd=ROOT, capture_output=True, text=True).stdout
-    texts = [ROOT / name for name in tracked.split("\n") if name.endswith((".json", ".csv", ".md", ".ipynb"))]
+    names = tracked("data", "notebooks")
+    texts = [ROOT / name for name in names if name.endswith((".json", ".csv", ".md", ".ipynb"))]
     assert len(texts) > 50
     of_a_machine = re.compile(r"/(?:work/main|root|home/\w+)/")
     assert not [path for path in texts if path.exists() and of_a_machine.search(path.read_text())]

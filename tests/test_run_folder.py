@@ -238,6 +238,21 @@ def test_another_command_leaves_an_interrupted_run_and_what_it_has_set_aside(
         assert {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_another_command_brings_back_what_a_killed_run_had_set_aside(tmp_path: Path) -> None:
+    """It had written nothing yet; a report of the same name would else stand for its result."""
+    for name in RESULTS:
+        (tmp_path / name).write_text("earlier")
+    with claim(tmp_path, RESULTS, resume=False, overwrite=True):
+        (tmp_path / OWN).rename(tmp_path / "kept")  # as a kill leaves it
+    (tmp_path / "kept").rename(tmp_path / OWN)
+    with (
+        pytest.raises(ValueError, match=r"holds an earlier run \(report.json\)"),
+        claim(tmp_path, ("report.md", "report.json"), resume=None, overwrite=False),
+    ):
+        pass
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(RESULTS, "earlier")
+
+
 def test_a_place_that_is_no_folder_is_refused_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (

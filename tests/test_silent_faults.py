@@ -37,6 +37,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(COUNT, 1, 8, 8, generator=GENERATOR)
 LABELS = torch.arange(COUNT) % CLASSES
 ORDER = list(range(CLASSES))
+LOG: list[float] = []
 ARGUMENTS = argparse.Namespace(rate=1e-3)
 CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 
@@ -473,6 +474,18 @@ def test_another_order_in_a_global_list_is_another_run(tmp_path: Path, monkeypat
     with pytest.raises(ValueError, match="another run"):
         resume(path, adapter=adapter, method=Logit(), teacher=teacher)
     monkeypatch.undo()
+    assert len(resume(path, adapter=adapter, method=Logit(), teacher=teacher).rows) == 2
+
+
+def logged(logits: Tensor) -> Tensor:
+    LOG.append(float(logits.mean()))
+    return logits
+
+
+def test_a_list_that_a_function_fills_is_none_of_the_runs_settings(tmp_path: Path) -> None:
+    path, teacher, adapter = tmp_path / "checkpoint", net(1), Adapter(teacher_logits=logged)
+    stopped(path, adapter=adapter, method=Logit(), teacher=teacher)
+    assert LOG
     assert len(resume(path, adapter=adapter, method=Logit(), teacher=teacher).rows) == 2
 
 

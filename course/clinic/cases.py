@@ -257,8 +257,8 @@ CASES: dict[int, Case] = {
                 ),
                 ("IntelLabs/distiller #122: no T*T", f"{GITHUB}IntelLabs/distiller/issues/122"),
                 (
-                    "keras-team/keras-io #869: left out on purpose, its author says",
-                    f"{GITHUB}keras-team/keras-io/issues/869",
+                    "keras-team/keras-io #869, and #870: left out on purpose, its author says",
+                    f"{GITHUB}keras-team/keras-io/pull/870",
                 ),
             ),
         ),

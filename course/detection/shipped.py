@@ -48,7 +48,9 @@ def load(name: str, folder: Path | None = None) -> Detector:
         model = Detector(metadata.get("width"))  # type: ignore[arg-type]  # which refuses what is no whole number
         model.load_state_dict(tensors)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold a detector of its width. Restore it: git checkout -- data.") from error
+        raise ValueError(
+            f"{path} does not hold a detector of its width. Restore that file alone: git checkout -- '{path}'."
+        ) from error
     return model.eval()
 
 

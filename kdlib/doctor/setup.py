@@ -329,9 +329,10 @@ def as_terms(found: Any) -> Terms:
 
 
 def _is_sum(whole: Tensor, parts: Terms) -> bool:
-    """Whether the parts add up to the whole; each may have a precision of its own."""
+    """Whether the parts add up to the whole; each may have a precision of its own, and the coarsest one decides."""
     added = sum(float(one.detach()) for one in parts.values())
-    return whole.ndim == 0 and math.isclose(float(whole.detach()), added, rel_tol=1e-3, abs_tol=1e-8)
+    coarsest = max(torch.finfo(one.dtype).eps for one in (whole, *parts.values()))
+    return whole.ndim == 0 and math.isclose(float(whole.detach()), added, rel_tol=max(1e-3, coarsest), abs_tol=1e-8)
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

@@ -1,9 +1,10 @@
 """A network of whole numbers: int8 weights and activations, int32 sums; what the C code computes, to the bit.
 
-An activation q stands for scale * (q - zero): asymmetric, per tensor. Weights are symmetric, with a scale for each
-output channel (Jacob et al. 2018, arXiv 1712.05877). A sum is brought to the scale of its output by a multiplication
-and a shift in 64 bits instead of a floating-point factor: these give the same bits on every processor and at every
-optimisation level, where a compiler may fuse or reorder floating-point arithmetic, and need no floating-point unit.
+An activation q stands for scale * (q - zero): asymmetric, per tensor (Jacob et al. 2018, arXiv 1712.05877). Weights are
+symmetric, with a scale for each output channel (Krishnamoorthi 2018, arXiv 1806.08342). A sum is brought to the scale
+of its output by a multiplication and a shift in 64 bits instead of a floating-point factor: these give the same bits on
+every processor and at every optimisation level, where a compiler may fuse or reorder floating-point arithmetic, and
+need no floating-point unit.
 """
 
 from __future__ import annotations

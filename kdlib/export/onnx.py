@@ -74,8 +74,9 @@ def to_onnx_int8(model: nn.Module, path: str | Path, calibration: Tensor) -> Pat
     """Write a network to an ONNX file whose weights and activations are int8, by ONNX Runtime's static quantization.
 
     calibration: normalized training images N x C x H x W, of which at most 512 say how large activations become.
-    Weights are signed, a scale for each channel, activations unsigned (QDQ, U8S8; Jacob et al. 2018). Processors
-    with VNNI or of Arm add such products exactly; older x86 ones may saturate, so check there once more.
+    Weights are signed, a scale for each channel (Krishnamoorthi 2018, arXiv 1806.08342), activations unsigned (QDQ,
+    U8S8). Processors with VNNI or of Arm add such products exactly; older x86 ones may saturate, so check there once
+    more.
     Raises what `to_onnx` raises, and ValueError for calibration images that are none.
     """
     check_path(path=path)
