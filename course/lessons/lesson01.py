@@ -225,7 +225,7 @@ RESNETS = QuestionSpec(
         "one?",
     ),
     "With ImageNet's 1,000 classes ResNet-18 has 11.69 million parameters and ResNet-50 has 25.56 million, 2.19 times "
-    "as many; the MACs at 224 x 224 pixels are 1.81 and 4.09 billion, 2.26 times as many. Depth alone says little.",
+    "as many; the MACs at 224 x 224 pixels are 1.81 and 4.09 billion, 2.25 times as many. Depth alone says little.",
     is_prediction=True,
     answer_key=Numeric(
         2.186,

@@ -474,7 +474,8 @@ LIMIT = QuestionSpec(
             ),
             Option(
                 "To 4/3: the squared distance of the logits, divided by 2C",
-                "That is logit matching: T^2 KL tends to ||s - t||^2 / (2C) = 8/6, for several images to their mean.",
+                "That is logit matching: T^2 KL tends to ||s - t||^2 / (2C) of centred logits, as these are: 8/6; for "
+                "several images to their mean.",
                 correct=True,
             ),
         )

@@ -168,9 +168,9 @@ VID = CodeSpec(
     "medium",
     7,
     "The lesson's last formula of VID has a variance v for each channel. For a channel with mean squared error e, the "
-    "best v is e itself. Put it in: what is left is half the mean, over the channels, of log(e) + 1. Write "
-    "vid_best(predicted, teacher_map): the projected student's map and the teacher's, both B x D x H x W; e is the "
-    "mean over pictures and positions. The result is one number.",
+    "best v is e itself. Put it in, with means for sums: half the mean, over the channels, of log(e) + 1 is left. "
+    "Write vid_best(predicted, teacher_map): the projected student's map and the teacher's, both B x D x H x W; e is "
+    "the mean over pictures and positions. The result is one number.",
     (
         "Squared differences, and their mean over all dimensions but the channels: mean(dim=(0, 2, 3)).",
         "errors.log() is the natural logarithm of each channel's error.",

@@ -34,10 +34,10 @@ ACCURACY = QuestionSpec(
         "Which faults weaken the teacher's part, and how much does the teacher's part give here at all?",
         "Two seeds of one script differ by about one point in this task.",
     ),
-    "Beside a healthy twin, with ten seeds, most faults show; those do not that spoil a part which helps little. But "
-    "in practice there is no healthy twin. There is one number, and it looks plausible. So do not ask whether a result "
-    "looks good. Ask what each part does: what gets a gradient, how large, towards what, and what happens if the part "
-    "is taken away.",
+    "Beside a healthy twin, with ten seeds, most sick patients show; a part that helps little may be spoiled unseen. "
+    "But in practice there is no healthy twin. There is one number, and it looks plausible. So do not ask whether a "
+    "result looks good. Ask what each part does: what gets a gradient, how large, towards what, and what happens if "
+    "the part is taken away.",
     is_prediction=True,
     answer_key=MultipleChoice(
         (
