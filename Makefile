@@ -69,15 +69,17 @@ clean: ## Remove the environments and what runs wrote
 
 # An environment that was moved or copied with its folder imports kdlib from the old one, and one whose Python was
 # replaced by another version finds nothing of what it holds.
-STALE := $(shell cfg=.venv/pyvenv.cfg; [ -f $$cfg ] || exit 0; \
-	{ ! grep -q '^command = ' $$cfg || grep -qF -- " $$(pwd -P)/.venv" $$cfg; } && \
-	.venv/bin/python -V 2>/dev/null | grep -qF -- "$$(sed -n 's/^version = \([0-9]*\.[0-9]*\)\..*/ \1./p' $$cfg)" || \
-	echo stale)
+# stale FOLDER: the target that removes such an environment, or nothing
+stale = $(shell cfg=$(1)/pyvenv.cfg; [ -f $$cfg ] || exit 0; \
+	{ ! grep -q '^command = ' $$cfg || grep -qF -- " $$(pwd -P)/$(1)" $$cfg; } && \
+	$(1)/bin/python -V 2>/dev/null | grep -qF -- "$$(sed -n 's/^version = \([0-9]*\.[0-9]*\)\..*/ \1./p' $$cfg)" || \
+	echo stale$(1))
+STALE := $(call stale,.venv)
 
-.PHONY: stale
-stale:
-	@echo "This folder was moved or copied, or the Python of .venv replaced: .venv is made anew."
-	@rm -rf .venv
+.PHONY: stale.venv stale.venv-peers stale.venv-oldest
+stale.venv stale.venv-peers stale.venv-oldest:
+	@echo "This folder was moved or copied, or the Python of $(@:stale%=%) replaced: $(@:stale%=%) is made anew."
+	@rm -rf $(@:stale%=%)
 
 # The stamps are younger than pyproject.toml when what it asks for is installed.
 .venv/.base: pyproject.toml $(STALE)
@@ -95,10 +97,10 @@ stale:
 	$(call install,--editable '.[course$(comma)dev$(comma)compress$(comma)export$(comma)deploy$(comma)device$(comma)search]')
 	@touch .venv/.base .venv/.course .venv/.browser
 
-.venv-peers/.ready: benchmarks/peers.txt pyproject.toml
+.venv-peers/.ready: benchmarks/peers.txt pyproject.toml $(call stale,.venv-peers)
 	$(call install,--editable . --requirement benchmarks/peers.txt,.venv-peers)
 
-.venv-oldest/.uv:
+.venv-oldest/.uv: $(call stale,.venv-oldest)
 	$(call install,uv,.venv-oldest)
 
 # Without the extra deploy: executorch asks for newer numpy and pandas than the others do, which would go untested.

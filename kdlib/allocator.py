@@ -6,10 +6,12 @@ import ctypes
 import os
 import platform
 
-# glibc's environment variables, which it reads as a process starts; for this process, mallopt's parameters (malloc.h).
+# glibc's environment variables, which it reads as a process starts; for this process, mallopt's parameters (malloc.h),
+# and bytes, the largest first: an older glibc refuses a first threshold above 32 MiB, and one that was refused beside a
+# second one that was taken would be worse than none.
 _SETTINGS = {
-    "MALLOC_MMAP_THRESHOLD_": (-3, 64 * 2**20),  # bytes
-    "MALLOC_TRIM_THRESHOLD_": (-1, 512 * 2**20),
+    "MALLOC_MMAP_THRESHOLD_": (-3, (64 * 2**20, 32 * 2**20)),
+    "MALLOC_TRIM_THRESHOLD_": (-1, (512 * 2**20,)),
 }
 
 
@@ -22,7 +24,10 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] != "glibc" or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
-    for variable, (parameter, size) in _SETTINGS.items():
+    mallopt = ctypes.CDLL(None).mallopt
+    for variable, (parameter, sizes) in _SETTINGS.items():
         if variable not in os.environ:
-            os.environ[variable] = str(size)
-            ctypes.CDLL(None).mallopt(parameter, size)
+            taken = next((size for size in sizes if mallopt(parameter, size)), None)
+            if taken is None:
+                return
+            os.environ[variable] = str(taken)

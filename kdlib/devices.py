@@ -91,8 +91,9 @@ class DeviceConfig:
         return weights
 
     def move(self, model: nn.Module) -> nn.Module:
-        """Move a model to the device, in the memory order that convolutions run fastest in."""
-        if any(one.ndim == 5 for one in (*model.parameters(), *model.buffers())):  # volumes have no such order
+        """Move a model to the device, in the `memory_order` there."""
+        volumes = any(one.ndim == 5 for one in (*model.parameters(), *model.buffers()))  # have no such order
+        if volumes or memory_order(self.device) == torch.contiguous_format:
             return model.to(self.device)
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
 
@@ -115,7 +116,7 @@ class DeviceConfig:
 
     def move_images(self, images: Tensor) -> Tensor:
         """The images on the device, in the same memory order."""
-        return to_device(images, self.device).to(memory_format=torch.channels_last)
+        return to_device(images, self.device).to(memory_format=memory_order(self.device))
 
     def __str__(self) -> str:
         return f"{self.device}, {'bfloat16' if self.bfloat16 else 'float32'}{', compiled' * self.compile}"
@@ -131,6 +132,15 @@ def pin_memory(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory() if torch.device(device).type == "cuda" else tensor
 
 
+def memory_order(device: torch.device | str) -> torch.memory_format:
+    """How images, maps and kernels lie in memory: channels last, in which convolutions run fastest, but not on MPS.
+
+    There the gradients of batch normalisation and of average pooling fail in that order, or are wrong, and nothing says
+    so (pytorch issues 175189 and 175190).
+    """
+    return torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last
+
+
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on the device. To a GPU the copy may still run when this returns; torch keeps what it reads from.
 
@@ -141,13 +151,13 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 def move_batch(batch: Any, device: torch.device | str) -> Any:
-    """A batch with all its tensors on the device, maps in the memory order that convolutions run fastest in.
+    """A batch with all its tensors on the device, maps in the `memory_order` there.
 
     batch: a tensor, a tuple, list or dict of them, one in the other, or an object with a method `to`.
     """
     if isinstance(batch, Tensor):
         moved = to_device(batch, device)
-        return moved.contiguous(memory_format=torch.channels_last) if moved.ndim == 4 else moved
+        return moved.contiguous(memory_format=memory_order(device)) if moved.ndim == 4 else moved
     if isinstance(batch, Mapping):  # a dict, or transformers' BatchEncoding
         return {name: move_batch(value, device) for name, value in batch.items()}
     if callable(getattr(batch, "to", None)):  # also a PackedSequence, a tuple whose sizes stay on the CPU
@@ -253,7 +263,8 @@ def _parse(device: str) -> torch.device | None:
 def supports_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 there: in the chip itself, not emulated."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # of several cards, this one is asked
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         # Private names of torch: absent on some builds, and there is no public question for these instructions.
         asks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))

@@ -25,7 +25,7 @@ from kdlib import losses, tasks
 from kdlib.adapters import Adapter
 from kdlib.ensembles import ConfidenceEnsemble, Specialists
 from kdlib.errors import check_kind, explain_shape_errors, few
-from kdlib.guards import keep_modes, shared_tensors
+from kdlib.guards import keep_modes, shared_tensors, writes_to
 from kdlib.hooks import FeatureExtractor, ModelOutput, refuse_writes
 from kdlib.methods import LayerMethod, Method, WeightedSum
 from kdlib.tasks import Task
@@ -254,7 +254,7 @@ class Distiller(nn.Module):
         self._check_shapes(student, teacher)
 
     def _check_labels(self, rows: Tensor, labels: Tensor | None) -> None:
-        """Raise as the cross-entropy does for wrong labels, at whose values it looks on a CPU only."""
+        """Raise as the cross-entropy does for wrong labels, at whose values it does not look on CUDA."""
         if isinstance(labels, Tensor) and labels.device.type != "cpu" and self.method.has_cross_entropy:
             losses.label_smoothing(rows.cpu(), labels.cpu(), 0.0)
 
@@ -288,16 +288,22 @@ class Distiller(nn.Module):
         return output
 
     def _terms(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Any:
-        cast = {  # module by module: each once, and a weight that two of them share once for each
-            f"{name}.{own}".lstrip("."): p.float()
-            for name, module in self.method.named_modules()
-            for own, p in module.named_parameters(recurse=False)
-            if p.is_floating_point() and p.dtype != torch.float32
+        own = {  # module by module: each once, and a weight that two of them share once for each
+            f"{prefix}.{name}".lstrip("."): one
+            for prefix, module in self.method.named_modules()
+            for name, one in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            if one.is_floating_point() and one.dtype != torch.float32
         }
-        if not cast:
+        if not own:
             return self.method(student, teacher, labels)
         # distiller.to(torch.bfloat16) casts the projectors, too, and what they are given is in float32.
-        return functional_call(self.method, cast, (student, teacher, labels), tie_weights=False)
+        cast = {name: one.float() for name, one in own.items()}
+        given = {name: (one, writes_to(one)) for name, one in cast.items()}
+        terms = functional_call(self.method, cast, (student, teacher, labels), tie_weights=False)
+        for name, (one, writes) in given.items():  # a running mean, say, written to or replaced
+            if cast[name] is not one or writes_to(one) != writes:
+                own[name].data.copy_(cast[name])
+        return terms
 
     def _check_terms(self, terms: Any, device: torch.device) -> None:
         """Raise TypeError or ValueError unless they are scalars by name, at least one, on this device."""

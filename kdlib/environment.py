@@ -134,7 +134,8 @@ def _versions(extras: Sequence[str]) -> list[Check]:
 
 def _machine() -> list[Check]:
     config = devices.resolve()
-    note = "" if config.bfloat16 else "; no bfloat16 in this chip, so training takes longer"
+    # Not "this chip has none": of MPS and of Arm chips nobody asked.
+    note = "" if config.bfloat16 else "; without bfloat16, so training takes longer"
     return [
         Check("processor", f"{os.cpu_count()} cores, {platform.machine()}", True),
         Check("computes on", f"{config}{note}", True),

@@ -249,12 +249,15 @@ class FeatureExtractor:
         return output[:, :, None] if layout == LINE else output
 
     def _layout(self, name: str, output: Tensor, samples: int | None) -> str:
-        """How three dimensions are read; where equal sizes leave it open, as at an earlier call of this layer."""
+        """How three dimensions are read; where equal sizes leave it open, as at an earlier call of this layer.
+
+        Without one, as what such layers give by themselves: a line after 1-D convolutions, else tokens.
+        """
         line = is_line(self.model.get_submodule(self._names[name].module), output)
         if line is None or len(output) == samples == output.shape[1]:
             if name in self.layouts:
                 return self.layouts[name]
-            return LINE if line else TOKENS
+            return TOKENS if line is False else LINE
         first = samples is not None and len(output) != samples == output.shape[1]
         self.layouts[name] = found = POSITIONS_FIRST if first else LINE if line else TOKENS
         return found

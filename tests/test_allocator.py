@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from kdlib.allocator import keep_freed_memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="Another C library has no such settings.")
 
@@ -64,6 +68,25 @@ def test_it_is_kept_in_those_that_it_starts() -> None:
 )
 def test_what_the_user_has_set_stays(chosen: dict[str, str]) -> None:
     assert faults(KEEP + STEPS, **chosen) > MANY
+
+
+def test_an_older_library_is_asked_for_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """glibc before 2.35 or so refuses to map only blocks of 64 MiB, and would then map every large tensor."""
+    taken: dict[int, int] = {}
+
+    def mallopt(parameter: int, value: int) -> int:
+        accepted = parameter != -3 or value <= 32 * 2**20
+        taken.update({parameter: value} if accepted else {})
+        return int(accepted)
+
+    variables = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+    for name in variables:
+        monkeypatch.setenv(name, "")  # so that what is set below goes with the test
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    keep_freed_memory()
+    assert taken == {-3: 32 * 2**20, -1: 512 * 2**20}
+    assert [os.environ[name] for name in variables[:2]] == [str(taken[-3]), str(taken[-1])]
 
 
 @pytest.mark.parametrize("command", ["kdlib.cli", "course.lab", "course.notebooks"])

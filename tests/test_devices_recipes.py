@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_mps import MPS, Mps
 from torch import nn
 
 from kdlib import devices
@@ -27,6 +29,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: cuda_bf16)
+        monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
@@ -70,9 +73,25 @@ def test_bfloat16_on_cuda_is_not_the_emulated_one(monkeypatch):
         return including_emulation
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     assert not supports_bfloat16(torch.device("cuda"))
     assert requested == [False]
     assert not supports_bfloat16(torch.device("mps"))
+
+
+def test_of_several_cards_the_one_that_is_used_is_asked(monkeypatch):
+    used = [torch.device("cuda:0")]
+
+    @contextlib.contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        used.append(device)
+        yield
+        used.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: used[-1].index == 1)
+    assert not supports_bfloat16(torch.device("cuda:0"))
+    assert supports_bfloat16(torch.device("cuda:1"))
 
 
 def test_precision_is_obeyed_whatever_the_chip(machine):
@@ -129,6 +148,21 @@ def test_models_and_images_are_moved_in_channels_last():
     moved = config.move_images(images)
     assert moved.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(moved, images)
+
+
+def test_on_mps_nothing_is_brought_into_channels_last():
+    """The gradients of batch normalisation and of average pooling are wrong there in that order."""
+
+    class Network(nn.Conv2d):
+        def to(self, *args: object, **options: object) -> dict[str, object]:  # type: ignore[override]
+            return options
+
+    images = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    config = DeviceConfig(MPS, False)
+    with Mps():
+        assert config.move(Network(1, 1, 1)) == {}
+        moved = [config.move_images(images), devices.move_batch(images, MPS), devices.move_batch([images], MPS)[0]]
+    assert [one.is_contiguous() for one in moved] == [True] * 3
 
 
 class Recorder:

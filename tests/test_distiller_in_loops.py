@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from kdlib.adapters import Adapter
 from kdlib.distiller import Distiller, Losses
-from kdlib.methods import Feature, Logit, Method
+from kdlib.methods import Feature, HardLabels, Logit, Method
 
 Batch = tuple[Tensor, Tensor]
 Call = Callable[[Batch], Losses]
@@ -148,6 +148,48 @@ def test_in_bfloat16_the_losses_are_still_computed_in_float32(loss: str) -> None
     assert {term.dtype for term in (found.total, *found.terms.values())} == {torch.float32}
     assert {gradient.dtype for gradient in gradients.values()} == {torch.bfloat16}
     torch.testing.assert_close(found.total, expected.total, rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_weights_of_classes_are_those_of_a_loss_in_float32(dtype: torch.dtype) -> None:
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 4.0]))
+    plain = distiller(method=HardLabels(hard=weighted))
+    model = distiller(method=HardLabels(hard=copy.deepcopy(weighted))).to(dtype)
+    images, labels = batch()
+    found = model((images.to(dtype), labels)).total
+    torch.testing.assert_close(found, plain((images, labels)).total, rtol=0.03, atol=0)
+    assert found.dtype == torch.float32
+
+
+class Centred(Method):
+    """Keeps a running mean of the logits, in a buffer that is written to or replaced."""
+
+    needs_teacher = False
+    trains_logits = True
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, student: Any, teacher: Any, labels: Any) -> dict[str, Tensor]:
+        if self.in_place:
+            self.mean.lerp_(student.logits.detach().mean(0), 0.5)
+        else:
+            self.mean = self.mean.lerp(student.logits.detach().mean(0), 0.5)
+        return {"centred": (student.logits - self.mean).square().mean()}
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_running_mean_of_a_method_in_bfloat16_moves(in_place: bool) -> None:
+    plain = distiller(method=Centred(in_place=in_place))
+    model = distiller(method=Centred(in_place=in_place)).to(torch.bfloat16)
+    images, labels = batch()
+    for _ in range(2):
+        plain((images, labels))
+        model((images.bfloat16(), labels))
+    assert model.method.mean.dtype == torch.bfloat16
+    torch.testing.assert_close(model.method.mean.float(), plain.method.mean, rtol=0.05, atol=0.01)
 
 
 def test_a_student_in_bfloat16_may_have_a_teacher_in_float32() -> None:

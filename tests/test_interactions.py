@@ -329,6 +329,13 @@ def test_a_line_of_as_many_places_as_channels_is_read_as_those_before_it() -> No
     assert shapes == [(4, 8, 1, 12), (4, 8, 1, 8)]
 
 
+def test_a_line_of_as_many_places_as_channels_is_one_from_the_first_call_on() -> None:
+    block = nn.Sequential(nn.Sequential(nn.Conv1d(3, 8, 3, padding=1), nn.ReLU()), nn.Flatten(2))
+    with FeatureExtractor(block, ["0"], needs_logits=False) as extractor:
+        shapes = [tuple(extractor(torch.randn(4, 3, length)).features["0"].shape) for length in (8, 12)]
+    assert shapes == [(4, 8, 1, 8), (4, 8, 1, 12)]
+
+
 # -------------------- names of classes
 
 

@@ -196,26 +196,39 @@ PLACES = {
 
 @pytest.mark.skipif(shutil.which("make") is None or os.name == "nt", reason="make sets up on Linux and macOS.")
 @pytest.mark.parametrize("place", PLACES)
-def test_an_environment_that_was_moved_or_lost_its_python_is_made_anew(place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "folder", "stamp"),
+    [
+        ("distill", ".venv", ".base"),
+        ("bench-peers", ".venv-peers", ".ready"),
+        ("oldest", ".venv-oldest", ".ready"),
+    ],
+)
+def test_an_environment_that_was_moved_or_lost_its_python_is_made_anew(
+    place: str, target: str, folder: str, stamp: str, tmp_path: Path
+) -> None:
     """A copied one would import kdlib from the clone that it was copied from."""
     made_by, version, stale = PLACES[place]
     clone = tmp_path / "a clone's folder"
-    (clone / ".venv" / "bin").mkdir(parents=True)
-    for name in ("Makefile", "pyproject.toml"):
-        shutil.copy(ROOT / name, clone)
-    python = clone / ".venv" / "bin" / "python"
+    environment = clone / folder
+    (environment / "bin").mkdir(parents=True)
+    (clone / "benchmarks").mkdir()
+    for name in ("Makefile", "pyproject.toml", "benchmarks/peers.txt"):
+        shutil.copy(ROOT / name, clone / name)
+    python = environment / "bin" / "python"
     python.symlink_to(sys.executable)
-    text = f"version = {version}\n{made_by.format(here=clone / '.venv')}\n"
-    (clone / ".venv" / "pyvenv.cfg").write_text(text)
-    (clone / ".venv" / ".base").touch()
+    text = f"version = {version}\n{made_by.format(here=environment)}\n"
+    (environment / "pyvenv.cfg").write_text(text)
+    for name in (".uv", stamp):
+        (environment / name).touch()
 
     def planned() -> str:
-        return subprocess.run(["make", "-n", "distill"], cwd=clone, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(["make", "-n", target], cwd=clone, capture_output=True, text=True, check=True).stdout
 
-    assert ("rm -rf .venv" in planned()) is stale
+    assert (f"rm -rf {folder}" in planned()) is stale
     assert ("pip install" in planned()) is stale
     python.unlink()
-    assert "rm -rf .venv" in planned()
+    assert f"rm -rf {folder}" in planned()
 
 
 def git(*command: str) -> list[str]:

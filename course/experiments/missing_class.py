@@ -314,9 +314,9 @@ def load(student: str = SMALL, folder: Path | None = None, missing: int = 0) -> 
     path = BUDGETS[student].path("missing-class-labels", folder or data_dir() / "results")
     rows = of_class(read_rows(path), missing)
     if not rows:
+        which = f"--left-out {missing}" + (f" --student {student}" if student != SMALL else "")
         raise FileNotFoundError(
-            f"There are no runs without class {missing} in {path}. This makes them: python -m {__name__} "
-            f"--left-out {missing}"
+            f"There are no runs without class {missing} in {path}. This makes them: python -m {__name__} {which}"
         )
     return rows
 

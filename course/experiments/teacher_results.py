@@ -335,7 +335,8 @@ def load(folder: Path | None = None, images: int = 2_000) -> TeacherResults:
     """
     folder = folder or data_dir() / "results"
     path = Budget(images).path("teachers-students", folder)
-    for wanted, command in ((teachers_path(folder), "teachers"), (path, "students")):
+    students = "students" + (f" --images {images}" if images != Budget.images else "")
+    for wanted, command in ((teachers_path(folder), "teachers"), (path, students)):
         if not wanted.exists():
             raise FileNotFoundError(
                 f"There is no file {wanted}. Run the study first: python -m course.experiments.teachers {command}"

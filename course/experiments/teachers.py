@@ -3,11 +3,11 @@
     python -m course.experiments.teachers teachers
     python -m course.experiments.teachers students
 
-Most teachers are networks that are shipped: those of data/, and students of lesson 09 in data/students, which learned
-from 10,000 images. The first command trains the others, on all 55,000 images with one recipe (SGD, 0.1, cosine, the
-recipe of the shipped ResNet-20, not tuned for any of them), and writes one row of facts a teacher. All facts
-are read on the validation split: whoever chooses a teacher has no test set. The second trains students,
-see `teacher_students`. Stopped at any moment, either goes on with what is missing.
+Eight of the teachers are shipped or made of what is: those of data/, and students of lesson 09 in data/students, which
+learned from 10,000 images. The first command trains the other nine, on all 55,000 images with one recipe (SGD, 0.1,
+cosine, the recipe of the shipped ResNet-20, not tuned for any of them), and writes one row of facts a teacher. All
+facts are read on the validation split: whoever chooses a teacher has no test set. The second trains students, see
+`teacher_students`. Stopped at any moment, either goes on with what is missing.
 
 What is trained stays in a scratch folder; the rows are what is kept.
 """

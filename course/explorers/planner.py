@@ -145,7 +145,7 @@ class Planner(Explorer):
         plan = result.plan
         if plan.sign == 0:
             if plan.methods == 1:
-                return "A 95 % interval is made to be wrong in 5 % of studies at most."
+                return "A 95 % interval is made to be wrong in about 5 % of studies."
             chance = planning.false_alarm(plan.methods)
             what = f"one of {plan.methods} such methods"
             return f"Without a correction for several methods, {what} would get a verdict in {chance:.0%} of studies."

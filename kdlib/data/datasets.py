@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdlib.data.augment import NO_AUGMENTATION, Augmentation, augment, permutation, random_bits
 from kdlib.data.decode import upright
-from kdlib.devices import pin_memory, to_device
+from kdlib.devices import memory_order, pin_memory, to_device
 from kdlib.files import fingerprint
 
 CHUNK_SIZE = 1024  # images in memory that are augmented and normalized at once,
@@ -145,9 +145,9 @@ def _normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], 
             f"The images are {images.dtype}; expected bytes (torch.uint8), 0 to 255, which are normalized here by mean "
             "and std. End the transform with v2.ToDtype(torch.uint8, scale=True), or train on a DataLoader of your own."
         )
-    # The bytes travel and the floats are made where they are used; channels_last is what convolutions like best.
+    # The bytes travel and the floats are made where they are used.
     images = to_device(images, device)
-    images = images.to(torch.float32, memory_format=torch.channels_last)
+    images = images.to(torch.float32, memory_format=memory_order(device))
     return images.sub_(_of_channels(images.device, *mean)).div_(_of_channels(images.device, *std))
 
 

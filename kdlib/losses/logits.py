@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import as_floats, centred_unit, check_number, check_temperature, shape
+from ._common import as_floats, centred_unit, check_number, check_temperature, rescaled, shape
 
 _NO_LABEL = torch.iinfo(torch.int64).min  # torch's own -100 is left out of a mean in silence
 
@@ -75,7 +75,7 @@ def dkd(
     Shapes: logits B x C with C >= 3; labels B, class indices (int64).
     Scale: nats times T^2, as in kd. Gradient: not detached from the teacher, as in kd.
     Raises: as kd; ValueError for fewer than three classes, for labels of another length or out of range
-        (looked at on the CPU only), and for weights that are negative or not finite; TypeError for labels
+        (CUDA stops the program instead), and for weights that are negative or not finite; TypeError for labels
         not int64.
     Paper: Zhao et al. 2022, arXiv:2203.08679.
     Published code disagrees: the authors' takes the log of a softmax, which is infinite for a confidently
@@ -166,8 +166,8 @@ def label_smoothing(student_logits: Tensor, labels: Tensor, smoothing: float = 0
     Shapes: logits B x C with C >= 2; labels B, class indices (int64), or B x C, the share of each class
         (floats that sum to 1, as mixup makes them). Scale: nats.
     Raises: ValueError for smoothing outside [0, 1), wrong shapes, labels out of range or shares that do not
-        sum to 1 (values are looked at on the CPU only); TypeError for logits that are not floats or labels
-        of another kind.
+        sum to 1 (shares are looked at on the CPU only; CUDA stops the program for a label out of range);
+        TypeError for logits that are not floats or labels of another kind.
     Paper: Szegedy et al. 2016, arXiv:1512.00567.
     Published code disagrees: some spreads the smoothing over the C - 1 other classes only.
     """
@@ -224,7 +224,8 @@ def _decouple(scaled_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's correlation of each row of a with the same row of b; 0 where one of them is constant."""
-    return (centred_unit(a) * centred_unit(b)).sum(dim=1)
+    # Rescaled, because a class that is nowhere likely is no constant one: its probabilities' squares would all be 0.
+    return (centred_unit(rescaled(a, dim=1)) * centred_unit(rescaled(b, dim=1))).sum(dim=1)
 
 
 def _logit_pair(student_logits: Tensor, teacher_logits: Tensor) -> list[Tensor]:
@@ -267,9 +268,9 @@ def _check_labels(labels: Tensor, logits: Tensor) -> None:
         )
     if shape(labels) != (batch,):
         raise ValueError(f"labels must have shape ({batch},), one per row of logits, got {shape(labels)}")
-    # Only on the CPU: elsewhere reading values makes every step wait for the device, and an index out of
-    # range stops the program there anyway.
-    if labels.device.type == "cpu" and not 0 <= labels.min() <= labels.max() < classes:
+    # Not on CUDA: reading values makes every step wait for the device, and an index out of range stops the
+    # program there anyway. MPS would leave such a sample out in silence.
+    if labels.device.type in ("cpu", "mps") and not 0 <= labels.min() <= labels.max() < classes:
         low, high = labels.min().item(), labels.max().item()
         unlabelled = (
             f". If {low} marks samples without a label, leave them out, or say so: hard=lambda z, y: F.cross_entropy("

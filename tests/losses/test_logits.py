@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_mps import Mps
 
 from kdlib.losses import (
     dist,
@@ -290,6 +291,19 @@ def test_dist_sees_only_the_pattern_of_the_probabilities(seed):
     assert dist(own, teacher, intra=0).item() == pytest.approx(rows, abs=1e-9)
     assert dist(own, teacher, inter=0).item() != pytest.approx(columns, abs=1e-6)
     assert dist(common, teacher).item() == pytest.approx(dist(student, teacher).item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [-1, 5])
+@pytest.mark.parametrize("loss", [lambda z, y: dkd(z, z, y), label_smoothing])
+def test_a_label_that_is_no_class_is_refused_where_torch_would_leave_it_out(loss, wrong):
+    with Mps() as mps, pytest.raises(ValueError, match=r"labels must lie in 0 \.\. 4"):
+        loss(mps.put(torch.randn(2, 5)), mps.put(torch.tensor([0, wrong])))
+
+
+def test_dist_compares_classes_that_are_nowhere_likely():
+    same = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    same[:, 3] -= 60.0  # probabilities of 1e-26, whose squares are no numbers of float32
+    assert dist(same, same, temperature=1).item() == pytest.approx(0.0, abs=1e-5)
 
 
 def test_dist_of_opposite_patterns_is_two():
