@@ -58,7 +58,8 @@ def as_tensor(values: Any, what: str) -> Tensor:
 def to_logits(values: Tensor, kind: str) -> Tensor:
     """Answers N x C as logits, float32: as they are, or the logarithm of probabilities.
 
-    A probability of 0 has no logarithm: it becomes 1e-8, and a warning says how many there were.
+    A probability of 0 has no logarithm: it becomes 1e-8, or the smallest other one of its row where that is less, and a
+    warning says how many there were.
     Raises ValueError for values that are not finite, not N x C, or no probabilities; TypeError for no floats.
     """
     if kind not in KINDS:
@@ -72,10 +73,10 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
             "more. For a single number a sample, as in a regression, give a function from a batch to them as teacher."
         )
     values = values.float()
-    zeros = int(((values == -math.inf) if kind == "log_probabilities" else (values == 0)).sum())
+    accepted = values.isfinite()
     if kind == "log_probabilities":
-        values = values.where(values != -math.inf, math.log(SMALLEST))
-    if not bool(values.isfinite().all()):
+        accepted |= values == -math.inf  # the logarithm of 0
+    if not bool(accepted.all()):
         raise ValueError("Some answers are not finite numbers. Ask for them again, or leave these samples out.")
     if kind == "logits":
         return values
@@ -87,20 +88,30 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
             "the probability of a label of its own (a sigmoid), give torch.logit(p, eps=1e-6) with kind='logits'; if "
             "these are the best few alone, kind='top_k'. Only numbers before a softmax are kind='logits'."
         )
+    logs = values if kind == "log_probabilities" else values.log()
+    zeros = int((logs == -math.inf).sum())
     if zeros:
         warnings.warn(
-            f"{zeros:,} of {values.numel():,} probabilities are 0, which has no logarithm: each becomes {SMALLEST:g}.",
+            f"{zeros:,} of {values.numel():,} probabilities are 0, which has no logarithm: each becomes {SMALLEST:g}, "
+            "or the smallest other one of its row where that is less.",
             stacklevel=3,
         )
-    return values if kind == "log_probabilities" else values.clamp(min=SMALLEST).log()
+    return _without_zeros(logs)
+
+
+def _without_zeros(logs: Tensor) -> Tensor:
+    """Logarithms of probabilities, finite: an impossible class is never likelier than another one of its row."""
+    replaced = logs.where(logs != -math.inf, math.log(SMALLEST))
+    return logs.where(logs != -math.inf, replaced.amin(dim=-1, keepdim=True))
 
 
 def from_top_k(given: Any, num_classes: int | None) -> Tensor:
     """Logits N x C from the k best classes of each sample; what they leave is spread evenly over the others.
 
     given: a dict of "classes" (int64, N x k) and "probabilities" or "log_probabilities" (N x k), as services give them.
-    Raises ValueError for a class out of range or named twice, and for probabilities that sum to more than 1 or leave
-    more for each other class than the least of the best has.
+    A probability of 0 is replaced as in `to_logits`, and so is less than 1e-8 that is left for each other class.
+    Raises ValueError for a class out of range or named twice, and for probabilities that sum to more than 1, leave
+    more for each other class than the least of the best has, or sum to less than 1 though no other class is there.
     """
     names = ("probabilities", "log_probabilities")
     found = [name for name in names if isinstance(given, Mapping) and name in given]
@@ -129,6 +140,7 @@ def from_top_k(given: Any, num_classes: int | None) -> Tensor:
         )
     if classes.shape[1] > 1 and bool((classes.sort(dim=1).values.diff(dim=1) == 0).any()):
         raise ValueError("A sample names a class twice among its best. Give each class once.")
+    logs = best if found[0] == "log_probabilities" else best.log()
     best = best.exp() if found[0] == "log_probabilities" else best
     total = best.sum(dim=1, keepdim=True)
     if not bool(best.isfinite().all()) or best.min() < 0 or total.max() > 1 + ROUNDING + 1e-6:
@@ -136,6 +148,12 @@ def from_top_k(given: Any, num_classes: int | None) -> Tensor:
             f"The probabilities of the best lie in [0, 1] and sum to at most 1; here a row sums to {total.max():.4g}."
         )
     others = num_classes - classes.shape[1]
+    if not others and total.min() < 1 - ROUNDING - 1e-6:
+        row = int(total.argmin())
+        raise ValueError(
+            f"The probabilities of all {num_classes} classes sum to 1; those of sample {row} sum to {total.min():.4g}. "
+            "Look at num_classes, and whether these are probabilities of a softmax."
+        )
     rest = (1 - total).clamp(min=0) / max(others, 1)
     too_much = (rest > best.amin(dim=1, keepdim=True) + ROUNDING).any(dim=1)
     if others and bool(too_much.any()):
@@ -145,7 +163,8 @@ def from_top_k(given: Any, num_classes: int | None) -> Tensor:
             "they are not the best of one softmax over num_classes. Look at num_classes, and whether these are "
             "probabilities of a softmax."
         )
-    return rest.expand(-1, num_classes).scatter(1, classes, best).clamp(min=SMALLEST).log()
+    rest = rest.where(rest >= SMALLEST, 0)  # less than that may be the rounding of the sum
+    return _without_zeros(rest.log().expand(-1, num_classes).scatter(1, classes, logs))
 
 
 def check_indices(indices: Any, count: int) -> Tensor:

@@ -32,18 +32,18 @@ def confidence_weights(logits: Tensor, labels: Tensor | None = None) -> Tensor:
     1 / (K - 1).
 
     Shapes: logits K x B x C, K >= 2; labels int64, B; the weights are K x B.
-    Raises: ValueError for other shapes, and for labels that are no classes (looked at on the CPU only).
+    Raises: ValueError for other shapes, and for labels that are no classes (CUDA stops the program).
     Paper: Zhang, Chen, Wang 2022, arXiv:2201.00007.
     """
     if logits.ndim != 3 or len(logits) < 2:
         raise ValueError(
             f"Weights for each sample need logits K x B x C of at least two networks; got {tuple(logits.shape)}."
         )
-    log_probabilities = logits.float().log_softmax(dim=2)
+    # A class that a network leaves out has the logarithm -inf, which would become NaN below. It adds nothing to the
+    # entropy, and a network that leaves out the label has no weight.
+    log_probabilities = logits.float().log_softmax(dim=2).clamp(min=torch.finfo(torch.float32).min)
     if labels is None:
-        # A class that a network leaves out has the logarithm -inf, and adds nothing to its entropy.
-        finite = log_probabilities.clamp(min=torch.finfo(torch.float32).min)
-        loss = -(log_probabilities.exp() * finite).sum(dim=2)
+        loss = -(log_probabilities.exp() * log_probabilities).sum(dim=2)
     else:
         _check_labels(labels, logits)
         own = labels.to(logits.device).long()
@@ -297,7 +297,7 @@ def _check_labels(labels: Any, logits: Tensor) -> None:
     whole = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
     if not whole or labels.shape != (count,):
         raise ValueError(f"Labels are {count} numbers of classes, one for each sample; got {_shape(labels)}.")
-    if labels.device.type == "cpu" and count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    if labels.device.type in ("cpu", "mps") and count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"Labels are classes from 0 to {classes - 1}; these run from {int(labels.min())} to {int(labels.max())}."
         )

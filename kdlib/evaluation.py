@@ -236,7 +236,8 @@ def check_class_names(role: str, model: Any, data: DataModule) -> None:
 def warn_of_other_images(role: str, model: Any, data: DataModule) -> None:
     """UserWarning for a trained model whose images were normalised otherwise than these, or had another size.
 
-    A file of `kdlib train` knows the size of its images, a zoo's network how they were normalised.
+    A network that `fit` trained on a DataModule knows the size of its images, and so does its file; a zoo's network
+    knows how they were normalised.
     """
     trained, given = models.find_normalization(model), (data.train.mean, data.train.std)
     if trained is not None and [len(one) for one in trained] == [len(one) for one in given]:
@@ -248,8 +249,7 @@ def warn_of_other_images(role: str, model: Any, data: DataModule) -> None:
                 "what it says of them is distorted. Give the data its own: data.from_datasets(..., mean=..., std=...).",
                 stacklevel=3,
             )
-    from_file = isinstance(getattr(model, "classes", None), tuple)
-    size = (models.find_config(model) or {}).get("image_size") if from_file else None
+    size = models.find_trained_size(model)
     if size is not None and size != data.image_size:
         warnings.warn(
             f"The {role} was trained on images of {size} pixels a side, and those of {data.name} have "

@@ -90,7 +90,8 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
         )
     # torchmetrics gives a confidence of exactly 1 a bin of its own; just below 1 it joins the last bin.
     probabilities = logits.softmax(1).clamp_(max=BELOW_ONE)
-    return float(multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=bins, norm="l1"))
+    # NumPy's whole numbers are none to torchmetrics.
+    return float(multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=int(bins), norm="l1"))
 
 
 def repeated_mistakes(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> float:

@@ -302,7 +302,8 @@ def save(model: nn.Module, path: str | Path, *, half: bool = False, **facts: Any
 
     half: store floating-point weights in 16 bits (they come back as float32). facts: more to note in the file's
     header, such as the accuracy. The names of the classes are noted where `fit` or the model's file has said them;
-    after a loop of your own with other classes set model.classes, a tuple.
+    after a loop of your own with other classes set model.classes, a tuple; the file then says that no one has noted
+    which size the images had.
     Raises ValueError for a model that `build` did not make and for weights beyond the range of 16 bits, OSError if the
     file cannot be written.
     """
@@ -310,7 +311,10 @@ def save(model: nn.Module, path: str | Path, *, half: bool = False, **facts: Any
     _check_form(config, tensors)
     if half:
         tensors = {name: _in_half(name, t) if t.is_floating_point() else t for name, t in tensors.items()}
-    save_tensors(path, tensors, {**config, **_class_names(model, config["num_classes"]), **facts})
+    facts = {**_class_names(model, config["num_classes"]), **facts}
+    if "classes" in facts and find_trained_size(model) is None:
+        facts["image_size_seen"] = False  # it is only what `build` was given
+    save_tensors(path, tensors, {**config, **facts})
 
 
 def _class_names(model: nn.Module, count: int) -> dict[str, list[str]]:
@@ -361,6 +365,17 @@ def find_config(model: Any) -> dict[str, Any] | None:
     """The description of a model that `build` made; None of others, which may keep something else as `config`."""
     config = getattr(model, "config", None)
     return config if isinstance(config, dict) and "architecture" in config else None
+
+
+def find_trained_size(model: Any) -> int | None:
+    """Pixels of a side of the images that a model was trained on, where `fit` or its file noted them.
+
+    None after a loop of one's own that named other classes: `build` knows only the size that it was given.
+    """
+    config, noted = find_config(model), getattr(model, "image_size_noted_for", None)
+    if config is None or not isinstance(noted, tuple) or noted != getattr(model, "classes", None):
+        return None
+    return config["image_size"]
 
 
 def find_normalization(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -415,6 +430,8 @@ def load(name: str | Path) -> nn.Module:
     classes = config.get("classes")
     if classes is not None:
         model.classes = tuple(classes)  # type: ignore[assignment]  # whose logits these are, in their order
+        if config.get("image_size_seen", True):  # older files do not say; as a rule `fit` made them
+            model.image_size_noted_for = model.classes
     return model.eval()
 
 

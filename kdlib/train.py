@@ -207,6 +207,7 @@ def fit(
         _note_images(student, data)
     elif models.find_config(student) is not None and class_names(student):
         del student.classes  # its file's: which ones these batches have is not known
+        student.image_size_noted_for = ()  # type: ignore[assignment]  # nor which size their images have
     for trained in (student, method):
         trained.zero_grad()  # the last step's gradients would take as much memory as the weights
     accuracy = None
@@ -224,6 +225,7 @@ def _note_images(student: nn.Module, data: DataModule) -> None:
     config = models.find_config(student)
     if config is not None:
         student.config = {**config, "image_size": data.image_size}  # type: ignore[assignment]
+        student.image_size_noted_for = data.classes  # type: ignore[assignment]
     if models.find_normalization(student) is not None:
         student.normalization = (data.train.mean, data.train.std)  # type: ignore[assignment]
 

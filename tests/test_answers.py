@@ -135,6 +135,28 @@ def test_probabilities_of_zero_are_counted_and_become_finite() -> None:
     torch.testing.assert_close(found[0, 1].item(), math.log(1e-8))
 
 
+def as_kind(probabilities: Tensor, kind: str) -> Tensor:
+    return probabilities.log() if kind == "log_probabilities" else probabilities
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "log_probabilities"])
+def test_a_probability_that_is_not_zero_is_kept_however_small(kind: str) -> None:
+    given = torch.tensor([[1.0, 1e-12, 1e-30]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = ask(CachedTeacher.from_logits(as_kind(given, kind), kind=kind), 0)
+    torch.testing.assert_close(found, given.log())
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "log_probabilities"])
+def test_a_probability_of_zero_becomes_no_larger_than_the_smallest_of_its_row(kind: str) -> None:
+    given = torch.tensor([[1.0, 1e-12, 0.0], [0.5, 0.0, 0.5], [1.0, 1e-6, 0.0]])
+    with pytest.warns(UserWarning, match="3 of 9 probabilities are 0"):
+        found = ask(CachedTeacher.from_logits(as_kind(given, kind), kind=kind), 0, 1, 2)
+    expected = torch.tensor([[1.0, 1e-12, 1e-12], [0.5, 1e-8, 0.5], [1.0, 1e-6, 1e-8]])
+    torch.testing.assert_close(found, expected.log())
+
+
 def test_rounded_probabilities_are_accepted_without_a_word() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -182,6 +204,27 @@ def test_best_that_leave_nothing_make_the_others_tiny_and_finite() -> None:
     found = ask(CachedTeacher.from_logits(given, kind="top_k", num_classes=3), 0)
     assert found.isfinite().all()
     torch.testing.assert_close(found.exp(), torch.tensor([[0.0, 1.0, 0.0]]), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "log_probabilities"])
+def test_a_class_that_is_not_named_is_no_likelier_than_a_small_one_that_is(kind: str) -> None:
+    best = torch.tensor([[1.0, 1e-12], [1.0, 1e-6]])
+    given = {"classes": [[1, 0], [1, 0]], kind: as_kind(best, kind)}
+    found = ask(CachedTeacher.from_logits(given, kind="top_k", num_classes=4), 0, 1)
+    torch.testing.assert_close(found[0], torch.tensor([1e-12, 1.0, 1e-12, 1e-12]).log())
+    torch.testing.assert_close(found[1], torch.tensor([1e-6, 1.0, 1e-8, 1e-8]).log())
+
+
+def test_logarithms_of_the_best_are_kept_where_their_probability_is_too_small_for_a_float() -> None:
+    given = {"classes": [[0, 1]], "log_probabilities": [[0.0, -200.0]]}
+    found = ask(CachedTeacher.from_logits(given, kind="top_k", num_classes=3), 0)
+    torch.testing.assert_close(found, torch.tensor([[0.0, -200.0, -200.0]]))
+
+
+def test_the_best_of_all_classes_may_be_rounded() -> None:
+    given = {"classes": [[0, 1, 2]], "probabilities": [[0.33, 0.33, 0.33]]}
+    found = ask(CachedTeacher.from_logits(given, kind="top_k", num_classes=3), 0)
+    torch.testing.assert_close(found.exp(), torch.full((1, 3), 0.33))
 
 
 # -------------------- in a training
@@ -347,6 +390,11 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "negative class": (best([[-1]], [[0.5]]), ValueError, r"from -1.*0 \.\. 2"),
     "a class twice": (best([[0, 1], [2, 2]], [[0.5, 0.2], [0.5, 0.2]]), ValueError, "twice"),
     "best sum to more than one": (best([[0, 1]], [[0.7, 0.5]]), ValueError, "at most 1.*1.2"),
+    "best of all classes sum to less than one": (
+        best([[0, 1], [1, 0]], [[0.5, 0.5], [0.2, 0.1]], num_classes=2),
+        ValueError,
+        "of all 2 classes sum to 1; those of sample 1 sum to 0.3.*num_classes",
+    ),
     "best negative": (best([[0, 1]], [[0.7, -0.5]]), ValueError, r"in \[0, 1\]"),
     "best not a number": (best([[0]], [[math.nan]]), ValueError, r"in \[0, 1\]"),
 }

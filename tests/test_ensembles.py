@@ -73,6 +73,18 @@ def test_a_class_that_a_network_leaves_out_adds_nothing_to_its_entropy() -> None
     torch.testing.assert_close(confidence_weights(logits), confidence_weights(barely))
 
 
+def test_a_network_that_leaves_out_the_label_has_no_weight() -> None:
+    logits = random_logits(3, 2, 4)
+    logits[0, :, 3] = -math.inf
+    labels = torch.tensor([3, 1])
+    found = confidence_weights(logits, labels)
+    torch.testing.assert_close(found[:, 0], torch.tensor([0.0, 0.5, 0.5]))
+    torch.testing.assert_close(found[:, 1], confidence_weights(logits[:, 1:], labels[1:])[:, 0])
+    assert weighted_mean(logits, found, 4.0).isfinite().all()
+    logits[:, :, 3] = -math.inf
+    torch.testing.assert_close(confidence_weights(logits, labels)[:, 0], torch.full((3,), 1 / 3))
+
+
 def test_networks_that_are_as_wrong_as_can_be_leave_finite_answers() -> None:
     logits = torch.tensor([[[1e4, 0.0]], [[0.0, 1e4]], [[0.0, 1e4]]])
     for labels in (None, torch.tensor([0]), torch.tensor([1])):

@@ -61,6 +61,13 @@ def test_evaluation_cache_and_latency(kind: type, blobs: DataModule) -> None:
 
 
 @pytest.mark.parametrize("kind", WHOLE)
+def test_classes_and_bins_of_a_measure(kind: type) -> None:
+    logits, labels = torch.randn(30, 3), torch.arange(30) % 3
+    assert measure.accuracy(logits, labels, top_k=kind(2)) == measure.accuracy(logits, labels, top_k=2)
+    assert measure.calibration_error(logits, labels, bins=kind(5)) == measure.calibration_error(logits, labels, bins=5)
+
+
+@pytest.mark.parametrize("kind", WHOLE)
 def test_data(kind: type, blobs: DataModule) -> None:
     assert torch.equal(blobs.subset(kind(9)).train.indices, blobs.subset(9).train.indices)
     assert torch.equal(blobs.exclude_class(kind(1)).train.indices, blobs.exclude_class(1).train.indices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -209,6 +210,50 @@ def test_a_student_says_which_images_it_was_trained_on(blobs: DataModule) -> Non
     network = models.build("resnet8", num_classes=3, in_channels=1, seed=0, image_size=5)
     train.fit(network, blobs, epochs=1, device="cpu", precision="fp32", progress=False)
     assert (network.classes, network.config["image_size"]) == (blobs.classes, blobs.image_size)
+
+
+def trained_size_in_warning(network: nn.Module, blobs: DataModule) -> int | None:
+    """The pixels of a side that a warning says the network was trained on; None without a warning."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        evaluation.warn_of_other_images("student", network, replace(blobs, image_size=9))
+    found = [re.search(r"trained on images of (\d+) pixels", str(one.message)) for one in caught]
+    assert None not in found
+    return int(found[0][1]) if found and found[0] else None
+
+
+def test_after_a_loop_of_ones_own_the_size_that_was_built_is_not_said_to_be_trained_on(
+    blobs: DataModule, tmp_path: Path
+) -> None:
+    network = models.build("resnet8", num_classes=3, in_channels=1, seed=0)  # 28 pixels, which it depends on in nothing
+    network.classes = blobs.classes  # type: ignore[assignment]
+    for name in ("first", "second"):  # the second is a copy of a file
+        assert trained_size_in_warning(network, blobs) is None
+        models.save(network, tmp_path / name)
+        network = models.load(tmp_path / name)
+        assert network.classes == blobs.classes
+    models.save(models.build("resnet8", num_classes=3, seed=0), tmp_path / "third", classes=["a", "b", "c"])
+    assert trained_size_in_warning(models.load(tmp_path / "third"), blobs) is None
+
+
+def test_the_size_that_fit_saw_is_said_to_be_trained_on(blobs: DataModule, tmp_path: Path) -> None:
+    network = models.build("resnet8w2", num_classes=3, in_channels=1, seed=0)
+    train.fit(network, blobs.subset(16), epochs=1, device="cpu", precision="fp32", progress=False)
+    for name in ("first", "second"):
+        assert trained_size_in_warning(network, blobs) == blobs.image_size
+        assert trained_size_in_warning(copy.deepcopy(network), blobs) == blobs.image_size
+        models.save(network, tmp_path / name)
+        network = models.load(tmp_path / name)
+    network.classes = ("other", "classes", "now")  # after a loop of one's own, which may have seen any size
+    assert trained_size_in_warning(network, blobs) is None
+    network = models.load(tmp_path / "first")
+    train.fit(network, [(torch.zeros(4, 1, 9, 9), torch.arange(4) % 3)], epochs=1, device="cpu", progress=False)
+    network.classes = blobs.classes
+    assert trained_size_in_warning(network, blobs) is None
+
+
+def test_an_older_file_that_names_classes_says_the_size_of_its_images(blobs: DataModule) -> None:
+    assert trained_size_in_warning(models.load("resnet8-fashion"), blobs) == 28
 
 
 class WithItsOwnNames(nn.Module):
