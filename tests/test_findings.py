@@ -364,6 +364,9 @@ def test_a_missing_file_says_which_command_makes_it(folder: Path, tmp_path: Path
         study.results("grid", images=500, teacher="t", folder=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"Of this kind there are: methods-resnet8-resnet20-fashion-10000\.csv"):
         load(folder, images=1_000)
+    for excluded, option in ((0, " --left-out 0"), (None, "")):  # by itself the command excludes class 3
+        with pytest.raises(FileNotFoundError, match=f"kdlib study missing-class .* --out {tmp_path}{option}$"):
+            load(tmp_path, kind="missing-class", excluded_class=excluded)
 
 
 def test_the_folder_of_the_data_is_the_default(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

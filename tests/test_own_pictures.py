@@ -80,7 +80,7 @@ def test_a_study_of_a_folder_by_methods(
     torch.manual_seed(0)
     teacher = tmp_path / "teacher.safetensors"
     models.save(models.build("resnet8", num_classes=10, in_channels=3, image_size=16), teacher)
-    arguments = ["study", "--data", f"imagefolder@16:{folder}", "--method", "kd", "--method", "shuffled"]
+    arguments = ["--data", f"imagefolder@16:{folder}", "--method", "kd", "--method", "shuffled"]
     arguments += ["--teacher", str(teacher), "--images", "40", "--epochs", "1", "--views", "1", "--seeds", "1"]
     arguments += ["--defaults", "--device", "cpu", "--precision", "fp32", "--quiet"]
     arguments += ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]

@@ -14,7 +14,7 @@ from kdlib import files
 from kdlib.study import results, runs_file
 from kdlib.study.plans import PLANS, RunConfig
 from kdlib.study.report import GAINS_MARKER, RUNS_MARKER, gains_table, update_readme
-from kdlib.study.runs_file import RUN_COLUMNS, SessionLog
+from kdlib.study.runs_file import RUN_COLUMNS, RunsFile, SessionLog
 
 SKELETON = f"# Results\n\n{RUNS_MARKER}\n{RUNS_MARKER}\n\nAnd:\n\n{GAINS_MARKER}\n{GAINS_MARKER}\n\nThe end.\n"
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "results" / "README.md"
@@ -48,7 +48,7 @@ def test_a_row_holds_what_was_run_where_and_how_long(folder: Path) -> None:
     assert head == ["file", "runs", "command", "machine", "dates", "versions", "hours"]
     assert first[:3] == ["`methods-resnet8-resnet20-fashion-10000.csv`", "60, 1 diverged", "`kdlib study full`"]
     machine = runs_file.machine_info()
-    assert first[3].startswith(f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} thread")
+    assert first[3].startswith(f"{machine['processor']}, {machine['cores']} cores, 1 thread, ")
     assert first[4] == json.loads(next(folder.glob("*.json")).read_text())["sessions"][0]["started"][:10]
     assert f"torch {runs_file.library_versions()['torch']}" in first[5]
     assert first[6] == "3.5"  # two sessions of the same command
@@ -60,6 +60,30 @@ def test_a_session_that_was_stopped_before_its_first_run_is_left_out(folder: Pat
     SessionLog(next(folder.glob("*.csv")), "kdlib study full --workers 3", 85).write(85)
     update_readme(folder)
     assert len(lines(folder)) == 4
+
+
+def test_the_threads_are_those_of_the_runs_and_not_of_the_command_that_shared_them_out(folder: Path) -> None:
+    path = next(folder.glob("*.json"))
+    log = json.loads(path.read_text())
+    for session in log["sessions"]:
+        session["machine"] |= {"cores": 4, "threads": 4}
+    path.write_text(json.dumps(log))
+    with RunsFile(folder / "other.csv", ("method", "seed")).open() as file:  # its rows do not say
+        file.append({"method": "hard", "seed": 0})
+    (folder / "other.json").write_text(json.dumps({"sessions": [log["sessions"][0] | {"rows": [1, 1]}]}))
+    update_readme(folder)
+    threads = [line[3].removeprefix(runs_file.machine_info()["processor"]) for line in lines(folder)[2:]]
+    assert [text.split(",")[2] for text in threads] == [" 1 thread", " 1 thread", " 4 threads"]
+
+
+def test_runs_of_one_command_with_other_threads_have_both_numbers(tmp_path: Path) -> None:
+    with RunsFile(tmp_path / "other.csv", ("seed", "threads")).open() as file:
+        for seed, threads in enumerate((2, 1, 2)):
+            file.append({"seed": seed, "threads": threads})
+    SessionLog(file.path, "kdlib study full").write(3)
+    (tmp_path / "README.md").write_text(SKELETON)
+    update_readme(tmp_path)
+    assert ", 1 and 2 threads, " in lines(tmp_path)[2][3]
 
 
 def test_a_command_is_shown_as_anyone_would_give_it(folder: Path) -> None:

@@ -249,6 +249,9 @@ def test_contradicting_options_are_refused(tmp_path: Path) -> None:
         StudyConfig(seeds=())
     with pytest.raises(ValueError, match="name that file"):
         StudyConfig(retune=True)
+    for plan in (PLANS["missing-class"], plans.of_methods(["kd"])):
+        with pytest.raises(ValueError, match="--retune .* short"):
+            StudyConfig(plan, trials_file=tmp_path / "choose.csv", retune=True)
     with pytest.raises(TypeError, match=r"such as plans.find\('full'\); got 'full'"):
         StudyConfig(plan="full")
     with pytest.raises(ValueError, match="contradict each other"):
@@ -1028,11 +1031,13 @@ def test_choices_of_another_budget_are_taken_or_made_anew(finished: Path, budget
     assert len(content(path)) == 4 * 5 + 1  # with alpha 1 the temperature plays no part
     assert {row["tuned_on"] for row in content(path)} == {"article-student, 48 images, 1 epochs"}
     other = replace(budget, images=30)
-    options |= {"retune": True, "excluded_classes": (1,)}
-    path = runner.run(study_config(other, tmp_path, "missing-class", **options), progress=False)
+    config = study_config(other, tmp_path, "short", **options, retune=True)
+    chosen = config.plan.variants(plans.best_settings(content(file, TRIAL_COLUMNS)))
+    assert f"{len(chosen) * TRIALS_PER_METHOD} trials" in runner.dry_run(config)
+    two = replace(config.plan, variants=lambda tuned: chosen[:2])  # less to train
+    path = runner.run(replace(config, plan=two), progress=False)
     assert Counter(row["method"] for row in content(other.path("choose", tmp_path), TRIAL_COLUMNS)) == {
-        "hard": TRIALS_PER_METHOD,
-        "kd": TRIALS_PER_METHOD,
+        variant.name: TRIALS_PER_METHOD for variant in chosen[:2]
     }
     assert {row["tuned_on"] for row in content(path)} == {"article-student, 30 images, 2 epochs"}
 
@@ -1051,16 +1056,17 @@ def test_choices_made_with_another_student_teacher_or_batch_are_refused(
         for row in made:
             table.append(row | change)
     options = {"trials_file": file, "defaults": False, "seeds": (0,), "excluded_classes": (1,), "tuning_seeds": (1000,)}
-    config = study_config(budget, tmp_path, "missing-class", **options)
     other = replace(budget, **change)
     found, expected = (
         re.escape(f"{one.student}, taught by {one.teacher}, with {one.optimizer} and batches of {one.batch_size}")
         for one in (other, budget)
     )
-    for attempt in (runner.dry_run, partial(runner.run, progress=False)):
-        with pytest.raises(ValueError, match=f"holds settings of {found}; this study has {expected}.*--retune"):
-            attempt(config)
-    assert f"{2 * TRIALS_PER_METHOD} trials" in runner.dry_run(
+    for plan, advice in (("missing-class", "without --choices"), ("short", "with --retune")):
+        config = study_config(budget, tmp_path, plan, **options)
+        for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+            with pytest.raises(ValueError, match=f"holds settings of {found}; this study has {expected}.*{advice}"):
+                attempt(config)
+    assert "trials on the validation split" in runner.dry_run(
         replace(config, retune=True)
     )  # then none of the settings is taken
 
@@ -1379,6 +1385,8 @@ def test_the_command_runs_plans_and_repeats(
     assert (code, out) == (0, f"Row 2 of {path}: the same to the bit.\n")
     both = call("controls", *options(budget, tmp_path), "--images", "30", "--dry")[1]
     assert both.count("runs of the study") == 2
+    unseen = call("missing-class", *options(budget, tmp_path), "--left-out", "0", "--left-out", "1", "--dry")[1]
+    assert "8 runs of the study" in unseen
     code, _, err = call("kontrols")
     assert code == 2
     assert err.startswith("kdlib: There is no plan of runs named 'kontrols'. Did you mean 'controls'?")
@@ -1392,9 +1400,18 @@ def test_the_command_runs_plans_and_repeats(
         (["--again", "x.csv", "--images", "30", "--epochs", "2"], "does not take --images, --epochs"),
         (["short", "--again", "x.csv"], "does not take the plan"),
         (["--row", "2"], "--row .* --again FILE"),
+        (["missing-class", "--method", "kd"], "--method .* plan"),
+        (["full", "--method", "kd"], "--method .* plan"),
+        (["kontrols", "--method", "kd"], "--method .* plan"),
+        (["--left-out", "0"], "--left-out .* missing-class"),
+        (["grid", "--left-out", "0"], "--left-out .* missing-class"),
+        (["--method", "kd", "--left-out", "0"], "--left-out .* missing-class"),
+        (["--choices", "x.csv", "--retune"], "--retune .* short"),
+        (["grid", "--choices", "x.csv", "--retune"], "--retune .* short"),
+        (["--method", "kd", "--choices", "x.csv", "--retune"], "--retune .* short"),
     ],
 )
-def test_options_that_do_not_go_with_again_are_refused(
+def test_options_that_would_be_passed_over_are_refused(
     given: list[str],
     message: str,
     tmp_path: Path,
@@ -1652,6 +1669,27 @@ def test_an_unknown_column_and_a_damaged_history_are_refused(tmp_path: Path) -> 
     files.save_tensors(HistoryFile(path).path, {"a": torch.zeros(3)}, {})
     with pytest.raises(ValueError, match="does not hold loss, .*Restore it, or move it away"):
         HistoryFile(path)
+
+
+@pytest.mark.parametrize(
+    ("beside", "kind"), [(HistoryFile, "methods"), (HistoryFile, "choose"), (PredictionsFile, "methods")]
+)
+def test_a_damaged_file_beside_the_rows_is_refused_before_anything_runs(
+    beside: type[HistoryFile | PredictionsFile],
+    kind: str,
+    budget: Budget,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found when the answers or epochs of a run are to be added, it would cost that run."""
+    monkeypatch.setattr(experiment, "LONG_EPOCH", 1)
+    monkeypatch.setattr(WorkerPool, "run", lambda *args, **options: pytest.fail("a run was begun"))
+    path = beside(budget.path(kind, tmp_path)).path
+    path.write_bytes(b"")
+    config = study_config(budget, tmp_path, defaults=kind == "methods")
+    for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            attempt(config)
 
 
 # --- several processes -------------------------------------------------------------------------------------------

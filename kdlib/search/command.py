@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -75,6 +76,8 @@ def search(
     load_optuna()  # before the data are read
     check_whole(0, judge_seeds=judge_seeds)
     check_whole(workers=workers)
+    if max_latency is not None and not 0 < max_latency < math.inf:
+        raise ValueError(f"--max-latency is a positive number of milliseconds; got {max_latency:g}.")
     if judge_seeds == 1:
         raise ValueError("One seed says nothing about spread: give --judge-seeds 2 at least, five as a rule, or 0.")
     try:

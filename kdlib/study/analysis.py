@@ -64,7 +64,7 @@ def load(
     budget = Budget(student=student, teacher=teacher, images=images, optimizer=optimizer)
     folder = data_dir() / "results" if folder is None else Path(folder)
     sources = [budget.path(kind, folder)]
-    rows = _read_runs(sources[0], kind, budget)
+    rows = _read_runs(sources[0], kind, budget, excluded_class if kind == "missing-class" else None)
     if kind == "grid" and baseline == "hard":  # tuned as kd was, which alpha = 1 in the grid is not
         sources.append(budget.path("methods", folder))
         seeds = {row["seed"] for row in rows}
@@ -75,14 +75,19 @@ def load(
     return Results(kind, tuple(rows), baseline, tuple(sources))
 
 
-def _read_runs(path: Path, kind: str, budget: Budget) -> list[dict[str, str]]:
-    """The rows of a file, each with the processor that it was made on, "" where that is not known."""
+def _read_runs(path: Path, kind: str, budget: Budget, excluded_class: int | None = None) -> list[dict[str, str]]:
+    """The rows of a file, each with the processor that it was made on, "" where that is not known.
+
+    excluded_class: the one that is asked for, and that the command in an error message excludes.
+    """
     command = f"kdlib study {PLAN_OF_KIND[kind]} --student {budget.student} --teacher {budget.teacher}"
     command += f" --images {budget.images}"
     if path.parent.resolve() != (data_dir() / "results").resolve():
         command += f" --out {shlex.quote(str(path.parent))}"
     if budget.optimizer != method_specs.SGD:
         command += f" --optimizer {budget.optimizer}"
+    if excluded_class is not None:
+        command += f" --left-out {excluded_class}"
     if not path.is_file():
         others = sorted(one.name for one in path.parent.glob(f"{kind}-*.csv"))
         existing = f" Of this kind there are: {', '.join(others)}." if others else ""

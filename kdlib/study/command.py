@@ -46,11 +46,12 @@ def study(
         ),
     ] = None,
     retune: Annotated[
-        bool, typer.Option("--retune", help="Take only the best of each family from --choices; tune settings anew.")
+        bool,
+        typer.Option("--retune", help="short: take only the best of each family from --choices; tune settings anew."),
     ] = False,
     defaults: Annotated[bool, typer.Option("--defaults", help="No trials: the start settings of each method.")] = False,
     excluded_classes: Annotated[
-        list[int] | None, typer.Option("--left-out", help="missing-class: the class; repeat it for more.")
+        list[int] | None, typer.Option("--left-out", help="missing-class: the class; repeat it for more; default: 3.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; default: data/results.", callback=expand_user)
@@ -81,7 +82,7 @@ def study(
     from kdlib.study import plans, runner
     from kdlib.study.runs_file import check_encodable
 
-    _check_again(context)
+    _check_given(context)
     if again is not None:
         raise typer.Exit(_reproduce(again, row, cache, device, precision))
     architectures = student or ["resnet8"]
@@ -89,6 +90,11 @@ def study(
         check_encodable(data=data, teacher=teacher, student=architecture)
     first = plans.TUNING_SEEDS[0]
     chosen = plans.of_methods(methods) if methods else plans.find(plan)
+    if excluded_classes and not chosen.excludes_classes:
+        raise ValueError(
+            "--left-out names the class of the plan missing-class; other runs see all classes. Give that plan, or no "
+            "--left-out."
+        )
     configs = [
         runner.StudyConfig(
             plan=chosen,
@@ -121,8 +127,8 @@ def study(
         raise typer.Exit(130) from None
 
 
-def _check_again(context: typer.Context) -> None:
-    """Raise ValueError for options that --again would pass over, and for --row without it."""
+def _check_given(context: typer.Context) -> None:
+    """Raise ValueError for what --again or --method would pass over, and for --row without --again."""
     sources = {param: context.get_parameter_source(param.name or "") for param in context.command.params}
     given = {param.name: param.opts[0] for param, source in sources.items() if source and source.name == "COMMANDLINE"}
     others = [f"the {option}" if option == name else option for name, option in given.items() if name not in WITH_AGAIN]
@@ -133,6 +139,10 @@ def _check_again(context: typer.Context) -> None:
         )
     if "row" in given and "again" not in given:
         raise ValueError("--row says which row is repeated, and no file is named. Give --again FILE, or no --row.")
+    if "plan" in given and "methods" in given:
+        raise ValueError(
+            "--method names the methods in place of a plan, and a plan is given as well. Leave one of the two out."
+        )
 
 
 def _reproduce(file: Path, row: int, cache: Path, device: str, precision: str) -> int:

@@ -166,13 +166,15 @@ class Plan:
     """A plan of runs.
 
     kind: of the file that they go to. tuned: the methods to tune settings for. variants: the methods to run, given
-    what is tuned. excludes_classes: whether each run leaves out a class.
+    what is tuned. excludes_classes: whether each run leaves out a class. chooses_methods: whether what is tuned decides
+    which methods are run.
     """
 
     kind: str
     tuned: tuple[MethodSpec, ...]
     variants: Callable[[Tuned], list[Variant]]
     excludes_classes: bool = False
+    chooses_methods: bool = False
 
     def run_configs(
         self,
@@ -267,7 +269,7 @@ def _missing_class(tuned: Tuned) -> list[Variant]:
 
 PLANS = {
     "full": Plan("methods", FULL, _full),
-    "short": Plan("methods", (*FULL, *_named("shuffled")), _short),
+    "short": Plan("methods", (*FULL, *_named("shuffled")), _short, chooses_methods=True),
     "controls": Plan("methods", CONTROLS, _controls),
     "grid": Plan("grid", _named("kd"), _grid),
     "missing-class": Plan("missing-class", _named("hard", "kd"), _missing_class, excludes_classes=True),

@@ -73,10 +73,11 @@ def _rows_of_file(path: Path) -> list[tuple[str, ...]]:
         key = (f"`{_command(session, path.parent)}`", _machine(session), _versions(session))
         groups.setdefault(key, []).append(session)
     rows, session_of = [], session_of_each_row(path, len(runs))
-    for (command, machine, versions), sessions in groups.items():
+    for (command, _, versions), sessions in groups.items():
         hours = f"{sum(session.get('hours', 0.0) for session in sessions):.1f}"
         made = [run for run, session in zip(runs, session_of, strict=True) if session in sessions]
         if made:  # else it was stopped before its first run was finished
+            machine = _machine(sessions[0], made)
             rows.append((f"`{path.name}`", _count(made), command, machine, _dates(sessions), versions, hours))
     rows = rows or [(f"`{path.name}`", _count(runs), "not known", "", "", "", "")]
     return [tuple(cell.replace("|", "\\|") for cell in row) for row in rows]
@@ -103,11 +104,13 @@ def _command(session: Mapping[str, Any], folder: Path) -> str:
     return shlex.join(kept)
 
 
-def _machine(session: Mapping[str, Any]) -> str:
+def _machine(session: Mapping[str, Any], runs: Sequence[Mapping[str, str]] = ()) -> str:
+    """The machine in words. runs: those made there; a worker has only a share of the session's threads."""
     machine = session.get("machine", {})
     parts = [machine.get("processor"), machine.get("gpu"), machine.get("system")]
-    cores, threads = machine.get("cores"), machine.get("threads")
-    parts.insert(1, f"{cores} cores, {threads} thread{'s' * (threads != 1)}" if cores else None)
+    counts = sorted({int(run["threads"]) for run in runs if run.get("threads")}) or [machine.get("threads")]
+    cores, threads = machine.get("cores"), " and ".join(map(str, counts))
+    parts.insert(1, f"{cores} cores, {threads} thread{'s' * (counts != [1])}" if cores else None)
     return ", ".join(part for part in parts if part) or "not known"
 
 

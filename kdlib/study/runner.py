@@ -42,8 +42,9 @@ class StudyConfig:
     out: folder of the results, default data/results. cache: scratch folder for teacher outputs (some gigabytes for each
     seed under way: one, or at most as many as there are workers) and checkpoints of unfinished runs; they are removed
     when a seed is done. trials_file: trials to take the settings from, made for the same student, teacher, optimiser
-    and batch size with other images or epochs (--choices); with `retune` only the best of each family are taken from
-    it, of any budget, and their settings are tuned anew. defaults: no trials, the start settings of each method.
+    and batch size with other images or epochs (--choices); with `retune`, for the plan "short" alone, only the best of
+    each family are taken from it, of any budget, and their settings are tuned anew. defaults: no trials, the start
+    settings of each method.
     excluded_classes: for the plan "missing-class" (--left-out). workers: how many runs at a time, each in a process of
     its own that has its share of torch's threads.
     Raises TypeError for a plan by its name, ValueError for seeds that serve twice, options that contradict each other,
@@ -73,6 +74,11 @@ class StudyConfig:
             )
         if self.retune and self.trials_file is None:
             raise ValueError("--retune takes the best of each family from --choices FILE: name that file.")
+        if self.retune and not self.plan.chooses_methods:
+            raise ValueError(
+                "--retune is for the plan short, which takes the best of each family from --choices; this plan has "
+                "methods of its own. Leave out both options: their settings are then tuned anew."
+            )
         excluded = self.excluded_classes
         if len(set(excluded)) != len(excluded):
             raise ValueError(f"--left-out names a class twice: {', '.join(map(str, excluded))}. Name each once.")
@@ -258,9 +264,14 @@ class _Study:
         return Counter(config.spec.name for config in self._run_configs({}) if config.key not in finished)
 
     def check_files(self, rows: Sequence[Row], trial_rows: Sequence[Row]) -> None:
-        """Raise ValueError, before hours of work, for rows that this study cannot go on with."""
+        """Raise ValueError, before hours of work, for rows, or files beside them, that this study cannot go on with."""
         self.experiment.check_rows(self.runs_path, rows)
         self.experiment.check_rows(self.trials_path, trial_rows)
+        # A damaged one is refused now: found when a finished run is to be added to it, it would cost that run.
+        PredictionsFile(self.runs_path)
+        if self.experiment.keeps_history:
+            for path in [self.runs_path, self.trials_path] if self.config.needs_tuning else [self.runs_path]:
+                HistoryFile(path)
         if not self.config.needs_tuning:
             self.run_configs(rows)
             return
@@ -332,7 +343,7 @@ class _Study:
         if untuned and not self.config.defaults:
             raise ValueError(
                 f"{self.config.trials_file} holds no trials of {', '.join(untuned)}, which this plan needs. Tune their "
-                "settings first (the plans full and controls do), or give --retune or --defaults."
+                f"settings first (the plans full and controls do), or tune anew, {_tuning_anew(self.plan)}."
             )
 
     def _run_configs(self, tuned: Mapping[str, TunedSettings]) -> list[RunConfig]:
@@ -369,10 +380,16 @@ def _read_tuned(config: StudyConfig, budget: Budget) -> dict[str, TunedSettings]
         if trial != study:
             raise ValueError(
                 f"{config.trials_file} holds settings of {trial}; this study has {study}, for which other learning "
-                "rates and weights are best, and not equally so for all methods. Tune anew, with --retune."
+                "rates and weights are best, and not equally so for all methods. Tune anew, "
+                f"{_tuning_anew(config.plan)}."
             )
     tried = {row["method"] for row in rows}
     return plans.best_settings(rows, [spec for spec in config.plan.tuned if spec.name in tried])
+
+
+def _tuning_anew(plan: Plan) -> str:
+    """By which option a study that was given trials makes its own."""
+    return "with --retune" if plan.chooses_methods else "without --choices"
 
 
 def _pair(budget: Budget) -> str:
