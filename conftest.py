@@ -47,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.nbval_cell_timeout = SECONDS
     config.option.nbval_kernel_startup_timeout = SECONDS
     os.environ["KDLIB_PROGRESS"] = "off"  # what this learner has done would be another output
+    os.environ.setdefault("KDLIB_DEVICE", "cpu")  # whose numbers the lessons hold; another device has others
     os.environ.pop("MPLBACKEND", None)  # "Agg" would leave out pyplot's figures
 
 

@@ -1,8 +1,7 @@
 """What `kdlib.doctor` finds: each fault in ten random set-ups, and how often it says something of a hundred sound ones.
 
 .venv/bin/python benchmarks/doctor.py [--faulty 10] [--sound 100] [--fault NAME]
-
-Without options the table is written into benchmarks/README.md.
+.venv/bin/python benchmarks/doctor.py --write    the whole table, put into benchmarks/README.md as well
 """
 
 from __future__ import annotations
@@ -63,12 +62,15 @@ def _skipped(report: Report, name: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the table; with --write, put it into benchmarks/README.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faulty", type=int, default=10)
     parser.add_argument("--sound", type=int, default=100)
     parser.add_argument("--fault", action="append", choices=FAULTS)
+    parser.add_argument("--write", action="store_true", help="put the whole table into benchmarks/README.md")
     options = parser.parse_args()
+    if options.write and (options.fault or (options.faulty, options.sound) != (10, 100)):
+        parser.error("--write is for the whole table. Leave out --faulty, --sound and --fault, or --write.")
     torch.set_num_threads(1)
     nothing = collections.Counter[str](), collections.Counter[str](), 0.0
     alarms, made, seconds = measure_sound(options.sound) if options.sound else nothing
@@ -85,7 +87,7 @@ def main() -> None:
     silent = sorted(set(CHECKS) - {check for one in FAULTS.values() for check in one.checks})
     summary = f"Sound set-ups: {sum(alarms.values())} findings in {options.sound}, {seconds:.2f} s each."
     print(f"\n{summary}")
-    if not options.fault and (options.faulty, options.sound) == (10, 100):
+    if options.write:
         rounds.put_in_readme("doctor", "\n".join([*lines, "", summary]))
     print(f"Checks without a set-up of their own here: {', '.join(silent)}.")
 

@@ -69,7 +69,9 @@ class _Attempt:
 def grade_code(spec: CodeSpec, answer: Any) -> Feedback:
     """Feedback on a learner's function; raises nothing but the learner's own KeyboardInterrupt."""
     try:
-        with torch.device("cpu"):  # a learner's default device may be a GPU, where random inputs would be others
+        # A learner's default device may be a GPU, where random inputs would be others, and a cell may have switched
+        # gradients off, which the answer, in a thread of its own, would have and the reference would not.
+        with torch.device("cpu"), torch.enable_grad():
             return _grade(spec, answer)
     except Exception as error:  # such as a tensor of an exotic kind: the lesson goes on
         text = f"Your answer could not be read ({type(error).__name__}). {NEXT_STEPS[TypeError]}"
@@ -322,7 +324,6 @@ def _gradient_problem(spec: CodeSpec, answer: Any, cases: Sequence[Case]) -> str
     return ""
 
 
-@torch.enable_grad()  # a lesson may have switched it off
 def _gradients(function: Any, spec: CodeSpec, case: Case) -> list[Tensor | None]:
     """Gradients of a weighted sum of the result with respect to `grad_arguments`; None where there is none."""
     given = dict(zip(inspect.signature(spec.reference).parameters, copy.deepcopy(case.arguments), strict=True))
@@ -451,7 +452,7 @@ def _format_call(spec: CodeSpec, case: Case) -> str:
 
 def format_example(spec: CodeSpec) -> str:
     """The first case of an exercise as a call with its correct result."""
-    with torch.device("cpu"):
+    with torch.device("cpu"), torch.enable_grad():  # as in grade_code
         case = spec.cases()[0]
         value = spec.reference(*copy.deepcopy(case.arguments))
         return f"{_format_call(spec, case)}\n    gives {format_value(value)}"

@@ -15,10 +15,10 @@ Tags follow the fence, as in `python tags=["hide-output"]`:
                           prediction. They are compared like all others. JupyterLab shows their first line, so a cell
                           prints a line first that reveals nothing, such as "Parameters of both networks:"
 
-Canonical means: every cell executed, in order, in a fresh kernel with KDLIB_PROGRESS=off; ids that follow from the
-sources of the cells, so that they are the same every time and a later edit is noticed; collapsed outputs exactly where
-the tag says so; no widget state, no widget views, nothing on stderr, no times, no versions; keys sorted; a newline at
-the end. Writing a lesson again changes nothing but the outputs of cells with the tag nbval-ignore-output.
+Canonical means: every cell executed, in order, in a fresh kernel with KDLIB_PROGRESS=off, on the CPU; ids that follow
+from the sources of the cells, so that they are the same every time and a later edit is noticed; collapsed outputs
+exactly where the tag says so; no widget state, no widget views, nothing on stderr, no times, no versions; keys sorted;
+a newline at the end. Writing a lesson again changes nothing but the outputs of cells with the tag nbval-ignore-output.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def execute(notebook: NotebookNode, name: str, folder: Path) -> None:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    environment = {**os.environ, "KDLIB_PROGRESS": "off"}
+    environment = {"KDLIB_DEVICE": "cpu", **os.environ, "KDLIB_PROGRESS": "off"}
     environment.pop("MPLBACKEND", None)  # "Agg" would leave out pyplot's figures
     client = NotebookClient(
         notebook,

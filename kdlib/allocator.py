@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 
 # glibc's environment variables, which it reads as a process starts; for this process, mallopt's parameters (malloc.h),
 # and bytes, the largest first: an older glibc refuses a first threshold above 32 MiB, and one that was refused beside a
@@ -22,7 +23,12 @@ def keep_freed_memory() -> None:
     trainings of a ResNet-8 side by side, on two cores, took 1.4 times as long. A variable of these, or GLIBC_TUNABLES,
     that is set already stays as it is. Without glibc (macOS, Windows, Alpine) nothing happens.
     """
-    if platform.libc_ver()[0] != "glibc" or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+    # Elsewhere libc_ver opens Python's own file, which from Microsoft's store is an empty one that cannot be opened.
+    if (
+        sys.platform != "linux"
+        or platform.libc_ver()[0] != "glibc"
+        or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    ):
         return
     mallopt = ctypes.CDLL(None).mallopt
     for variable, (parameter, sizes) in _SETTINGS.items():

@@ -447,7 +447,7 @@ def _per_channel(step: Tensor, weight: Tensor) -> Tensor:
 def _round(weight: Tensor, bits: int) -> Tensor:
     near = off_mps(weight)  # no fake quantization on MPS
     largest, step = _largest(bits), _steps(near, bits)
-    zero = torch.zeros(len(step), dtype=torch.int32, device=near.device)
+    zero = torch.zeros(len(step), device=near.device)  # of whole numbers torch reads the range, and waits for the GPU
     return torch.fake_quantize_per_channel_affine(near, step, zero, 0, -largest, largest).to(weight.device)
 
 

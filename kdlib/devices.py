@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,17 +94,16 @@ class DeviceConfig:
 
     def move(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, in the `memory_order` there."""
-        volumes = any(one.ndim == 5 for one in (*model.parameters(), *model.buffers()))  # have no such order
-        if volumes or memory_order(self.device) == torch.contiguous_format:
+        if any(one.ndim == 5 for one in (*model.parameters(), *model.buffers())):  # volumes have no such order
             return model.to(self.device)
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        return model.to(self.device, memory_format=memory_order(self.device))  # type: ignore[call-overload]  # torch's stub lacks it
 
     @contextlib.contextmanager
     def borrow(self, model: nn.Module) -> Iterator[None]:
         """Inside the block the model is on the device, as `move` does it; afterwards where and as it lay before."""
         home = next((p.device for p in model.parameters()), torch.device("cpu"))
         # Kept, not made anew at the end: that leaves holes in memory as large as the weights.
-        before = {name: t.data for name, t in _tensors(model) if t.ndim == 4 and t.is_contiguous()}
+        before = {name: t.data for name, t in _tensors(model) if t.ndim == 4}
         try:
             self.move(model)
             yield
@@ -116,7 +117,7 @@ class DeviceConfig:
 
     def move_images(self, images: Tensor) -> Tensor:
         """The images on the device, in the same memory order."""
-        return to_device(images, self.device).to(memory_format=memory_order(self.device))
+        return move_maps(images, self.device)
 
     def __str__(self) -> str:
         return f"{self.device}, {'bfloat16' if self.bfloat16 else 'float32'}{', compiled' * self.compile}"
@@ -150,14 +151,19 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
+def move_maps(maps: Tensor, device: torch.device | str) -> Tensor:
+    """Maps or images, B x C x H x W, on the device and in the `memory_order` there."""
+    # Not contiguous(): maps of one channel count as such in either order, and keep their strides, by which kernels go.
+    return to_device(maps, device).to(memory_format=memory_order(device))
+
+
 def move_batch(batch: Any, device: torch.device | str) -> Any:
     """A batch with all its tensors on the device, maps in the `memory_order` there.
 
     batch: a tensor, a tuple, list or dict of them, one in the other, or an object with a method `to`.
     """
     if isinstance(batch, Tensor):
-        moved = to_device(batch, device)
-        return moved.contiguous(memory_format=memory_order(device)) if moved.ndim == 4 else moved
+        return move_maps(batch, device) if batch.ndim == 4 else to_device(batch, device)
     if isinstance(batch, Mapping):  # a dict, or transformers' BatchEncoding
         return {name: move_batch(value, device) for name, value in batch.items()}
     if callable(getattr(batch, "to", None)):  # also a PackedSequence, a tuple whose sizes stay on the CPU
@@ -228,9 +234,12 @@ def seed_rng(seed: int, device: torch.device) -> None:
 def resolve(device: str = "auto", precision: str = "auto", compile: bool = False) -> DeviceConfig:
     """The device and precision to use: "auto" takes CUDA, then MPS, then the CPU, and bfloat16 where the chip has it.
 
-    Several processes share a training on CUDA or on the CPU: nothing adds up gradients between MPS devices.
+    The environment variable KDLIB_DEVICE says what "auto" takes instead: on "cpu" the notebooks were executed. Several
+    processes share a training on CUDA or on the CPU: nothing adds up gradients between MPS devices. In "fp32" the
+    convolutions of a newer CUDA card round what they multiply to three digits (TF32), unless
+    torch.backends.cudnn.allow_tf32 is False.
     Raises ValueError for an unknown precision, for a device that this machine does not have, and among several
-    processes for another GPU than this one's.
+    processes for another GPU than this one's. UserWarning for torch.compile on MPS.
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
@@ -238,17 +247,26 @@ def resolve(device: str = "auto", precision: str = "auto", compile: bool = False
     several = distributed.world_size() > 1
     mps = torch.backends.mps.is_available() and not several
     available = ["cuda"] * (gpus > 0) + ["mps"] * mps + ["cpu"]
-    chosen = _parse(available[0] if device == "auto" else str(device))
+    default = os.environ.get("KDLIB_DEVICE", "auto")
+    device = default if device == "auto" else str(device)
+    chosen = _parse(available[0] if device == "auto" else device)
     if chosen is not None and chosen.type == "mps" and several:
         raise ValueError("Several processes cannot share a training on MPS: start one, or give --device cpu.")
     if chosen is None or chosen.type not in available or (chosen.type == "cuda" and (chosen.index or 0) >= gpus):
         shown = ", ".join([f"cuda:{gpu}" for gpu in range(gpus)] + [kind for kind in available if kind != "cuda"])
-        raise ValueError(f"This machine has no device {str(device)!r} that torch can use. It has: {shown}.")
+        whose = " (KDLIB_DEVICE)" if device == default else ""
+        raise ValueError(f"This machine has no device {device!r}{whose} that torch can use. It has: {shown}.")
     # Its own has a number, too: what process_group set, and a training loop may say it so.
     if several and chosen.type == "cuda" and chosen.index not in (None, torch.cuda.current_device()):
         raise ValueError(
-            f"Under torchrun each process takes a GPU of its own, so not all of them can take {str(device)!r}: give "
+            f"Under torchrun each process takes a GPU of its own, so not all of them can take {device!r}: give "
             "--device cuda."
+        )
+    if compile and chosen.type == "mps":
+        warnings.warn(
+            "torch.compile is a prototype on MPS: it can fail in the backward pass, and its numbers can be wrong. "
+            "Leave compile out.",
+            stacklevel=3,
         )
     return DeviceConfig(chosen, supports_bfloat16(chosen) if precision == "auto" else precision == "bf16", compile)
 

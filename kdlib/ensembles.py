@@ -215,7 +215,8 @@ class Specialists(nn.Module):
         joined = gate.float().log_softmax(dim=1)
         for group, answer in zip(groups, answers, strict=True):
             of_group = joined[:, group].logsumexp(dim=1, keepdim=True)
-            joined = joined.index_copy(1, group, of_group + answer.log_softmax(dim=1))
+            # Not index_copy, which MPS has only from torch 2.8 on.
+            joined = joined.scatter(1, group.expand(len(joined), -1), of_group + answer.log_softmax(dim=1))
         return joined
 
     def _answer(self, number: int, *args: Any, **kwargs: Any) -> Tensor:

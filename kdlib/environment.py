@@ -29,10 +29,18 @@ EXTRAS = {  # what pip installs for an extra, by the names under which Python im
     "timm": ("timm",),
 }
 INTACT = "intact"
-# Into this Python, whichever pip is first on the path.
-_PYTHON = f'"{sys.executable}"' if " " in sys.executable else sys.executable
-_PIP = f"{_PYTHON} -m pip install"
 OF_THE_LESSONS = ("course", "compress", "export", "search")  # without one of these some lesson stops
+
+
+def as_command(program: str, windows: bool = os.name == "nt") -> str:
+    """How a shell is told to run a program whose path may hold a blank; on Windows it is PowerShell."""
+    if " " not in program:
+        return program
+    return f'& "{program}"' if windows else f'"{program}"'  # by itself PowerShell takes it for a text
+
+
+_PYTHON = as_command(sys.executable)
+_PIP = f"{_PYTHON} -m pip install"  # into this Python, whichever pip is first on the path
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,9 @@ def in_a_sentence(error: Exception) -> str:
     text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."  # a user may give any name
     if isinstance(error, MemoryError) or re.search(_OF_MEMORY, text):
         return (
-            f"There is not enough memory ({text or 'it could not be allocated'}). Take fewer images, fewer views or a "
-            "smaller batch; or store no outputs of the teacher: --views 0."
+            f"There is not enough memory ({text or 'it could not be allocated'}). Take fewer images, fewer views, a "
+            "smaller batch or fewer --workers; or store no outputs of the teacher, --views 0. Where it is a GPU's: "
+            "--device cpu."
         )
     if "DataLoader worker" in text:
         return (

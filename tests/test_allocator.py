@@ -89,6 +89,15 @@ def test_an_older_library_is_asked_for_less(monkeypatch: pytest.MonkeyPatch) -> 
     assert [os.environ[name] for name in variables[:2]] == [str(taken[-3]), str(taken[-1])]
 
 
+def test_another_system_is_not_asked_for_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_opened() -> tuple[str, str]:
+        raise OSError("Invalid argument")
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(platform, "libc_ver", not_opened)
+    keep_freed_memory()
+
+
 @pytest.mark.parametrize("command", ["kdlib.cli", "course.lab", "course.notebooks"])
 def test_the_commands_ask_for_it(command: str) -> None:
     code = (

@@ -14,7 +14,7 @@ from on_mps import MPS, Mps
 from torch import nn
 
 from kdlib import devices
-from kdlib.data import DataModule
+from kdlib.data import Batch, DataModule
 from kdlib.devices import DeviceConfig, resolve, supports_bfloat16
 from kdlib.recipes import OPTIMIZERS, SCHEDULES, Recipe
 
@@ -24,6 +24,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def machine(monkeypatch):
     """A machine with the given chips, whatever this one has."""
+    monkeypatch.delenv("KDLIB_DEVICE", raising=False)
 
     def make(*, cuda: int = 0, mps: bool = False, cuda_bf16: bool = False, avx512: bool = False, amx: bool = False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
@@ -94,6 +95,24 @@ def test_of_several_cards_the_one_that_is_used_is_asked(monkeypatch):
     assert supports_bfloat16(torch.device("cuda:1"))
 
 
+def test_the_environment_says_what_auto_takes(machine, monkeypatch: pytest.MonkeyPatch):
+    machine(cuda=1)
+    monkeypatch.setenv("KDLIB_DEVICE", "cpu")
+    assert resolve("auto").device == CPU
+    assert resolve("cuda").device.type == "cuda"
+    monkeypatch.setenv("KDLIB_DEVICE", "gpu")
+    with pytest.raises(ValueError, match=r"no device 'gpu' \(KDLIB_DEVICE\) that torch can use. It has: cuda:0, cpu"):
+        resolve("auto")
+    with pytest.raises(ValueError, match="no device 'xpu:7' that torch"):
+        resolve("xpu:7")
+
+
+def test_a_compiled_training_on_mps_is_warned_of(machine):
+    machine(mps=True)
+    with pytest.warns(UserWarning, match="prototype on MPS"):
+        assert resolve("mps", compile=True).compile
+
+
 def test_precision_is_obeyed_whatever_the_chip(machine):
     for chip in (True, False):
         machine(avx512=chip)
@@ -157,12 +176,26 @@ def test_on_mps_nothing_is_brought_into_channels_last():
         def to(self, *args: object, **options: object) -> dict[str, object]:  # type: ignore[override]
             return options
 
-    images = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5).to(memory_format=torch.channels_last)
     config = DeviceConfig(MPS, False)
     with Mps():
-        assert config.move(Network(1, 1, 1)) == {}
-        moved = [config.move_images(images), devices.move_batch(images, MPS), devices.move_batch([images], MPS)[0]]
-    assert [one.is_contiguous() for one in moved] == [True] * 3
+        assert config.move(Network(1, 1, 1)) == {"memory_format": torch.contiguous_format}
+        for channels in (1, 3):  # of one channel maps count as contiguous in either order
+            plain = torch.arange(2 * channels * 4 * 5.0).view(2, channels, 4, 5)
+            images = plain.to(memory_format=torch.channels_last)
+            assert images.stride() != plain.stride()
+            batch = Batch(images, torch.zeros(2).long(), torch.arange(2), 0, "")
+            moved = [config.move_images(images), *devices.move_batch([images, batch], MPS)]
+            strides = [one.images.stride() if isinstance(one, Batch) else one.stride() for one in moved]
+            assert strides == [plain.stride()] * 3
+
+
+def test_a_network_in_channels_last_comes_back_from_mps_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(devices, "memory_order", lambda device: torch.contiguous_format)
+    network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    before = network.weight.stride()
+    with DeviceConfig(CPU, False).borrow(network):
+        assert network.weight.is_contiguous()
+    assert network.weight.stride() == before
 
 
 class Recorder:
@@ -179,6 +212,7 @@ def test_only_a_copy_to_cuda_may_still_be_under_way(device: str, waits: bool):
 
 
 def test_several_processes_do_not_share_a_training_on_mps(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("KDLIB_DEVICE", raising=False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve("auto").device.type == "mps"

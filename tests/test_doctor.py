@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import random
 import shutil
+import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +34,33 @@ from kdlib.hooks import ModelOutput
 from kdlib.losses import kd
 from kdlib.study import method_specs
 from kdlib.study.method_specs import METHODS
+
+
+def test_the_benchmark_writes_its_table_only_when_it_is_asked_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(Path(data.__file__).parents[2] / "benchmarks")
+    benchmark = importlib.import_module("doctor")
+    written: list[tuple[str, str]] = []
+    monkeypatch.setattr(benchmark.rounds, "put_in_readme", lambda *given: written.append(given))
+    monkeypatch.setattr(benchmark, "measure_sound", lambda number: (Counter(), Counter(), 0.0))
+    monkeypatch.setattr(benchmark, "measure_fault", lambda name, number: (number, 0.0, Counter()))
+
+    def run(*options: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["doctor.py", *options])
+        benchmark.main()
+
+    run()
+    assert written == []
+    run("--write")
+    ((name, table),) = written
+    assert name == "doctor"
+    assert table in capsys.readouterr().out
+    for options in (["--faulty", "3"], ["--sound", "0"], ["--fault", next(iter(FAULTS))]):
+        with pytest.raises(SystemExit):
+            run("--write", *options)
+        assert "--write" in capsys.readouterr().err
+    assert len(written) == 1
 
 
 def said(report: Report) -> set[str]:

@@ -66,6 +66,51 @@ def test_the_weight_of_one_of_kdlibs_own_methods_is_a_doubt_at_most() -> None:
     assert examine(distiller, c.batches[:2], optimizer=torch.optim.SGD(distiller.parameters(), 0.1)).sound
 
 
+class LossInside(nn.Module):
+    """A network that computes the loss on its labels itself, as transformers' models do."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        logits = self.network(x)
+        return {"loss": F.cross_entropy(logits, y), "logits": logits}
+
+
+BESIDE = ("a loss inside the network", "a division for gradient accumulation", "a loss on features")
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_weight_beside_a_loss_that_probes_do_not_show_is_a_doubt_at_most(name: str) -> None:
+    c = case(5)
+    student = LossInside(c.student)
+
+    def step(batch: Any) -> Tensor:
+        x, y = batch
+        with torch.no_grad():
+            t, theirs = c.teacher(x), c.teacher.blocks(x).mean((1, 2, 3))
+        own = student(x, y)
+        soft = kd(own["logits"], t, 2.0)
+        if name == BESIDE[0]:
+            return 0.5 * own["loss"] + 0.5 * soft
+        if name == BESIDE[1]:
+            return soft / 4
+        features = F.mse_loss(c.student.blocks(x).mean((1, 2, 3)), theirs)
+        return 0.5 * F.cross_entropy(own["logits"], y) + 0.25 * soft + 0.25 * features
+
+    report = examine(student=student, teacher=c.teacher, step=step, batches=c.batches[:2])
+    assert [one.severity for one in report.find("loss-temperature")] == ["doubt"]
+    assert report.sound, str(report)
+
+
+def test_a_small_weight_of_kdlibs_own_method_beside_features_is_a_doubt_at_most() -> None:
+    c = case(5)
+    method = 0.25 * methods.Logit(2.0, alpha=0.0) + methods.Feature({"blocks.1": "blocks.1"})
+    distiller = Distiller(c.student, c.teacher, method, example=c.batches[0])
+    assert examine(distiller, c.batches[:2], optimizer=torch.optim.SGD(distiller.parameters(), 0.1)).sound
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_another_temperature_than_was_said_is_a_fault(temperature: float) -> None:
     report = on_logits(lambda s, t, y: 0.1 * F.cross_entropy(s, y) + 0.9 * kd(s, t, temperature), temperature=4)
@@ -169,6 +214,33 @@ def test_a_gradient_that_is_infinite_does_not_reach_the_student() -> None:
     (found,) = examine(student=student, teacher=teacher, loss=loss, batches=batches).find("term-reach")
     assert "'root'" in found.measured
     assert "not finite" in found.measured
+
+
+def term_names(kind: str) -> list[str]:
+    """How serious it is what these terms are called."""
+    c = case(5)
+
+    def step(batch: Any) -> dict[str, Tensor]:
+        x, y = batch
+        with torch.no_grad():
+            t, theirs = c.teacher(x), c.teacher.blocks(x).mean((1, 2, 3))
+        s, ours = c.student(x), c.student.blocks(x).mean((1, 2, 3))
+        hard, soft = F.cross_entropy(s, y), kd(s, t, 4.0)
+        terms = {
+            "layers": {"ce": hard, "distill": F.mse_loss(ours, theirs)},
+            "swapped": {"ce": soft, "kd": hard},
+            "one of them": {"ce": soft, "features": F.mse_loss(ours, theirs)},
+        }
+        return terms[kind]
+
+    report = examine(student=c.student, teacher=c.teacher, step=step, batches=c.batches[:2])
+    return [one.severity for one in report.find("term-names")]
+
+
+def test_terms_whose_names_are_swapped_are_a_fault_and_distillation_of_layers_is_none() -> None:
+    assert term_names("layers") == []
+    assert term_names("swapped") == ["fault"]
+    assert term_names("one of them") == ["doubt"]
 
 
 def with_terms(terms: Callable[[Tensor, Tensor], dict[str, Tensor]], **options: Any) -> Report:
@@ -299,6 +371,149 @@ def test_labels_with_one_logit_each_may_leave_places_out(places: tuple[int, ...]
     assert "loss-padding" in examine(**options, loss=lambda s, t, y: loss(s, t, y, False)).passed
     (found,) = examine(**options, loss=lambda s, t, y: loss(s, t, y, True)).find("loss-padding")
     assert found.severity == severity
+
+
+def test_one_logit_for_each_sample_is_not_compared_with_the_labels() -> None:
+    x = torch.randn(256, 6)
+    batches = list(zip(x.split(64), (x[:, 0] > 0).long().split(64), strict=True))
+    student, teacher = nn.Linear(6, 1), nn.Linear(6, 1)
+    nn.init.zeros_(teacher.weight)
+    teacher.weight.data[0, 0] = 2.0
+    report = examine(student=student, teacher=teacher, loss=lambda s, t: F.mse_loss(s, t), batches=batches)
+    for check in ("teacher-accuracy", "teacher-pairing", "teacher-smoothing"):
+        assert "one logit" in report.skipped[check]
+
+
+def test_samples_of_one_class_say_nothing_of_a_teachers_accuracy() -> None:
+    """As from folders that nobody shuffled; a teacher that is right about seven in ten of them."""
+    batches = [(torch.randn(128, 6), torch.zeros(128).long()) for _ in range(4)]
+    answers = 4.0 * F.one_hot((torch.arange(128) % 10 >= 7).long(), 3)
+    report = examine(
+        student=nn.Linear(6, 3), teacher=lambda batch: answers, loss=lambda s, t: kd(s, t, 4.0), batches=batches
+    )
+    assert report.sound, str(report)
+    assert "shuffled" in report.skipped["teacher-accuracy"]
+
+
+# -------------------- steps that make their own batches
+
+BY_LABEL = ("teacher-accuracy", "teacher-pairing", "class-order", "normalisation", "teacher-worse")
+
+
+def with_inputs(change: Callable[[Tensor], Tensor]) -> Report:
+    """Of a step that changes its pictures, which have been mirrored at random, before both networks see them."""
+    c = case(0)
+
+    def step(batch: Any) -> Tensor:
+        x, y = batch
+        x = change(torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x))
+        with torch.no_grad():
+            t = c.teacher(x)
+        return 0.5 * F.cross_entropy(c.student(x), y) + 0.5 * kd(c.student(x), t, 4.0)
+
+    return examine(student=c.student, teacher=c.teacher, step=step, batches=c.batches)
+
+
+def cut_and_mixed(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :, :10] = x.roll(1, 0)[:, :, :10]
+    return x
+
+
+MIXED: dict[str, Callable[[Tensor], Tensor]] = {
+    "Mixup": lambda x: 0.1 * x + 0.9 * x[torch.randperm(len(x))],
+    "CutMix": cut_and_mixed,
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_pictures_that_a_step_mixes_are_not_compared_with_labels(name: str) -> None:
+    report = with_inputs(MIXED[name])
+    assert not any(report.find(check) for check in BY_LABEL), str(report)
+    assert all("Mixup" in report.skipped[check] for check in BY_LABEL)
+
+
+def test_pictures_that_a_step_changes_one_by_one_are_compared_with_labels() -> None:
+    assert "teacher-accuracy" in with_inputs(lambda x: x).passed
+    assert any(with_inputs(lambda x: x[torch.randperm(len(x))]).find(check) for check in BY_LABEL)
+
+
+def two_views(c: Any, batch: Any) -> Tensor:
+    x, y = batch
+    s, t = c.student(torch.cat([x, x.flip(3)])), c.teacher(torch.cat([x, x.flip(3)]))
+    return F.cross_entropy(s[: len(x)], y) + kd(s, t, 4.0)
+
+
+def micro_batches(c: Any, batch: Any) -> Tensor:
+    parts = list(zip(*(one.split(24) for one in batch), strict=True))
+    return torch.stack([c.loss(c.student(x), c.teacher(x), y) for x, y in parts]).sum() / len(parts)
+
+
+def without_some_labels(c: Any, batch: Any) -> Tensor:
+    x, y = batch
+    s, t = c.student(torch.cat([x, x.flip(3)])), c.teacher(x.flip(3))
+    return F.cross_entropy(s[: len(x)], y) + kd(s[len(x) :], t, 4.0)
+
+
+@pytest.mark.parametrize("step", [two_views, micro_batches, without_some_labels])
+def test_a_step_that_calls_its_networks_with_other_numbers_of_rows_is_examined_as_far_as_it_goes(
+    step: Callable[[Any, Any], Tensor],
+) -> None:
+    c = case(0, size=64)
+    c.teacher.requires_grad_(False)
+    report = examine(student=c.student, teacher=c.teacher, step=lambda batch: step(c, batch), batches=c.batches[:2])
+    assert report.sound, str(report)
+    assert "student-gradient" in report.passed
+    for check in ("loss-ignores-teacher", "loss-rows", "loss-temperature", "loss-extremes"):
+        assert "row" in report.skipped[check]
+
+
+# -------------------- tensors that get a gradient and are no parameters
+
+
+@pytest.mark.parametrize("made", ["by the batch", "in the step", "before the step"])
+def test_only_a_tensor_that_outlives_the_step_belongs_in_an_optimiser(made: str) -> None:
+    student, teacher = nn.Linear(6, 3), nn.Linear(6, 3).eval().requires_grad_(False)
+    scale = torch.zeros(1, requires_grad=True)  # a temperature that learns
+
+    def step(batch: Any) -> Tensor:
+        x, y = batch
+        if made == "by the batch":
+            x.requires_grad_()
+        elif made == "in the step":  # as with inputs of frozen embeddings: enable_input_require_grads() of transformers
+            x = (2 * x).requires_grad_()
+        s, t = student(x), teacher(x)
+        return F.cross_entropy(s * scale.exp() if made == "before the step" else s, y) + kd(s, t, 4.0)
+
+    batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(2)]
+    report = examine(
+        student=student,
+        teacher=teacher,
+        step=step,
+        batches=batches,
+        optimizer=torch.optim.SGD(student.parameters(), 0.1),
+        clipped=student.parameters(),
+    )
+    for check in ("optimizer-parameters", "clipping"):
+        assert bool(report.find(check)) == (made == "before the step"), str(report)
+
+
+# -------------------- modes of the student
+
+
+def test_batch_norms_that_are_frozen_in_a_student_that_trains_are_a_doubt() -> None:
+    c = case(2, norm="batch", dropout=0.0)
+
+    def severities() -> list[str]:
+        report = examine(student=c.student, teacher=c.teacher, loss=c.loss, batches=c.batches[:2])
+        return [one.severity for one in report.find("student-mode")]
+
+    for module in c.student.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    assert severities() == ["doubt"]
+    c.student.eval()
+    assert severities() == ["fault"]
 
 
 # -------------------- teachers that are more than their network
@@ -561,6 +776,40 @@ def test_a_loss_on_the_next_token_may_shift_its_mask(ends: tuple[int, int]) -> N
     options = {"student": Tokens(7), "teacher": Tokens(7), "batches": texts(*ends)}
     assert "loss-padding" in examine(**options, loss=of_the_next).passed
     assert examine(**options, loss=of_all).find("loss-padding")
+
+
+@pytest.mark.parametrize(("ends", "severity"), [((0, 3), "fault"), ((2, 3), "doubt")])
+def test_tokens_without_a_label_are_padding_only_at_the_end(ends: tuple[int, int], severity: str) -> None:
+    def of_all(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return kd(s.flatten(0, 1), t.flatten(0, 1), 2.0)
+
+    (found,) = examine(student=Tokens(7), teacher=Tokens(7), batches=texts(*ends), loss=of_all).find("loss-padding")
+    assert found.severity == severity
+
+
+@pytest.mark.parametrize(
+    ("masked", "over", "severities"),
+    [(True, "real tokens", []), (True, "all tokens", ["fault"]), (False, "all tokens", ["doubt"])],
+)
+def test_tokens_that_a_masked_language_model_does_not_guess_may_learn_from_the_teacher(
+    masked: bool, over: str, severities: list[str]
+) -> None:
+    """Labels are -100 but for some tokens, and what is padding only the attention mask says."""
+    student, teacher, batches = Tokens(7), Tokens(7).eval().requires_grad_(False), []
+    for ids, labels in texts():
+        mask = (torch.arange(10) < 7).long().expand_as(ids)
+        guessed = (torch.arange(10) % 3 == 1) & (mask > 0)
+        batch = {"input_ids": ids, "labels": torch.where(guessed, labels, -100)}
+        batches.append(batch | ({"attention_mask": mask} if masked else {}))
+
+    def step(batch: Any) -> Tensor:
+        s, t, y = student(batch["input_ids"]), teacher(batch["input_ids"]), batch["labels"]
+        real = batch["attention_mask"] > 0 if over == "real tokens" else torch.ones_like(y).bool()
+        return F.cross_entropy(s[y >= 0], y[y >= 0]) + kd(s[real], t[real], 2.0)
+
+    report = examine(student=student, teacher=teacher, step=step, batches=batches)
+    assert [one.severity for one in report.find("loss-padding")] == severities
+    assert "loss-padding" not in report.skipped
 
 
 def test_probabilities_of_tokens_are_found() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import sys
 import tomllib
 from pathlib import Path
 
@@ -80,6 +79,12 @@ def test_the_course_needs_more_than_the_library():
     of_the_lessons = {"torch-pruning", "torchao", "onnx", "onnxscript", "onnxruntime", "optuna"}
     assert course - library == {"jupyterlab", "ipywidgets", "pycocotools", *of_the_lessons}
     assert library <= course
+
+
+@pytest.mark.parametrize("windows", [True, False])
+def test_a_program_with_a_blank_in_its_path_can_be_called(windows: bool) -> None:
+    assert environment.as_command("/clone/python", windows) == "/clone/python"
+    assert environment.as_command("/my clone/python", windows) == "& " * windows + '"/my clone/python"'
 
 
 @pytest.mark.usefixtures("folder")
@@ -190,7 +195,7 @@ def test_a_version_that_is_too_old(monkeypatch, version: str):
     assert check.name == "torch"
     assert check.found.startswith(f"{version} (")
     assert ">=2.9" in check.found
-    assert check.fix == f'{sys.executable} -m pip install "torch>=2.9"'
+    assert check.fix == f'{environment._PYTHON} -m pip install "torch>=2.9"'
 
 
 @pytest.mark.usefixtures("folder")
@@ -214,7 +219,7 @@ def test_a_missing_package(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", version)
     (check,) = failed(environment.check())
     assert (check.name, check.found) == ("safetensors", "missing")
-    assert check.fix.startswith(f'{sys.executable} -m pip install "safetensors>=')
+    assert check.fix.startswith(f'{environment._PYTHON} -m pip install "safetensors>=')
 
 
 @pytest.mark.usefixtures("folder")
@@ -225,7 +230,7 @@ def test_kdlib_itself_is_not_installed(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "requires", requires)
     (check,) = failed(environment.check())
     assert (check.name, check.found) == ("kdlib", "not installed")
-    assert check.fix.startswith(f"{sys.executable} -m pip install -e .")
+    assert check.fix.startswith(f"{environment._PYTHON} -m pip install -e .")
 
 
 # --- how it reads
@@ -274,7 +279,7 @@ def test_an_extra_that_is_not_there_says_what_is_missing_and_how_to_add_it(monke
     assert found.missing == ("no_such_package",)
     assert "no_such_package" in str(found)
     assert "left out" in str(found)
-    assert f'{sys.executable} -m pip install "kdlib[device]"' in str(found)
+    assert f'{environment._PYTHON} -m pip install "kdlib[device]"' in str(found)
 
 
 @pytest.mark.parametrize("name", ["devices", "", None, 3])
@@ -287,4 +292,4 @@ def test_the_fix_for_a_package_of_an_extra_installs_it(monkeypatch: pytest.Monke
     asked = ['pycocotools>=99; extra == "course"']
     monkeypatch.setattr(environment.importlib.metadata, "requires", lambda name: asked)
     fixes = [check.fix for check in environment.check(course=True).checks if check.name == "pycocotools"]
-    assert fixes == [f'{sys.executable} -m pip install "pycocotools>=99"']
+    assert fixes == [f'{environment._PYTHON} -m pip install "pycocotools>=99"']

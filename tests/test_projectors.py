@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdlib import losses
 from kdlib.distiller import Distiller
 from kdlib.hooks import ModelOutput
+from kdlib.losses._common import averaged_to
 from kdlib.methods import Feature, HardLabels
 from kdlib.projectors import (
     Alignment,
@@ -209,6 +210,23 @@ def test_on_mps_volumes_are_pooled_on_the_cpu() -> None:
         first, second = pooled(mps.put(student), mps.put(teacher))
         assert first.device == second.device == MPS
     assert torch.equal(first, pooled(student, teacher)[0])
+
+
+def test_on_mps_maps_are_pooled_in_the_usual_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes maps that lie with channels last, as those of tokens do, for others."""
+    seen, pool = [], F.adaptive_avg_pool2d
+
+    def noting(maps: Tensor, size: tuple[int, int]) -> Tensor:
+        seen.append(maps.is_contiguous())
+        return pool(maps, size)
+
+    tokens = torch.randn(2, 17, 3)[:, 1:]
+    maps = tokens.mT.unflatten(2, (4, 4))
+    monkeypatch.setattr(F, "adaptive_avg_pool2d", noting)
+    with Mps() as mps:
+        found = averaged_to(mps.put(maps), (2, 2))
+    assert set(seen) == {True}
+    torch.testing.assert_close(found.as_subclass(Tensor), pool(maps, (2, 2)))
 
 
 @pytest.mark.parametrize("flat", [(5,), (5, 1, 1)])

@@ -174,6 +174,24 @@ def test_no_step_of_a_training_waits_for_the_device() -> None:
     assert found == ["True {}", "True {}"]
 
 
+def test_labels_out_of_range_do_not_stop_an_evaluation_on_the_device() -> None:
+    found = run("""
+        from kdlib import train
+        from torch import nn
+
+        for low in (-1, 1):
+            loader = [(torch.randn(6, 4), torch.arange(6) % 3 + low)]
+            for device in ("cpu", "gpu"):
+                try:
+                    train.evaluate(nn.Linear(4, 3), loader, device=device)
+                except ValueError as error:
+                    print(low, str(error)[:60])
+    """)
+    assert found[0] == found[1]
+    assert found[2] == found[3]
+    assert len(found) == 4
+
+
 def test_every_loss_has_its_gradient_without_float64() -> None:
     found = run(
         """
@@ -235,6 +253,9 @@ def test_batches_of_a_loader_are_examined_where_the_student_is_and_the_teacher_c
                 given["loss"] = lambda s, t: kd(s, t, 4.0)
             if form == "step":
                 given["step"] = lambda batch: kd(student(batch[0].to(place)), teacher(batch[0].to(place)).detach(), 4.0)
+            if form == "two devices":
+                there = lambda x: teacher(x.to("cpu")).to(place)
+                given["step"] = lambda batch: kd(student(batch[0].to(place)), there(batch[0]).detach(), 4.0)
             report = examine(**given, batches=batches, adapter=adapter)
             after = [(p, p.device) for p in teacher.parameters()]
             back = all(p is q and a == b for (p, a), (q, b) in zip(before, after)) and same(teacher, network(1))
@@ -251,11 +272,12 @@ def test_batches_of_a_loader_are_examined_where_the_student_is_and_the_teacher_c
             here, there = examined(DEVICE, DEVICE, *given), examined("cpu", "cpu", *given)
             print(given[0], here == there, here[3:])
         print(*examined(DEVICE, "cpu", "distiller", loader)[3:])
+        print("same-view" in examined(DEVICE, "cpu", "two devices", loader)[1])
         """,
         float64=False,
     )
     forms = ("distiller", "loss", "loss", "step")
-    assert found == [*(f"{form} True (48, True)" for form in forms), "48 True"]
+    assert found == [*(f"{form} True (48, True)" for form in forms), "48 True", "True"]
 
 
 def test_wrong_labels_are_refused_on_the_device_as_on_the_cpu() -> None:

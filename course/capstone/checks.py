@@ -25,11 +25,18 @@ MOST_WORDS = 900
 SAME_STUDENT, SAME_ANSWERS = 0.01, 2
 NOTHING = {"", "-", "?", "none", "unknown", "n/a", "not known", "no"}
 VERDICTS = ("BEATS", "LOSES", "INCONCLUSIVE")
+VERDICT = re.compile(rf"\b(?:{'|'.join(VERDICTS)})\b")
 NEGATION = re.compile(r"\b(not|no|neither|nor|nothing|none|never)\b", re.IGNORECASE)
 CLAIM = re.compile(r"\b([Bb]eats|[Oo]utperforms)\b")  # BEATS is a verdict
 GAIN = re.compile(r"\b(gains?|gained|ahead|better|higher|improves?|improved)\b", re.IGNORECASE)
 LOSS = re.compile(r"\b(loses?|lost|loss|behind|below|worse|less|fewer|lower|falls?|drops?|costs?)\b", re.IGNORECASE)
 TOO_MUCH = re.compile(r"\b(proves?|proven|significant(?:ly)?|certainly|always|guarantees?)\b", re.IGNORECASE)
+# The level of intervals, which is no result: "95 % intervals", "intervals that hold together with 95 %".
+LEVEL = re.compile(
+    r"(?<![\w.,])95\s*(?:%|per ?cent\b)[\s-]*(?:confidence|intervals?|CI)\b"
+    r"|\b(?:confidence|intervals?|together)\s+(?:\w+\s+){0,4}?(?:of|with|at)\s+95\s*(?:%|per ?cent\b)",
+    re.IGNORECASE,
+)
 UNRELATED = {"--quiet": 0, "--workers": 1, "--cache": 1}  # options of a study that say nothing about its runs
 
 
@@ -213,14 +220,16 @@ def verdicts(report: Report, evidence: Evidence) -> Iterator[str]:
 
 def _verdicts_of(sentence: str, of_method: dict[str, str]) -> Iterator[str]:
     """The verdicts that a sentence gives to methods and their intervals do not; as many of both belong together."""
-    methods, words = _named(of_method, sentence), re.findall(rf"\b(?:{'|'.join(VERDICTS)})\b", sentence)
+    methods, words = _named(of_method, sentence), list(VERDICT.finditer(sentence))
     if len(methods) == len(words):
         for name, word in zip(methods, words, strict=True):
-            if of_method[name] != word:
-                yield f"the conclusion says {word} of {name}, and its interval says {of_method[name]}."
+            # "Nothing shows that kd BEATS hard labels" gives no verdict; "Nothing helps, and kd BEATS them" does.
+            clause = re.split(r"[,;:]", sentence[: word.start()])[-1]
+            if of_method[name] != word[0] and not NEGATION.search(clause):
+                yield f"the conclusion says {word[0]} of {name}, and its interval says {of_method[name]}."
         return
     found = {name: of_method[name] for name in methods}
-    for word in dict.fromkeys(words):
+    for word in dict.fromkeys(VERDICT.findall(sentence)):
         if found and word not in found.values() and not NEGATION.search(sentence):
             intervals = ", ".join(f"{name} {verdict}" for name, verdict in found.items())
             yield f"the conclusion says {word} of {' and '.join(found)}, and their intervals say: {intervals}."
@@ -256,15 +265,15 @@ def conclusion_numbers(report: Report, evidence: Evidence) -> Iterator[str]:
         known += [100 * value for value in (gain.mean, gain.low, gain.high)]
     known += [100 * (a - b) for a in _means(evidence) for b in _means(evidence)]
     known += [one.value for one in with_units(report.prose("Question"))]
-    known += [100 * float(one["agreement"]) for one in evidence.export["formats"]]
+    known += [100 * float(evidence.student[name]) for name in ("student_accuracy", "agreement")]
+    measured = ("accuracy", "float_accuracy", "agreement")
+    known += [100 * float(one[name]) for one in evidence.export["formats"] for name in measured]
     for count in ("parameters", "macs", "bytes", "milliseconds"):
         share = 100 * evidence.cost["student"][count] / evidence.cost["teacher"][count]
         known += [share, 100 - share]
-    for one in with_units(report.prose("Conclusion")):
+    for one in with_units(LEVEL.sub("", report.prose("Conclusion"))):
         # "Loses by 1.2 points" has no sign, where the rows have one.
-        if not any(one.agrees(value) or (not one.signed and one.agrees(abs(value))) for value in known) and (
-            one.value != 95 or one.decimals
-        ):
+        if not any(one.agrees(value) or (not one.signed and one.agrees(abs(value))) for value in known):
             yield (
                 f"the conclusion has {one.text}, which no file gives: it is no accuracy, gain, interval or agreement, "
                 "and no share of the teacher's cost."
@@ -349,6 +358,22 @@ def _same_student(evidence: Evidence) -> Iterator[str]:
             f"the student that is exported ({job.get('student')}, seed {job.get('seed')}, "
             f"{100 * evidence.student['student_accuracy']:.2f} % of the test pictures) is no student of the study, "
             "so it is one more reading of the test set. python -m course.capstone repeat prints the command for one."
+        )
+    elif evidence.export["split"] == "validation":
+        yield from _same_network(evidence, same)
+
+
+def _same_network(evidence: Evidence, rows: Collection[Mapping[str, str]]) -> Iterator[str]:
+    """The exported network is the student of one of these rows, as far as its validation accuracy tells."""
+    one = evidence.export["formats"][0]  # all were made from one network
+    # The rows were measured in the precision of the study, such as bfloat16, and an export is in float32.
+    near = max(SAME_STUDENT, SAME_ANSWERS / one["images"]) + 1e-9
+    accuracies = [float(row["validation_accuracy"] or "nan") for row in rows]
+    if not any(abs(accuracy - one["float_accuracy"]) <= near for accuracy in accuracies):
+        yield (
+            f"the exported network is right on {100 * one['float_accuracy']:.2f} % of {one['images']:,} validation "
+            f"pictures, and that student of the study on {100 * accuracies[0]:.2f} %. Export the student that was "
+            "trained, on all validation pictures: with --validation --overwrite, and without --images."
         )
 
 

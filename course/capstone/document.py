@@ -56,8 +56,9 @@ class Report:
 
     @property
     def words(self) -> int:
-        """The number of words, commands left out."""
-        return sum(len(without_code(text).split()) for text in self.sections.values())
+        """The number of words, commands left out; bars, dashes and other signs that stand alone are none."""
+        text = " ".join(without_code(section) for section in self.sections.values())
+        return sum(any(map(str.isalnum, word)) for word in text.split())
 
 
 def without_code(text: str) -> str:

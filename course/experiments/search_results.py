@@ -186,9 +186,10 @@ def load_proxies(folder: Path | None = None, images: int = search_proxy.Budget.i
     every = sorted({int(row["seed"]) for row in rows})
     seeds = [seed for seed in every if all((student, seed) in by_key for student in students)]
     if len(students) < 4 or not seeds:
+        option = f" --images {images}" if images != search_proxy.Budget.images else ""
         raise FileNotFoundError(
             f"There are not enough networks in {path}. This trains them, in about ten minutes: "
-            "python -m course.experiments.search_proxy"
+            f"python -m course.experiments.search_proxy{option}"
         )
 
     def column(name: str, seed: int) -> np.ndarray:
@@ -204,7 +205,7 @@ def load_proxies(folder: Path | None = None, images: int = search_proxy.Budget.i
 ARMS = {  # as the lesson calls them
     FOUND: "TPE with Hyperband",
     RANDOM: "random search",
-    CONTROL: "alpha 0.1, T 4, found learning rate",
+    CONTROL: "alpha 0.1, T 4, found rate and decay",
     DEFAULTS: "all defaults",
 }
 
@@ -259,11 +260,11 @@ class JudgedSearch:
 
     def summary(self) -> str:
         """A line an arm: its settings and its accuracies."""
-        lines = [f"{'':36}{'rate':>7}{'alpha':>7}{'T':>6}{'test accuracy':>16}"]
+        lines = [f"{'':37}{'rate':>7}{'alpha':>7}{'T':>6}{'test accuracy':>16}"]
         for arm in self.arms:
             settings, values = self.settings(arm), list(self.accuracies(arm).values())
             row = (
-                f"{ARMS[arm]:36}{settings['learning_rate']:7.2f}{settings['alpha']:7.2f}{settings['temperature']:6.1f}"
+                f"{ARMS[arm]:37}{settings['learning_rate']:7.2f}{settings['alpha']:7.2f}{settings['temperature']:6.1f}"
             )
             lines.append(f"{row}{np.mean(values):9.2f} ± {np.std(values, ddof=1):.2f}")
         return "\n".join(lines)
@@ -274,7 +275,7 @@ class JudgedSearch:
         for arm in self.arms:
             if arm != FOUND:
                 one = self.gain(arm)
-                lines.append(f"found - {ARMS[arm]:36}{one.mean:+.2f} ({one.low:+.2f} to {one.high:+.2f}) {one.verdict}")
+                lines.append(f"found - {ARMS[arm]:37}{one.mean:+.2f} ({one.low:+.2f} to {one.high:+.2f}) {one.verdict}")
         return "\n".join(lines)
 
 
@@ -285,7 +286,9 @@ def load_judged(folder: Path | None = None, images: int = search_rows.Budget.ima
     trials, runs = (read_rows(budget.path(kind, place)) for kind in ("search-trials", "search-judged"))
     found = JudgedSearch(tuple(trials), tuple(runs))
     if not trials or len(found.arms) < 2:
+        option = f" --images {images}" if images != search_rows.Budget.images else ""
         raise FileNotFoundError(
-            f"There is no judged search in {place}. This makes it, in about a quarter of an hour: {search_rows.COMMAND}"
+            f"There is no judged search in {place}. This makes it, in about a quarter of an hour: "
+            f"{search_rows.COMMAND}{option}"
         )
     return found

@@ -57,15 +57,17 @@ class Compression(Explorer):
     ) -> None:
         self.results = compression_results.load() if results is None else results
         self.latency = tuple(sorted((latency or {}).items()))
-        self._wanted = self._given = ""  # the training that was chosen last, and the one that is shown
+        self._wanted = ""  # the training that was chosen last
         super().__init__(**initial)
 
     def make_controls(self, widgets: Any) -> dict[str, Any]:
         ways = [(TITLES[name], name) for name in (WHOLE, *self.results.techniques)]
         costs = [(title, name) for name, title in COSTS.items()]
+        training = widgets.Dropdown(options=self._trainings(WHOLE), description="Training", **CONTROL_STYLE)
+        self._given = training.value  # what is shown; a value that differs was chosen
         return {
             "way": widgets.SelectionSlider(options=ways, value=WHOLE, description="Way", **CONTROL_STYLE),
-            "training": widgets.Dropdown(options=self._trainings(WHOLE), description="Training", **CONTROL_STYLE),
+            "training": training,
             "cost": widgets.Dropdown(options=costs, value="bytes", description="Cost on the axis", **CONTROL_STYLE),
         }
 

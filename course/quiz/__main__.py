@@ -26,14 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    again = " ".join(["python -m course.quiz", *(["--lesson", *options.lesson] if options.lesson else [])])
     if options.forget:
         quiz.forget()
     elif options.print or options.solutions:
         print("\n\n".join(_on_paper(quiz, number, options.solutions) for number in range(1, len(quiz) + 1)))
-    elif options.report:
-        quiz.report()
     else:
-        _ask_all(quiz)
+        if not options.report:
+            _ask_all(quiz)
+        quiz.report(again)
     return 0
 
 
@@ -58,7 +59,7 @@ def _on_paper(quiz: Quiz, number: int, solutions: bool) -> str:
 
 
 def _ask_all(quiz: Quiz) -> None:
-    """Ask until nothing is open, or the learner leaves; then print the report."""
+    """Ask until nothing is open, or the learner leaves."""
     number = quiz.next_number()
     while number:
         print(f"\n{quiz.text(number)}\n")
@@ -72,7 +73,6 @@ def _ask_all(quiz: Quiz) -> None:
         print(f"\n{quiz.grade(number, letter)}")
         number = quiz.next_number(number)
     print()
-    quiz.report()
 
 
 def _read_letter() -> str:

@@ -120,7 +120,7 @@ class Quiz:
         right, wrong = states.count(RIGHT), states.count(WRONG)
         return f"{right} of {len(self)} right, {wrong} wrong, {len(self) - right - wrong} open"
 
-    def report_text(self) -> str:
+    def report_text(self, again: str = ".again()") -> str:
         """What `report` prints."""
         lines = [f"Quiz: {self.summary()}"]
         for number in dict.fromkeys(one.lesson for one in self.questions):
@@ -134,12 +134,15 @@ class Quiz:
             ]
         weak = list(dict.fromkeys(one.lesson for one in self.questions if self._failed(one)))
         if weak:
-            lines.append(f"Read again: lesson{'s' * (len(weak) > 1)} {', '.join(weak)}. Then .again() asks once more.")
+            lines.append(f"Read again: lesson{'s' * (len(weak) > 1)} {', '.join(weak)}. Then {again} asks once more.")
         return "\n".join([*lines, *([self.problem] if self.problem else [])])
 
-    def report(self) -> None:
-        """Print how many questions are right, lesson by lesson, and which sections to read again."""
-        print(self.report_text())
+    def report(self, again: str = ".again()") -> None:
+        """Print how many questions are right, lesson by lesson, and which sections to read again.
+
+        again: what asks the wrong ones once more.
+        """
+        print(self.report_text(again))
 
     def _failed(self, one: QuizQuestion) -> bool:
         return self.states[one.name] == WRONG

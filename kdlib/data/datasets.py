@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdlib.data.augment import NO_AUGMENTATION, Augmentation, augment, permutation, random_bits
 from kdlib.data.decode import upright
-from kdlib.devices import memory_order, pin_memory, to_device
+from kdlib.devices import memory_order, move_maps, pin_memory, to_device
 from kdlib.files import fingerprint
 
 CHUNK_SIZE = 1024  # images in memory that are augmented and normalized at once,
@@ -41,7 +41,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with images and labels on this device; indices stay where they are."""
-        return replace(self, images=to_device(self.images, device), labels=to_device(self.labels, device))
+        return replace(self, images=move_maps(self.images, device), labels=to_device(self.labels, device))
 
 
 class IndexedDataset(Protocol):

@@ -175,7 +175,7 @@ def same_view(setup: Setup) -> Finding | None:
     pairs = [(one.inputs["student"], one.inputs["teacher"]) for one in setup.observed if len(one.inputs) == 2]
     if not pairs:
         raise Skip("the inputs of student and teacher are not both seen")
-    if all(a is b or (a.shape == b.shape and torch.equal(a, b)) for a, b in pairs):
+    if all(a is b or (a.shape == b.shape and torch.equal(a.cpu(), b.cpu())) for a, b in pairs):
         return None
     a, b = pairs[0]
     if a.shape != b.shape or a.ndim != 4 or not (a.is_floating_point() and b.is_floating_point()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -23,6 +23,7 @@ from kdlib.doctor.probe import (
 )
 from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
 from kdlib.doctor.setup import DistillerSetup, LossSetup, Setup, alpha_of, called_function, total
+from kdlib.doctor.step import gradient_norm
 from kdlib.tasks import Classification
 
 TORCH_IGNORES = -100  # the label that torch's cross-entropy leaves out
@@ -77,11 +78,7 @@ def _reads_more_than_logits(setup: Setup) -> bool:
     batch, number, classes = setup.responds()
     place = device_of(setup)
     student, teacher = (random_logits(number, classes, seed).to(place) for seed in (1, 2))
-    loss = total(setup.losses(batch, student=student, teacher=teacher))
-    if not loss.requires_grad or not learning:
-        return False
-    found = torch.autograd.grad(loss, learning, allow_unused=True)
-    return any(one is not None and bool(one.any()) for one in found)
+    return gradient_norm(total(setup.losses(batch, student=student, teacher=teacher)), learning) != 0
 
 
 def rows(setup: Setup) -> Finding | None:
@@ -288,8 +285,13 @@ def _expected(setup: Setup, base: Identified) -> list[float]:
 
 
 def _may_be_chosen(setup: Setup, base: Identified) -> bool:
-    """Whether the soft loss may have any weight: no alpha was said, and the hard loss's own weight tells none."""
-    return setup.alpha is None and (base.hard is None or not -NEAR < base.hard < 1 - NEAR)
+    """Whether the soft loss may have any weight: no alpha was said, and the hard loss's own weight tells none.
+
+    That is so where no hard loss on these logits is seen, and where a third term may have a share.
+    """
+    if setup.alpha is not None:
+        return False
+    return base.hard is None or not NEAR < base.hard < 1 - NEAR or _reads_more_than_logits(setup)
 
 
 def _in_doubt(finding: Finding) -> Finding:
@@ -511,15 +513,18 @@ def half_precision(setup: Setup) -> Finding | None:
 
 
 def padding(setup: Setup) -> Finding | None:
-    """Do positions whose label says "ignore" stay out of the soft loss?"""
+    """Do positions that the attention mask, or where there is none the label, leaves out stay out of the soft loss?"""
     labels, student = setup.observed[0].labels, setup.observed[0].logits.get("student")
     if student is not None and "teacher" in setup.observed[0].logits and _task_leaves_out(setup, len(student)):
         return None
     if labels is None or student is None or labels.is_floating_point() or "teacher" not in setup.observed[0].logits:
         raise Skip("there are no labels that could say which positions count")
-    apart = labels < 0
+    mask = _attention_mask(setup, labels)
+    # The labels of masked-language modelling leave out tokens too, and of those the soft loss may read all.
+    apart = labels < 0 if mask is None else mask == 0
     if not bool(apart.any()) or bool(apart.all()):
-        raise Skip("no label of the first batch says that its position does not count")
+        says = "label" if mask is None else "attention mask"
+        raise Skip(f"no {says} of the first batch says that its position does not count")
     if student.shape[: labels.ndim] != labels.shape:
         raise Skip("logits and labels have different positions")
     classes = student.shape[-1]
@@ -534,21 +539,34 @@ def padding(setup: Setup) -> Finding | None:
     there, counted = float(found[apart].max()), float(found[~apart].max())
     if any(float(found[one].max()) <= 1e-6 * float(found[~one].max()) for one in (apart, before_next) if not one.all()):
         return None
-    # A sample without a label, often -1, may be meant to learn from the teacher; padding has torch's number, or lies in
-    # a sequence. Labels with one logit each may be several of a sample, of which some are not known.
-    one_each = isinstance(setup, DistillerSetup) and isinstance(setup.distiller.task, Classification)
-    in_sequence = 1 < labels.ndim < student.ndim
-    padding = in_sequence or (not one_each and bool((labels[apart] == TORCH_IGNORES).all()))
+    # A sample or token without a label may be meant to learn from the teacher: of samples padding has torch's number,
+    # and of tokens it stands at the end. Labels with one logit each may be several of a sample, of which some are not
+    # known.
+    if mask is not None:
+        padding = True
+    elif 1 < labels.ndim < student.ndim:
+        padding = not bool((apart[..., :-1] & ~apart[..., 1:]).any())
+    else:
+        one_each = isinstance(setup, DistillerSetup) and isinstance(setup.distiller.task, Classification)
+        padding = not one_each and bool((labels.cpu()[apart] == TORCH_IGNORES).all())
+    which, kept = ("label is below 0", "labels != -100") if mask is None else ("attention mask is 0", "mask > 0")
     return Finding(
         "loss-padding",
         FAULT if padding else DOUBT,
-        f"Positions whose label is below 0 get a gradient, {there / counted:.0%} of what the others get at most.",
+        f"Positions whose {which} get a gradient, {there / counted:.0%} of what the others get at most.",
         "Padding is learned as if it were text: a worse perplexity, and comparisons of methods whose order is "
         "reversed.",
-        "Select the positions that count before the loss: logits[labels != -100]."
-        + ("" if padding else " Leave it if these samples only lack a label, and are to learn from the teacher."),
+        f"Select the positions that count before the loss: logits[{kept}]."
+        + ("" if padding else " Leave it if these only lack a label, and are to learn from the teacher."),
         story=f"{GITHUB}peremartra/optipfair/issues/34",
     )
+
+
+def _attention_mask(setup: Setup, labels: Tensor) -> Tensor | None:
+    """The first batch's, one number for each label; None where it has none."""
+    batch = setup.batches[0]
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return mask if isinstance(mask, Tensor) and mask.shape == labels.shape else None
 
 
 def _task_leaves_out(setup: Setup, rows: int) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdlib.doctor.report import Skip
-from kdlib.doctor.setup import Setup
+from kdlib.doctor.setup import Setup, mixes_samples
 
 # A sound set-up goes through some ten of these tests, so a false alarm comes once in ten thousand of them.
 RARE = 1e-5
@@ -66,6 +66,8 @@ def samples(setup: Setup, role: str) -> Samples:
         logits, labels = seen.logits[role].detach().float().cpu(), seen.labels
         if labels is None or labels.is_floating_point() or labels.ndim != 1 or logits.ndim != 2:
             raise Skip("there are no labels that name one class for each row of logits")
+        if logits.shape[1] < 2:
+            raise Skip(f"the {role} gives one logit for each sample, and no label is the place of one among several")
         labels = labels.cpu().long()
         if len(labels) != len(logits):
             raise Skip(f"there are {len(labels)} labels for {len(logits)} rows of the {role}'s logits")
@@ -76,6 +78,12 @@ def samples(setup: Setup, role: str) -> Samples:
         raise Skip("no label names one of the classes")
     if not logits.isfinite().all():
         raise Skip(f"the {role}'s logits are not finite")
+    if bool((labels == labels[0]).all()):
+        raise Skip("all labels name one class, which no answers tell from chance: give batches from a shuffled loader")
+    if mixes_samples(setup, role):
+        raise Skip(
+            f"the step makes each of the {role}'s inputs of several samples, as Mixup does, or by chance of its own"
+        )
     return Samples(logits, labels, batches)
 
 

@@ -49,13 +49,14 @@ class LayerOutput:
 class Observed:
     """One forward pass of a training step, as it is; modes and inputs are those at the call of each network.
 
-    logits: by role, as the loss received them. inputs: by role, the first tensor that the network was called with;
-    arguments: all of them. modes: by role, the modules that ran, by name, with their mode. calls: how often each
-    network was called.
+    logits: by role, as the loss received them. rows: of logits, how many the calls of a step's networks gave. inputs:
+    by role, the first tensor that the network was called with; arguments: all of them. modes: by role, the modules that
+    ran, by name, with their mode. calls: how often each network was called.
     """
 
     terms: Terms = field(default_factory=dict)
     logits: dict[str, Tensor] = field(default_factory=dict)
+    rows: set[int] = field(default_factory=set)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     arguments: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     labels: Tensor | None = None
@@ -271,6 +272,28 @@ class StepSetup(Setup):
                     stack.enter_context(_put(network, logits[role], self._read(role)))
             return as_terms(self.step(batch))
 
+    def responds(self) -> tuple[Any, int, int]:
+        """As of any set-up, for a step whose networks give a row for each sample of its batch in every call."""
+        batch, rows, classes = super().responds()
+        if "no probes" not in self.memory:
+            self.memory["no probes"] = self._why_no_probes(batch, rows)
+        if reason := self.memory["no probes"]:
+            raise Skip(reason)
+        return batch, rows, classes
+
+    def _why_no_probes(self, batch: Any, rows: int) -> str:
+        """Nothing where every call of a network gives as many rows as a probe has."""
+        try:
+            found = self.observe(batch).rows
+        except Exception as error:  # whatever a step of the user's raises for a size that it was not written for
+            return f"the step cannot be computed for {rows} samples of a batch ({type(error).__name__})"
+        if found == {rows}:
+            return ""
+        given = " or ".join(map(str, sorted(found))) or "none"
+        return (
+            f"a probe has a row of logits for each of {rows} samples, and a call of the step's networks gives {given}"
+        )
+
     def _read(self, role: str) -> Callable[[Any], Any]:
         return self.adapter.logits_of if role == "student" else self.adapter.teacher_logits_of
 
@@ -283,6 +306,7 @@ class StepSetup(Setup):
                 found = self._read(role)(output)
                 if isinstance(found, Tensor):
                     seen.logits[role] = found
+                    seen.rows.update(found.shape[:1])
 
             handles.append(network.register_forward_hook(keep))
         try:
@@ -382,9 +406,46 @@ def take(batch: Any, whole: int, rows: int) -> Any:
 def copied(batch: Any) -> Any:
     """The batch with tensors of its own, so that a step that writes into its batch does no harm."""
     try:
-        return _map(batch, lambda x: x.clone())
+        return _map(batch, lambda x: x.detach().clone().requires_grad_(x.requires_grad))
     except Skip:
         return copy.deepcopy(batch)
+
+
+def mixes_samples(setup: Setup, role: str) -> bool:
+    """Whether an input of this network changes when another sample of its batch does: Mixup, CutMix inside a step."""
+    if "mixed" not in setup.memory:
+        setup.memory["mixed"] = _mixed(setup) if isinstance(setup, StepSetup) else set()
+    return role in setup.memory["mixed"]
+
+
+def _mixed(setup: StepSetup) -> set[str]:
+    """The networks of which that is so; half of the samples are mirrored, which keeps the statistics of a batch."""
+    batch, labels = setup.batches[0], setup.observed[0].labels
+    if labels is None:
+        return set()
+    number = len(labels)
+    some = torch.randperm(number, generator=torch.Generator().manual_seed(0))[: number // 2]
+
+    def mirrored(x: Tensor) -> Tensor:
+        if x.ndim < 2 or len(x) != number:
+            return x
+        x = x.clone()
+        x[some] = x[some].flip(-1)
+        return x
+
+    try:
+        changed = _map(batch, mirrored)
+        before, after = (setup.observe(copied(one)).inputs for one in (batch, changed))
+    except Exception:  # whatever a step raises for a batch that was made up: nothing is known then
+        return set()
+    found = set()
+    for role in before.keys() & after.keys():
+        a, b = before[role].float(), after[role].float()
+        if a.shape == b.shape and len(a) == number:
+            differ = (a - b).abs().flatten(1).amax(1) > 1e-4 * a.abs().max()
+            if int(differ.sum()) > len(some):
+                found.add(role)
+    return found
 
 
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from kdlib.doctor.preserve import gradients_preserved, preserved
-from kdlib.doctor.setup import Setup
+from kdlib.doctor.setup import Observed, Setup, copied
 
 
 @dataclass(frozen=True)
 class Step:
-    """leaves: the tensors that a gradient reached, by identity. held: those in the optimisers.
+    """leaves: the tensors that a gradient reached and that can learn, by identity. held: those in the optimisers.
 
     norms: of each term's gradient over the student's parameters. values: of each term.
     teacher_changed: the names of the teacher's tensors that differ afterwards.
@@ -39,10 +39,13 @@ def step_taken(setup: Setup) -> Step:
 
 def _take(setup: Setup) -> Step:
     before = _state(setup.teacher)
-    seen = setup.observe(setup.batches[0])
-    leaves = {id(leaf): leaf for term in seen.terms.values() for leaf in leaves_of(term)}
+    seen = setup.observe(copied(setup.batches[0]))
+    leaves = _leaves(seen)
+    # What the batch brings, or a step makes anew each time, is no parameter although a gradient may reach it.
+    lasting = _leaves(setup.observed[0])
+    learn = {i: leaf for i, leaf in leaves.items() if isinstance(leaf, nn.Parameter) or i in lasting}
     trained = [p for p in setup.student.parameters() if p.requires_grad] if setup.student is not None else []
-    norms = {name: _norm(term, trained) for name, term in seen.terms.items()}
+    norms = {name: gradient_norm(term, trained) for name, term in seen.terms.items()}
     if seen.total.requires_grad:
         with gradients_preserved(leaves.values()):  # also of what belongs to no module that was given
             seen.total.backward()
@@ -51,7 +54,7 @@ def _take(setup: Setup) -> Step:
     after = _state(setup.teacher)
     changed = [name for name, tensor in after.items() if not torch.equal(tensor, before[name])]
     held = {id(p): p for optimizer in setup.optimizers for group in optimizer.param_groups for p in group["params"]}
-    return Step(leaves, held, norms, {name: float(term) for name, term in seen.terms.items()}, changed)
+    return Step(learn, held, norms, {name: float(term) for name, term in seen.terms.items()}, changed)
 
 
 def _state(network: nn.Module | None) -> dict[str, Tensor]:
@@ -61,13 +64,18 @@ def _state(network: nn.Module | None) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def _norm(term: Tensor, parameters: list[nn.Parameter]) -> float:
-    """Of a term's gradient over the student's parameters; 0 where none reaches them."""
+def gradient_norm(term: Tensor, parameters: list[nn.Parameter]) -> float:
+    """Of a term's gradient over these parameters; 0 where none reaches them."""
     if not term.requires_grad or not parameters:
         return 0.0
     found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
     norms = [g.detach().float().norm() for g in found if g is not None]
     return float(torch.stack(norms).norm()) if norms else 0.0
+
+
+def _leaves(seen: Observed) -> dict[int, Tensor]:
+    """All tensors that a gradient of a term reaches, by identity."""
+    return {id(leaf): leaf for term in seen.terms.values() for leaf in leaves_of(term)}
 
 
 def leaves_of(loss: Tensor) -> list[Tensor]:

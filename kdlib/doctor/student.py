@@ -18,13 +18,16 @@ def mode(setup: Setup) -> Finding | None:
     frozen = [name for name in parts if not seen[name]]
     if not frozen:
         return None
-    all_of_them = len(frozen) == len(parts)
+    # A student wholly in eval mode was left so; where its other layers train these may be frozen on purpose.
+    others = [name for name in seen if name not in parts and not list(modules[name].children())]
+    on_purpose = len(frozen) < len(parts) or any(seen[name] for name in others)
     return Finding(
         "student-mode",
-        FAULT if all_of_them else DOUBT,
+        DOUBT if on_purpose else FAULT,
         f"{len(frozen)} of {len(parts)} batch norms and dropouts of the student run in eval mode ({few(frozen)}).",
         "Batch statistics stay what they were, so a fresh student is not normalised at all, and dropout is off.",
-        "Call student.train() at the beginning of every epoch: an evaluation in between leaves it in eval mode.",
+        "Call student.train() at the beginning of every epoch: an evaluation in between leaves it in eval mode."
+        + (" Leave it if they are frozen on purpose." if on_purpose else ""),
         story=f"{GITHUB}SforAiDl/KD_Lib",
     )
 

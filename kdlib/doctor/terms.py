@@ -11,7 +11,7 @@ from kdlib import methods
 from kdlib.doctor.probe import IGNORED, device_of, random_logits
 from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
 from kdlib.doctor.setup import Setup, alpha_of
-from kdlib.doctor.step import step_taken
+from kdlib.doctor.step import gradient_norm, step_taken
 
 MOST = 100.0  # times the gradient of another term
 # For kdlib's own methods, whose terms are on scales of their own: 827 was the largest of the simulation, dist at T = 20
@@ -148,19 +148,25 @@ def names(setup: Setup) -> list[Finding]:
     def moves(name: str) -> bool:
         return abs(float(first[name] - second[name])) > IGNORED * max(abs(float(first[name])), 1e-12)
 
-    wrong = [f"{name!r} follows the teacher" for name in hard if moves(name)]
+    # Distillation of layers may be called soft as well: it teaches the student although its logits are replaced.
+    learning = [p for p in setup.student.parameters() if p.requires_grad] if setup.student is not None else []
     off = switched_off(setup)
-    wrong += [f"{name!r} does not" for name in soft if not moves(name) and name not in off]
-    if not wrong:
+    following = [name for name in hard if moves(name)]
+    still = [n for n in soft if n not in off and not moves(n) and gradient_norm(first[n], learning) == 0]
+    if not following and not still:
         return []
+    swapped = bool(following and still)
+    wrong = [f"{name!r} follows the teacher" for name in following] + [f"{name!r} does not" for name in still]
     return [
         Finding(
             "term-names",
-            FAULT,
+            FAULT if swapped else DOUBT,
             f"When the teacher's logits are exchanged: {', '.join(wrong)}.",
             "The names of the terms are what curves, weights and alpha go by: with the names swapped, alpha has the "
             "other role.",
-            "Exchange the two terms, or their names.",
+            "Exchange the two terms, or their names."
+            if swapped
+            else "See that the term is computed from what its name says. Leave it if the name means something else.",
         )
     ]
 

@@ -171,6 +171,9 @@ def averaged_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps B x C x H x W, average-pooled to `size`; as they are where that is their size."""
     if tuple(maps.shape[2:]) == tuple(size):  # torch would spend time on pooling by 1
         return maps
-    if maps.device.type == "mps" and any(side % wanted for side, wanted in zip(maps.shape[2:], size, strict=True)):
-        return F.adaptive_avg_pool2d(maps.cpu(), size).to(maps.device)  # MPS pools only where the sizes divide
+    if maps.device.type == "mps":
+        if any(side % wanted for side, wanted in zip(maps.shape[2:], size, strict=True)):
+            return F.adaptive_avg_pool2d(maps.cpu(), size).to(maps.device)  # MPS pools only where the sizes divide
+        # It takes maps with channels last, as of tokens, for others, and so do gradients (pytorch 174345 and 175190).
+        maps = maps.clone(memory_format=torch.contiguous_format)
     return F.adaptive_avg_pool2d(maps, size)

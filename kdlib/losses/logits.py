@@ -86,7 +86,7 @@ def dkd(
     classes = student.shape[1]
     if classes < 3:
         raise ValueError(f"dkd needs at least 3 classes, got {classes}: a single other class has no split, use kd")
-    _check_labels(labels, student)
+    check_labels(labels, student)
     check_temperature(temperature, student.dtype)
     check_number("alpha", alpha, zero_allowed=True)
     check_number("beta", beta, zero_allowed=True)
@@ -176,7 +176,7 @@ def label_smoothing(student_logits: Tensor, labels: Tensor, smoothing: float = 0
     if isinstance(labels, Tensor) and labels.is_floating_point() and labels.ndim > 1:
         labels = _check_shares(labels, student)
     else:
-        _check_labels(labels, student)
+        check_labels(labels, student)
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing must be in [0, 1), got {smoothing}: 0 is plain cross-entropy, 0.1 is usual")
     return F.cross_entropy(student, labels, label_smoothing=smoothing, ignore_index=_NO_LABEL)
@@ -249,7 +249,8 @@ def _check_logits(name: str, logits: Tensor) -> None:
         raise ValueError(f"{name} need at least 2 classes, got 1: write a single logit z as the pair (0, z)")
 
 
-def _check_labels(labels: Tensor, logits: Tensor) -> None:
+def check_labels(labels: Tensor, logits: Tensor) -> None:
+    """Raise ValueError or TypeError unless labels are one class of the logits, B x C, for each row."""
     batch, classes = logits.shape
     if not isinstance(labels, Tensor):
         raise TypeError(

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import stat
@@ -60,7 +61,8 @@ def put_npm(folder: Path, script: str) -> None:
     """An npm that does what a test needs."""
     folder.mkdir(exist_ok=True)
     npm = folder / "npm"
-    npm.write_text(f"#!{sys.executable}\n{script}")
+    # Not "#!PYTHON": there the path of a Python would end at its first blank.
+    npm.write_text(f"#!/bin/sh\nexec {shlex.join([sys.executable, '-c', script])}\n")
     npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
 
 

@@ -185,6 +185,22 @@ def test_a_training_that_was_chosen_comes_back_where_it_was_run(results: Compres
     assert explorer.state["training"] == RAW
 
 
+def test_until_one_is_chosen_the_last_training_is_shown(results: CompressionResults) -> None:
+    explorer = explorers.Compression(results)
+    seen = []
+    for name in ("channels", "int6", "int2", "resnet20", "channels"):
+        explorer.controls["way"].value = name
+        seen.append(explorer.state["training"])
+    assert seen == [KD, RAW, KD, RAW, KD]
+
+
+def test_a_training_that_is_given_at_the_start_is_chosen(results: CompressionResults) -> None:
+    explorer = explorers.Compression(results, way="channels", training=RAW)
+    assert explorer.state["training"] == RAW
+    explorer.controls["way"].value = "int2"
+    assert explorer.state["training"] == RAW
+
+
 def test_what_was_not_run_is_named(results: CompressionResults) -> None:
     with pytest.raises(ValueError, match="6 bits, distilled, was not run. Choose another training"):
         explorers.Compression.compute(results, (), "int6", KD, "bytes")

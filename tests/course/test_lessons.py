@@ -55,6 +55,16 @@ def test_the_solution_as_printed_passes_its_own_check(code: CodeSpec, capsys: py
     assert "remark" not in verdict.text
 
 
+def test_examples_and_answers_are_judged_where_a_cell_switched_gradients_off(code: CodeSpec) -> None:
+    example = code_grading.format_example(code)
+    with torch.no_grad():
+        assert code_grading.format_example(code) == example
+        verdict = code_grading.grade_code(code, lambda *arguments: code.reference(*arguments))
+        wrong = code_grading.grade_code(code, lambda *arguments: code.mistakes[0].function(*arguments))
+    assert verdict.outcome is Outcome.CORRECT, verdict
+    assert wrong.mistake == code.mistakes[0].name, wrong
+
+
 def test_the_stub_runs_and_is_not_attempted(code: CodeSpec) -> None:
     namespace: dict[str, object] = {}
     exec(code.stub, namespace)

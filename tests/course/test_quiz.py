@@ -296,6 +296,20 @@ def test_it_asks_where_there_are_no_lessons_and_no_jupyter(
         engine.lesson_title.cache_clear()
 
 
+@pytest.mark.parametrize("lessons", [[], ["--lesson", "00", "03"]])
+def test_the_terminal_says_by_which_command_it_asks_once_more(
+    lessons: list[str], progress: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, wrong_letter(1), "q")
+    assert main(lessons) == 0
+    assert main([*lessons, "--report"]) == 0
+    out = capsys.readouterr().out
+    command = " ".join(["python -m course.quiz", *lessons])
+    assert out.count(f"Read again: lesson 00. Then {command} asks once more.\n") == 2
+    assert "again()" not in out
+    assert ".again() asks once more" in quiz.Quiz().report_text()
+
+
 # The controls.
 
 

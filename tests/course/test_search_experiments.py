@@ -267,6 +267,15 @@ def test_the_verdicts_are_read_off_paired_seeds_and_hold_together() -> None:
         judged.promised(DEFAULTS)
 
 
+def test_the_name_of_the_control_says_what_it_has_of_the_found_setting() -> None:
+    judged = search_results.load_judged()
+    of_arm = {arm: judged.settings(arm) for arm in judged.arms}
+    same = [name for name, value in of_arm[CONTROL].items() if value == of_arm[FOUND][name]]
+    assert same == ["learning_rate", "weight_decay"]
+    for text in (judged.summary(), judged.verdicts()):
+        assert text.count("found rate and decay ") == 1
+
+
 def test_an_arm_that_lost_a_seed_has_no_mean_and_no_verdict() -> None:
     judged = made_judged()
     lost = [{**row, "test_accuracy": "", "error": "inf"} if row["arm"] == RANDOM else row for row in judged.runs]
