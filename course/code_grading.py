@@ -20,10 +20,14 @@ from course import sandbox
 from course.grading import INVALID, Feedback, Outcome
 from course.sandbox import CallResult
 from course.specs import Case, CodeSpec, Mistake
+from kdlib.described import parameters_of
 
 RTOL, ATOL = 1e-3, 1e-5  # single precision leaves about four good digits of a divergence times T^2
 # Of bytecode: all that "pass", "..." and "loss = None; return loss" come to, whatever the version of Python.
-IDLE = ("RESUME", "NOP", "LOAD_CONST", "LOAD_SMALL_INT", "LOAD_FAST", "STORE_FAST", "POP_TOP", "RETURN_")
+IDLE = (
+    *("RESUME", "NOP", "LOAD_CONST", "LOAD_COMMON_CONSTANT", "LOAD_SMALL_INT", "LOAD_FAST", "STORE_FAST", "POP_TOP"),
+    "RETURN_",
+)
 NEXT_STEPS = {
     UnboundLocalError: "Inside the function this name has no value yet when it is read: set it there first, above.",
     NameError: "A name is misspelt, or the cell that makes it has not been run.",
@@ -104,7 +108,7 @@ def _other_order(spec: CodeSpec, answer: Any) -> str:
     """The arguments in their order, where the answer has the same ones in another; else nothing."""
     wanted = list(inspect.signature(spec.reference).parameters)
     try:
-        given = list(inspect.signature(answer).parameters)
+        given = [one.name for one in parameters_of(answer)]
     except (TypeError, ValueError):
         return ""
     return ", ".join(wanted) if given != wanted and sorted(given) == sorted(wanted) else ""

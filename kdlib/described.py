@@ -8,7 +8,9 @@ from __future__ import annotations
 import dis
 import functools
 import hashlib
+import inspect
 import re
+import sys
 import types
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -176,9 +178,23 @@ def _kept(function: types.FunctionType) -> list[Any]:
     return kept
 
 
+def parameters_of(function: Any) -> list[inspect.Parameter]:
+    """The parameters of a function; TypeError or ValueError where it does not tell them, as one of C."""
+    if sys.version_info >= (3, 14):  # there an annotation may be a name that no import brought
+        import annotationlib
+
+        signature = inspect.signature(function, annotation_format=annotationlib.Format.FORWARDREF)
+    else:
+        signature = inspect.signature(function)
+    return list(signature.parameters.values())
+
+
 def _constants(code: types.CodeType, doc: str | None) -> list[Any]:
-    # Since Python 3.14 a small whole number stands in the instruction that loads it, and not among the constants.
-    inside: list[Any] = [one.argval for one in dis.get_instructions(code) if one.opname == "LOAD_SMALL_INT"]
+    # Since Python 3.14 a small whole number stands in the instruction that loads it, and not among the constants; since
+    # 3.15 True, False, -1 and "" as well, beside functions such as `all`, which are no constants of the code's own.
+    loads = ("LOAD_SMALL_INT", "LOAD_COMMON_CONSTANT")
+    loaded = (one.argval for one in dis.get_instructions(code) if one.opname in loads)
+    inside: list[Any] = [value for value in loaded if isinstance(value, bool | int | str | tuple) and value != doc]
     for one in code.co_consts:
         if isinstance(one, types.CodeType):
             inside += _constants(one, None)

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdlib import evaluation, losses, measure, methods, models, train
 from kdlib.checkpoints import Checkpointer, plain_groups
 from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, epoch_order
-from kdlib.described import describe
+from kdlib.described import describe, parameters_of
 from kdlib.errors import DivergedError, explain_shape_errors
 from kdlib.files import load_tensors, save_tensors
 from kdlib.hooks import ModelOutput
@@ -1213,12 +1213,21 @@ def test_a_checkpoint_in_an_epoch_holds_no_half_made_gradient(blobs: DataModule,
         (torch.relu, torch.tanh),
         (np.array(["a"]), np.array(["b"])),
         (lambda x: 2 * x + 1, lambda x: 2 * x + 3),
+        (lambda x: x.sum(0, True), lambda x: x.sum(0, False)),
+        (lambda x: x.sum(-1), lambda x: x.sum(-2)),
         (lambda p: torch.optim.AdamW(p, 3e-3, weight_decay=1), lambda p: torch.optim.AdamW(p, 3e-3, weight_decay=0)),
     ],
 )
 def test_settings_without_attributes_are_told_apart(a: Any, b: Any) -> None:
     assert describe(a) != describe(b)
     assert describe(a) == describe(copy.deepcopy(a))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="Before Python 3.14 such a function cannot be made.")
+def test_a_function_annotated_with_a_name_that_is_not_there_tells_its_arguments() -> None:
+    space: dict[str, Any] = {}
+    exec("def loss(student: Missing, teacher: Missing, T: float = 4.0) -> Missing: ...", space)
+    assert [one.name for one in parameters_of(space["loss"])] == ["student", "teacher", "T"]
 
 
 def test_a_function_of_several_globals_is_described_alike_in_every_process(tmp_path: Path) -> None:

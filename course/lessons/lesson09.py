@@ -66,7 +66,7 @@ def _answers() -> list[Case]:
         return Case((first.contiguous(), second.contiguous()), edge, advice)
 
     same = "networks that are right on the same pictures"
-    advice = "Then there is nothing to divide up, and binomtest refuses to work: return 1."
+    advice = "Then there is nothing to divide up, and binomtest has no answer: return 1."
     return [
         case(5, 4, 1, 2),
         case(80, 12, 4, 9),
@@ -135,7 +135,7 @@ MCNEMAR = CodeSpec(
     (
         "For truth values, `first & ~second` is true where the first was right and the second was not.",
         "`from scipy import stats`. binomtest wants whole numbers of Python: int(...), around a sum.",
-        "binomtest(0, 0) is an error, so look at the number of tosses before.",
+        "binomtest(0, 0) is an error, or NaN, so look at the number of tosses before.",
     ),
     "That is all of it: two counts and a coin. The 9,000 pictures on which two networks agree do not enter, and so a "
     "test with 500 that remain can be quite sharp. kdlib.verdict.mcnemar does the same.",

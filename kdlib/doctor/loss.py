@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kdlib.described import parameters_of
 from kdlib.doctor.known_losses import EXACT, KNOWN, NO_TEMPERATURE, Identified, fit
 from kdlib.doctor.probe import (
     IGNORED,
@@ -369,7 +369,7 @@ def _power_of_temperature(setup: Setup, base: Identified) -> float | None:
 def temperature_argument(loss: Callable[..., object]) -> str | None:
     """The name of the argument of a loss that is its temperature."""
     try:
-        names = list(inspect.signature(called_function(loss)).parameters)
+        names = [one.name for one in parameters_of(called_function(loss))]
     except (TypeError, ValueError):
         return None
     # The first two are the logits, whatever they are called.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import random
 from collections import UserDict
@@ -19,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from kdlib.adapters import Adapter
+from kdlib.described import parameters_of
 from kdlib.distiller import Distiller, Losses
 from kdlib.doctor.report import Skip
 from kdlib.guards import writes_to
@@ -380,7 +380,7 @@ def alpha_of(method: Any) -> float | None:
 def count_arguments(function: Callable[..., Any], default: int) -> int:
     """How many arguments it is called with by position, at least those without a default."""
     try:
-        parameters = list(inspect.signature(called_function(function)).parameters.values())
+        parameters = parameters_of(called_function(function))
     except (TypeError, ValueError):  # a function of C
         return default
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
