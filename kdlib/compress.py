@@ -160,7 +160,7 @@ def prune_weights(model: nn.Module, amount: float) -> nn.Module:
     copied = copy.deepcopy(model)
     # The choice is made on another copy: what torch.nn.utils.prune leaves behind cannot be copied after a forward pass.
     # It reads no channels_last either.
-    scratch = _layers(copy.deepcopy(model).to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
+    scratch = _layers(copy.deepcopy(model).to(memory_format=torch.contiguous_format))  # type: ignore[call-overload,unused-ignore]
     prune.global_unstructured(
         [(layer, "weight") for layer in scratch.values()], pruning_method=prune.L1Unstructured, amount=float(amount)
     )

@@ -37,13 +37,24 @@ def sweep(path: Path) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.{HOST}-*.tmp"):
         owner = left.name.removeprefix(f".{path.name}.{HOST}-").partition(".")[0]
         if owner.isdigit() and not is_alive(int(owner)):
-            left.unlink(missing_ok=True)
+            with suppress(OSError):  # on Windows another program may have it open; what is left stays
+                left.unlink()
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this machine is there; on Windows, where asking would end it, always yes."""
-    if sys.platform == "win32":
-        return True  # os.kill would end it; what is left stays
+    """Whether a process of this machine is there."""
+    if sys.platform == "win32":  # where os.kill would end it
+        import ctypes
+
+        query_limited_information, access_denied, still_active = 0x1000, 5, 259  # by their names in Windows' headers
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        handle = kernel.OpenProcess(query_limited_information, False, process)
+        if not handle:
+            return ctypes.get_last_error() == access_denied  # of another user
+        exit_code = ctypes.c_uint32(still_active)
+        kernel.GetExitCodeProcess(handle, ctypes.byref(exit_code))  # one that has ended may be held open by another
+        kernel.CloseHandle(handle)
+        return exit_code.value == still_active
     try:
         os.kill(process, 0)
     except ProcessLookupError:

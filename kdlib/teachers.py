@@ -485,22 +485,26 @@ class CachedTeacher(Teacher):
         positions = torch.arange(count)[shard]
         options: dict[str, Any] = {"augmentation": augmentation, "seed": seed, "device": config.device}
         silent = not progress or distributed.rank() > 0
-        with (
-            teacher.activate(layers, config),
-            tqdm(total=views * len(positions), desc="teacher", unit="img", disable=silent) as bar,
-        ):
-            for view in range(views):
-                start = shard.start
-                for batch in dataset.iter_batches(batch_size, sampler=positions, view=view, **options):
-                    with explain_shape_errors("teacher", batch.images):
-                        output = teacher(batch)
-                    for name, values in {"": output.logits, **output.features}.items():
-                        if name not in stored:
-                            shape = (views, count, *values.shape[1:])
-                            stored[name] = _allocate(directory, name, shape, half)
-                        _store(stored[name][view, start : start + len(batch)], values, name)
-                    start += len(batch)
-                    bar.update(len(batch))
+        try:
+            with (
+                teacher.activate(layers, config),
+                tqdm(total=views * len(positions), desc="teacher", unit="img", disable=silent) as bar,
+            ):
+                for view in range(views):
+                    start = shard.start
+                    for batch in dataset.iter_batches(batch_size, sampler=positions, view=view, **options):
+                        with explain_shape_errors("teacher", batch.images):
+                            output = teacher(batch)
+                        for name, values in {"": output.logits, **output.features}.items():
+                            if name not in stored:
+                                shape = (views, count, *values.shape[1:])
+                                stored[name] = _allocate(directory, name, shape, half)
+                            _store(stored[name][view, start : start + len(batch)], values, name)
+                        start += len(batch)
+                        bar.update(len(batch))
+        except BaseException:
+            stored.clear()  # the error keeps this frame, in a notebook for long: Windows removes no mapped file
+            raise
         _finish(directory, stored, metadata)
         return stored
 
@@ -899,8 +903,9 @@ def _create(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
     unfinished = _unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        array = np.lib.format.open_memmap(unfinished, "w+", dtype, shape)
+        np.lib.format.open_memmap(unfinished, "w+", dtype, shape)  # and closed: the error of a full disk keeps no map
         _reserve(unfinished)
+        array = np.lib.format.open_memmap(unfinished, "r+")
     except OSError as error:
         size = math.prod(shape) * dtype.itemsize / 1e6
         raise OSError(
@@ -918,9 +923,11 @@ def _reserve(path: Path) -> None:
 
 
 def _store(target: Tensor, values: Tensor, name: str) -> None:
+    values = values.detach().cpu()  # first: MPS copies into numbers of 16 bits by changing what it copies
     target.copy_(values)
     if torch.isfinite(target).all():
         return
+    del target  # it maps a file, and the error keeps this frame
     what = f"The teacher's {f'outputs of {name!r}' if name else 'logits'}"
     if torch.isfinite(values).all():
         raise ValueError(

@@ -495,7 +495,7 @@ MUTANTS = (
         "one.float() for one, t in",
         (ENSEMBLE,),
     ),
-    Mutant("answers: probabilities for logits", "answers.py", "values.clamp(min=SMALLEST).log()", "values", (ANSWERS,)),
+    Mutant("answers: probabilities for logits", "answers.py", "else values.log()", "else values", (ANSWERS,)),
     Mutant(
         "tokens: the last one left out, not the class token",
         "projectors.py",

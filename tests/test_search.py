@@ -17,6 +17,7 @@ import threading
 import time
 import types
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from kdlib.search import engine, judging, storage, task, workers
 from kdlib.search.limits import CostTable, Limits
 from kdlib.search.task import Outcome
 from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED, Strategy, Trials
+from kdlib.study import experiment
 from kdlib.study.method_specs import Settings
 
 pytest.importorskip("optuna")
@@ -798,6 +800,84 @@ def test_a_search_goes_on_alike_whatever_the_order_of_its_space(
 
 
 # --- several workers
+
+
+class Remote(workers.RemoteRunner):
+    """A worker whose trainings go on until it is ended; its thread may take a Ctrl-C.
+
+    Windows interrupts no wait of the main thread, nor does such a signal.
+    """
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self.sends_signal = False
+
+    def run(self, *given: Any, **options: Any) -> Outcome:
+        if self.sends_signal:
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        if not self.ended.wait(3):
+            return Outcome(1, 0.0, 0.5, 0.5)
+        raise ChildProcessError("ended")
+
+    def end(self, *, now: bool = True) -> None:
+        self.ended.set()
+
+
+@pytest.fixture
+def remotes(monkeypatch: pytest.MonkeyPatch) -> list[Remote]:
+    """The two workers of any search."""
+    if not hasattr(signal, "pthread_kill"):
+        pytest.skip("Windows sends no signal to a thread")
+    made = [Remote(), Remote()]
+    made[1].sends_signal = True  # when both are at work
+
+    @contextmanager
+    def open_runners(*given: Any) -> Iterator[list[Remote]]:
+        yield made
+
+    monkeypatch.setattr(engine, "open_runners", open_runners)
+    monkeypatch.setattr(engine, "prepare", lambda *given: None)
+    return made
+
+
+def test_ctrl_c_is_heard_while_trials_are_trained(blobs: DataModule, teacher: nn.Module, remotes: list[Remote]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        search.run(blobs, teacher=teacher, trials=2, epochs=1, workers=2, **TINY)
+    assert all(remote.ended.is_set() for remote in remotes)
+
+
+class Kept(dict):
+    """Stands for the runs in the storage."""
+
+    def add(self, arm: judging.Arm, seed: int, result: Any) -> None:
+        self[arm.name] = result
+
+
+def test_ctrl_c_is_heard_while_arms_are_judged(remotes: list[Remote]) -> None:
+    arms, kept = [judging.Arm(name, "s", Settings(), 0.0) for name in "ab"], Kept()
+    with pytest.raises(KeyboardInterrupt):
+        judging._train(arms, 0, remotes, kept, tqdm(disable=True))  # type: ignore[arg-type]
+    assert not kept
+    assert all(remote.ended.is_set() for remote in remotes)
+
+
+def test_an_arm_that_is_trained_as_ctrl_c_arrives_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(pending: Any, **options: Any) -> Any:
+        wait(pending)
+        raise KeyboardInterrupt
+
+    class Done:
+        def run(self, student: str, *given: Any, **options: Any) -> Outcome:
+            if student == "damaged":
+                raise ValueError("a damaged layer")
+            return Outcome(1, 0.0, 0.5, 0.5)
+
+    monkeypatch.setattr(experiment, "wait", interrupted)
+    students = {"a": "s", "b": "damaged", "c": "s"}
+    arms, kept = [judging.Arm(name, student, Settings(), 0.0) for name, student in students.items()], Kept()
+    with pytest.raises(KeyboardInterrupt):
+        judging._train(arms, 0, [Done(), Done()], kept, tqdm(disable=True))  # type: ignore[arg-type, list-item]
+    assert set(kept) == {"a", "c"}
 
 
 @pytest.mark.slow

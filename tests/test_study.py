@@ -242,6 +242,22 @@ def test_a_budget_below_one_is_refused(options: dict) -> None:
         Budget(**options)
 
 
+def test_a_file_of_results_has_a_name_that_windows_allows(tmp_path: Path) -> None:
+    named = {("resnet8", "resnet20-fashion"): "methods-resnet8-resnet20-fashion-all.csv",
+             ("timm:resnet18.a1_in1k", "timm:vgg11"): "methods-timm-resnet18.a1_in1k-timm-vgg11-all.csv"}  # fmt: skip
+    for (student, teacher), name in named.items():
+        budget = Budget(student=student, teacher=teacher, images=None)
+        assert budget.path("methods", tmp_path) == tmp_path / name
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such a file is never made there")
+def test_a_study_that_an_older_kdlib_has_begun_keeps_its_file(tmp_path: Path) -> None:
+    budget, begun = Budget(student="timm:vgg11"), tmp_path / "methods-timm:vgg11-resnet20-fashion-10000.csv"
+    begun.touch()
+    assert budget.path("methods", tmp_path) == begun
+    assert budget.path("choose", tmp_path).name == "choose-timm-vgg11-resnet20-fashion-10000.csv"
+
+
 def test_contradicting_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="settings tuned on a seed must not be judged on it"):
         StudyConfig(seeds=(0, 1), tuning_seeds=(1,))
@@ -1824,9 +1840,85 @@ def test_a_run_that_is_finished_is_kept_when_others_fail(monkeypatch: pytest.Mon
         next(found)
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="Windows sends no signal to a thread")
+def test_ctrl_c_is_heard_while_runs_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows interrupts no wait of the main thread, nor does a signal that another thread takes."""
+    ended, go_on = [], threading.Event()
+
+    def make(config: RunConfig) -> dict[str, Any]:
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        go_on.wait(3)
+        ended.append(config)
+        return {}
+
+    pool = Threads(monkeypatch, lambda seed: None, make)
+    with pool.pool.open():
+        with pytest.raises(KeyboardInterrupt):
+            next(pool.pool.run([(pool.seed(0), [run_config()])], test=False))
+        assert not ended
+        go_on.set()
+
+
+def test_a_run_that_ends_as_ctrl_c_arrives_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = [run_config(seed=seed) for seed in range(3)]
+    made: list[RunConfig] = []
+
+    def make(config: RunConfig) -> dict[str, Any]:
+        made.append(config)
+        if config.seed == 1:
+            raise ValueError("a damaged layer")
+        return {}
+
+    def interrupted(pending: Sequence[Future[Any]], **options: Any) -> Any:
+        found = wait(pending)
+        if made:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(experiment, "wait", interrupted)
+    found, kept = Threads(monkeypatch, lambda seed: None, make).run(configs), []
+    with pytest.raises(KeyboardInterrupt):
+        kept.extend(found)
+    assert sorted(config.seed for config, _ in kept) == [0, 2]
+
+
+def assert_not_mapped(folder: Path) -> None:
+    """In no process of the study; Windows removes no file that is mapped."""
+    for process in ("self", *(child.pid for child in multiprocessing.active_children())):
+        assert str(folder) not in Path(f"/proc/{process}/maps").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+def test_no_outputs_are_mapped_any_more_when_they_are_removed(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rmtree, removed = shutil.rmtree, []
+
+    def remove(folder: Path, **options: Any) -> None:
+        assert_not_mapped(folder)
+        removed.append(folder)
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    with Experiment(budget, tmp_path / "cache").seed_runner([run_config()], tmp_path / "x.csv") as seed_runner:
+        assert seed_runner.teacher(TeacherKind.SHUFFLED)
+        assert str(seed_runner.group.outputs) in Path("/proc/self/maps").read_text()
+    assert removed == [seed_runner.group.outputs]
+
+
 @pytest.mark.slow
-def test_outputs_are_computed_again_by_a_process_that_had_them(real: Budget, tmp_path: Path) -> None:
+def test_outputs_are_computed_again_by_a_process_that_had_them(
+    real: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first and the further trials of a seed share a folder, which is removed in between."""
+    rmtree = shutil.rmtree
+
+    def remove(folder: Path, **options: Any) -> None:
+        if Path("/proc/self/maps").exists():
+            assert_not_mapped(folder)
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
     with WorkerPool(Experiment(real, tmp_path / "cache"), 2).open() as pool:
         for _ in range(2):
             opening = pool.experiment.seed_runner([run_config()], tmp_path / "x.csv")

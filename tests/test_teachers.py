@@ -647,6 +647,31 @@ def test_an_interrupted_build_is_done_again(net: Net, dataset: InMemoryDataset, 
     torch.testing.assert_close(cached(batch).logits, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError])
+def test_a_build_that_fails_keeps_no_file_mapped(
+    dataset: InMemoryDataset, tmp_path: Path, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+):
+    """A notebook keeps the last error; a file that is mapped keeps its space on the disk, and on Windows its name."""
+
+    class Fails(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            if error is KeyboardInterrupt and len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return super().forward(images) / (0 if error is ValueError else 1)  # refused when it is stored
+
+    def reserve(handle: int, start: int, size: int) -> None:
+        if error is OSError:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    with pytest.raises(error) as kept:
+        build(Fails(), dataset, layers=["stem"], directory=tmp_path)
+    assert kept.traceback
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"views": 2', "\xff"])
 def test_damaged_metadata_is_refused(net: Net, dataset: InMemoryDataset, tmp_path: Path, text: str):
     build(net, dataset, directory=tmp_path)

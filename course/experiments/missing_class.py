@@ -24,7 +24,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -148,10 +148,10 @@ def shares(logits: Tensor, labels: Tensor, missing: int) -> tuple[float, float]:
 def _seed_runner(experiment: Experiment, seed: int, missing: int) -> Iterator[SeedRunner]:
     outputs = experiment.cache / f"{experiment.budget.student}-missing-{missing}-seed{seed}"
     try:
-        runner = SeedRunner(experiment, SeedGroup(seed, missing, (), outputs))
-        if experiment.budget.student == SMALL:
-            runner.data = replace(runner.data, augmentation=data.NO_AUGMENTATION)
-        yield runner
+        with closing(SeedRunner(experiment, SeedGroup(seed, missing, (), outputs))) as runner:
+            if experiment.budget.student == SMALL:
+                runner.data = replace(runner.data, augmentation=data.NO_AUGMENTATION)
+            yield runner
     finally:
         shutil.rmtree(outputs, ignore_errors=True)
 

@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,6 +23,7 @@ from kdlib.search.storage import load_optuna, open_storage
 from kdlib.search.task import TaskRunner, outputs_folder
 from kdlib.search.trials import COMPLETE
 from kdlib.search.workers import RemoteRunner, Runner, open_runners
+from kdlib.study.experiment import first_completed
 from kdlib.study.method_specs import Settings
 from kdlib.verdict import Comparison
 
@@ -292,14 +293,21 @@ def _train(arms: Sequence[Arm], seed: int, runners: list[Runner], done: Stored, 
             bar.update()
         return
     with ThreadPoolExecutor(len(runners)) as executor:
-        futures = {executor.submit(train, arm): arm for arm in arms}
+        pending: dict[Future[dict[str, Any]], Arm] = {}
         try:
-            for future in as_completed(futures):
-                done.add(futures[future], seed, future.result())
-                bar.update()
-        except BaseException:  # Ctrl-C, or a worker that was killed: arms that have not begun are not waited for
+            pending = {executor.submit(train, arm): arm for arm in arms}
+            while pending:
+                for future in first_completed(pending):
+                    done.add(pending[future], seed, future.result())
+                    del pending[future]
+                    bar.update()
+        except BaseException as error:  # Ctrl-C, or a worker that was killed: what has not begun is not waited for
             executor.shutdown(wait=False, cancel_futures=True)
             for runner in runners:
                 if isinstance(runner, RemoteRunner):
                     runner.end()  # its thread waits for it
+            if isinstance(error, KeyboardInterrupt):  # which may come while an arm ends: what is trained is kept
+                for future, arm in pending.items():
+                    if future.done() and not future.cancelled() and future.exception() is None:
+                        done.add(arm, seed, future.result())
             raise

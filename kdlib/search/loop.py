@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from kdlib.search.space import settings_of
 from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED, Assignment, Trials
 from kdlib.search.workers import RemoteRunner, Runner, Turns
+from kdlib.study.experiment import first_completed
 from kdlib.study.method_specs import MethodSpec
 
 
@@ -28,23 +29,19 @@ def work_off(trials: Trials, runners: list[Runner], bar: ProgressBar, spec: Meth
         workers[0].work()  # in this thread, where Ctrl-C arrives
         return
     with ThreadPoolExecutor(len(workers)) as executor:
-        futures = [executor.submit(worker.work) for worker in workers]
         try:
-            _raise_first(futures)
+            pending = {executor.submit(worker.work) for worker in workers}
+            while pending:
+                ended = first_completed(pending)
+                pending -= ended
+                for future in ended:
+                    future.result()
         except BaseException:
             turns.abort()
             for runner in runners:
                 if isinstance(runner, RemoteRunner):
                     runner.end()  # its thread waits for it
             raise
-
-
-def _raise_first(futures: list[Future[None]]) -> None:
-    """Wait until all have ended or one has failed, and raise what it raised."""
-    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-    for future in futures:
-        if future in done:
-            future.result()
 
 
 @dataclass

@@ -16,14 +16,14 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict, cast
+from typing import Any, NoReturn, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ from kdlib.teachers import CachedTeacher
 QUICK_VALIDATION = 100  # images that `fit` evaluates after an epoch where all of them would take long beside it
 LONG_EPOCH = 10  # training images for each validation image: from here on, to evaluate them all costs some 3 %
 CONTROL_TEACHER_SEED = 2000  # of untrained and own-size teachers: one for all seeds, as there is one reference
+
+T = TypeVar("T")
 
 
 class DeviceOptions(TypedDict):
@@ -177,7 +179,8 @@ class Experiment:
         key = files.fingerprint([], self.fingerprint, budget, seed, excluded_class, layers)
         folder = self.cache / f"{_outputs_of(runs_path)}-seed{seed}-{key[:12]}"
         group = SeedGroup(seed, excluded_class, tuple(layers), folder)
-        yield SeedRunner(self, group)
+        with closing(SeedRunner(self, group)) as runner:
+            yield runner
         shutil.rmtree(group.outputs, ignore_errors=True)
 
     def remove_outputs(self, runs_path: Path) -> None:
@@ -214,6 +217,10 @@ class SeedRunner:
         excluded = group.excluded_class
         self.data: DataModule = subset if excluded is None else subset.exclude_class(excluded)
         self._teachers: dict[TeacherKind, CachedTeacher] = {}
+
+    def close(self) -> None:
+        """Let go of the teachers' outputs, since Windows removes no file that is mapped; `teacher` opens them anew."""
+        self._teachers.clear()
 
     def run(self, config: RunConfig, *, test: bool) -> dict[str, Any]:
         """Train one student and return its row; the test set is read once, afterwards, if `test`, else not at all.
@@ -451,7 +458,12 @@ class WorkerPool:
             if not preparing and not running:
                 return
             pending: list[Future[Any]] = [*preparing, *running]
-            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+            try:
+                finished = first_completed(pending)
+            except KeyboardInterrupt:  # which may come while a run ends: what is finished is to be kept
+                for run in [run for run in running if run.done() and run.exception() is None]:
+                    yield running[run][0], run.result()
+                raise
             beside_others = bool(running)
             # Rows first, and of these the good ones: an error ends the study, and what is finished is to be kept.
             for run in sorted(finished & running.keys(), key=lambda future: future.exception() is not None):
@@ -468,6 +480,15 @@ class WorkerPool:
                 postponed = None
                 for config in seed.configs:
                     running[executor.submit(run_in_worker, seed.group, config, test)] = config, seed
+
+
+def first_completed(futures: Collection[Future[T]]) -> set[Future[T]]:
+    """Wait until one of these has ended, and return those that have; Ctrl-C ends the waiting."""
+    while True:
+        # Short waits: before Python 3.14, Windows holds Ctrl-C back until a wait has ended.
+        done, _ = wait(futures, timeout=0.1, return_when=FIRST_COMPLETED)
+        if done:
+            return done
 
 
 class _OpenSeed:
@@ -509,20 +530,20 @@ def prepare_in_worker(group: SeedGroup, kinds: Sequence[TeacherKind], threads: i
 
     threads: those of the process that was started, so that sums are rounded as with one worker.
     """
-    global _worker_runner
-    _worker_runner = None  # one of the same seed may hold outputs that were removed since
-    with torch_threads(threads):
+    with torch_threads(threads), _open_runner(group) as runner:
         for kind in kinds:
-            _runner(group).teacher(kind)
+            runner.teacher(kind)
 
 
 def run_in_worker(group: SeedGroup, config: RunConfig, test: bool) -> dict[str, Any]:
     """Make a run in a worker process, and return its row."""
-    return _runner(group).run(config, test=test)
+    with _open_runner(group) as runner:
+        return runner.run(config, test=test)
 
 
-def _runner(group: SeedGroup) -> SeedRunner:
+def _open_runner(group: SeedGroup) -> closing[SeedRunner]:
+    """This worker's runner of a seed; it is closed after each task, as nobody says when the outputs are removed."""
     global _worker_runner
     if _worker_runner is None or _worker_runner.group != group:
         _worker_runner = SeedRunner(_worker_experiment, group)
-    return _worker_runner
+    return closing(_worker_runner)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -77,7 +79,10 @@ class Budget:
         """The CSV file in `folder` that holds the runs of this kind and budget."""
         teacher = Path(self.teacher).name.removesuffix(".safetensors")
         optimizer = "" if self.optimizer == SGD else f"-{self.optimizer}"
-        return folder / f"{kind}-{self.student}-{teacher}-{self.images or 'all'}{optimizer}.csv"
+        name = f"{kind}-{self.student}-{teacher}-{self.images or 'all'}{optimizer}.csv"
+        if sys.platform != "win32" and (folder / name).exists():  # timm:NAME, begun by an older kdlib
+            return folder / name
+        return folder / re.sub(r'[<>:"/\\|?*]', "-", name)  # Windows allows none of these in a name
 
 
 @dataclass(frozen=True)

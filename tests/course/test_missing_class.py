@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from course.experiments import missing_class as experiment
 from course.experiments.missing_class import BUDGETS, LABELS, MEANS, SHUFFLED, SMALL, SOFT
 from kdlib import losses
 from kdlib.data import NO_AUGMENTATION, data_dir
+from kdlib.study.experiment import Experiment
 from kdlib.study.plans import RunConfig
 from kdlib.study.runs_file import read_rows
 
@@ -141,13 +144,27 @@ def test_the_larger_student_takes_over_the_settings_of_the_study(
         run(tmp_path, "resnet8", 1, ["softer"])
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+def test_no_outputs_are_mapped_any_more_when_they_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows removes no file that is mapped."""
+    rmtree, removed = shutil.rmtree, []
+
+    def remove(folder: Path, **options: Any) -> None:
+        assert str(folder) not in Path("/proc/self/maps").read_text()
+        removed.append(folder)
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    budget = replace(BUDGETS[SMALL], images=40, views=1)
+    with experiment._seed_runner(Experiment(budget, tmp_path / "cache"), 0, 0) as runner:
+        assert experiment.teacher_for(SOFT, runner, experiment.small_configs(0, 1)[experiment.SOFT_RUN][0])
+        assert "cache/" in Path("/proc/self/maps").read_text()
+    assert removed
+
+
 @pytest.mark.slow
 def test_a_changed_teacher_is_found_by_image_and_view(tmp_path: Path) -> None:
     """With the changes undone, the student is the one that the stored answers themselves make."""
-    from dataclasses import replace
-
-    from kdlib.study.experiment import Experiment
-
     budget = replace(BUDGETS["resnet8"], images=200, views=2, epochs=2)
     found = Experiment(budget, tmp_path / "cache")
     with experiment._seed_runner(found, 5, 0) as runner:
