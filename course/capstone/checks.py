@@ -26,7 +26,9 @@ SAME_STUDENT, SAME_ANSWERS = 0.01, 2
 NOTHING = {"", "-", "?", "none", "unknown", "n/a", "not known", "no"}
 VERDICTS = ("BEATS", "LOSES", "INCONCLUSIVE")
 VERDICT = re.compile(rf"\b(?:{'|'.join(VERDICTS)})\b")
-NEGATION = re.compile(r"\b(not|no|neither|nor|nothing|none|never)\b", re.IGNORECASE)
+NEGATION = re.compile(
+    r"\b(not(?! only| just| merely)|no(?! doubt| question)|neither|nor|nothing(?! but)|none|never)\b", re.IGNORECASE
+)
 CLAIM = re.compile(r"\b([Bb]eats|[Oo]utperforms)\b")  # BEATS is a verdict
 GAIN = re.compile(r"\b(gains?|gained|ahead|better|higher|improves?|improved)\b", re.IGNORECASE)
 LOSS = re.compile(r"\b(loses?|lost|loss|behind|below|worse|less|fewer|lower|falls?|drops?|costs?)\b", re.IGNORECASE)
@@ -34,7 +36,8 @@ TOO_MUCH = re.compile(r"\b(proves?|proven|significant(?:ly)?|certainly|always|gu
 # The level of intervals, which is no result: "95 % intervals", "intervals that hold together with 95 %".
 LEVEL = re.compile(
     r"(?<![\w.,])95\s*(?:%|per ?cent\b)[\s-]*(?:confidence|intervals?|CI)\b"
-    r"|\b(?:confidence|intervals?|together)\s+(?:\w+\s+){0,4}?(?:of|with|at)\s+95\s*(?:%|per ?cent\b)",
+    r"|\b(?:confidence|intervals?)(?:\s+(?:that|which|all|holds?|together)){0,4}"
+    r"\s+(?:of|with|at)\s+95\s*(?:%|per ?cent\b)",
     re.IGNORECASE,
 )
 UNRELATED = {"--quiet": 0, "--workers": 1, "--cache": 1}  # options of a study that say nothing about its runs

@@ -842,6 +842,9 @@ def test_what_the_files_say_may_be_said(text: str) -> None:
     [
         ("KD BEATS hard labels. So label-smoothing is INCONCLUSIVE.", "says BEATS of kd, and its interval says LOSES"),
         ("KD beats hard labels. kd LOSES.", "says that kd beats, and its interval says LOSES"),
+        ("There is no doubt that kd BEATS hard labels.", "says BEATS of kd, and its interval says LOSES"),
+        ("kd not only BEATS hard labels: it is small.", "says BEATS of kd, and its interval says LOSES"),
+        ("kd LOSES. It stays within its interval and ends at 95 %.", "has 95, which no file gives"),
         ("kd gains 6.4 points over hard labels. label-smoothing is INCONCLUSIVE.", "calls 6.4 a gain of kd"),
         ("kd LOSES, at 46 % of the teacher's parameters.", "has 46, which no file gives"),
         ("kd LOSES, and label-smoothing reaches 95 %.", "has 95, which no file gives"),
