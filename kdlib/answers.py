@@ -154,7 +154,9 @@ def from_top_k(given: Any, num_classes: int | None) -> Tensor:
             f"The probabilities of all {num_classes} classes sum to 1; those of sample {row} sum to {total.min():.4g}. "
             "Look at num_classes, and whether these are probabilities of a softmax."
         )
-    rest = (1 - total).clamp(min=0) / max(others, 1)
+    left = 1 - total
+    left = left.where(left > 1e-7 * classes.shape[1], 0)  # less than that may be the rounding of the sum
+    rest = left / max(others, 1)
     too_much = (rest > best.amin(dim=1, keepdim=True) + ROUNDING).any(dim=1)
     if others and bool(too_much.any()):
         row = int(too_much.nonzero()[0])
@@ -163,7 +165,7 @@ def from_top_k(given: Any, num_classes: int | None) -> Tensor:
             "they are not the best of one softmax over num_classes. Look at num_classes, and whether these are "
             "probabilities of a softmax."
         )
-    rest = rest.where(rest >= SMALLEST, 0)  # less than that may be the rounding of the sum
+    rest = rest.where(rest >= SMALLEST, 0)
     return _without_zeros(rest.log().expand(-1, num_classes).scatter(1, classes, logs))
 
 

@@ -103,7 +103,12 @@ class DeviceConfig:
         """Inside the block the model is on the device, as `move` does it; afterwards where and as it lay before."""
         home = next((p.device for p in model.parameters()), torch.device("cpu"))
         # Kept, not made anew at the end: that leaves holes in memory as large as the weights.
-        before = {name: t.data for name, t in _tensors(model) if t.ndim == 4}
+        orders = (torch.contiguous_format, torch.channels_last)  # what is expanded stays as it is made
+        before = {
+            name: t.data
+            for name, t in _tensors(model)
+            if t.ndim == 4 and any(t.is_contiguous(memory_format=order) for order in orders)
+        }
         try:
             self.move(model)
             yield

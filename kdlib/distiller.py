@@ -288,11 +288,14 @@ class Distiller(nn.Module):
         return output
 
     def _terms(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Any:
+        # Of buffers only those of the student's kind: a sum that a method keeps in float64 is meant to be one.
+        kind = next((p.dtype for p in self.student.parameters() if p.is_floating_point()), torch.float32)
         own = {  # module by module: each once, and a weight that two of them share once for each
             f"{prefix}.{name}".lstrip("."): one
             for prefix, module in self.method.named_modules()
             for name, one in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
             if one.is_floating_point() and one.dtype != torch.float32
+            if isinstance(one, nn.Parameter) or one.dtype == kind
         }
         if not own:
             return self.method(student, teacher, labels)

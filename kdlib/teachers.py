@@ -499,6 +499,9 @@ class CachedTeacher(Teacher):
                             if name not in stored:
                                 shape = (views, count, *values.shape[1:])
                                 stored[name] = _allocate(directory, name, shape, half)
+                            # First: a copy from MPS into 16 bits changes what it copies; and no map is held while a
+                            # GPU is waited for.
+                            values = values.detach().cpu()
                             _store(stored[name][view, start : start + len(batch)], values, name)
                         start += len(batch)
                         bar.update(len(batch))
@@ -923,7 +926,6 @@ def _reserve(path: Path) -> None:
 
 
 def _store(target: Tensor, values: Tensor, name: str) -> None:
-    values = values.detach().cpu()  # first: MPS copies into numbers of 16 bits by changing what it copies
     target.copy_(values)
     if torch.isfinite(target).all():
         return

@@ -208,11 +208,12 @@ def test_best_that_leave_nothing_make_the_others_tiny_and_finite() -> None:
 
 @pytest.mark.parametrize("kind", ["probabilities", "log_probabilities"])
 def test_a_class_that_is_not_named_is_no_likelier_than_a_small_one_that_is(kind: str) -> None:
-    best = torch.tensor([[1.0, 1e-12], [1.0, 1e-6]])
-    given = {"classes": [[1, 0], [1, 0]], kind: as_kind(best, kind)}
-    found = ask(CachedTeacher.from_logits(given, kind="top_k", num_classes=4), 0, 1)
+    best = torch.tensor([[1.0, 1e-12], [1.0, 1e-6], [1 - 6e-8, 1e-12]])  # the last as a float's sum may be rounded
+    given = {"classes": [[1, 0]] * 3, kind: as_kind(best, kind)}
+    found = ask(CachedTeacher.from_logits(given, kind="top_k", num_classes=4), 0, 1, 2)
     torch.testing.assert_close(found[0], torch.tensor([1e-12, 1.0, 1e-12, 1e-12]).log())
     torch.testing.assert_close(found[1], torch.tensor([1e-6, 1.0, 1e-8, 1e-8]).log())
+    torch.testing.assert_close(found[2], found[0])
 
 
 def test_logarithms_of_the_best_are_kept_where_their_probability_is_too_small_for_a_float() -> None:

@@ -198,6 +198,14 @@ def test_a_network_in_channels_last_comes_back_from_mps_as_it_was(monkeypatch: p
     assert network.weight.stride() == before
 
 
+def test_an_expanded_buffer_is_given_back():
+    network = nn.Conv2d(1, 2, 1)
+    network.register_buffer("x", torch.linspace(-1, 1, 3).expand(1, 2, 3, 3))
+    with DeviceConfig(CPU, False).borrow(network):
+        pass
+    assert torch.equal(network.x, torch.linspace(-1, 1, 3).expand(1, 2, 3, 3))
+
+
 class Recorder:
     """Instead of a tensor: gives back the call that it gets."""
 

@@ -173,10 +173,11 @@ class Centred(Method):
         self.register_buffer("mean", torch.zeros(3))
 
     def forward(self, student: Any, teacher: Any, labels: Any) -> dict[str, Tensor]:
+        now = student.logits.detach().mean(0).to(self.mean)
         if self.in_place:
-            self.mean.lerp_(student.logits.detach().mean(0), 0.5)
+            self.mean.lerp_(now, 0.5)
         else:
-            self.mean = self.mean.lerp(student.logits.detach().mean(0), 0.5)
+            self.mean = self.mean.lerp(now, 0.5)
         return {"centred": (student.logits - self.mean).square().mean()}
 
 
@@ -190,6 +191,14 @@ def test_a_running_mean_of_a_method_in_bfloat16_moves(in_place: bool) -> None:
         model((images.bfloat16(), labels))
     assert model.method.mean.dtype == torch.bfloat16
     torch.testing.assert_close(model.method.mean.float(), plain.method.mean, rtol=0.05, atol=0.01)
+
+
+def test_a_sum_in_float64_of_a_method_stays_one() -> None:
+    model = distiller(method=Centred(in_place=True))
+    model.method.mean = start = torch.full((3,), 1 / 3, dtype=torch.float64)
+    before = start.clone()
+    expected = before.lerp(model(batch()).student.logits.detach().mean(0).double(), 0.5)
+    torch.testing.assert_close(model.method.mean, expected, rtol=1e-12, atol=0)
 
 
 def test_a_student_in_bfloat16_may_have_a_teacher_in_float32() -> None:

@@ -810,12 +810,13 @@ class Remote(workers.RemoteRunner):
 
     def __init__(self) -> None:
         self.ended = threading.Event()
-        self.sends_signal = False
+        self.sends_signal = self.came_to_its_end = False
 
     def run(self, *given: Any, **options: Any) -> Outcome:
         if self.sends_signal:
             signal.pthread_kill(threading.get_ident(), signal.SIGINT)
         if not self.ended.wait(3):
+            self.came_to_its_end = True
             return Outcome(1, 0.0, 0.5, 0.5)
         raise ChildProcessError("ended")
 
@@ -844,6 +845,7 @@ def test_ctrl_c_is_heard_while_trials_are_trained(blobs: DataModule, teacher: nn
     with pytest.raises(KeyboardInterrupt):
         search.run(blobs, teacher=teacher, trials=2, epochs=1, workers=2, **TINY)
     assert all(remote.ended.is_set() for remote in remotes)
+    assert not any(remote.came_to_its_end for remote in remotes)
 
 
 class Kept(dict):

@@ -224,8 +224,10 @@ def _decouple(scaled_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's correlation of each row of a with the same row of b; 0 where one of them is constant."""
-    # Rescaled, because a class that is nowhere likely is no constant one: its probabilities' squares would all be 0.
-    return (centred_unit(rescaled(a, dim=1)) * centred_unit(rescaled(b, dim=1))).sum(dim=1)
+    # Rescaled, because a class that is nowhere likely is no constant one, though the squares of its probabilities would
+    # all be 0. Not below 1e-30: the gradients would leave float32.
+    a, b = (centred_unit(rescaled(x.masked_fill(x < 1e-30, 0), dim=1)) for x in (a, b))
+    return (a * b).sum(dim=1)
 
 
 def _logit_pair(student_logits: Tensor, teacher_logits: Tensor) -> list[Tensor]:

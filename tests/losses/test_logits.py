@@ -306,6 +306,15 @@ def test_dist_compares_classes_that_are_nowhere_likely():
     assert dist(same, same, temperature=1).item() == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("gap", [60.0, 80.0, 95.0, 100.0, 103.0, 200.0])
+def test_dist_has_a_finite_gradient_where_a_class_is_hardly_possible(gap):
+    student = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    student[:, 3] -= gap
+    student.requires_grad_()
+    dist(student, torch.randn(8, 4, generator=torch.Generator().manual_seed(1)), temperature=1).backward()
+    assert student.grad.isfinite().all()
+
+
 def test_dist_of_opposite_patterns_is_two():
     p = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
     opposite = 2 / 3 - p  # sums to 1, and falls where p rises
@@ -693,7 +702,7 @@ def test_warn_if_probabilities_names_what_is_no_batch_of_floats():
 
 
 def test_no_label_is_left_out_in_silence_where_values_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdlib.losses.logits._check_labels", lambda *given: None)  # as on a GPU
+    monkeypatch.setattr("kdlib.losses.logits.check_labels", lambda *given: None)  # as on a GPU
     with pytest.raises((IndexError, RuntimeError)):
         label_smoothing(torch.zeros(2, 3), torch.tensor([0, -100]), 0.0)
     with pytest.raises((IndexError, RuntimeError)):
