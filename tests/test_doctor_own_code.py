@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from kdlib import data, methods
+from kdlib.adapters import Adapter
 from kdlib.distiller import Distiller
 from kdlib.doctor import Report, examine
 from kdlib.ensembles import ConfidenceEnsemble
@@ -102,6 +103,45 @@ def test_a_weight_beside_a_loss_that_probes_do_not_show_is_a_doubt_at_most(name:
     report = examine(student=student, teacher=c.teacher, step=step, batches=c.batches[:2])
     assert [one.severity for one in report.find("loss-temperature")] == ["doubt"]
     assert report.sound, str(report)
+
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+BY_ALPHA: dict[str, tuple[Loss, float, list[str]]] = {
+    "divided as a whole, T = 4": (lambda s, t, y: (0.3 * F.cross_entropy(s, y) + 0.7 * kd(s, t, 4.0)) / 16, 0.0, []),
+    "divided as a whole, T = 2": (lambda s, t, y: (0.3 * F.cross_entropy(s, y) + 0.7 * kd(s, t, 2.0)) / 4, 0.0, []),
+    "a share for features": (lambda s, t, y: 0.5 * F.cross_entropy(s, y) + 0.25 * kd(s, t, 2.0), 0.25, ["doubt"]),
+    "without T^2, and features": (
+        lambda s, t, y: 0.5 * F.cross_entropy(s, y) + 0.5 * kd(s, t, 2.0) / 4,
+        0.25,
+        ["fault"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_ALPHA)
+def test_alpha_is_compared_with_the_weight_that_the_hard_loss_has(name: str) -> None:
+    c = case(5)
+    loss, features, severities = BY_ALPHA[name]
+
+    def step(batch: Any) -> Tensor:
+        x, y = batch
+        with torch.no_grad():
+            t, theirs = c.teacher(x), c.teacher.blocks(x).mean((1, 2, 3))
+        hint = features * F.mse_loss(c.student.blocks(x).mean((1, 2, 3)), theirs) if features else torch.tensor(0.0)
+        return loss(c.student(x), t, y) + hint
+
+    alpha = 0.3 if "whole" in name else 0.5
+    report = examine(student=c.student, teacher=c.teacher, step=step, batches=c.batches[:2], alpha=alpha)
+    found = report.find("loss-temperature")
+    assert [one.severity for one in found] == severities, str(report)
+    assert not any("say alpha" in one.change for one in found)
+
+
+def test_a_loss_that_is_divided_by_the_number_of_classes_as_a_whole_is_what_alpha_says() -> None:
+    def loss(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return (0.3 * F.cross_entropy(s, y, weight=torch.ones(CLASSES)) + 0.7 * kd(s, t, 4.0)) / CLASSES
+
+    assert on_logits(loss, alpha=0.3).sound
 
 
 def test_a_small_weight_of_kdlibs_own_method_beside_features_is_a_doubt_at_most() -> None:
@@ -219,21 +259,25 @@ def test_a_gradient_that_is_infinite_does_not_reach_the_student() -> None:
 def term_names(kind: str) -> list[str]:
     """How serious it is what these terms are called."""
     c = case(5)
+    student = LossInside(c.student)
 
     def step(batch: Any) -> dict[str, Tensor]:
         x, y = batch
         with torch.no_grad():
             t, theirs = c.teacher(x), c.teacher.blocks(x).mean((1, 2, 3))
-        s, ours = c.student(x), c.student.blocks(x).mean((1, 2, 3))
+        own, ours = student(x, y), c.student.blocks(x).mean((1, 2, 3))
+        s = own["logits"]
         hard, soft = F.cross_entropy(s, y), kd(s, t, 4.0)
         terms = {
             "layers": {"ce": hard, "distill": F.mse_loss(ours, theirs)},
             "swapped": {"ce": soft, "kd": hard},
             "one of them": {"ce": soft, "features": F.mse_loss(ours, theirs)},
+            "swapped, hard inside": {"soft": own["loss"], "hard": soft},
+            "layers called hard": {"hard": soft, "distill": F.mse_loss(ours, theirs)},
         }
         return terms[kind]
 
-    report = examine(student=c.student, teacher=c.teacher, step=step, batches=c.batches[:2])
+    report = examine(student=student, teacher=c.teacher, step=step, batches=c.batches[:2])
     return [one.severity for one in report.find("term-names")]
 
 
@@ -241,6 +285,11 @@ def test_terms_whose_names_are_swapped_are_a_fault_and_distillation_of_layers_is
     assert term_names("layers") == []
     assert term_names("swapped") == ["fault"]
     assert term_names("one of them") == ["doubt"]
+
+
+def test_a_soft_name_on_a_loss_that_the_network_computes_of_the_labels_is_swapped() -> None:
+    assert term_names("swapped, hard inside") == ["fault"]
+    assert term_names("layers called hard") == ["doubt"]
 
 
 def with_terms(terms: Callable[[Tensor, Tensor], dict[str, Tensor]], **options: Any) -> Report:
@@ -384,15 +433,27 @@ def test_one_logit_for_each_sample_is_not_compared_with_the_labels() -> None:
         assert "one logit" in report.skipped[check]
 
 
-def test_samples_of_one_class_say_nothing_of_a_teachers_accuracy() -> None:
-    """As from folders that nobody shuffled; a teacher that is right about seven in ten of them."""
-    batches = [(torch.randn(128, 6), torch.zeros(128).long()) for _ in range(4)]
-    answers = 4.0 * F.one_hot((torch.arange(128) % 10 >= 7).long(), 3)
+@pytest.mark.parametrize("others", [0, 3])
+def test_samples_of_hardly_more_than_one_class_say_nothing_of_a_teachers_accuracy(others: int) -> None:
+    """As from folders that nobody shuffled; a teacher of many classes that is right about every other sample."""
+    labels = (torch.arange(128) >= 128 - others).long()
+    answers = 4.0 * F.one_hot(torch.where(torch.arange(128) % 2 == 0, labels, 7), 20)
+    batches = [(torch.randn(128, 6), labels) for _ in range(4)]
     report = examine(
-        student=nn.Linear(6, 3), teacher=lambda batch: answers, loss=lambda s, t: kd(s, t, 4.0), batches=batches
+        student=nn.Linear(6, 20), teacher=lambda batch: answers, loss=lambda s, t: kd(s, t, 4.0), batches=batches
     )
     assert report.sound, str(report)
     assert "shuffled" in report.skipped["teacher-accuracy"]
+
+
+def test_a_rare_class_of_two_does_not_hide_a_teacher_that_always_names_it() -> None:
+    labels = (torch.arange(512) % 20 == 0).long()
+    batches = [(torch.randn(128, 6), labels[i : i + 128]) for i in range(0, 512, 128)]
+    answers = torch.tensor([-4.0, 4.0]).expand(128, 2)
+    report = examine(
+        student=nn.Linear(6, 2), teacher=lambda batch: answers, loss=lambda s, t: kd(s, t, 4.0), batches=batches
+    )
+    assert report.find("teacher-accuracy")
 
 
 # -------------------- steps that make their own batches
@@ -438,6 +499,80 @@ def test_pictures_that_a_step_changes_one_by_one_are_compared_with_labels() -> N
     assert any(with_inputs(lambda x: x[torch.randperm(len(x))]).find(check) for check in BY_LABEL)
 
 
+def test_pictures_that_a_step_changes_by_chance_of_its_own_are_compared_with_labels() -> None:
+    own = torch.Generator()
+    noisy = with_inputs(lambda x: x + 0.01 * torch.randn(x.shape, generator=own))
+    assert "teacher-accuracy" in noisy.passed
+
+
+TABLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "standardised": lambda x: (x - x.mean(0)) / x.std(0),
+    "Mixup": lambda x: 0.6 * x + 0.4 * x.roll(1, 0),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_columns_that_a_step_standardises_over_the_batch_are_not_mixed(name: str) -> None:
+    x = torch.randn(256, 3) * torch.tensor([1.0, 2.0, 4.0]) + torch.tensor([3.0, 0.0, -2.0])
+    y = ((x - x.mean(0)) / x.std(0)).argmax(1)
+    student, teacher = nn.Linear(3, 3), nn.Linear(3, 3).eval().requires_grad_(False)
+    teacher.weight.copy_(5 * torch.eye(3))
+
+    def step(batch: Any) -> Tensor:
+        x, y = TABLES[name](batch[0]), batch[1]
+        return F.cross_entropy(student(x), y) + kd(student(x), teacher(x), 4.0)
+
+    report = examine(
+        student=student, teacher=teacher, step=step, batches=list(zip(x.split(64), y.split(64), strict=True))
+    )
+    assert ("teacher-accuracy" in report.passed) == (name == "standardised"), str(report)
+
+
+class Rated(nn.Module):
+    """Of users and items; what is not a row for each sample may come first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items = nn.Embedding(9, 4), nn.Embedding(9, 4)
+
+    def forward(self, first: Tensor, items: Tensor) -> Tensor:
+        return self.users(first) + self.items(items)
+
+
+@pytest.mark.parametrize("first", ["users", "a number"])
+def test_a_network_whose_first_argument_has_no_rows_of_numbers_is_examined(first: str) -> None:
+    student, teacher = Rated(), Rated().eval().requires_grad_(False)
+
+    def step(batch: Any) -> Tensor:
+        users, items, y = batch
+        given = users if first == "users" else torch.tensor(3)
+        s = student(given, items)
+        return F.cross_entropy(s, y) + kd(s, teacher(given, items), 4.0)
+
+    batches = [(*torch.randint(9, (2, 64)), torch.randint(4, (64,))) for _ in range(4)]
+    report = examine(student=student, teacher=teacher, step=step, batches=batches, adapter=Adapter(labels=2))
+    assert "teacher-accuracy" not in report.skipped
+
+
+@pytest.mark.parametrize(("mixed", "severity"), [(True, "doubt"), (False, "fault")])
+def test_a_teacher_whose_accuracy_is_hidden_by_mixing_is_called_fresh_with_doubt(mixed: bool, severity: str) -> None:
+    c = case(2)
+    norms = [module for module in c.teacher.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+    assert norms
+
+    def step(batch: Any) -> Tensor:
+        x, y = batch
+        x = 0.1 * x + 0.9 * x[torch.randperm(len(x))] if mixed else x.roll(1, 0)
+        with torch.no_grad():
+            t = c.teacher(x)
+        return F.cross_entropy(c.student(x), y) + kd(c.student(x), t, 4.0)
+
+    (found,) = examine(student=c.student, teacher=c.teacher, step=step, batches=c.batches).find("teacher-fresh")
+    assert found.severity == severity
+
+
 def two_views(c: Any, batch: Any) -> Tensor:
     x, y = batch
     s, t = c.student(torch.cat([x, x.flip(3)])), c.teacher(torch.cat([x, x.flip(3)]))
@@ -466,6 +601,32 @@ def test_a_step_that_calls_its_networks_with_other_numbers_of_rows_is_examined_a
     assert "student-gradient" in report.passed
     for check in ("loss-ignores-teacher", "loss-rows", "loss-temperature", "loss-extremes"):
         assert "row" in report.skipped[check]
+
+
+def of_probabilities(step: Callable[[Any, Any], Tensor], logarithm: bool) -> list[str]:
+    """How serious it is that a student gives probabilities, of which the loss takes the logarithm or a softmax."""
+    c = case(0, size=64)
+    c.teacher.requires_grad_(False)
+    c.student.last = nn.Softmax(1)
+
+    class Seen:
+        teacher = c.teacher
+        loss = staticmethod(c.loss)
+
+        @staticmethod
+        def student(x: Tensor) -> Tensor:
+            found = c.student(x)
+            return found.clamp(min=1e-30).log() if logarithm else found
+
+    report = examine(student=c.student, teacher=c.teacher, step=lambda batch: step(Seen, batch), batches=c.batches[:2])
+    return [one.severity for one in report.find("probabilities")]
+
+
+def test_probabilities_in_a_step_of_several_views_are_a_fault_only_where_their_softmax_was_seen() -> None:
+    assert of_probabilities(two_views, logarithm=True) == []
+    assert of_probabilities(two_views, logarithm=False) == ["fault"]
+    assert "fault" not in of_probabilities(micro_batches, logarithm=True)
+    assert of_probabilities(micro_batches, logarithm=False) == ["doubt"]
 
 
 # -------------------- tensors that get a gradient and are no parameters
@@ -809,6 +970,35 @@ def test_tokens_that_a_masked_language_model_does_not_guess_may_learn_from_the_t
 
     report = examine(student=student, teacher=teacher, step=step, batches=batches)
     assert [one.severity for one in report.find("loss-padding")] == severities
+    assert "loss-padding" not in report.skipped
+
+
+MASKS = {  # how many tokens are no padding, of two kinds of samples: by the attention mask, and by the labels
+    "of another text": ((7, 5), (5, 7)),
+    "of a shorter text": ((9, 9), (7, 5)),
+    "of ones": ((10, 10), (7, 5)),
+    "alone": ((7, 5), (10, 10)),
+}
+
+
+@pytest.mark.parametrize("over", ["labels", "all tokens"])
+@pytest.mark.parametrize("name", MASKS)
+def test_an_attention_mask_says_what_counts_only_where_it_is_that_of_the_labels(name: str, over: str) -> None:
+    student, teacher, batches = Tokens(7), Tokens(7).eval().requires_grad_(False), []
+    for ids, labels in texts():
+        given, answered = (torch.tensor(part).repeat(len(ids) // 2)[:, None] for part in MASKS[name])
+        mask = (torch.arange(10) < given).long()
+        labels = torch.where(torch.arange(10) < answered, labels, -100)
+        batches.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
+
+    def step(batch: Any) -> Tensor:
+        s, t, y = student(batch["input_ids"]), teacher(batch["input_ids"]), batch["labels"]
+        real = y >= 0 if name != "alone" else batch["attention_mask"] > 0
+        which = real if over == "labels" else torch.ones_like(real)
+        return F.cross_entropy(s[real], y[real]) + kd(s[which], t[which], 2.0)
+
+    report = examine(student=student, teacher=teacher, step=step, batches=batches)
+    assert [one.severity for one in report.find("loss-padding")] == ([] if over == "labels" else ["fault"])
     assert "loss-padding" not in report.skipped
 
 

@@ -255,6 +255,7 @@ def _reduction(setup: Setup) -> list[Finding]:
     wanted = _expected(setup, base)
     told = by_classes is not None and near(by_classes, 0.5)
     guessed = by_classes is None and base.name == "kd" and any(near(base.weight * classes, w) for w in wanted)
+    guessed = guessed and not _scaled_as_a_whole(setup, base, base.weight)
     if told or guessed:
         findings.append(
             Finding(
@@ -273,7 +274,7 @@ def _reduction(setup: Setup) -> list[Finding]:
             )
         )
         if not told and _may_be_chosen(setup, base):
-            findings[-1] = _in_doubt(findings[-1])
+            findings[-1] = _in_doubt(setup, findings[-1])
     return findings
 
 
@@ -284,23 +285,33 @@ def _expected(setup: Setup, base: Identified) -> list[float]:
     return found if setup.alpha is None else [1 - setup.alpha]
 
 
-def _may_be_chosen(setup: Setup, base: Identified) -> bool:
-    """Whether the soft loss may have any weight: no alpha was said, and the hard loss's own weight tells none.
+def _scaled_as_a_whole(setup: Setup, base: Identified, weight: float) -> bool:
+    """Whether hard and soft loss have the ratio that alpha says: together they may be divided, to accumulate."""
+    alpha, hard = setup.alpha, base.hard
+    return alpha is not None and hard is not None and alpha * hard > 0 and near(weight * alpha, hard * (1 - alpha))
 
-    That is so where no hard loss on these logits is seen, and where a third term may have a share.
+
+def _may_be_chosen(setup: Setup, base: Identified, usual: bool = True) -> bool:
+    """Whether the weight of the soft loss may be meant. usual: whether it is that of the most usual mistake.
+
+    It may where no alpha was said and the hard loss's own weight tells none, and where a third term may have a share.
     """
-    if setup.alpha is not None:
-        return False
-    return base.hard is None or not NEAR < base.hard < 1 - NEAR or _reads_more_than_logits(setup)
+    hard, alpha = base.hard, setup.alpha
+    if alpha is None:
+        return hard is None or not NEAR < hard < 1 - NEAR or _reads_more_than_logits(setup)
+    if hard is not None and alpha > NEAR:
+        within_network = abs(hard) <= NEAR  # the hard loss: it is what the student learns from beside its logits
+        if within_network or (usual and near(hard, alpha)):
+            return False
+    return _reads_more_than_logits(setup)
 
 
-def _in_doubt(finding: Finding) -> Finding:
+def _in_doubt(setup: Setup, finding: Finding) -> Finding:
     """A finding that rests on a weight alone, which may have been chosen."""
-    return replace(
-        finding,
-        severity=DOUBT,
-        change=f"{finding.change} Leave it if this weight was chosen, or say alpha: examine(..., alpha=...).",
+    leave = "Leave it if this weight was chosen" + (
+        "." if setup.alpha is not None else ", or say alpha: examine(..., alpha=...)."
     )
+    return replace(finding, severity=DOUBT, change=f"{finding.change} {leave}")
 
 
 def _has_another_temperature(setup: Setup, base: Identified, said: float) -> bool:
@@ -346,7 +357,8 @@ def temperature_squared(setup: Setup) -> Finding | None:
         sure,
         f"{GITHUB}IntelLabs/distiller/issues/122",
     )
-    return _in_doubt(finding) if by_weight and _may_be_chosen(setup, base) else finding
+    chosen = by_weight and _may_be_chosen(setup, base, usual=power == -2)
+    return _in_doubt(setup, finding) if chosen else finding
 
 
 def _power_of_temperature(setup: Setup, base: Identified) -> float | None:
@@ -381,6 +393,8 @@ def _power_by_weight(setup: Setup, base: Identified) -> float | None:
     if base.name not in ("kd", "reversed", "js"):
         return None
     T, weight = base.temperature, _without_sizes(setup, base)
+    if _scaled_as_a_whole(setup, base, weight):
+        return 0.0
     for wanted in _expected(setup, base):
         if near(weight, wanted):
             return 0.0
@@ -523,8 +537,9 @@ def padding(setup: Setup) -> Finding | None:
     # The labels of masked-language modelling leave out tokens too, and of those the soft loss may read all.
     apart = labels < 0 if mask is None else mask == 0
     if not bool(apart.any()) or bool(apart.all()):
-        says = "label" if mask is None else "attention mask"
-        raise Skip(f"no {says} of the first batch says that its position does not count")
+        raise Skip(
+            "in the first batch no label, and no attention mask of theirs, tells positions that count from others"
+        )
     if student.shape[: labels.ndim] != labels.shape:
         raise Skip("logits and labels have different positions")
     classes = student.shape[-1]
@@ -563,10 +578,17 @@ def padding(setup: Setup) -> Finding | None:
 
 
 def _attention_mask(setup: Setup, labels: Tensor) -> Tensor | None:
-    """The first batch's, one number for each label; None where it has none."""
+    """The first batch's, one number for each label; None where it has none, or one that leaves out no position.
+
+    That of another text (of an encoder's, padded to the length of the labels) leaves out positions with a label while
+    the labels leave out others.
+    """
     batch = setup.batches[0]
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    return mask if isinstance(mask, Tensor) and mask.shape == labels.shape else None
+    if not isinstance(mask, Tensor) or mask.shape != labels.shape or not bool((mask == 0).any()):
+        return None
+    of_another = bool((labels < 0).any()) and bool((labels[mask == 0] >= 0).any())
+    return None if of_another else mask
 
 
 def _task_leaves_out(setup: Setup, rows: int) -> bool:

@@ -10,11 +10,17 @@ from torch import Tensor
 from kdlib.doctor.report import Skip
 from kdlib.doctor.setup import Setup, mixes_samples
 
+
+class Mixed(Skip):
+    """Each input is made of several samples, so no label is that of an answer."""
+
+
 # A sound set-up goes through some ten of these tests, so a false alarm comes once in ten thousand of them.
 RARE = 1e-5
 # The least of a teacher: this share of the way from chance to perfect. The weakest of the simulation had 0.35 of it,
 # and from here 256 samples tell 3 classes from chance at RARE (0.50 against 0.33) in nine set-ups of ten, 512 always.
 LEAST = 0.25
+MOST_OF_ONE = 0.9  # of the labels: where one class has as many, answers to it alone say little of a teacher
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,16 @@ class Samples:
     def chance(self) -> float:
         """What answers that have nothing to do with the labels would reach: as frequent, in any order."""
         return chance_of(self.logits.argmax(1), self.labels)
+
+    @property
+    def unshuffled(self) -> bool:
+        """Whether nearly all labels name one class, and most classes have no label: as of folders read in order.
+
+        Of few classes one may be as rare in a shuffled set.
+        """
+        counts = torch.bincount(self.labels)
+        few = 2 * int((counts > 0).sum()) < self.logits.shape[1]
+        return few and int(counts.max()) >= MOST_OF_ONE * len(self.labels)
 
     @property
     def at_chance(self) -> bool:
@@ -81,9 +97,7 @@ def samples(setup: Setup, role: str) -> Samples:
     if bool((labels == labels[0]).all()):
         raise Skip("all labels name one class, which no answers tell from chance: give batches from a shuffled loader")
     if mixes_samples(setup, role):
-        raise Skip(
-            f"the step makes each of the {role}'s inputs of several samples, as Mixup does, or by chance of its own"
-        )
+        raise Mixed(f"the step makes each of the {role}'s inputs of several samples, as Mixup does")
     return Samples(logits, labels, batches)
 
 

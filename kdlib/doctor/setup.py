@@ -167,6 +167,14 @@ class Setup:
         rows = min(PROBE_ROWS, len(seen.logits["student"]))
         return self.cut(rows), rows, seen.logits["student"].shape[1]
 
+    def with_other_labels(self, batch: Any) -> Any:
+        """The batch with each label moved to the next sample; as it is where its labels are not seen in it."""
+        labels = self._labels(batch)
+        try:
+            return _map(batch, lambda x: x.roll(1, 0) if x is labels and x.ndim else x)
+        except Skip:
+            return batch
+
     def cut(self, rows: int) -> Any:
         """The first rows of the first batch."""
         whole = len(self.observed[0].logits["student"])
@@ -419,32 +427,34 @@ def mixes_samples(setup: Setup, role: str) -> bool:
 
 
 def _mixed(setup: StepSetup) -> set[str]:
-    """The networks of which that is so; half of the samples are mirrored, which keeps the statistics of a batch."""
+    """The networks of which that is so; half of the samples change places, which keeps the statistics of a batch."""
     batch, labels = setup.batches[0], setup.observed[0].labels
     if labels is None:
         return set()
     number = len(labels)
     some = torch.randperm(number, generator=torch.Generator().manual_seed(0))[: number // 2]
 
-    def mirrored(x: Tensor) -> Tensor:
+    def moved(x: Tensor) -> Tensor:
         if x.ndim < 2 or len(x) != number:
             return x
         x = x.clone()
-        x[some] = x[some].flip(-1)
+        x[some] = x[some].roll(1, 0) if len(some) > 1 else x[some].flip(-1)
         return x
 
+    found = set()
     try:
-        changed = _map(batch, mirrored)
-        before, after = (setup.observe(copied(one)).inputs for one in (batch, changed))
+        seen = [setup.observe(copied(one)).inputs for one in (batch, batch, _map(batch, moved))]
+        for role in ROLES:
+            shapes = {one[role].shape if role in one else None for one in seen}
+            if len(shapes) > 1 or None in shapes or seen[0][role].shape[:1] != (number,):
+                continue
+            before, again, after = (one[role].float().reshape(number, -1) for one in seen)
+            differ = [((before - one).abs().amax(1) > 1e-4 * before.abs().max()).sum() for one in (again, after)]
+            # What differs without a change does so by chance of the step's own, and nothing is known of it.
+            if not differ[0] and int(differ[1]) > len(some):
+                found.add(role)
     except Exception:  # whatever a step raises for a batch that was made up: nothing is known then
         return set()
-    found = set()
-    for role in before.keys() & after.keys():
-        a, b = before[role].float(), after[role].float()
-        if a.shape == b.shape and len(a) == number:
-            differ = (a - b).abs().flatten(1).amax(1) > 1e-4 * a.abs().max()
-            if int(differ.sum()) > len(some):
-                found.add(role)
     return found
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kdlib.doctor.preserve import preserved
+from kdlib.doctor.probe import gradient
 from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
-from kdlib.doctor.samples import RARE, Samples, better, chance_of, samples
+from kdlib.doctor.samples import RARE, Mixed, Samples, better, chance_of, samples
 from kdlib.doctor.setup import Setup, depends_on_mode
 from kdlib.doctor.step import step_taken
 from kdlib.errors import few
@@ -108,16 +109,19 @@ def fresh(setup: Setup) -> Finding | None:
     evidence = _signs_of_a_fresh_build(network(setup))
     if not evidence:
         return None
+    severity, accuracy = FAULT, ""
     try:
         right = samples(setup, "teacher")
         accuracy = f" It is right about {right.accuracy:.1%} of {len(right.labels)} samples."
         if right.above_chance and right.accuracy > 0.5:
             return None
+    except Mixed:
+        severity, accuracy = DOUBT, " Its accuracy is not known, because the step mixes samples."
     except Skip:
-        accuracy = ""
+        pass
     return Finding(
         "teacher-fresh",
-        FAULT,
+        severity,
         f"{evidence}.{accuracy}",
         "A network that was never trained teaches its random opinions. The student's own loss on the labels hides it.",
         "Load the teacher's weights, with strict=True, and measure its accuracy before you distil.",
@@ -183,6 +187,8 @@ def accuracy(setup: Setup) -> Finding | None:
     found = samples(setup, "teacher")
     if not found.at_chance:
         return None
+    if found.unshuffled:
+        raise Skip("nearly all labels name one class of many: give batches from a shuffled loader")
     return Finding(
         "teacher-accuracy",
         FAULT,
@@ -268,17 +274,25 @@ def probabilities(setup: Setup) -> list[Finding]:
             continue
         logits = logits.detach().float()
         classes = [dim for dim in {1, logits.ndim - 1} if logits.shape[dim] > 1]  # of tokens they are last
-        sums = any(bool(((logits.sum(dim) - 1).abs() < 1e-3).all()) for dim in classes)
-        if sums and bool((logits >= 0).all()) and _softened(setup, role):
+        summed = [dim for dim in classes if bool(((logits.sum(dim) - 1).abs() < 1e-3).all())]
+        if not summed or not bool((logits >= 0).all()):
+            continue
+        softened = _softened(setup, role, summed[0])
+        if softened or softened is None:
             findings.append(
                 Finding(
                     "probabilities",
-                    FAULT,
-                    f"All outputs of the {role} lie in [0, 1] and those of a sample sum to 1, and the loss takes their "
-                    "softmax.",
+                    FAULT if softened else DOUBT,
+                    f"All outputs of the {role} lie in [0, 1] and those of a sample sum to 1, and "
+                    + (
+                        "the loss takes their softmax."
+                        if softened
+                        else "whether the loss takes their softmax is not known."
+                    ),
                     "Probabilities of a softmax lie between 1/e and e of each other after a second one: nearly flat "
                     "at every temperature. The loss falls to a small number at once and teaches almost nothing.",
-                    f"Take the {role}'s output before its last softmax.",
+                    f"Take the {role}'s output before its last softmax."
+                    + ("" if softened else " Leave it if the loss takes the logarithm of these."),
                 )
             )
     if not any(setup.observed[0].logits.get(role) is not None for role in ("student", "teacher")):
@@ -286,19 +300,20 @@ def probabilities(setup: Setup) -> list[Finding]:
     return findings
 
 
-def _softened(setup: Setup, role: str) -> bool:
-    """Whether the loss does not change when a number is added to all logits of a row, as under a softmax."""
-    from kdlib.doctor.probe import gradient, random_logits
+def _softened(setup: Setup, role: str, dim: int) -> bool | None:
+    """Whether the loss does not change when a number is added to all logits of a row, as under a softmax.
 
-    try:
-        batch, rows, classes = setup.responds()
-    except Skip:
+    None where the step cannot be computed with other logits than its own.
+    """
+    seen = setup.observed[0].logits
+    if len(seen) < 2:  # of one network alone nothing is measured, and a loss that takes a softmax is the usual one
         return True
-    student, teacher = random_logits(rows, classes, 1), random_logits(rows, classes, 2)
-    shift = torch.arange(rows)[:, None] / rows
-    before = gradient(setup, batch, student, teacher)
-    if role == "student":
-        after = gradient(setup, batch, student + shift, teacher)
-    else:
-        after = gradient(setup, batch, student, teacher + shift)
-    return torch.allclose(before, after, rtol=1e-3, atol=1e-6)
+    generator = torch.Generator().manual_seed(1)
+    made = {one: 2 * torch.randn(logits.shape, generator=generator) for one, logits in seen.items()}
+    offsets = torch.randn(made[role].sum(dim, keepdim=True).shape, generator=generator)
+    try:
+        before = gradient(setup, setup.batches[0], **made)
+        after = gradient(setup, setup.batches[0], **made | {role: made[role] + offsets})
+    except Exception:  # whatever a step raises whose calls have different numbers of rows
+        return None
+    return bool((before - after).norm() <= 1e-3 * before.norm())

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdlib import methods
 from kdlib.doctor.probe import IGNORED, device_of, random_logits
 from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
-from kdlib.doctor.setup import Setup, alpha_of
+from kdlib.doctor.setup import Setup, Terms, alpha_of
 from kdlib.doctor.step import gradient_norm, step_taken
 
 MOST = 100.0  # times the gradient of another term
@@ -141,18 +141,26 @@ def names(setup: Setup) -> list[Finding]:
     if not hard and not soft:
         raise Skip("no term is called hard or soft")
     student = random_logits(rows, classes, 1).to(device_of(setup))
-    first, second = (
-        setup.losses(batch, student=student, teacher=random_logits(rows, classes, seed).to(student)) for seed in (2, 3)
-    )
+    teacher, other = (random_logits(rows, classes, seed).to(student) for seed in (2, 3))
+    first = setup.losses(batch, student=student, teacher=teacher)
+    answered = setup.losses(batch, student=student, teacher=other)
+    labelled = setup.losses(setup.with_other_labels(batch), student=student, teacher=teacher)
 
-    def moves(name: str) -> bool:
-        return abs(float(first[name] - second[name])) > IGNORED * max(abs(float(first[name])), 1e-12)
+    def moves(name: str, changed: Terms) -> bool:
+        return abs(float(first[name] - changed[name])) > IGNORED * max(abs(float(first[name])), 1e-12)
 
-    # Distillation of layers may be called soft as well: it teaches the student although its logits are replaced.
+    # Distillation of layers may be called soft as well: it teaches the student although its logits are replaced. A loss
+    # on the labels does so too where the network itself computes it.
     learning = [p for p in setup.student.parameters() if p.requires_grad] if setup.student is not None else []
     off = switched_off(setup)
-    following = [name for name in hard if moves(name)]
-    still = [n for n in soft if n not in off and not moves(n) and gradient_norm(first[n], learning) == 0]
+    following = [name for name in hard if moves(name, answered)]
+    still = [
+        name
+        for name in soft
+        if name not in off
+        and not moves(name, answered)
+        and (moves(name, labelled) or gradient_norm(first[name], learning) == 0)
+    ]
     if not following and not still:
         return []
     swapped = bool(following and still)
