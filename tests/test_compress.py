@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -338,6 +339,7 @@ def test_activations_are_rounded_between_the_limits_that_were_seen() -> None:
 def values_read(action: Callable[[], Any]) -> int:
     """How often the action asks for the value of a tensor; on a GPU each time waits for all that was computed."""
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # as measure.peak_memory has it: it is read once in a process
     with profile(activities=[ProfilerActivity.CPU]) as profiled:  # sees what an operation asks for inside, too
         action()
 
