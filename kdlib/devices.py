@@ -252,7 +252,7 @@ def resolve(device: str = "auto", precision: str = "auto", compile: bool = False
     several = distributed.world_size() > 1
     mps = torch.backends.mps.is_available() and not several
     available = ["cuda"] * (gpus > 0) + ["mps"] * mps + ["cpu"]
-    default = os.environ.get("KDLIB_DEVICE", "auto")
+    default = os.environ.get("KDLIB_DEVICE") or "auto"
     device = default if device == "auto" else str(device)
     chosen = _parse(available[0] if device == "auto" else device)
     if chosen is not None and chosen.type == "mps" and several:

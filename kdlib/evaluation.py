@@ -155,8 +155,8 @@ def _evaluate_batches(
                 continue
             assert row_labels is not None  # as the labels are there
             bad += int((~rows.isfinite()).flatten(1).any(1).sum()) if rows.ndim > 1 else int((~rows.isfinite()).sum())
-            there = isinstance(row_labels, Tensor) and row_labels.device.type != "cpu"
-            if loss is None and there and not row_labels.is_floating_point():
+            elsewhere = isinstance(row_labels, Tensor) and row_labels.device.type != "cpu"
+            if loss is None and elsewhere and not row_labels.is_floating_point():
                 check_labels(row_labels.cpu(), rows)  # here: a wrong one would stop the program on CUDA
             # Not torch's own cross-entropy, which leaves out labels of -100 and is silent about it.
             value = losses.label_smoothing(rows, row_labels, 0.0) if loss is None else loss(rows, row_labels)

@@ -100,6 +100,8 @@ def test_the_environment_says_what_auto_takes(machine, monkeypatch: pytest.Monke
     monkeypatch.setenv("KDLIB_DEVICE", "cpu")
     assert resolve("auto").device == CPU
     assert resolve("cuda").device.type == "cuda"
+    monkeypatch.setenv("KDLIB_DEVICE", "")  # as a shell unsets it
+    assert resolve("auto").device.type == "cuda"
     monkeypatch.setenv("KDLIB_DEVICE", "gpu")
     with pytest.raises(ValueError, match=r"no device 'gpu' \(KDLIB_DEVICE\) that torch can use. It has: cuda:0, cpu"):
         resolve("auto")
