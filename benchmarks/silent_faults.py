@@ -472,7 +472,6 @@ NOTES = {
         "torchdistill": "The example script raises `ValueError` for a loss that is NaN, after the step.",
         "modelopt": _LEFT_TO_THE_LOOP,
         "keras": "Without the callback `TerminateOnNaN`, which ends a training after the step.",
-        "kdlib Distiller": _LEFT_TO_THE_LOOP,
     },
     "alpha 1.5": {"textbrewer": "It has two weights that are free by design, and no alpha."},
     "a layer that does not exist": {

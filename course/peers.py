@@ -37,10 +37,15 @@ def parity(path: Path = FILE) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def default_kd(path: Path = FILE) -> dict[str, float]:
-    """What each library's distillation loss gives by default on one input, divided by Hinton's T² KL divergence."""
+def kd_factors(path: Path = FILE) -> dict[str, float]:
+    """What each library's distillation loss without labels gives on one input, divided by Hinton's T² KL divergence.
+
+    With default settings, but for torchdistill's alpha of 0: its loss has no default, and T² with an alpha above 0.
+    """
     found: dict[str, float] = {}
     for row in read(path)["parity"]:
         if row["loss"] == "kd, alpha 0":
-            found.setdefault(row["library"].split()[0], row["theirs"] / row["ours"])
+            library = row["library"].split()[0]
+            setting = "with alpha = 0" if library == "torchdistill" else "by default"
+            found.setdefault(f"{library}, {setting}", row["theirs"] / row["ours"])
     return found

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from kdlib.data import Batch
-from kdlib.hooks import find_logits
+from kdlib.errors import may_be_of_shape
+from kdlib.hooks import find_logits, where_logits_are
 
 LABEL_FIELDS = ("labels", "label")
 Field = str | int | Callable[[Any], Any]  # a key, a position, or a function of the batch
@@ -95,14 +96,12 @@ class Adapter:
         return _field(batch, "index" if self.indices is None else self.indices, "indices")
 
     def logits_of(self, output: Any) -> Any:
-        """The logits in what the student returned."""
-        return find_logits(output) if self.logits is None else _field(output, self.logits, "logits")
+        """The logits in what the student returned; ValueError where the adapter's own function fails."""
+        return _logits(output, self.logits, "logits")
 
     def teacher_logits_of(self, output: Any) -> Any:
-        """The logits in what the teacher returned."""
-        if self.teacher_logits is None:
-            return find_logits(output)
-        return _field(output, self.teacher_logits, "teacher_logits")
+        """The logits in what the teacher returned; ValueError where the adapter's own function fails."""
+        return _logits(output, self.teacher_logits, "teacher_logits")
 
     @property
     def _other_fields(self) -> set[str]:
@@ -112,6 +111,22 @@ class Adapter:
 
 
 _HOW = "Say which are the inputs: Adapter(inputs=..., labels=...), each a key, a position or a function of the batch."
+
+
+def _logits(output: Any, field: Field | None, role: str) -> Any:
+    if field is None:
+        return find_logits(output)
+    try:
+        return _field(output, field, role)
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if not may_be_of_shape(error):
+            raise
+        place = where_logits_are(output)
+        # A ValueError: what else comes from the call of a network is explained by the network's inputs.
+        raise ValueError(
+            f"The function of Adapter({role}=...) failed ({type(error).__name__}: {error}). It is called with what the "
+            f"network returned, a {type(output).__name__}{'' if place == 'output' else f'; its logits are {place}'}."
+        ) from error
 
 
 def _field(values: Any, field: Field, role: str) -> Any:

@@ -16,11 +16,19 @@ from kdlib import devices, distributed
 from kdlib.adapters import Adapter
 from kdlib.data import Augmentation, Batch, DataModule, PairedData, epoch_order, seed_for
 from kdlib.errors import as_whole
-from kdlib.evaluation import HardLoss, Metrics, check_class_names, check_classes, evaluate
+from kdlib.evaluation import (
+    HardLoss,
+    Metrics,
+    check_class_names,
+    check_classes,
+    evaluate,
+    refuse_stacked_batches,
+    stacks_samples_of_stream,
+)
 from kdlib.hooks import batch_size_of
 from kdlib.recipes import Recipe
 from kdlib.tasks import Task
-from kdlib.teachers import Teacher
+from kdlib.teachers import Teacher, inference_batch_size
 
 MOST_STEPS = 1_000_000_000
 NOT_SHARED = (
@@ -109,6 +117,7 @@ class IndexedBatches:
             validation.select(few) if sanity_check else validation,
             device=str(self.config.device),
             precision=self.config.precision,
+            batch_size=inference_batch_size(validation, training=self.batch_size // distributed.world_size()),
             adapter=self.adapter,
         )
 
@@ -127,7 +136,8 @@ class LoaderBatches:
 
     steps_per_epoch: batches of an epoch, needed where `len(data)` says nothing; each epoch begins anew, so of a longer
     stream only its beginning is ever seen, unless it continues or shuffles by itself. batch_size: for a Dataset, which
-    is shuffled anew in every epoch. Raises TypeError or ValueError for what cannot be iterated again and again.
+    is shuffled anew in every epoch, or an IterableDataset, which is taken to give samples and not batches. Raises
+    TypeError or ValueError for what cannot be iterated again and again.
     """
 
     def __init__(
@@ -153,7 +163,10 @@ class LoaderBatches:
         self.steps_per_epoch = _count_steps(self.loader, steps_per_epoch)
         self._first = self._read_first(self.loader)
         if self._first is None:
-            raise ValueError("The training data gives no batch. Give at least one; drop_last may have left it out.")
+            raise ValueError(
+                "The training data gives no batch. Give at least one; drop_last may have left it out."
+                f"{_hint_for_streams(self.loader)}"
+            )
         self._first_validation = None if self.validation is None else self._read_first(self.validation)
         self.batch_size = (self._samples(self._first) or 1) * distributed.world_size()
 
@@ -173,14 +186,19 @@ class LoaderBatches:
                     "scale=True), or make it a DataModule: data.from_datasets(...)."
                 ) from error
             except RuntimeError as error:
-                if "equal size" not in str(error):
+                # The second: in a worker process, which puts them together in memory that it shares.
+                if not any(text in str(error) for text in ("equal size", "resize storage that is not resizable")):
                     raise
+                reason = str(error).splitlines()[-1]  # from a worker process it comes with a traceback
                 raise ValueError(
-                    f"The samples of a batch differ in size ({error}). Bring them to one size in the dataset, such as "
+                    f"The samples of a batch differ in size ({reason}). Bring them to one size in the dataset, such as "
                     "by torchvision's v2.Resize and v2.CenterCrop, or pad them in the DataLoader's collate_fn."
+                    f"{_hint_for_streams(loader)}"
                 ) from error
             if isinstance(own, torch.Generator) and state is not None:
                 own.set_state(state)
+        if batch is not None and stacks_samples_of_stream(loader):
+            refuse_stacked_batches(self.adapter.student_inputs_of(batch), self.adapter.labels_of(batch), self.task)
         return batch
 
     def _samples(self, batch: Any) -> int | None:
@@ -296,6 +314,13 @@ def _as_loader(
             "DistributedSampler."
         )
     return data
+
+
+def _hint_for_streams(loader: Iterable[Any]) -> str:
+    """What else to do where batches of a stream may have been taken for samples; nothing for other loaders."""
+    if not stacks_samples_of_stream(loader):
+        return ""
+    return " If the stream gives batches already, give DataLoader(stream, batch_size=None)."
 
 
 def _length(loader: Iterable[Any]) -> int | None:

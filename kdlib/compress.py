@@ -25,6 +25,7 @@ import copy
 import logging
 import math
 import os
+import platform
 import shutil
 import sys
 import warnings
@@ -492,6 +493,8 @@ def quantize_pt2e(model: nn.Module, calibration: Iterable[Any]) -> nn.Module:
     The result takes any number of samples, but the first call with each number compiles a program for it, which takes
     up to half a minute: keep to a few numbers, and leave these calls out of a timing. torch compiles eight of them;
     with others the result is the same, and slow.
+    Activations have 8 bits, on an x86 processor without VNNI only 7: it would compute wrong sums with 8. So call it on
+    the machine that the result is for, or on one like it.
     Raises OSError without a C++ compiler (an int8 ONNX file by kdlib.export needs none), ImportError without torchao,
     ValueError for no batch, inputs that do not fit and networks that cannot be exported.
     """
@@ -513,7 +516,8 @@ def quantize_pt2e(model: nn.Module, calibration: Iterable[Any]) -> nn.Module:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"torch.export cannot read this {type(model).__name__} ({reason}).") from error
         quantizer = quantizers.X86InductorQuantizer()
-        quantizer.set_global(quantizers.get_default_x86_inductor_quantization_config())
+        config = quantizers.get_default_x86_inductor_quantization_config(reduce_range=sums_overflow())
+        quantizer.set_global(config)
         prepared = steps.prepare_pt2e(exported.module(), quantizer)
         with torch.no_grad():
             for batch in batches:
@@ -531,6 +535,14 @@ def _check_compiler() -> None:
             f"torch.compile needs a C++ compiler, and there is no {name} here. Install one, or write an int8 ONNX file "
             "by kdlib.export, which ONNX Runtime runs without any compiler."
         )
+
+
+def sums_overflow() -> bool:
+    """Whether this is an x86 processor without VNNI, which adds two products of 8-bit integers in 16 bits."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 knows no AVX-VNNI
+    return not (torch.cpu._is_vnni_supported() or capabilities.get("avx_vnni", False))
 
 
 # --- what is shared

@@ -26,7 +26,7 @@ from kdlib.adapters import Adapter
 from kdlib.ensembles import ConfidenceEnsemble, Specialists
 from kdlib.errors import check_kind, explain_shape_errors, few
 from kdlib.guards import keep_modes, shared_tensors, writes_to
-from kdlib.hooks import FeatureExtractor, ModelOutput, refuse_writes
+from kdlib.hooks import FeatureExtractor, ModelOutput, refuse_writes, where_logits_are
 from kdlib.methods import LayerMethod, Method, WeightedSum
 from kdlib.tasks import Task
 from kdlib.teachers import Ensemble, FrozenTeacher, Teacher, as_teacher
@@ -67,9 +67,9 @@ class Distiller(nn.Module):
     methods without projectors need none, but it lets mistakes show before the first step.
     adapter: what a batch is, see `Adapter`; default, a pair (inputs, labels) or a dict with "labels".
     task: what logits and labels mean: "classification", "multilabel", "segmentation", "token-classification",
-    "regression", or a `tasks.Task`. compile: let torch.compile translate the student, as one program;
-    torch.compile(distiller) gives the same in a dozen parts. setup_later: `setup` is called before the first step, as
-    `fit` does.
+    "regression", or a `tasks.Task`. compile: let torch.compile translate the student, in parts that end at each
+    layer whose output the method reads; torch.compile(distiller) gives the same in a dozen parts. setup_later: `setup`
+    is called before the first step, as `fit` does.
     Raises ValueError where the pieces do not fit together, TypeError for a teacher that is none, FloatingPointError for
     one whose answer to the example is not finite.
     """
@@ -254,26 +254,39 @@ class Distiller(nn.Module):
         self._check_shapes(student, teacher)
 
     def _check_labels(self, rows: Tensor, labels: Tensor | None) -> None:
-        """Raise as the cross-entropy does for wrong labels, at whose values it does not look on CUDA."""
-        if isinstance(labels, Tensor) and labels.device.type != "cpu" and self.method.has_cross_entropy:
-            losses.label_smoothing(rows.cpu(), labels.cpu(), 0.0)
+        """Raise as the losses do for wrong labels, at whose values they do not look on CUDA."""
+        if isinstance(labels, Tensor) and labels.device.type != "cpu":
+            self.method.check_labels(rows.cpu(), labels.cpu())
 
     def _check_shapes(self, student: ModelOutput, teacher: ModelOutput | None) -> None:
         if teacher is None or not self.method.needs_teacher_logits:
             return
         shapes = tuple(student.logits.shape), tuple(teacher.logits.shape)
-        if shapes[0] != shapes[1] and shapes[0][1:] == shapes[1][1:]:
+        if shapes[0] == shapes[1]:
+            return
+        if shapes[0][1:] == shapes[1][1:]:
             raise ValueError(
                 f"The student gives logits of {shapes[0]}, the teacher of {shapes[1]}: losses on logits compare the "
                 "same samples, and there are not as many. Do inputs and teacher_inputs of the batch belong together?"
             )
-        if shapes[0] != shapes[1]:
+        where, regression = where_logits_are(teacher.raw), isinstance(self.task, tasks.Regression)
+        if regression and student.logits.numel() == teacher.logits.numel():
+            sizes = [[size for size in one if size != 1] for one in shapes]
+            wanted = ", ".join(map(str, (-1, *shapes[0][1:])))
+            reshaped = f"Adapter(teacher_logits=lambda output: {where}.reshape({wanted}))"
+            advice = reshaped if sizes[0] == sizes[1] else "with axes in the order of the student's"
             raise ValueError(
-                f"The student gives logits of {shapes[0]}, the teacher of {shapes[1]}: losses on logits compare the "
-                "same classes of the same samples. Build the networks for the same classes, pick those of the student "
-                "among the teacher's, Adapter(teacher_logits=lambda output: output[:, order]), or choose a method that "
-                "looks at features or relations."
+                f"The student gives outputs of {shapes[0]}, the teacher of {shapes[1]}: a loss would broadcast them to "
+                f"every pair of samples. Give both one shape, {advice}."
             )
+        second = regression or isinstance(self.task, tasks.Segmentation)  # where the classes are
+        chosen = f"{where}[{':' if second else '...'}, order]"
+        raise ValueError(
+            f"The student gives logits of {shapes[0]}, the teacher of {shapes[1]}: losses on logits compare the same "
+            "classes of the same samples. Build the networks for the same classes, pick those of the student among the "
+            f"teacher's, Adapter(teacher_logits=lambda output: {chosen}), or choose a method that looks at features or "
+            "relations."
+        )
 
     def _teacher_output(self, batch: Any) -> ModelOutput | None:
         if self.teacher is None or not self.method.needs_teacher:

@@ -90,6 +90,7 @@ def check_path(**values: Any) -> None:
 LONGEST_TEXT = 2000
 FOR_USERS = (ValueError, OSError, FloatingPointError, ImportError)  # what is raised on purpose, in sentences
 _OF_MEMORY = r"can't allocate memory|not enough memory|out of memory|Unable to allocate|size calculation overflowed"
+_OF_SHARED_MEMORY = r"</torch_.*(No space left|Cannot allocate memory)|DataLoader worker.*Bus error"
 _OF_A_PEER = r"closed by peer|Connection reset|connection was closed|gloo.*(tim|clos)|NCCL error|Timed out waiting"
 _NOT_OF_SHAPE = rf"{_OF_MEMORY}|memory|CUDA error|cuDNN|unable to find an engine|not implemented"
 _OF_DEVICES = r"same device|has not been allocated on MPS"
@@ -120,6 +121,12 @@ def in_a_sentence(error: Exception) -> str:
         kind, text = re.findall(r"^([A-Za-z_][\w.]*)(?:: (.*))?$", text, re.MULTILINE)[-1]
     text = " ".join(text.split())
     text = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ..."  # a user may give any name
+    if re.search(_OF_SHARED_MEMORY, text):
+        return (
+            f"Shared memory, in which worker processes hand over images, is full ({text}). Take a smaller batch, or "
+            "give more of it: in Docker by docker run --shm-size=2g, or --ipc=host. A run with --out goes on with "
+            "--resume."
+        )
     if isinstance(error, MemoryError) or re.search(_OF_MEMORY, text):
         return (
             f"There is not enough memory ({text or 'it could not be allocated'}). Take fewer images, fewer views, a "
@@ -129,7 +136,7 @@ def in_a_sentence(error: Exception) -> str:
     if "DataLoader worker" in text:
         return (
             f"A worker process that reads images was killed ({text}), as a rule because memory ran out. Take a smaller "
-            "batch or fewer workers; a run with --out goes on with --resume."
+            "batch or, in Python, fewer workers: data.load(..., num_workers=1). A run with --out goes on with --resume."
         )
     if kind == "DecompressionBombError":
         return f"An image is too large to be decoded safely ({text}). Remove it from the data, or scale it down."

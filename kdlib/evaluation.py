@@ -6,20 +6,21 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from kdlib import devices, distributed, losses, models, tasks
 from kdlib.adapters import Adapter
 from kdlib.data import DataModule, IndexedDataset
 from kdlib.errors import as_whole, check_kind, explain_shape_errors
 from kdlib.losses.logits import check_labels
+from kdlib.methods import refuse_binary_cross_entropy
 from kdlib.tasks import Classification, Task
-from kdlib.teachers import Ensemble, FrozenTeacher, class_names
+from kdlib.teachers import Ensemble, FrozenTeacher, class_names, inference_batch_size
 
 HardLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,9 +29,10 @@ HardLoss = Callable[[Tensor, Tensor], Tensor]
 class Metrics:
     """How a model does on a dataset.
 
-    accuracy: in [0, 1], over all decisions between classes; NaN for a task without classes, and for labels in a dict,
-    which only a loss can read. loss: the mean cross-entropy in nats, or of the loss that was given. logits: of a
-    classifier, N x C; None for other tasks.
+    accuracy: in [0, 1], over all decisions between classes; NaN for a task without classes, and for labels which only
+    a loss can read: in a dict, or neither one for each row nor a share of each class. loss: the mean cross-entropy in
+    nats, or of the loss that was given. logits: of a classifier, N x C; None for other tasks, and where the batches
+    differ in C.
     """
 
     accuracy: float
@@ -44,7 +46,7 @@ def evaluate(
     *,
     device: str = "auto",
     precision: str = "auto",
-    batch_size: int = 250,
+    batch_size: int | None = None,
     role: str = "model",
     adapter: Adapter | None = None,
     task: str | Task = "classification",
@@ -52,18 +54,21 @@ def evaluate(
 ) -> Metrics:
     """Accuracy, loss and logits of a model on a whole dataset, not augmented; the model comes back as it was.
 
-    dataset: a split of a `DataModule`, a torch Dataset, or a loader: anything that gives batches. batch_size: for a
-    split or a Dataset. precision: as for `train.fit`. role: what an error calls the model; "teacher" also reads the
-    adapter's teacher_inputs and teacher_logits. adapter, task: what a loader's batches are, as for `Distiller`. loss:
-    of output and labels, for a task without classes, or one that leaves out samples without a label: labels below 0 do
-    not count then. In a task without classes a batch has the weight of its samples, however many of their targets the
-    loss leaves out.
+    dataset: a split of a `DataModule`, a torch Dataset of samples, or a loader: anything that gives batches.
+    batch_size: for a split or a Dataset; default 250, and fewer of a split's images above 224 x 224 pixels. precision:
+    as for `train.fit`. role: what an error calls the model; "teacher" also reads the adapter's teacher_inputs and
+    teacher_logits. adapter, task: what a loader's batches are, as for `Distiller`. loss: of output and labels, for a
+    task without classes, or one that leaves out samples without a label: labels below 0 do not count then. In a
+    classification it is that of all rows at once, as weights of classes need it, so one that relates samples to each
+    other takes the whole dataset for one batch; where batches differ in their classes, or each sample is a class of
+    its own (B x B), it is a mean over batches. In a task without classes a batch has the weight of its samples, however
+    many of their targets the loss leaves out.
     Under torchrun every process must call it: of a split each computes its shard, and all get the same metrics.
     Raises ValueError for an empty dataset, inputs that the model cannot take, or labels of classes that it has not;
     TypeError for what gives no batches; FloatingPointError for logits that are not finite.
     """
     check_kind("an nn.Module", nn.Module, model=model)
-    batch_size = as_whole(batch_size=batch_size)
+    batch_size = None if batch_size is None else as_whole(batch_size=batch_size)
     check_kind("what an error calls the model, such as 'teacher'", str, role=role)
     check_kind(
         "a kdlib.adapters.Adapter, such as Adapter(inputs='image', labels='species')", Adapter | None, adapter=adapter
@@ -71,8 +76,9 @@ def evaluate(
     if loss is not None and not callable(loss):
         raise TypeError(f"loss is a function of output and labels, such as F.mse_loss; got {type(loss).__name__}.")
     task, adapter = tasks.resolve(task), adapter or Adapter()
+    refuse_binary_cross_entropy("loss", loss, task)
     if isinstance(dataset, Dataset):
-        dataset = DataLoader(dataset, batch_size)
+        dataset = DataLoader(dataset, batch_size or 250)
     if isinstance(dataset, DataModule | Tensor | str) or not (
         hasattr(dataset, "iter_batches") or isinstance(dataset, Iterable)
     ):
@@ -97,11 +103,12 @@ def evaluate(
 
 @torch.no_grad()
 def _evaluate_split(
-    frozen: FrozenTeacher, dataset: IndexedDataset, config: devices.DeviceConfig, batch_size: int, role: str
+    frozen: FrozenTeacher, dataset: IndexedDataset, config: devices.DeviceConfig, batch_size: int | None, role: str
 ) -> Metrics:
     count = len(dataset)
     if count == 0:
         raise ValueError("The split is empty: there is nothing to evaluate on.")
+    batch_size = inference_batch_size(dataset) if batch_size is None else batch_size
     shard = torch.arange(count)[distributed.shard(count)]
     with frozen.activate((), config):
         outputs = []
@@ -142,11 +149,15 @@ def _evaluate_batches(
     total, right, count, seen, bad, kept, kept_labels = 0.0, 0.0, 0, 0, 0, [], []
     given = None
     with frozen.activate((), config):
-        for given in loader:
+        for number, given in enumerate(loader):
             batch = devices.move_batch(given, config.device)
             labels = adapter.labels_of(batch)
             if labels is None:
                 raise ValueError("A batch without labels cannot be evaluated. Say where they are: Adapter(labels=...).")
+            if number == 0:
+                task.check_batch(batch, labels)
+            if stacks_samples_of_stream(loader):
+                refuse_stacked_batches(read_inputs(batch), labels, task)
             with explain_shape_errors(role, read_inputs(batch)):
                 logits = frozen(batch).logits.float()
             try:
@@ -160,11 +171,11 @@ def _evaluate_batches(
                 check_labels(row_labels.cpu(), rows)  # here: a wrong one would stop the program on CUDA
             # Not torch's own cross-entropy, which leaves out labels of -100 and is silent about it.
             value = losses.label_smoothing(rows, row_labels, 0.0) if loss is None else loss(rows, row_labels)
-            has_classes = task.has_classes and isinstance(row_labels, Tensor)  # of a dict only the loss knows which
-            counted = int(has_label(row_labels).sum()) if has_classes else len(rows)
+            judged = is_judged(row_labels, rows, task)
+            counted = int(has_label(row_labels).sum()) if judged else len(rows)
             if counted:
                 total += value.item() * counted
-                right += int(is_right(rows, row_labels).sum()) if has_classes else float("nan")
+                right += int(is_right(rows, row_labels).sum()) if judged else float("nan")
             count += counted
             seen += len(rows)
             if isinstance(task, Classification):
@@ -178,12 +189,50 @@ def _evaluate_batches(
         )
         raise tasks.NothingCounts(f"{nothing}: there is nothing to evaluate on.")
     _refuse_non_finite(bad, seen, "samples", role)
-    all_rows = torch.cat(kept) if kept else None
+    all_rows, all_labels = _joined(kept), _joined(kept_labels)
     mean = total / count
-    if loss is not None and all_rows is not None and all(isinstance(one, Tensor) for one in kept_labels):
+    pairs = zip(kept, kept_labels, strict=True)
+    within_batch = all(len(rows) == rows.shape[1] and _are_own_classes(labels) for rows, labels in pairs)
+    if loss is not None and all_rows is not None and all_labels is not None and not within_batch:
         # At once: with weights of classes a mean over batches would depend on their size.
-        mean = loss(all_rows.to(config.device), torch.cat(kept_labels)).item()
+        mean = loss(all_rows.to(config.device), all_labels).item()
     return Metrics(right / count, mean, all_rows)  # type: ignore[arg-type]
+
+
+def _joined(parts: list[Any]) -> Tensor | None:
+    """The batches as one tensor; None unless they are tensors that differ in their number of samples only."""
+    alike = all(isinstance(one, Tensor) and one.ndim for one in parts) and len({one.shape[1:] for one in parts}) == 1
+    return torch.cat(parts) if alike else None
+
+
+def _are_own_classes(labels: Any) -> bool:
+    """Whether each sample of a batch is a class of its own, as in contrastive learning."""
+    return isinstance(labels, Tensor) and torch.equal(labels, torch.arange(len(labels), device=labels.device))
+
+
+def stacks_samples_of_stream(loader: Any) -> bool:
+    """Whether this is a DataLoader that makes batches of what an IterableDataset gives."""
+    stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
+    return stream and getattr(loader, "batch_size", None) is not None
+
+
+def refuse_stacked_batches(inputs: Any, labels: Any, task: Task) -> None:
+    """Raise ValueError for what seem to be batches of a classification that were put together like samples."""
+    if not (isinstance(task, Classification) and isinstance(inputs, Tensor) and isinstance(labels, Tensor)):
+        return
+    axes = labels.ndim - int(labels.is_floating_point())  # floats are the shares of the classes
+    # Of size 1 the second axis may be the channel of a grey image.
+    if axes == 2 and labels.shape[:2] == inputs.shape[:2] and labels.shape[1] > 1:
+        raise ValueError(
+            "The stream seems to give batches already, and they were put together as if they were samples: inputs of "
+            f"shape {tuple(inputs.shape)} with labels of {tuple(labels.shape)}, where a sample has one label. Give "
+            "DataLoader(stream, batch_size=None), which takes the batches as they are."
+        )
+
+
+def is_judged(labels: Any, rows: Tensor, task: Task) -> TypeGuard[Tensor]:
+    """Whether these labels say which rows N x C are right: a class for each row, N, or a share of each class, N x C."""
+    return task.has_classes and isinstance(labels, Tensor) and labels.shape in (rows.shape[:1], rows.shape)
 
 
 def accuracy(rows: Tensor, labels: Tensor) -> Tensor:

@@ -95,7 +95,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("r+b") as written:  # Windows does not flush a file that is open for reading only
             os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp makes files private; results are as shared as other files
+        with suppress(OSError):  # where a mount sets owner and mode for all files, none can be changed
+            os.chmod(temporary, 0o666 & ~UMASK)  # mkstemp makes files private; results are as shared as other files
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or error

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.parametrize import is_parametrized
 
 from kdlib.errors import unknown_name
 from kdlib.guards import writes_to
@@ -20,11 +21,11 @@ from kdlib.guards import writes_to
 TOKENS, POSITIONS_FIRST, LINE = "B x N x C", "N x B x C", "B x C x L"  # how an output of three dimensions is read
 LOGIT_FIELDS = ("logits", "out")
 # Of an output with three dimensions these have the channels second, B x C x L.
-LINE_LAYERS = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
+LINE_LAYERS = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.GroupNorm)
 LINE_POOLING = (nn.MaxPool1d, nn.AvgPool1d, nn.LPPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning rebuilds what a module gives by setting the fields
 class ModelOutput:
     """What a network gives for a batch: its logits and, by layer name, the outputs of the layers asked for.
 
@@ -222,7 +223,14 @@ class FeatureExtractor:
         parts = self._names[name]
         calls = self._captured.get(parts.module, [])
         if not calls:
-            raise ValueError(f"The layer {name!r} did not run in the forward pass. Name a layer that does.")
+            at_random = (
+                " Where the network leaves layers out at random while it trains (LayerDrop), build it without: "
+                "layerdrop=0, in some networks encoder_layerdrop=0."
+            )
+            raise ValueError(
+                f"The layer {name!r} did not run in the forward pass. Name a layer that does."
+                f"{at_random if self.model.training else ''}"
+            )
         number = parts.call
         if number is None:
             if len(calls) > 1:
@@ -254,11 +262,10 @@ class FeatureExtractor:
         Without one, as what such layers give by themselves: a line after 1-D convolutions, else tokens.
         """
         line = is_line(self.model.get_submodule(self._names[name].module), output)
-        if line is None or len(output) == samples == output.shape[1]:
-            if name in self.layouts:
-                return self.layouts[name]
-            return TOKENS if line is False else LINE
         first = samples is not None and len(output) != samples == output.shape[1]
+        equal = len(output) == samples == output.shape[1] or output.shape[1] == output.shape[2]
+        if equal and not first:
+            return self.layouts.get(name, LINE if line else TOKENS)
         self.layouts[name] = found = POSITIONS_FIRST if first else LINE if line else TOKENS
         return found
 
@@ -293,24 +300,44 @@ def plain_encoders() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def is_line(layer: nn.Module, output: Tensor) -> bool | None:
+def is_line(layer: nn.Module, output: Tensor) -> bool:
     """Whether the output of a layer is B x C x L, as 1-D convolutions give it, and not tokens, B x N x C.
 
-    It is where the layer is a 1-D convolution, normalisation or pooling, and of a block where the last layer inside it
-    with weights is one and has as many channels as the second dimension of the output, not as the third; None where
-    both have as many. An activation alone, or a function, cannot be seen to give one: name the layer before it, or let
-    it give x.unsqueeze(2).
+    It is where the layer is a 1-D convolution, normalisation or pooling. Of a block the last layer inside it with
+    weights says it, if it has as many channels as the second dimension of the output: one of these, or, where the third
+    dimension is another, a layer norm or a linear layer, if a layer norm and a 1-D convolution inside the block have as
+    many, too. An activation alone, or a function, cannot be seen to give one: name the layer before it, or let it give
+    x.unsqueeze(2).
     """
     if output.ndim != 3 or isinstance(layer, LINE_LAYERS + LINE_POOLING):
         return output.ndim == 3
-    last = next((one for one in reversed(list(layer.modules())) if list(one.parameters(recurse=False))), None)
-    if not isinstance(last, LINE_LAYERS):
+    weighted = [
+        one
+        for name, one in layer.named_modules()
+        # Of a layer with weight_norm, say, the weights lie in a module within it.
+        if (is_parametrized(one) or list(one.parameters(recurse=False))) and "parametrizations" not in name.split(".")
+    ]
+    kinds = (*LINE_LAYERS, nn.LayerNorm, nn.Linear)
+    as_wide = [one for one in weighted if isinstance(one, kinds) and _width(one) == output.shape[1]]
+    if not as_wide or as_wide[-1] is not weighted[-1]:
         return False
-    names = ("out_channels", "num_features", "num_channels")
-    channels = next(getattr(last, name) for name in names if hasattr(last, name))
-    if output.shape[1] == channels == output.shape[2]:
-        return None
-    return output.shape[1] == channels
+    if isinstance(as_wide[-1], LINE_LAYERS):
+        return True
+    # These have the channels last, so the block turns its output after them. A linear layer over tokens is as wide as
+    # there are tokens, and so may be a convolution over them, but their layer norms are not.
+    return (
+        output.shape[1] != output.shape[2]
+        and any(isinstance(one, nn.LayerNorm) for one in as_wide)
+        and any(isinstance(one, nn.Conv1d | nn.ConvTranspose1d) for one in as_wide)
+    )
+
+
+def _width(layer: nn.Module) -> int | None:
+    """How many channels a layer gives, as far as its attributes say it."""
+    if isinstance(layer, nn.LayerNorm):
+        return layer.normalized_shape[-1]
+    names = ("out_channels", "num_features", "num_channels", "out_features")
+    return next((getattr(layer, name) for name in names if hasattr(layer, name)), None)
 
 
 @contextmanager
@@ -356,6 +383,16 @@ def find_logits(output: Any) -> Tensor | None:
         return None
     widths = [one.shape[1 if one.ndim > 3 else -1] for one in tensors.values()]
     return tensors[0] if all(width == widths[0] for width in widths) else None  # auxiliary heads have the same classes
+
+
+def where_logits_are(output: Any) -> str:
+    """How a function of `output` reads the logits that `find_logits` finds in it: "output.logits", say."""
+    for name in LOGIT_FIELDS:
+        if hasattr(output, name):
+            return f"output.{name}"
+        if isinstance(output, Mapping) and name in output:
+            return f"output[{name!r}]"
+    return "output"
 
 
 def _tensors_by_position(output: Any) -> dict[int, Tensor]:

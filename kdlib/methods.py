@@ -76,12 +76,10 @@ class Method(nn.Module):
     @property
     def hard_loss(self) -> LossFunction | None:
         """The function of output and labels that takes the place of the cross-entropy; None: there is none."""
-        return getattr(self, "hard", None)
+        return None
 
-    @property
-    def has_cross_entropy(self) -> bool:
-        """Whether a term is the cross-entropy with the labels."""
-        return False
+    def check_labels(self, rows: Tensor, labels: Tensor) -> None:
+        """Raise ValueError or TypeError for wrong labels of a first batch, given on the CPU: no loss looks on CUDA."""
 
     def __add__(self, other: Method) -> Method:
         if not isinstance(other, Method):
@@ -145,9 +143,9 @@ class WeightedSum(Method):
     def hard_loss(self) -> LossFunction | None:
         return next((part.hard_loss for _, part in self.weighted if part.hard_loss is not None), None)
 
-    @property
-    def has_cross_entropy(self) -> bool:
-        return any(part.has_cross_entropy for _, part in self.weighted)
+    def check_labels(self, rows: Tensor, labels: Tensor) -> None:
+        for _, part in self.weighted:
+            part.check_labels(rows, labels)
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
         terms: Terms = {}
@@ -184,11 +182,15 @@ class HardLabels(Method):
         self.smoothing, self.hard = smoothing, hard
 
     @property
-    def has_cross_entropy(self) -> bool:
-        return self.hard is None
+    def hard_loss(self) -> LossFunction | None:
+        return self.hard
 
     def check_task(self, task: Task) -> None:
         _check_hard(self, self.hard, task)
+
+    def check_labels(self, rows: Tensor, labels: Tensor) -> None:
+        if self.hard is None:
+            losses.label_smoothing(rows, labels, 0.0)
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
         return {"hard": _hard_loss(self, self.hard, student.logits, labels, self.smoothing)}
@@ -240,8 +242,8 @@ class Logit(Method):
             self._soft = partial(self._soft, temperature=temperature)
 
     @property
-    def has_cross_entropy(self) -> bool:
-        return self.hard is None
+    def hard_loss(self) -> LossFunction | None:
+        return self.hard
 
     def check_task(self, task: Task) -> None:
         _check_hard(self, self.hard, task)
@@ -253,6 +255,12 @@ class Logit(Method):
         if isinstance(task, MultiLabel) and self.loss in ("dkd", "standardized_kd"):
             # dkd splits the other classes, of which a pair has one; a pair's z-scores are -1 and 1, without gradient.
             raise ValueError(f"{self.loss} needs more than the two classes of yes and no. Take 'kd'.")
+
+    def check_labels(self, rows: Tensor, labels: Tensor) -> None:
+        if self._spec.needs_labels:
+            losses.logits.check_labels(labels, rows, needed_by=_name(self.loss))
+        elif self.hard is None:
+            losses.label_smoothing(rows, labels, 0.0)
 
     def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
         logits = student.logits, _required(teacher, self).logits
@@ -433,11 +441,16 @@ def _check_hard(method: Method, hard: LossFunction | None, task: Task) -> None:
             f"{name} takes the cross-entropy with the labels, and this task has no classes: give it a function of "
             f"student output and target, {name}({both}hard=F.mse_loss)."
         )
-    binary = isinstance(hard, nn.BCEWithLogitsLoss) or hard is F.binary_cross_entropy_with_logits
+    refuse_binary_cross_entropy("hard", hard, task)
+
+
+def refuse_binary_cross_entropy(name: str, loss: LossFunction | None, task: Task) -> None:
+    """Raise ValueError for this loss on several labels, whose rows are pairs (0, z). name: of the argument."""
+    binary = isinstance(loss, nn.BCEWithLogitsLoss) or loss is F.binary_cross_entropy_with_logits
     if binary and isinstance(task, MultiLabel):  # of the two logits of a pair one is 0: half of the gradient
         raise ValueError(
-            "With several labels leave hard out: binary cross-entropy is the default. pos_weight=w is "
-            "hard=nn.CrossEntropyLoss(weight=torch.tensor([1.0, w])) with labels that are floats."
+            f"With several labels leave {name} out: binary cross-entropy is the default. pos_weight=w is "
+            f"{name}=nn.CrossEntropyLoss(weight=torch.tensor([1.0, w])) with labels that are floats."
         )
 
 

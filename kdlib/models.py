@@ -56,7 +56,8 @@ class CifarResNet(nn.Module):
 
     widths: channels of the first convolution and of the three stages; the wide resnet8x4 and resnet32x4 are those of
     Tian et al. 2020; resnet20x2 and resnet20x4 are made in the same way. Shortcuts that change the width are 1 x 1
-    convolutions, as in most distillation benchmarks.
+    convolutions, as in most distillation benchmarks. Initial weights are torch's own, smaller than those of Tian et
+    al. 2020, who take He's.
     """
 
     def __init__(
@@ -397,7 +398,8 @@ def load(name: str | Path) -> nn.Module:
 
     name: for instance "resnet20-fashion", "path/to/student.safetensors", the checkpoint of a run (its student as it
     was then; with ema_decay the average, as `fit` gives it back), "resnet50-imagenet" for torchvision's ImageNet
-    weights (downloaded once; for 3 x 224 x 224 images), or "timm:NAME" for timm's.
+    weights (downloaded once; for 3 x 224 x 224 images; the latest of several: of a ResNet-50 those called V2, where
+    published tables have V1), or "timm:NAME" for timm's.
     The model is in eval mode.
     Raises FileNotFoundError, OSError if a download fails, or ValueError for an unknown name, a truncated file, a
     pickle or weights that do not fit.
@@ -484,9 +486,16 @@ def is_file(name: str | Path) -> bool:
 
 
 def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path = "the checkpoint") -> None:
-    """Put weights into a model; ValueError, the model unchanged, unless every name, shape and kind of number fits."""
-    wanted = model.state_dict()
+    """Put weights into a model; ValueError, the model unchanged, unless every name, shape and kind of number fits.
+
+    Of weights that the model ties, one of their names is enough.
+    """
+    wanted = model.state_dict(keep_vars=True)  # in which a tied weight is the same tensor under each of its names
     tensors = _unwrapped(tensors, wanted)
+    # safetensors' save_model and transformers' save_pretrained write a tied weight once.
+    given = {id(wanted[name]): tensor for name, tensor in tensors.items() if name in wanted}
+    tied = {name: given[id(one)] for name, one in wanted.items() if name not in tensors and id(one) in given}
+    tensors = {**tensors, **tied}
     check_fit(wanted, tensors, path)
     model.load_state_dict(tensors)
 

@@ -184,11 +184,11 @@ def channels_of(output: Tensor, pair: str) -> int:
 
 
 def _refuse_channels_last(student: Tensor, teacher: Tensor, pair: str) -> None:
-    """Raise ValueError where of two maps one has the other's proportions only if its channels come last."""
-    if not student.ndim == teacher.ndim == 4:
-        return
+    """Raise ValueError where a map has the other's proportions, a vector's being 1 : 1, only if channels come last."""
     for output, other in ((student, teacher), (teacher, student)):
-        height, width = other.shape[2:]
+        if output.ndim != 4 or other.ndim not in (2, 4):
+            continue
+        height, width = _positions(other)
         as_first = output.shape[2] * width / (output.shape[3] * height)  # 1 where the proportions are the same
         if not 0.8 < as_first < 1.25 and output.shape[1] * width == output.shape[2] * height:
             raise ValueError(

@@ -122,18 +122,29 @@ class MultiLabel(Task):
             )
 
 
+class _Default(int):
+    """A number that nobody gave, to be told from the same number that somebody did."""
+
+
 @dataclass(frozen=True)
 class Segmentation(Task):
     """A class for every pixel: logits B x C x H x W (or any positions after C), labels int64, B x H x W.
 
-    Pixels labelled ignore_index do not count: 255 in VOC and Cityscapes.
+    Pixels labelled ignore_index do not count: 255 in VOC and Cityscapes. Of more than 255 classes the default is one,
+    and `rows` raises ValueError until ignore_index is given.
     """
 
-    ignore_index: int = 255
+    ignore_index: int = _Default(255)
 
     def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
         positions = (len(logits), *logits.shape[2:])
         _check_positions(logits, labels, positions, role, "batch x classes x positions")
+        if labels is not None and isinstance(self.ignore_index, _Default) and logits.shape[1] > self.ignore_index:
+            raise ValueError(
+                f"The {role} gives logits of {logits.shape[1]} classes, and class {self.ignore_index} is one of them; "
+                "by default pixels with this label do not count. Say which label marks pixels that do not count: "
+                f"task=tasks.Segmentation(ignore_index=-1), or ignore_index={self.ignore_index} where it is this one."
+            )
         return _rows_of_positions(logits.movedim(1, -1), labels, self)
 
 
@@ -142,7 +153,8 @@ class TokenClassification(Task):
     """A class for every token: logits B x L x C, labels int64, B x L, as transformers has them.
 
     Tokens labelled ignore_index, padding above all, do not count; in a batch without labels those do not whose
-    "attention_mask" is 0. Of a language model the label is the next token: shift the labels, not the logits.
+    "attention_mask" is 0, or "decoder_attention_mask" in a batch with "decoder_input_ids". Of a language model the
+    label is the next token: shift the labels, not the logits.
     """
 
     ignore_index: int = -100
@@ -165,7 +177,9 @@ class TokenClassification(Task):
         return _rows_of_positions(logits, labels, self)
 
     def without_labels(self, batch: Any, logits: Tensor) -> Tensor | None:
-        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        fields = batch if isinstance(batch, Mapping) else {}
+        # A decoder's logits are of its own tokens, also where the encoder's text is as long.
+        mask = fields.get("decoder_attention_mask" if "decoder_input_ids" in fields else "attention_mask")
         if not isinstance(mask, Tensor) or mask.shape != logits.shape[:-1]:
             return None
         counted = int(self.ignore_index == 0)  # any number but the ignored one

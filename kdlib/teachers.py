@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -220,6 +222,7 @@ class FrozenTeacher(Teacher):
 
 MEANS = ("arithmetic", "geometric", "vote")
 HASH_LENGTH = 64  # of a sha256 in hexadecimal, with which a cache's fingerprint begins
+LARGE_CACHE = 4e9  # bytes in memory of which a user is told
 PROBES = 4  # images of which a teacher is asked again when its stored outputs are opened
 NO_VOTE = 1e-6  # the share that is spread over all classes, so that the logarithm of a class without a vote is finite
 
@@ -384,6 +387,20 @@ def _one_each(name: str, numbers: Any, count: int) -> list[float]:
     return found
 
 
+def inference_batch_size(dataset: IndexedDataset, most: int = 250, *, training: int = 1) -> int:
+    """How many images of a split a network is given at once where it does not learn.
+
+    `most` of images up to 224 x 224 pixels; of larger ones as many as hold the same number of pixels, at least one.
+    training: how many it was given in a training, which have fitted: no fewer than that, though no more than `most`.
+    """
+    if len(dataset) == 0:
+        return most
+    # A batch size of 2, so that the one image that is looked at starts no worker process.
+    images = next(iter(dataset.select(torch.arange(1)).iter_batches(2))).images
+    pixels = max(224 * 224, images.shape[2:].numel())
+    return max(1, most * 224 * 224 // pixels, min(most, training))
+
+
 class CachedTeacher(Teacher):
     """A teacher's stored outputs, by (sample index, view): a distillation step then costs what a plain step costs.
 
@@ -397,7 +414,7 @@ class CachedTeacher(Teacher):
         self,
         metadata: dict[str, Any],
         indices: Tensor,
-        stored: dict[str, Tensor],
+        stored: Mapping[str, Tensor | np.ndarray],
         *,
         any_view: bool = False,
     ) -> None:
@@ -426,7 +443,7 @@ class CachedTeacher(Teacher):
         half: bool | None = None,
         device: str = "auto",
         precision: str = "auto",
-        batch_size: int = 256,
+        batch_size: int | None = None,
         progress: bool = True,
         adapter: Adapter | None = None,
     ) -> CachedTeacher:
@@ -435,16 +452,17 @@ class CachedTeacher(Teacher):
         layers: names whose outputs are stored too. directory: keep the outputs there as memory-mapped arrays; a
         finished cache in it is opened again instead, and refused when data, teacher, augmentation, seed, views, layers,
         precision or half differ. Under torchrun each process computes its shard, and the directory is one that all of
-        them see. half: store in 16 bits (default: only in a directory). adapter: what the network is called with and
-        where its logits are, by teacher_inputs and teacher_logits; a `Distiller` with this adapter takes them as they
-        are.
+        them see. half: store in 16 bits (default: only in a directory). batch_size: default, 256 of images up to
+        224 x 224 pixels, and fewer of larger ones. adapter: what the network is called with and where its logits are,
+        by teacher_inputs and teacher_logits; a `Distiller` with this adapter takes them as they are.
         Raises ValueError for fewer than one view, an empty dataset or a cache of something else.
         """
         _check_build(model, dataset, augmentation, seed, views, layers, directory, half, batch_size, progress, adapter)
-        seed, views, batch_size = int(seed), int(views), int(batch_size)  # NumPy's numbers are no JSON
+        seed, views = int(seed), int(views)  # NumPy's numbers are no JSON
         count = len(dataset)
         if views < 1 or count == 0:
             raise ValueError(f"A cache needs at least one view of one sample; got {views} views of {count}.")
+        batch_size = inference_batch_size(dataset, 256) if batch_size is None else int(batch_size)
         config = devices.resolve(device, precision)
         half = directory is not None if half is None else half
         metadata = _metadata(model, dataset, augmentation, seed, views, layers, half, config)
@@ -553,7 +571,10 @@ class CachedTeacher(Teacher):
 
     @classmethod
     def open(cls, directory: str | Path, metadata: dict[str, Any], indices: Tensor) -> CachedTeacher:
-        """Open a finished cache without reading it into memory; ValueError if it holds other outputs than these."""
+        """Open a finished cache without reading it into memory.
+
+        Raises ValueError if it holds other outputs than these, MemoryError where its files cannot be mapped.
+        """
         directory = Path(directory)
         try:
             found = schemas.read_json((directory / "cache.json").read_bytes())
@@ -565,6 +586,11 @@ class CachedTeacher(Teacher):
             size = metadata["views"], len(indices)
             stored = {name: _map(directory, name, size, metadata["half"], found.get("files")) for name in names}
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise MemoryError(
+                    f"The files of the cache in {directory} cannot be mapped ({error}), which says nothing against "
+                    "them. Raise this process's limit of address space (ulimit -v)."
+                ) from error
             raise ValueError(f"The cache in {directory} cannot be read ({error}). Delete the folder.") from error
         if differ:
             same = set(differ) <= {"layers", "precision", "half"}
@@ -697,7 +723,7 @@ class CachedTeacher(Teacher):
                 "dataset under one augmentation and seed). Train with what it was built for."
             )
         outputs = {
-            name: devices.to_device(devices.pin_memory(values[view, rows], self._device), self._device).float()
+            name: _take(values[view], rows, self._device)
             for name, values in self._stored.items()
             if not name or name in layers
         }
@@ -803,7 +829,8 @@ def _check_build(
     check_kind("a kdlib.data.Augmentation, such as fashion.augmentation", Augmentation, augmentation=augmentation)
     check_whole(-LARGEST_WHOLE, seed=seed)
     check_whole(-LARGEST_WHOLE, views=views)  # too few are refused below, with the number of samples
-    check_whole(batch_size=batch_size)
+    if batch_size is not None:
+        check_whole(batch_size=batch_size)
     if isinstance(layers, str) or not isinstance(layers, Sequence) or not all(isinstance(one, str) for one in layers):
         raise TypeError(f"layers are the names of layers, such as ['layer3']; got {layers!r}.")
     if directory is not None:
@@ -892,7 +919,15 @@ def _remove_unfinished(directory: Path) -> None:
 def _allocate(directory: str | Path | None, name: str, shape: tuple[int, ...], half: bool) -> Tensor:
     if directory is None:
         empty = torch.empty if distributed.world_size() == 1 else torch.zeros  # the shards of several are added up
-        return empty(shape, dtype=torch.float16 if half else torch.float32)
+        made = empty(shape, dtype=torch.float16 if half else torch.float32)
+        if made.nbytes > LARGE_CACHE:  # the system grants more than there is, and kills the process when it is filled
+            what = f"outputs of {name!r}" if name else "logits"
+            warnings.warn(
+                f"The stored {what} take {made.nbytes / 1e9:,.0f} GB of memory. If there is less, keep them in a "
+                "directory (--cache), or ask the teacher live (--views 0).",
+                stacklevel=2,
+            )
+        return made
     path = _file(directory, name)
     if distributed.rank() > 0:
         distributed.barrier()
@@ -938,11 +973,12 @@ def _store(target: Tensor, values: Tensor, name: str) -> None:
     raise ValueError(f"{what} are not finite. Evaluate the teacher: its weights may be damaged.")
 
 
-def _map(directory: Path, name: str, size: tuple[int, int], half: bool, checksums: Any) -> Tensor:
+def _map(directory: Path, name: str, size: tuple[int, int], half: bool, checksums: Any) -> np.ndarray:
     """The outputs in a file, after their form and a checksum were compared with what was written."""
     path = _file(directory, name)
-    # "c": writes stay in memory, so nothing that a loss does can alter the file. Unlike np.load it opens no pickle.
-    array = np.lib.format.open_memmap(path, "c")
+    # "r": a writable map counts in full as memory, and a cache may be larger than that. Not a tensor: writing to one
+    # that is mapped so would kill the process; NumPy refuses. Unlike np.load it opens no pickle.
+    array = np.lib.format.open_memmap(path, "r")
     if array.shape[:2] != size or array.dtype != (np.float16 if half else np.float32):
         raise ValueError(
             f"{path.name} holds {array.shape} of {array.dtype}, not {size[0]} views of {size[1]} samples in "
@@ -950,4 +986,10 @@ def _map(directory: Path, name: str, size: tuple[int, int], half: bool, checksum
         )
     if not isinstance(checksums, dict) or checksums.get(path.name) != checksum(path):
         raise ValueError(f"{path.name} is not what was written: its checksum differs")
-    return torch.from_numpy(array)
+    return array
+
+
+def _take(values: Tensor | np.ndarray, rows: Tensor, device: torch.device) -> Tensor:
+    """A copy of these rows in float32 on the device; it can be written to, as the file of a map cannot."""
+    taken = values[rows] if isinstance(values, Tensor) else torch.from_numpy(values[rows.numpy()])
+    return devices.to_device(devices.pin_memory(taken, device), device).float()

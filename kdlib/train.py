@@ -27,7 +27,7 @@ from kdlib.evaluation import Metrics, evaluate
 from kdlib.methods import HardLabels, Logit, Method
 from kdlib.recipes import Recipe
 from kdlib.tasks import Classification, Task
-from kdlib.teachers import FrozenTeacher, Teacher, class_names
+from kdlib.teachers import FrozenTeacher, Teacher, class_names, inference_batch_size
 from kdlib.trainer import OptimizerFactory, Trainer
 
 
@@ -212,7 +212,14 @@ def fit(
         trained.zero_grad()  # the last step's gradients would take as much memory as the weights
     accuracy = None
     if isinstance(data, DataModule) and test is not False:
-        accuracy = evaluate(student, data.test, device=device, precision=precision, adapter=adapter).accuracy
+        accuracy = evaluate(
+            student,
+            data.test,
+            device=device,
+            precision=precision,
+            batch_size=inference_batch_size(data.test, training=batches.batch_size // distributed.world_size()),
+            adapter=adapter,
+        ).accuracy
     last = trainer.rows[-1].get("validation_accuracy")
     return Result(student.eval(), method, trainer.rows, last, accuracy, trainer.seconds, str(trainer.config))
 

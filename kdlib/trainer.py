@@ -24,7 +24,7 @@ from kdlib.data import seed_for
 from kdlib.described import describe, names_in, numbers_of, own_modules, set_numbers, settings
 from kdlib.distiller import Distiller
 from kdlib.errors import LARGEST_WHOLE, as_whole, few
-from kdlib.evaluation import accuracy, has_label
+from kdlib.evaluation import accuracy, has_label, is_judged
 from kdlib.files import fingerprint, refuse_extra_state
 from kdlib.guards import keep_modes
 from kdlib.hooks import batch_size_of
@@ -276,7 +276,7 @@ class Trainer:
         (losses.total / size if size > 1 else losses.total).backward()
         if self.step == first + size - 1:
             self._update_weights()
-        if self.distiller.task.has_classes and isinstance(losses.labels, Tensor):  # of a dict only a loss knows which
+        if is_judged(losses.labels, losses.rows, self.distiller.task):  # else only a loss can read them
             values["train_accuracy"] = accuracy(losses.rows, losses.labels)
             values[LABELLED] = has_label(losses.labels).float().sum()
         return values

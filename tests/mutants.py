@@ -284,7 +284,7 @@ MUTANTS = (
     # -------------------- teachers
     Mutant("teacher in train mode", "teachers.py", "self.model.eval()  # at every call", "pass  #", (TEACHERS,)),
     Mutant("gradient into the teacher", "teachers.py", "with torch.no_grad():", "if True:", (TEACHERS,)),
-    Mutant("cache: another view", "teachers.py", "values[view, rows]", "values[0, rows]", (TEACHERS,)),
+    Mutant("cache: another view", "teachers.py", "_take(values[view], rows", "_take(values[0], rows", (TEACHERS,)),
     Mutant(
         "cache: other images of the same indices",
         "teachers.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
 import subprocess
@@ -15,7 +16,7 @@ from kdlib.allocator import keep_freed_memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="Another C library has no such settings.")
 
-# Three blocks of 16 MiB, written and freed, thirty times: without the settings 12,288 pages each time.
+# Three blocks of 16 MiB, written and freed, thirty times: without the settings all their pages each time.
 STEPS = """
 import ctypes, resource
 libc = ctypes.CDLL(None)
@@ -35,7 +36,7 @@ for _ in range(30):
 print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 30)
 """
 KEEP = "from kdlib.allocator import keep_freed_memory\nkeep_freed_memory()\n"
-MANY, FEW = 4_000, 100
+MANY, FEW = 2**24 // mmap.PAGESIZE, 100  # a page has 4, 16 or 64 KiB
 
 
 def faults(code: str, **environment: str) -> int:

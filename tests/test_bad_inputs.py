@@ -72,6 +72,11 @@ class Sizes(Pictures):
         return torch.zeros(1, 8 + number, 8), 0
 
 
+class Shrinking(Pictures):
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        return torch.zeros(1, 20 - number, 8), 0
+
+
 class Stream(IterableDataset):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(IMAGES, LABELS, strict=True)
@@ -290,6 +295,11 @@ FIT: dict[str, Case] = {
     "pictures": (lambda: fit(Pictures()), TypeError, r"transform.*tensors.*from_datasets"),
     "pictures in a loader": (lambda: fit(DataLoader(Pictures(), 4)), TypeError, "transform.*tensors.*from_datasets"),
     "images of several sizes": (lambda: fit(Sizes()), ValueError, "differ in size.*Resize"),
+    "images of several sizes from a worker": (
+        lambda: fit(DataLoader(Shrinking(), 4, num_workers=1)),
+        ValueError,
+        r"^The samples of a batch differ in size \([^\n]*\)\. Bring them.*Resize",
+    ),
     "a stream without length": (lambda: fit(DataLoader(Stream(), 4)), ValueError, "how many.*steps_per_epoch"),
     "steps of zero": (lambda: fit(DataLoader(Stream(), 4), steps_per_epoch=0), ValueError, "at least 1; got 0"),
     "fewer batches than said": (lambda: fit(Fewer()), ValueError, "gave 2 batches in epoch 1; expected 5"),

@@ -276,6 +276,22 @@ def test_a_class_without_test_images_has_no_row() -> None:
     assert row_of(report.classes, "b", **{"class": "cross"})["family"] == 3
 
 
+def test_classes_of_one_name_are_told_apart() -> None:
+    """ImageNet has two cranes, a bird and a machine, with 50 test images each."""
+    chosen = torch.cat([(DATA.test.labels == number).nonzero()[:40, 0] for number in range(4)])
+    source = replace(DATA, classes=("crane", "square", "crane", "cross"), test=DATA.test.select(chosen))
+    report = run({"a": BASE[3], "b": BETTER[3]}, source, corruptions=False)
+    names = ["crane (0)", "square", "crane (2)", "cross"]
+    assert list(dict.fromkeys(report.classes["class"])) == names
+    for number, name in enumerate(names):
+        right = right_of(BETTER[3], source.test)[source.test.labels.numpy() == number]
+        assert row_of(report.classes, "b", **{"class": name})["value"] == right.mean()
+    table = str(report).partition("ACCURACY BY CLASS")[2]
+    assert [re.search(rf"^{re.escape(name)} +40 ", table, re.MULTILINE) is not None for name in names] == [True] * 4
+    (drawn,) = (axes for axes in report.figure().axes if "by class" in axes.get_title())
+    assert [label.get_text() for label in drawn.get_yticklabels()] == names
+
+
 def test_corruptions_are_the_same_pictures_for_every_network(several: Report) -> None:
     def right(model: nn.Module, kind: str, severity: int) -> np.ndarray:
         images = corrupt(DATA.test.images, DATA.test.indices, kind, severity)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from second_device import run_on_second_device
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdlib import compress, export, measure, models, train
 from kdlib.data import DataModule
@@ -533,6 +535,38 @@ def test_integers_by_pt2e_agree_with_the_network(fashion: DataModule) -> None:
     assert 0 < float((found - exact).abs().mean()) < 0.1 * float(exact.std())
     assert torch.allclose(quantized(inputs[:1]), found[:1], atol=1e-3)  # any number of samples
     assert train.evaluate(quantized.train(), some, batch_size=500, **STEADY_EVALUATION).accuracy > 0.9
+
+
+class LargestByte(TorchDispatchMode):
+    """The largest activation of 8 bits that is computed inside."""
+
+    found = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype == torch.uint8:
+            self.found = max(self.found, int(result.max()))
+        return result
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler is asked for first")
+@pytest.mark.parametrize(
+    ("machine", "vnni", "largest"), [("x86_64", True, 255), ("AMD64", False, 127), ("aarch64", False, 255)]
+)
+def test_a_processor_whose_sums_overflow_gets_activations_of_seven_bits(
+    machine: str, vnni: bool, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchao")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 4))
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    monkeypatch.setattr(torch, "compile", lambda program, **_: program)  # which takes half a minute
+    quantized = compress.quantize_pt2e(model, [images(size=3)])
+    with LargestByte() as seen:
+        quantized(images(size=3))
+    assert seen.found == largest
 
 
 def test_without_a_compiler_pt2e_says_so_and_names_the_way_that_needs_none(

@@ -10,6 +10,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import re
 import urllib.error
 import warnings
 from collections.abc import Callable
@@ -25,9 +26,11 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import nn
 from torchvision import datasets as torchvision_sets
+from torchvision.transforms.functional import pil_to_tensor
 
 from kdlib import data, evaluation, methods, models, train
 from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, InMemoryDataset, LazyDataset, datasets, own, sources
+from kdlib.data.augment import permutation
 from kdlib.data.decode import upright
 from kdlib.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from kdlib.ensembles import ConfidenceEnsemble
@@ -179,6 +182,23 @@ def test_a_subset_is_balanced_as_far_as_the_rare_classes_go():
     assert sum(counts[1]) == 1
     del counts[1]
     assert counts == {3: [1, 1, 1], 6: [2, 2, 2], 12: [2, 5, 5], 30: [2, 8, 20], 50: [2, 8, 40]}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_subset_takes_turns_between_the_classes_in_the_order_of_the_seed(seed: int) -> None:
+    labels = torch.randint(0, 40, (1_000,), generator=torch.Generator().manual_seed(seed)).square() // 40
+    split = InMemoryDataset(torch.zeros(1_000, 1, 1, 1, dtype=torch.uint8), labels, torch.arange(1_000), (0.5,), (0.5,))
+    none = split.select(torch.arange(0))
+    source = DataModule("skewed", tuple(map(str, range(40))), split, none, replace(none), NO_AUGMENTATION, 1)
+    earlier = [0] * 40
+    turns = []
+    for position in permutation(split.indices, "take", seed).tolist():
+        label = int(labels[position])
+        turns.append((earlier[label], len(turns), position))
+        earlier[label] += 1
+    expected = [position for _, _, position in sorted(turns)]
+    for count in (1, 37, 500, 999, 1_000):
+        assert source.subset(count, seed).train.indices.tolist() == sorted(expected[:count])
 
 
 def test_a_subset_of_all_and_of_too_many(fashion: DataModule):
@@ -647,6 +667,15 @@ def test_a_missing_folder_is_named_with_the_layout(tmp_path: Path, have: tuple[s
     assert f"Expected {tmp_path}/train/CLASS/IMAGE" in str(caught.value)
 
 
+def test_a_test_folder_without_labels_as_imagenet_has_one(tmp_path: Path):
+    for part in ("train", "val"):
+        write_folder(tmp_path, part, 4)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=f"without labels.*away, and {tmp_path}/val is the test set"):
+        data.load(f"imagefolder:{tmp_path}")
+
+
 def test_a_file_in_the_place_of_a_folder(tmp_path: Path):
     (tmp_path / "train").write_text("not a folder")
     with pytest.raises(FileNotFoundError, match="does not hold images in class folders"):
@@ -1073,6 +1102,18 @@ def test_pixels_whose_range_is_not_known_are_refused_with_the_file(tmp_path: Pat
         list(found.train.iter_batches(2))
 
 
+@pytest.mark.parametrize(("largest", "content"), [(65535, "P5"), (4095, "P5"), (1000, "P2")])
+def test_sixteen_bits_of_a_portable_graymap_are_scaled_too(tmp_path: Path, largest: int, content: str) -> None:
+    pixels = np.linspace(0, largest, 24).round().astype(np.uint16).reshape(4, 6)
+    body = pixels.astype(">u2").tobytes() if content == "P5" else " ".join(map(str, pixels.flat)).encode() + b"\n"
+    path = tmp_path / "a.pgm"
+    path.write_bytes(f"{content}\n6 4\n{largest}\n".encode() + body)
+    with Image.open(path) as image:
+        found = upright(image, "a.pgm")
+    assert found.mode == "L"
+    assert np.array_equal(np.asarray(found), np.round(pixels / largest * 65535).astype(int) >> 8)
+
+
 def test_floats_from_a_transform_are_refused(tmp_path: Path) -> None:
     found = picture_folder(tmp_path, lambda part, number, image: 10)
     floats = replace(found.train, transform=lambda _: lambda image: torch.zeros(3, 16, 16))
@@ -1263,6 +1304,58 @@ def test_whatever_pil_says_of_a_file_the_file_is_named(tmp_path: Path, damage: C
     with pytest.raises(OSError, match="cannot be read as an image.*Copy it again or remove it") as caught:
         list(found.test.iter_batches(2))
     assert str(bad) in str(caught.value)
+
+
+def opened(path: Path) -> LazyDataset:
+    """One picture, which its source has opened and not read."""
+    zero = torch.zeros(1, dtype=torch.int64)
+    source = [(Image.open(path), 0)]
+    return LazyDataset(source, zero, zero, zero, (0.0,) * 3, (1.0,) * 3, lambda _: pil_to_tensor, "a picture")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_tiff_that_was_only_opened_is_turned_once(tmp_path: Path, orientation: int) -> None:
+    pixels = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.tiff", exif=exif)
+    (batch,) = opened(tmp_path / "a.tiff").iter_batches(1)
+    found = bytes_of(batch.images, (0.0,) * 3, (1.0,) * 3)[0].permute(1, 2, 0)
+    assert np.array_equal(found, np.rot90(pixels, {1: 0, 3: 2, 6: -1}[orientation]))
+
+
+def with_lost_end(path: Path) -> None:
+    noise((24, 24), 1).save(path, "PNG")
+    path.write_bytes(path.read_bytes()[:300])
+
+
+@pytest.mark.parametrize("damage", [with_lost_end, with_damaged_pixels])
+def test_a_damaged_picture_that_was_only_opened_is_named(
+    tmp_path: Path, damage: Callable[[Path], None], recwarn: pytest.WarningsRecorder
+) -> None:
+    damage(tmp_path / "a.png")
+    with pytest.raises(OSError, match=r"^image 0 cannot be read as an image \(.*\)\. Copy it again or remove it\.$"):
+        list(opened(tmp_path / "a.png").iter_batches(1))
+    assert not [one for one in recwarn if "EXIF" in str(one.message)]
+
+
+def test_a_picture_that_is_too_large_is_not_called_damaged(
+    folder: DataModule, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    words = r"too large to be decoded safely \(.*\)\. Remove it from the data, or scale it down\.$"
+    with pytest.raises(OSError, match=rf"^{re.escape(str(tree))}.*\.jpg is {words}"):
+        list(folder.test.iter_batches(2))
+    with pytest.raises(OSError, match=rf"^train\[0\] is {words}"):
+        data.from_datasets(torchvision_sets.ImageFolder(tree / "train"), classes=("cat", "dog"), image_size=16)
+
+
+def test_a_damaged_picture_is_named_where_the_dataset_reads_it(tmp_path: Path) -> None:
+    write_folder(tmp_path, "train", 4)
+    with_lost_end(tmp_path / "train" / "cat" / "001.jpg")
+    source = torchvision_sets.ImageFolder(tmp_path / "train")
+    with pytest.raises(OSError, match=r"^train\[1\] cannot be read as an image .* Copy it again or remove it\.$"):
+        data.from_datasets(source, classes=("cat", "dog"), image_size=16)
 
 
 def test_an_error_of_a_transform_is_not_called_a_damaged_picture(folder: DataModule) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -533,6 +537,108 @@ def test_the_order_of_the_classes_is_that_of_the_adapter(student: Net, batch: Pa
     with torch.no_grad():
         expected = losses.kd(student(batch[0]), teacher(batch[0])[:, order], 2)
     torch.testing.assert_close(found.detach(), expected)
+
+
+class Tagger(nn.Module):
+    """A class for each of the tokens; `form` makes what it returns of its logits, B x L x C."""
+
+    def __init__(self, classes: int, form: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.words, self.form = nn.Embedding(20, classes), form
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        return self.form(self.words(input_ids))
+
+
+class Attributes(OrderedDict):
+    """A dict whose fields are attributes, too, as transformers' networks return it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
+
+
+FORMS: dict[str, tuple[Callable[[Tensor], Any], str, str]] = {
+    "a tensor of tokens": (lambda z: z, "token-classification", "output[..., order]"),
+    "transformers": (lambda z: Attributes(logits=z), "token-classification", "output.logits[..., order]"),
+    "a dict": (lambda z: {"logits": z}, "token-classification", "output['logits'][..., order]"),
+    "an object": (lambda z: SimpleNamespace(logits=z), "token-classification", "output.logits[..., order]"),
+    "torchvision": (lambda z: {"out": z.mT}, "segmentation", "output['out'][:, order]"),
+    "a tensor of pixels": (lambda z: z.mT, "segmentation", "output[:, order]"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_how_to_choose_among_the_classes_of_the_teacher_fits_what_it_returns(name: str) -> None:
+    form, task, advice = FORMS[name]
+    student, teacher, order = Tagger(3, form), Tagger(5, form), [4, 0, 2]
+    ids = torch.arange(24).view(2, 12) % 20
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids % 3}
+    with pytest.raises(ValueError, match=re.escape(f"Adapter(teacher_logits=lambda output: {advice})")):
+        Distiller(student, teacher, Logit(2, alpha=0), task=task, example=batch)
+    chosen = Adapter(teacher_logits=eval(f"lambda output: {advice}", {"order": order}))
+    found = Distiller(student, teacher, Logit(2, alpha=0), task=task, adapter=chosen, example=batch)(batch).total
+    z, t = (one.words.weight.detach()[ids].flatten(0, 1) for one in (student, teacher))
+    torch.testing.assert_close(found.detach(), losses.kd(z, t[:, order], 2))
+
+
+class Predicts(nn.Module):
+    """Numbers of the given shape for each sample, in what `form` makes of them."""
+
+    def __init__(self, shape: tuple[int, ...], form: Callable[[Tensor], Any] = lambda z: z) -> None:
+        super().__init__()
+        self.fc, self.shape, self.form = nn.Linear(4, 1), shape, form
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(self.fc(x).view(-1, *self.shape))
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "form", "advice"),
+    [
+        ((1,), (), lambda z: z, "output.reshape(-1, 1)"),
+        ((), (1,), lambda z: z, "output.reshape(-1)"),
+        ((1,), (), lambda z: {"logits": z}, "output['logits'].reshape(-1, 1)"),
+    ],
+)
+def test_numbers_of_two_networks_in_two_shapes_are_to_be_reshaped(
+    student: tuple[int, ...], teacher: tuple[int, ...], form: Callable[[Tensor], Any], advice: str
+) -> None:
+    x = torch.randn(6, 4)
+    networks, batch = (Predicts(student), Predicts(teacher, form)), (x, torch.randn(6, *student))
+    options: dict[str, Any] = {"task": "regression", "example": batch}
+    method = Logit(loss=F.mse_loss, hard=F.mse_loss, alpha=0)
+    said = rf"every pair of samples.*{re.escape(f'Adapter(teacher_logits=lambda output: {advice})')}"
+    with pytest.raises(ValueError, match=said) as refused:
+        Distiller(*networks, method, **options)
+    assert "classes" not in str(refused.value)
+    found = Distiller(*networks, method, adapter=Adapter(teacher_logits=eval(f"lambda output: {advice}")), **options)
+    wanted = F.mse_loss(networks[0].fc(x), networks[1].fc(x))
+    torch.testing.assert_close(found(batch).total, wanted)
+
+
+def test_numbers_whose_axes_have_another_order_are_not_told_to_be_reshaped() -> None:
+    student, batch = nn.Conv2d(1, 5, 1), (torch.randn(2, 1, 3, 3), torch.randn(2, 5, 3, 3))
+    method = Logit(loss=F.mse_loss, hard=F.mse_loss)
+    with pytest.raises(ValueError, match="axes in the order of the student's") as refused:
+        Distiller(student, lambda batch: batch[1].movedim(1, -1), method, task="regression", example=batch)
+    assert "reshape" not in str(refused.value)
+
+
+@pytest.mark.parametrize("role", ["logits", "teacher_logits"])
+@pytest.mark.parametrize("wrong", ["output[:, [1, 0]]", "output.logits[[9]]", "output.scores", "output['scores']"])
+def test_a_function_of_the_adapter_that_fails_is_told_as_such(role: str, wrong: str) -> None:
+    networks = [Tagger(3, lambda z: Attributes(logits=z)) for _ in range(2)]
+    ids = torch.arange(24).view(2, 12) % 20
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids % 3}
+    adapter = Adapter(**{role: eval(f"lambda output: {wrong}")})
+    said = rf"^The function of Adapter\({role}=.*returned, a Attributes; its logits are output\.logits"
+    with pytest.raises(ValueError, match=said):
+        Distiller(*networks, Logit(), adapter=adapter, task="token-classification", example=batch)
 
 
 def _mutual(student: Net, teacher: Net, batch: Pair, *, each: bool) -> None:

@@ -301,6 +301,34 @@ def test_accelerate_in_bfloat16_gives_losses_by_name_in_float32(in_bfloat16: Any
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_lightning_rebuilds_the_losses_tensor_by_tensor() -> None:
+    """As it does with whatever a module gives, to cast it or to detach it."""
+    walker = pytest.importorskip("lightning_utilities.core.apply_func")
+    losses = distiller()(batch())
+    found = walker.apply_to_collection(losses, Tensor, lambda tensor: tensor.detach().double())
+    assert isinstance(found, Losses)
+    for one, other in [
+        (found.student.logits, losses.student.logits),
+        (found.student.features, losses.student.features),
+    ]:
+        torch.testing.assert_close(one, other, check_dtype=False)
+    assert {one.dtype for one in (found.total, found.student.logits, found.student.raw)} == {torch.float64}
+    assert losses.student.logits.dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_lightning_fabric_gives_the_same(precision: str) -> None:
+    fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1, precision=precision)
+    inner, plain = distiller(), distiller()
+    model, _ = fabric.setup(inner, torch.optim.SGD(inner.parameters(), 0.05))
+    found, expected = model(batch()), plain(batch())
+    torch.testing.assert_close(found.total, expected.total, rtol=0.01, atol=0)
+    assert found.student.logits.dtype == torch.float32
+    fabric.backward(found.total)
+    assert all(p.grad is not None for p in inner.parameters())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_lightning_trains_in_every_precision(precision: str) -> None:

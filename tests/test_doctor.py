@@ -619,15 +619,15 @@ class Pictures(Dataset):
 @pytest.mark.parametrize("kind", ["pil", "array", "dict"])
 def test_pictures_are_shared_if_their_pixels_are_the_same(kind: str) -> None:
     one = Pictures(kind, 0)
-    assert _shared(one, Pictures(kind, 1)) == (0, 50)
-    assert _shared(one, Pictures(kind, 0)) == (50, 50)
+    assert _shared(one, Pictures(kind, 1), Adapter()) == (0, 50, True)
+    assert _shared(one, Pictures(kind, 0), Adapter()) == (50, 50, True)
 
 
 def test_a_leak_far_behind_is_found_or_the_check_is_skipped() -> None:
     everything = torch.arange(40_000.0)[:, None]
-    assert _shared(everything, everything[-5_000:]) == (5_000, 5_000)
+    assert _shared(everything, everything[-5_000:], Adapter()) == (5_000, 5_000, True)
     with pytest.raises(Skip, match="40,000 samples"):
-        _shared(TensorDataset(everything), TensorDataset(everything[-5_000:]))
+        _shared(TensorDataset(everything), TensorDataset(everything[-5_000:]), Adapter())
 
 
 def test_batches_with_pictures_of_two_sizes_are_examined() -> None:

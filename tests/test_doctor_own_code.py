@@ -798,9 +798,11 @@ def test_a_batch_keeps_its_class() -> None:
 # -------------------- splits
 
 
-def splits_of(**splits: Any) -> Report:
+def splits_of(adapter: Adapter | None = None, **splits: Any) -> Report:
     c = case(5)
-    return examine(student=c.student, teacher=c.teacher, loss=c.loss, batches=c.batches[:2], data=splits)
+    return examine(
+        student=c.student, teacher=c.teacher, loss=c.loss, batches=c.batches[:2], data=splits, adapter=adapter
+    )
 
 
 def test_a_small_split_within_a_large_one_is_found_in_either_order() -> None:
@@ -837,6 +839,56 @@ def test_samples_that_are_never_the_same_twice_are_not_said_to_differ() -> None:
     images = torch.randn(30, 4)
     report = splits_of(train=Augmented(images), test=Augmented(images))
     assert "splits" in report.skipped
+
+
+IMAGES = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+IN_PARTS: dict[str, list[Any]] = {
+    "user, item, rating": [(n % 7, n, 1.0 + n % 5) for n in range(60)],
+    "two texts": [(f"premise {n % 7}", f"hypothesis {n}", n % 3) for n in range(60)],
+    "image and text": [(IMAGES[n % 7], f"question {n}", n % 3) for n in range(60)],
+    "a number first": [(n % 30, image, 0) for n, image in enumerate(IMAGES)],
+    "a list of several shapes": [(IMAGES[n % 7], [IMAGES[n], IMAGES[n, :2]], n) for n in range(60)],
+}
+
+
+@pytest.mark.parametrize("kind", IN_PARTS)
+def test_samples_with_one_part_in_common_are_not_the_same(kind: str) -> None:
+    samples = IN_PARTS[kind]
+    (found,) = splits_of(train=samples[:30], apart=samples[30:], test=samples[15:30]).find("splits")
+    assert "15 of the 15 samples of test" in found.measured
+
+
+NUMBERED = [[(image, n % 3, n + at) for n, image in enumerate(IMAGES)] for at in (0, 1000)]
+
+
+def test_numbers_beside_an_input_make_a_doubt() -> None:
+    first, second = NUMBERED
+    (found,) = splits_of(train=first, test=second).find("splits")
+    assert (found.severity, "adapter" in found.change) == ("doubt", True)
+    # A pair that is certain is said before one that is not.
+    tensors = [sample[0] for sample in second]
+    (found,) = splits_of(train=first, test=second, again=tensors, once_more=tensors).find("splits")
+    assert (found.severity, "once_more are in again" in found.measured) == ("fault", True)
+
+
+def test_an_adapter_says_which_parts_of_a_sample_are_inputs() -> None:
+    first, second = NUMBERED
+    (found,) = splits_of(Adapter(inputs=0, labels=1), train=first, test=second).find("splits")
+    assert found.severity == "fault"
+    both = Adapter(inputs=lambda batch: (batch[0], batch[2]) if len(batch) > 2 else batch[0], labels=1)
+    assert "splits" in splits_of(both, train=first, test=second).passed
+
+
+def test_an_adapter_that_reads_only_batches_hides_no_shared_sample() -> None:
+    images = torch.randn(30, 4)
+    samples = [(image, n % 3) for n, image in enumerate(images)]
+
+    def inputs(batch: Any) -> Tensor:
+        assert batch[0].ndim == 4
+        return batch[0]
+
+    (found,) = splits_of(Adapter(inputs=inputs, labels=1), train=samples, test=samples[:20]).find("splits")
+    assert found.severity == "fault"
 
 
 def test_the_number_of_a_sample_is_no_part_of_its_content() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdlib import cli, data, export, measure, models, train
+from kdlib import cli, compress, data, export, measure, models, train
 from kdlib.data import DataModule, InMemoryDataset
 from kdlib.export import executorch as pte
 from kdlib.recipes import Recipe
@@ -282,6 +282,21 @@ def test_the_threshold_of_agreement_is_the_callers(network: nn.Module, blobs: Da
     report = compare(predict, network, blobs, tmp_path / "net", quantized=True, least_agreement=0.9)
     assert report.agreement == 0.9
     assert (report.bytes, report.zipped_bytes < 100) == (1000, True)
+
+
+@pytest.mark.parametrize(
+    ("format", "overflow", "named"), [("onnx-int8", True, True), ("onnx-int8", False, False), ("c", True, False)]
+)
+def test_a_processor_that_adds_int8_products_wrongly_is_named(
+    format: str, overflow: bool, named: bool, network: nn.Module, blobs: DataModule, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(compress, "sums_overflow", lambda: overflow)
+    (tmp_path / "net").write_bytes(b"x")
+    with pytest.raises(ValueError, match="95.0% is asked for") as raised:
+        compare(
+            lambda images: -logits(network, images), network, blobs, tmp_path / "net", quantized=True, format=format
+        )
+    assert ("VNNI" in str(raised.value)) is named
 
 
 def test_the_latency_ratio_tells_slow_from_fast(network: nn.Module, images: Tensor) -> None:

@@ -7,7 +7,7 @@ import math
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,16 @@ class Stream(IterableDataset):
         return iter(samples())
 
 
+class StreamOfBatches(IterableDataset):
+    """As webdataset's WebLoader has them."""
+
+    def __init__(self, count: int = 48) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(DataLoader(samples(self.count), 8))
+
+
 class Named(Dataset):
     def __len__(self) -> int:
         return len(samples())
@@ -155,15 +165,46 @@ class Anew:
         (lambda: DataLoader(Named(), 8), {}),
         (lambda: DataLoader(Stream(), 8), {"steps_per_epoch": 6}),
         (lambda: Stream(), {"steps_per_epoch": 6}),
+        (lambda: DataLoader(StreamOfBatches(), batch_size=None), {"steps_per_epoch": 6}),
         (lambda: Anew(), {"steps_per_epoch": 6}),
     ],
-    ids=["list", "tuple", "loader", "loader of dicts", "loader of a stream", "stream", "iterable"],
+    ids=["list", "tuple", "loader", "loader of dicts", "loader of a stream", "stream", "stream of batches", "iterable"],
 )
 def test_whatever_gives_the_same_batches_gives_the_same_student(given: Any, options: dict) -> None:
     expected = fit(net(), batches(), validation=batches())
     run = fit(net(), given(), validation=given(), **options)
     assert same(weights(run.student), weights(expected.student))
     assert run.rows[-1]["validation_loss"] == expected.rows[-1]["validation_loss"]
+
+
+ADVICE = r"batches already.*DataLoader\(stream, batch_size=None\)"
+STACKED: dict[str, tuple[Any, str]] = {
+    "training": (lambda: fit(net(), StreamOfBatches(64), steps_per_epoch=1), r"\(8, 8, 16\) with labels of \(8, 8\)"),
+    "their loader": (lambda: fit(net(), DataLoader(StreamOfBatches(), 2), steps_per_epoch=1), ADVICE),
+    "validation": (lambda: fit(net(), batches(), validation=StreamOfBatches()), ADVICE),
+    "evaluation": (lambda: train.evaluate(net(), StreamOfBatches(), device="cpu"), ADVICE),
+    "of two sizes": (lambda: fit(net(), StreamOfBatches(60), steps_per_epoch=1), "differ in size.*" + ADVICE),
+    "too few": (lambda: fit(net(), StreamOfBatches(), steps_per_epoch=1), "no batch.*" + ADVICE),
+}
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_batches_of_a_stream_are_not_taken_for_samples(name: str) -> None:
+    call, words = STACKED[name]
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_what_a_stream_may_give_is_no_batch() -> None:
+    """Shares of classes, several labels, and images with as many channels as there are classes."""
+
+    class Shares(Stream):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return ((x.view(1, 4, 4).expand(3, 4, 4), F.one_hot(y, 3).float()) for x, y in samples())
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    for task in ("classification", "multilabel"):
+        fit(network, Shares(), steps_per_epoch=6, validation=Shares(), task=task)
 
 
 @pytest.mark.parametrize("given", [Stream(), DataLoader(Stream(), 4)], ids=["stream", "loader of a stream"])
@@ -449,6 +490,88 @@ def test_validation_is_weighted_by_samples() -> None:
     assert found.loss == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-5)
     assert found.accuracy == pytest.approx((model(x).argmax(1) == y).float().mean().item())
     torch.testing.assert_close(found.logits, model(x))
+
+
+class Similarity(nn.Module):
+    """The similarity of each sample to each of its batch, B x B, as in contrastive learning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.normalize(self.fc(x))
+        return 5 * z @ z.T
+
+
+def both_ways(z: Tensor, y: Tensor) -> Tensor:
+    return (F.cross_entropy(z, y) + F.cross_entropy(z.T, y)) / 2
+
+
+@pytest.mark.parametrize("count", [24, 22])
+@pytest.mark.parametrize("hard", [None, both_ways])
+def test_classes_that_are_the_samples_of_the_batch_are_evaluated_batch_by_batch(count: int, hard: Any) -> None:
+    """The last of 22 has fewer."""
+    given = [(x, torch.arange(len(x))) for x, _ in DataLoader(samples(count), 8)]
+    run = fit(Similarity(), given[:2], validation=given, method=HardLabels(hard=hard))
+    with torch.no_grad():
+        found = [(run.student(x), y) for x, y in given]
+    expected = sum((hard or F.cross_entropy)(z, y).item() * len(y) for z, y in found) / count
+    assert run.rows[-1]["validation_loss"] == pytest.approx(expected, rel=1e-5)
+    right = sum(int((z.argmax(1) == y).sum()) for z, y in found)
+    assert run.validation_accuracy == pytest.approx(right / count)
+    assert (train.evaluate(run.student, given, device="cpu").logits is None) == (count == 22)
+
+
+@pytest.mark.parametrize("loss", [None, nn.CrossEntropyLoss()])
+def test_another_number_of_classes_in_each_batch_is_evaluated(loss: Any) -> None:
+    """Such as the places of a text's answer, which is padded in its batch."""
+    given = [(torch.randn(count, width), torch.arange(count)) for count, width in ((4, 7), (3, 9))]
+    found = train.evaluate(nn.Identity(), given, loss=loss, device="cpu", precision="fp32")
+    expected = sum(F.cross_entropy(z, y, reduction="sum").item() for z, y in given) / 7
+    assert found.loss == pytest.approx(expected, rel=1e-5)
+    assert found.accuracy == pytest.approx(sum(int((z.argmax(1) == y).sum()) for z, y in given) / 7)
+    assert found.logits is None
+
+
+UNREAD_LABELS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "class and group": (lambda y: torch.stack((y, y + 5), 1), lambda z, y: F.cross_entropy(z, y[:, 0])),
+    "a column": (lambda y: y[:, None], lambda z, y: F.cross_entropy(z, y[:, 0])),
+    "class and weight": (
+        lambda y: torch.stack((y.float(), y / 10 + 1), 1),
+        lambda z, y: (F.cross_entropy(z, y[:, 0].long(), reduction="none") * y[:, 1]).mean(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD_LABELS)
+def test_labels_that_only_the_loss_can_read_have_no_accuracy(name: str) -> None:
+    form, hard = UNREAD_LABELS[name]
+    given = [(x, form(y)) for x, y in batches()]
+    run = fit(net(), given, validation=given, method=HardLabels(hard=hard))
+    assert math.isnan(run.validation_accuracy)
+    assert "train_accuracy" not in run.rows[-1]
+    whole = [torch.cat(parts) for parts in zip(*given, strict=True)]
+    assert run.rows[-1]["validation_loss"] == pytest.approx(hard(run.student(whole[0]), whole[1]).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("own", [HardLabels(), 0.3], ids=["a method", "a number"])
+def test_an_attribute_hard_of_a_method_of_ones_own_is_no_loss(own: Any) -> None:
+    class Mine(Method):
+        needs_teacher = needs_teacher_logits = False
+        trains_logits = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.hard = own
+
+        def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
+            return {"mine": F.cross_entropy(student.logits, labels)}
+
+    run = fit(net(), batches(), validation=batches(), method=Mine())
+    x, y = samples()[:]
+    assert run.rows[-1]["validation_loss"] == pytest.approx(F.cross_entropy(run.student(x), y).item(), rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:
@@ -878,6 +1001,17 @@ def test_the_loss_that_is_advised_for_labels_below_0_bears_a_batch_without_label
     assert all(math.isfinite(row["loss"]) for row in run.rows)
     found = train.evaluate(net(norm=False), given, loss=hard, device="cpu", precision="fp32")
     assert math.isfinite(found.loss)
+
+
+def test_a_loss_that_needs_every_label_advises_what_helps_it() -> None:
+    inputs, labels = samples(8).tensors
+    unlabelled = [(inputs, torch.where(labels == 2, -1, labels))]
+    ignoring = lambda z, y: F.cross_entropy(z, y, ignore_index=-1)  # noqa: E731
+    for hard in (None, ignoring):
+        with pytest.raises(ValueError, match="leave them out: dkd needs the label of every sample.*take kd") as refused:
+            fit(net(norm=False), unlabelled, teacher=net(9, seed=1), method=Logit(loss="dkd", hard=hard))
+        assert "hard=" not in str(refused.value)
+    fit(net(norm=False), unlabelled, teacher=net(9, seed=1), method=Logit(loss="kd", hard=ignoring))
 
 
 def test_a_teacher_is_evaluated_on_its_own_inputs() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from kdlib import files, models, train
@@ -431,6 +431,46 @@ def test_weights_are_read_from_a_models_file(tmp_path: Path):
     models.save(source, tmp_path / "m.safetensors")
     models.load_weights(target, models.read_weights(tmp_path / "m.safetensors"))
     assert files.fingerprint(target.state_dict()) == files.fingerprint(source.state_dict())
+
+
+class Words(nn.Module):
+    """A language model: its classifier has the weights of its embedding, unless it is not tied."""
+
+    def __init__(self, seed: int, *, tied: bool = True) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(11, 4), nn.Linear(4, 11, bias=False)
+        nn.init.normal_(self.embedding.weight, generator=torch.Generator().manual_seed(seed))
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embedding(ids))
+
+
+def test_tied_weights_come_back_from_a_file_that_holds_one_of_their_names(tmp_path: Path):
+    source, target, ids = Words(0), Words(1), torch.arange(11)
+    save_model(source, tmp_path / "m.safetensors")
+    tensors = models.read_weights(tmp_path / "m.safetensors")
+    assert len(tensors) == 1
+    models.load_weights(target, tensors)
+    assert torch.equal(target(ids), source(ids))
+    assert target.head.weight is target.embedding.weight
+    with pytest.raises(ValueError, match="belong to another architecture: 1 are missing"):
+        models.load_weights(Words(2, tied=False), tensors)
+
+
+@pytest.mark.slow
+def test_a_tied_model_that_transformers_saved_comes_back(tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+
+    def network() -> nn.Module:
+        config = transformers.GPT2Config(vocab_size=11, n_positions=8, n_embd=4, n_layer=1, n_head=1)
+        return transformers.GPT2LMHeadModel(config).eval()
+
+    source, target, ids = network(), network(), torch.arange(8)[None]
+    source.save_pretrained(tmp_path)
+    models.load_weights(target, models.read_weights(tmp_path / "model.safetensors"))
+    assert torch.equal(target(ids).logits, source(ids).logits)
 
 
 def broken_weights() -> dict[str, dict[str, torch.Tensor]]:

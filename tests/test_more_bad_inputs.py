@@ -84,11 +84,14 @@ ARGUMENTS = {  # and what is right for each, or harmless
         **{"precision": (), "other_threads": (), "teacher": ("None", "a class"), "steps_per_epoch": ("None",)},
         "validation": ("None",),
     },
-    "evaluate": {"model": (), "dataset": (), "batch_size": (), "role": ("a text",), "adapter": ("None",), "task": ()},
+    "evaluate": {
+        **{"model": (), "dataset": (), "batch_size": ("None",), "role": ("a text",), "adapter": ("None",), "task": ()},
+    },
     "build": {"name": (), "num_classes": (), "in_channels": (), "stem": (), "image_size": ()},
     "cache": {
         **{"model": (), "dataset": (), "augmentation": (), "seed": ("below zero",), "views": ("a huge number",)},
-        **{"layers": ("a list",), "directory": ("None", "a text"), "half": ("None",), "batch_size": (), "progress": ()},
+        **{"layers": ("a list",), "directory": ("None", "a text"), "half": ("None",), "progress": ()},
+        "batch_size": ("None",),
     },
     "accuracy": {"logits": (), "labels": (), "top_k": ()},
     "calibration": {"logits": (), "labels": (), "bins": ()},

@@ -76,7 +76,7 @@ def test_a_broken_picture_is_named_in_one_sentence(
     else:
         path.write_bytes({"truncated": path.read_bytes()[:-300], "text": b"no picture", "empty": b""}[kind])
     assert train(folder, tmp_path / "out") == 2
-    assert "3.png cannot be read as an image" in said(capsys)
+    assert f"3.png {'is too large' if kind == 'bomb' else 'cannot be read as an image'}" in said(capsys)
 
 
 def test_more_views_than_any_memory_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,8 +118,18 @@ def raising(error: BaseException) -> Callable[..., Any]:
 LOST_PEER = RuntimeError(
     "[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:30514"
 )
+NO_SHARED_MEMORY = RuntimeError(
+    "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ...\n"
+    "RuntimeError: unable to allocate shared memory(shm) for file </torch_12_34_0>: No space left on device (28)\n"
+)
+BUS_ERROR = RuntimeError(
+    "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+    "shared memory. Please try to raise your shared memory limit."
+)
 KINDS: dict[str, tuple[Callable[..., Any], str]] = {
     "a killed worker": (lambda: list(DataLoader(Killed(), num_workers=1)), "worker.*killed.*memory"),
+    "no shared memory": (raising(NO_SHARED_MEMORY), "Shared memory.*No space left.*smaller batch.*--shm-size"),
+    "a page of shared memory missing": (raising(BUS_ERROR), "Shared memory.*Bus error.*smaller batch.*--shm-size"),
     "a bug in a worker": (lambda: list(DataLoader(Deep(), num_workers=1)), "KeyError.*colour.*KDLIB_TRACEBACK=1"),
     "a lost peer": (raising(LOST_PEER), "Another process of this training.*--resume"),
     "no memory": (raising(MemoryError()), "memory"),

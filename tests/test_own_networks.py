@@ -189,7 +189,7 @@ def tokens(labels: Tensor, ids: Tensor) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": labels}
 
 
-def test_a_language_model_is_not_trained_to_copy_its_input() -> None:
+def test_a_language_model_is_not_trained_or_judged_to_copy_its_input() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -205,6 +205,8 @@ def test_a_language_model_is_not_trained_to_copy_its_input() -> None:
     for labels in (ids.clone(), padded):
         with pytest.raises(ValueError, match=r"label of each token is the token itself.*Adapter\(labels=lambda batch"):
             train.fit(Model(), [tokens(labels, ids)], **options)
+        with pytest.raises(ValueError, match="label of each token is the token itself"):
+            train.evaluate(Model(), [tokens(labels, ids)], task="token-classification")
     shifted = Adapter(inputs="input_ids", labels=lambda batch: F.pad(batch["labels"][:, 1:], (0, 1), value=-100))
     train.fit(Model(), [tokens(ids.clone(), ids)], adapter=shifted, **options)
     train.fit(Model(), [tokens(ids.flip(1), ids)], adapter=Adapter(inputs="input_ids"), **options)

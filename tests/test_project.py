@@ -12,11 +12,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, metadata
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import yaml
 from mutants import MUTANTS, Mutant
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import kdlib
 from kdlib.data.sources import FASHION_FILES
@@ -47,6 +52,10 @@ ORDER = (
     *("losses", "errors", "paths", "allocator"),
 )
 
+NEEDS_MAKE = pytest.mark.skipif(
+    shutil.which("make") is None or os.name == "nt", reason="make sets up on Linux and macOS."
+)
+
 
 def names(paths: list[Path]) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in paths]
@@ -63,6 +72,21 @@ def test_pyproject_and_environment_ask_for_the_same_things() -> None:
     assert set(by_pip) < set(project["optional-dependencies"])
     assert renamed | {f"python{project['requires-python']}"} == set(lines)
     assert len(lines) == len(set(lines))
+
+
+def test_no_package_is_asked_for_with_a_newer_python_that_it_refuses() -> None:
+    """pip would then install none of them; for an older Python it takes an older version of the package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    refused = []
+    for text in (*project["dependencies"], *chain(*project["optional-dependencies"].values())):
+        asked = Requirement(text)
+        with suppress(PackageNotFoundError):  # what is not installed here is not looked at
+            taken = SpecifierSet(metadata(asked.name).get("Requires-Python", ""))
+            for minor in range(sys.version_info.minor, 16):
+                python = f"3.{minor}"
+                wanted = asked.marker is None or asked.marker.evaluate({"python_version": python})
+                refused += [(text, python)] * (wanted and f"{python}.0" not in taken)
+    assert not refused
 
 
 @pytest.mark.slow
@@ -129,6 +153,7 @@ def test_requirements_are_lower_bounds_without_pins_or_local_versions() -> None:
         assert not re.search(r"==|~=|\+cpu", text), name
 
 
+@NEEDS_MAKE
 def test_every_make_target_that_the_readme_names_exists_and_is_in_the_help() -> None:
     helped = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = set(re.findall(r"make ([\w-]+)", helped))
@@ -194,7 +219,7 @@ PLACES = {
 }
 
 
-@pytest.mark.skipif(shutil.which("make") is None or os.name == "nt", reason="make sets up on Linux and macOS.")
+@NEEDS_MAKE
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(
     ("target", "folder", "stamp"),
@@ -282,7 +307,7 @@ def test_no_file_names_a_folder_of_the_machine_that_it_was_made_on() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@NEEDS_MAKE
 def test_an_environment_that_was_left_half_made_is_made_again(tmp_path: Path) -> None:
     """As Ctrl-C leaves it, or a Debian without python3-venv: an interpreter, and no pip."""
     shutil.copy(ROOT / "Makefile", tmp_path)
@@ -356,6 +381,7 @@ def test_the_readmes_loop_is_the_one_that_is_executed() -> None:
     assert blocks[0][1] == blocks[1][1]
 
 
+@NEEDS_MAKE
 @pytest.mark.parametrize("name", ["my runs/x", "/tmp/it's/student.safetensors", "a, b; (c) & \\"])
 @pytest.mark.parametrize(
     ("target", "variable", "option"), [("distill", "OUT", "--out"), ("browser", "STUDENT", "--student")]

@@ -426,6 +426,8 @@ NEVER: dict[str, tuple[tuple[int, ...], tuple[int, ...], str]] = {
     "channels last against a map": ((8, 8, 24), (5, 4, 4), r"\(2, 8, 8, 24\), which looks like B x H x W x C"),
     "a map against channels last": ((64, 8, 8), (4, 4, 24), r"\(2, 4, 4, 24\), which looks like B x H x W x C"),
     "channels last of a wide picture": ((5, 4, 8), (6, 12, 40), r"\(2, 6, 12, 40\), which looks like B x H x W x C"),
+    "a vector against channels last": ((40,), (7, 7, 96), r"\(2, 7, 7, 96\), which looks like B x H x W x C"),
+    "channels last against a vector": ((7, 7, 96), (40,), r"\(2, 7, 7, 96\), which looks like B x H x W x C"),
     "no square against a volume": ((7, 3), (5, 2, 2, 2), "7 tokens"),
     "two tokens before a grid": ((18, 3), (16, 5), "18 tokens .*no square grid"),
     "a volume against a map": ((3, 2, 2, 2), (5, 4, 4), r"volume .*map.*\(2, 3, 2, 2, 2\).*same kind"),
@@ -456,6 +458,9 @@ def test_fsp_refuses_channels_last_too() -> None:
         ((8, 8, 9), (16, 4, 4)),  # rounding of sides is no other proportion
         ((64, 8, 8), (4, 4, 4)),
         ((3, 5, 9), (7, 4, 4)),  # networks that see the picture in other proportions
+        ((8, 8, 8), (5,)),
+        ((96, 7, 7), (5,)),
+        ((64, 5, 9), (5,)),
     ],
 )
 def test_maps_with_channels_first_are_not_taken_for_channels_last(

@@ -306,6 +306,31 @@ def test_to_tpe_a_diverged_trial_is_infeasible_and_so_worse_than_any_other(blobs
     assert max(complete.constraints.values(), default=0) <= 0
 
 
+def test_two_machines_that_begin_a_trial_at_once_draw_other_settings(
+    blobs: DataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one shared storage: both see as many trials before either has made its own."""
+    import optuna
+
+    store = optuna.storages.InMemoryStorage()
+    strategy = Strategy("random", None, seed=0, epochs=1, count=4)
+    space = {"learning_rate": search.LogUniform(0.01, 1.0)}
+    common = ("search", store, strategy, space, "resnet8w2", CostTable(blobs, timed=False), Limits(), {})
+    one, other = Trials(*common), Trials(*common)
+    drawn = []
+    ask = one.study.ask
+
+    def ask_after_the_other() -> optuna.Trial:
+        monkeypatch.setattr(one.study, "ask", ask)
+        drawn.append(other.take(0, 0.0))
+        return ask()
+
+    monkeypatch.setattr(one.study, "ask", ask_after_the_other)
+    drawn.append(one.take(0, 0.0))
+    assert [assignment.trial.number for assignment in drawn if assignment] == [0, 1]
+    assert len({assignment.params["learning_rate"] for assignment in drawn if assignment}) == 2
+
+
 def test_a_search_that_goes_on_has_its_clocks_where_they_stood(blobs: DataModule) -> None:
     """A diverged trial is ended at the turn of its next report, when the other worker had its own turns before."""
     import optuna
@@ -675,6 +700,28 @@ def test_a_journal_with_half_a_line_of_a_killed_process_goes_on(
         file.write(b'{"op_code": 4, "worker_id')
     for count in (4, 5):
         assert len(search.run(blobs, trials=count, **options).rows) == count
+
+
+@pytest.mark.parametrize("left_by_a_log", [False, True])
+def test_a_disk_without_shared_memory_keeps_the_usual_journal(left_by_a_log: bool, tmp_path: Path) -> None:
+    """As Windows' disks in WSL, exFAT and network mounts: SQLite cannot open what its log ahead shares there."""
+    from optuna.study import StudyDirection
+
+    if left_by_a_log:
+        with storage.open_storage(tmp_path):
+            pass
+    (tmp_path / f"{storage.FILE}-shm").mkdir()
+    for name in ("first", "second"):
+        with storage.open_storage(tmp_path) as (trials, _):
+            trials.create_new_study([StudyDirection.MAXIMIZE], name)
+    with storage.open_storage(tmp_path) as (trials, _):
+        assert [study.study_name for study in trials.get_all_studies()] == ["first", "second"]
+
+
+def test_a_file_that_sqlite_cannot_open_asks_for_another_folder(tmp_path: Path) -> None:
+    (tmp_path / storage.FILE).mkdir()
+    with pytest.raises(OSError, match="Choose a folder on a local disk"), storage.open_storage(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("name", ["p{q}", "{}", "p%41q", "with space", "#1", "why?1"])

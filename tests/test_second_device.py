@@ -192,6 +192,28 @@ def test_labels_out_of_range_do_not_stop_an_evaluation_on_the_device() -> None:
     assert len(found) == 4
 
 
+def test_labels_out_of_range_are_refused_before_a_training_on_the_device() -> None:
+    found = run("""
+        from kdlib.distiller import Distiller
+        from torch.nn import functional as F
+
+        hard = lambda z, y: F.cross_entropy(z, y, ignore_index=-1)
+        for method in (methods.HardLabels(), methods.Logit(loss="dkd", hard=hard)):
+            for device in ("cpu", DEVICE):
+                batch = torch.rand(6, 1, 8, 8).to(device), (torch.arange(6) % 3 - 1).to(device)
+                networks = [network(seed).to(device) for seed in (0, 1)]
+                try:
+                    distiller = Distiller(*networks, method, example=batch)
+                    if device == "cpu":  # where the losses look at the labels
+                        distiller(batch)
+                except ValueError as error:
+                    print(error)
+    """)
+    assert found[0] == found[1]
+    assert found[2] == found[3]
+    assert "dkd needs the label of every sample" in found[2]
+
+
 def test_every_loss_has_its_gradient_without_float64() -> None:
     found = run(
         """

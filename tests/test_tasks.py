@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -151,6 +152,26 @@ def test_the_soft_loss_of_pixels_is_a_mean_over_those_that_count_by_a_loop() -> 
     torch.testing.assert_close(soft("segmentation", z, t, y), torch.stack(terms).mean())
 
 
+@pytest.mark.parametrize("task", ["segmentation", Segmentation()])
+def test_a_class_of_the_number_that_marks_what_does_not_count_is_not_left_out_in_silence(task: str | Task) -> None:
+    z = torch.randn(2, 256, 3, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([[0, 255, 7], [255, 254, 3]])
+    with pytest.raises(ValueError, match=r"256 classes.*class 255.*tasks\.Segmentation\(ignore_index=-1\).*=255"):
+        hard(task, z, y)
+    torch.testing.assert_close(hard(Segmentation(ignore_index=-1), z, y), F.cross_entropy(z, y))
+    for mark in (255, 7):
+        torch.testing.assert_close(
+            hard(Segmentation(ignore_index=mark), z, y), F.cross_entropy(z, y, ignore_index=mark)
+        )
+    y = y.clamp(max=254)
+    torch.testing.assert_close(hard(replace(Segmentation()), z[:, :255], y), F.cross_entropy(z[:, :255], y))
+
+
+def test_without_labels_every_class_of_segmentation_counts() -> None:
+    z = torch.randn(2, 300, 3)
+    assert Segmentation().rows(z, None)[0].shape == (6, 300)
+
+
 def test_segmentation_takes_a_line_and_a_volume_of_positions() -> None:
     for positions in ((7,), (2, 3, 2)):
         z, y = torch.randn(B, C, *positions), torch.randint(0, C, (B, *positions))
@@ -234,6 +255,26 @@ def test_a_mask_of_other_positions_says_nothing_of_the_logits() -> None:
     assert len(found.rows) == B * L
     with pytest.raises(ValueError, match="No position of this batch counts"):
         distiller({"input_ids": ids, "attention_mask": torch.zeros(B, L, dtype=torch.int64)})
+
+
+class Decoder(Tokens):
+    """An encoder-decoder, whose logits are of the decoder's tokens."""
+
+    def forward(self, input_ids: Tensor, decoder_input_ids: Tensor, **masks: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"logits": self.rows[decoder_input_ids] + self.rows[input_ids].sum()}
+
+
+def test_the_mask_of_an_encoder_says_nothing_of_the_tokens_of_a_decoder() -> None:
+    ids = torch.randint(1, 9, (B, L), generator=torch.Generator().manual_seed(2))
+    masks = {"attention_mask": torch.zeros(B, L), "decoder_attention_mask": torch.ones(B, L)}
+    masks["attention_mask"][:, 0] = 1
+    distiller = Distiller(Decoder(0), Decoder(1), Logit(alpha=0), task="token-classification")
+    found = distiller({"input_ids": ids, "decoder_input_ids": ids, **masks})
+    assert len(found.rows) == B * L
+    masks["decoder_attention_mask"][0, 1:] = 0
+    assert len(distiller({"input_ids": ids, "decoder_input_ids": ids, **masks}).rows) == B * L - (L - 1)
+    del masks["decoder_attention_mask"]
+    assert len(distiller({"input_ids": ids, "decoder_input_ids": ids, **masks}).rows) == B * L
 
 
 def test_labels_come_before_a_mask() -> None:
@@ -331,6 +372,16 @@ def test_a_teacher_whose_numbers_would_be_broadcast_is_refused() -> None:
     z, t, y = torch.randn(B, 1), torch.randn(B), torch.randn(B, 1)
     with pytest.raises(ValueError, match=r"student gives.*\(4, 1\), the teacher of \(4,\)"):
         distil("regression", Logit(loss=F.mse_loss, hard=F.mse_loss), z, t, y)
+
+
+@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), F.binary_cross_entropy_with_logits])
+def test_a_binary_cross_entropy_on_the_rows_of_several_labels_is_refused(loss: Any) -> None:
+    """It would see the logits (0, z), so half of it is the same for every network."""
+    batch = (torch.randn(8, 3), (torch.rand(8, 3) > 0.5).float())
+    with pytest.raises(ValueError, match="leave loss out.*is the default"):
+        train.evaluate(nn.Identity(), [batch], task="multilabel", loss=loss)
+    found = train.evaluate(nn.Identity(), [batch], task="multilabel", device="cpu", precision="fp32")
+    assert found.loss == pytest.approx(F.binary_cross_entropy_with_logits(*batch).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import math
+import mmap
 import os
 import re
 import subprocess
@@ -25,6 +27,7 @@ from kdlib import devices, teachers
 from kdlib.adapters import Adapter
 from kdlib.data import NO_AUGMENTATION, Augmentation, Batch, DataModule, InMemoryDataset, epoch_order
 from kdlib.devices import DeviceConfig
+from kdlib.files import checksum
 from kdlib.hooks import ModelOutput
 from kdlib.teachers import CachedTeacher, FrozenTeacher, as_teacher
 
@@ -323,6 +326,19 @@ def test_the_teacher_is_run_once_on_each_view_in_batches_of_256(net: Net):
     assert net.calls == [256, 1, 256, 1]
 
 
+@pytest.mark.parametrize(("side", "sizes"), [(224, [11]), (1120, [10, 1])])
+def test_fewer_large_images_are_given_to_the_teacher_at_once(dataset: InMemoryDataset, side: int, sizes: list[int]):
+    class Corner(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images[..., :4, :4].expand(-1, 2, -1, -1))
+
+    net = Corner()
+    black = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(11, 1, side, side)
+    large = replace(dataset, images=black, mean=(0.5,), std=(0.5,))
+    CachedTeacher.build(net, large, device="cpu", precision="fp32", progress=False)
+    assert net.calls == sizes
+
+
 def test_device_and_precision_are_resolved_from_the_arguments(
     net: Net, dataset: InMemoryDataset, monkeypatch: pytest.MonkeyPatch
 ):
@@ -572,15 +588,70 @@ def test_a_layer_called_logits_does_not_overwrite_the_logits(dataset: InMemoryDa
     torch.testing.assert_close(output.logits, 2 * output.features["logits"], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("half", [False, True])
 def test_the_files_are_not_altered_by_what_is_done_with_an_opened_cache(
-    net: Net, dataset: InMemoryDataset, tmp_path: Path
+    net: Net, dataset: InMemoryDataset, tmp_path: Path, half: bool
 ):
+    options = {"layers": ["stem"], "directory": tmp_path, "half": half}
+    build(net, dataset, **options)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.npy")}
+    opened, batch = build(silent(net), dataset, **options), first(dataset, 11)
+    kept = opened(batch, ["stem"])
+    for adapted in (opened, opened.with_adapter(Adapter(indices=0)), copy.deepcopy(opened)):
+        for size in (1, 11):  # also all of it, in the order of the file
+            output = adapted(first(dataset, size), ["stem"])
+            output.logits.zero_()
+            output.features["stem"].zero_()
+    again = opened(batch, ["stem"])
+    assert torch.equal(again.logits, kept.logits)
+    assert torch.equal(again.features["stem"], kept.features["stem"])
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.npy")} == before
+
+
+def test_a_cache_larger_than_the_memory_can_be_opened(net: Net, dataset: InMemoryDataset, tmp_path: Path):
+    views, size = 2**42 // (11 * 4 * 2), 11 * 4 * 2  # 4 TB: a hole in the file, which takes no space on the disk
+    metadata = {**build(net, dataset, directory=tmp_path).metadata, "views": views}
+    path = tmp_path / "logits.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": (views, 11, 4)})
+        end = file.tell() + views * size
+        try:
+            file.truncate(end - size)
+            file.seek(end - size)
+            file.write(np.arange(44, dtype=np.float16).tobytes())
+        except OSError as error:
+            pytest.skip(f"this disk has no files of that size: {error}")
+    (tmp_path / "cache.json").write_text(json.dumps({**metadata, "files": {path.name: checksum(path)}}))
+    cached = CachedTeacher.open(tmp_path, metadata, dataset.indices)
+    assert torch.equal(cached(first(dataset, 11, view=views - 1)).logits, torch.arange(44.0).view(11, 4))
+    assert not cached(first(dataset, 11)).logits.any()
+
+
+def test_a_cache_that_takes_much_memory_is_told(
+    net: Net, dataset: InMemoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(teachers, "LARGE_CACHE", 1.0)
+    with pytest.warns(UserWarning, match=r"logits take .* GB of memory.*\(--cache\).*\(--views 0\)"):
+        CachedTeacher.build(net, dataset, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CachedTeacher.build(net, dataset, directory=tmp_path / "cache", progress=False)
+
+
+def test_a_lack_of_memory_is_no_reason_to_delete_a_cache(
+    net: Net, dataset: InMemoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_room(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
     build(net, dataset, directory=tmp_path)
-    before = (tmp_path / "logits.npy").read_bytes()
-    opened = build(silent(net), dataset, directory=tmp_path)
-    opened(first(dataset)).logits.zero_()
-    opened._stored[""].zero_()  # nobody should, but the file would survive it
-    assert (tmp_path / "logits.npy").read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, "mmap", no_room)
+        with pytest.raises(MemoryError, match="cannot be mapped.*ulimit") as error:
+            build(silent(net), dataset, directory=tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert "Delete" not in str(error.value)
+    build(silent(net), dataset, directory=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdlib import evaluation, losses, measure, methods, models, train
 from kdlib.checkpoints import Checkpointer, plain_groups
-from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, epoch_order
+from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, InMemoryDataset, LazyDataset, epoch_order
 from kdlib.described import describe, parameters_of
 from kdlib.errors import DivergedError, explain_shape_errors
 from kdlib.files import load_tensors, save_tensors
@@ -1092,6 +1093,62 @@ def test_evaluate_agrees_with_a_plain_loop_and_leaves_the_model_alone(blobs: Dat
     assert metrics.loss == pytest.approx(F.cross_entropy(logits, blobs.test.labels).item(), rel=1e-4)
     with pytest.raises(ValueError, match="empty"):
         train.evaluate(model, blobs.test.select(torch.arange(0)))
+
+
+class Corner(nn.Module):
+    """Looks at a corner of its images, and notes how many it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.calls: list[tuple[bool, int]] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls.append((self.training, len(images)))
+        return self.fc(images[:, 0, :2, :2].flatten(1))
+
+
+def pictures(side: int, count: int, first: int = 0) -> InMemoryDataset:
+    """Black ones, which take no memory."""
+    images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(count, 1, side, side)
+    numbers = torch.arange(count)
+    return InMemoryDataset(images, numbers % 3, numbers + first, (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(8, [250, 1]), (224, [250, 1]), (1120, [10, 10, 2]), (3584, [1, 1])])
+def test_larger_images_are_evaluated_in_smaller_batches(side: int, sizes: list[int]) -> None:
+    network, split = Corner(), pictures(side, sum(sizes))
+    train.evaluate(network, split, device="cpu", precision="fp32")
+    assert [size for _, size in network.calls] == sizes
+    network.calls.clear()
+    train.evaluate(network, split.select(torch.arange(2)), batch_size=2, device="cpu", precision="fp32")
+    assert [size for _, size in network.calls] == [2]  # a size that is given counts
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(2, [10, 3]), (12, [12, 1])])
+def test_what_is_trained_on_at_once_is_evaluated_at_once(batch_size: int, sizes: list[int]) -> None:
+    parts = [pictures(1120, *numbers) for numbers in ((12, 0), (13, 12), (13, 25))]
+    large = DataModule("large", tuple("abc"), *parts, augmentation=NO_AUGMENTATION, image_size=1120)
+    network = Corner()
+    fit(network, large, epochs=1, recipe=replace(QUICK, batch_size=batch_size))
+    calls = [size for training, size in network.calls if not training]
+    assert calls[-4:] == [*sizes, *sizes]  # validation and test
+
+
+def test_large_images_that_workers_decode_are_evaluated_in_smaller_batches() -> None:
+    class Source:
+        """Images that are not in memory."""
+
+        def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+            return Image.new("L", (1120, 1120)), 0
+
+    def as_bytes(augmentation: Augmentation) -> Callable[[Image.Image], torch.Tensor]:
+        return lambda image: torch.from_numpy(np.array(image))[None]
+
+    network, numbers = Corner(), torch.arange(12)
+    split = LazyDataset(Source(), numbers, numbers % 3, numbers, (0.5,), (0.5,), as_bytes, "black")
+    train.evaluate(network, split, device="cpu", precision="fp32")
+    assert [size for _, size in network.calls] == [10, 2]
 
 
 # --- every family, on real images --------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ seeds.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -93,10 +94,9 @@ class _Maker:
     def seeds(self) -> int:
         return len(self.students[self.baseline])
 
-    def right(self, outputs: Outputs, among: np.ndarray | None = None) -> np.ndarray:
-        """1 for each image that it is right about, else 0; of all images, or of those among these."""
-        right = (outputs.answers == self.labels).numpy().astype(float)
-        return right if among is None else right[among]
+    def right(self, outputs: Outputs, at: Tensor | slice = slice(None)) -> np.ndarray:
+        """1 for each image that it is right about, else 0; of all images, or of those at these positions."""
+        return (outputs.answers[at] == self.labels[at]).numpy().astype(float)
 
     # --- the tables
 
@@ -197,11 +197,13 @@ class _Maker:
 
     def classes(self, names: Sequence[str]) -> pd.DataFrame:
         measures = []
-        for number, name in enumerate(names):
-            chosen = (self.labels == number).numpy()
-            if chosen.sum() >= 2:
-                keys = (("class", name), ("images", int(chosen.sum())))
-                measures.append(Measure("accuracy", partial(self.right, among=chosen), keys=keys))
+        positions = self.labels.argsort(stable=True).split(self.labels.bincount(minlength=len(names)).tolist())
+        of_name = Counter(names)
+        for number, (name, chosen) in enumerate(zip(names, positions, strict=True)):
+            if len(chosen) >= 2:
+                shown = name if of_name[name] == 1 else f"{name} ({number})"  # ImageNet has two cranes
+                keys = (("class", shown), ("images", len(chosen)))
+                measures.append(Measure("accuracy", partial(self.right, at=chosen), keys=keys))
         return _frame(self._rows(measures), ("class", "images"))
 
     def robustness(self) -> pd.DataFrame:

@@ -126,10 +126,10 @@ class DataModule:
             raise ValueError(f"{self.name} has {len(self.train):,} training images; there is no subset of {count:,}.")
         order = permutation(self.train.indices, "take", seed)
         labels = self.train.labels[order]
+        by_class = labels.sort(stable=True)
+        begins = torch.searchsorted(by_class.values, by_class.values)  # where the images of its class begin there
         rank = torch.empty_like(labels)  # each image's rank among those of its own class
-        for label in labels.unique():
-            same = labels == label
-            rank[same] = torch.arange(int(same.sum()))
+        rank[by_class.indices] = torch.arange(len(labels)) - begins
         chosen = order[torch.argsort(rank, stable=True)[:count]].sort().values
         return replace(self, train=self.train.select(chosen))
 
@@ -181,7 +181,8 @@ def load(
     but one, eight at most, where they start quickly or the folder is large. On macOS, on Windows and from Python 3.14
     on each of them runs your script's first lines again: put what trains under `if __name__ == "__main__":`, or give 0.
     The size may stand in the name, as in "imagefolder@32:PATH": then every command and every row of results carries it
-    along.
+    along. A folder's images are trained on in random crops, and evaluated as ImageNet is: with the shorter side at
+    8/7 of the size, the centre is kept.
     What a caller writes into labels, or into pairs, is not there when they are loaded again. The images of
     Fashion-MNIST are shared by all who load them in this process: change a copy.
     Raises ValueError for an unknown name, FileNotFoundError for missing files, ValueError for altered ones.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdlib.data.augment import NO_AUGMENTATION, Augmentation, augment, permutation, random_bits
-from kdlib.data.decode import upright
+from kdlib.data.decode import unreadable, upright
 from kdlib.devices import memory_order, move_maps, pin_memory, to_device
 from kdlib.files import fingerprint
 
@@ -296,7 +296,7 @@ class _ViewDataset(Dataset):
             name = (
                 self.dataset.source.samples[number][0] if hasattr(self.dataset.source, "samples") else f"image {number}"
             )
-            raise OSError(f"{name} cannot be read as an image ({error}). Copy it again or remove it.") from error
+            raise unreadable(name, error) from error
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             raise ValueError(
                 f"source[{number}] is a {type(sample).__name__}; expected a pair (image, label). Wrap the "

@@ -11,18 +11,34 @@ WHITE = (255, 255, 255, 255)
 DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error)
 
 
+def unreadable(name: str, error: Exception) -> OSError:
+    """The error for an image that PIL does not read."""
+    from PIL.Image import DecompressionBombError
+
+    if isinstance(error, DecompressionBombError):
+        return OSError(
+            f"{name} is too large to be decoded safely ({error}). Remove it from the data, or scale it down."
+        )
+    return OSError(f"{name} cannot be read as an image ({error}). Copy it again or remove it.")
+
+
 def upright(image: Any, name: str) -> Any:
     """The image in mode L or RGB: turned as its EXIF tag says, what is transparent on white, 16 bits scaled to 8.
 
     image: a PIL image; anything else comes back as it is. Warns of EXIF data that cannot be read: such an image is not
-    turned. Raises ValueError for pixels of 32 bits or floats, which have no range that is known.
+    turned. Raises OSError for an image that was opened and cannot be read, and ValueError for pixels of 32 bits or
+    floats, which have no range that is known.
     """
     from PIL import Image
 
     if not isinstance(image, Image.Image):
         return image
+    try:
+        image.load()  # PIL opens a file, and reads it when the pixels are asked for; only then does it turn a TIFF
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError, *DAMAGED) as error:
+        raise unreadable(name, error) from error
     image = _turned(image, name)  # first: what is made of 16 bits has no tags any more
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # PIL scales these to 16 bits
         image = _from_sixteen_bits(image)
     if image.mode in ("I", "F"):
         raise ValueError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdlib.data.datasets import InMemoryDataset
-from kdlib.data.decode import DAMAGED, upright
+from kdlib.data.decode import unreadable, upright
 from kdlib.data.sources import hold_out
 
 LARGEST = 4e9  # bytes of one split; more belongs into folders, which are decoded as they are needed
@@ -88,6 +88,8 @@ def _given(train: Any, validation: Any, test: Any) -> dict[str, Any]:
 
 
 def _read(name: str, dataset: Any, image_size: int, in_channels: int) -> tuple[Tensor, Tensor]:
+    from PIL.Image import DecompressionBombError
+
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise TypeError(
             f"{name} is a dataset with a length, of pairs (image, label), that gives a sample by its number; got a "
@@ -106,7 +108,10 @@ def _read(name: str, dataset: Any, image_size: int, in_channels: int) -> tuple[T
     labels = torch.empty(count, dtype=torch.int64)
     transform = _transform(image_size, in_channels)
     for number in range(count):
-        sample = dataset[number]
+        try:
+            sample = dataset[number]
+        except (OSError, SyntaxError, EOFError, DecompressionBombError) as error:
+            raise unreadable(f"{name}[{number}]", error) from error
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             raise ValueError(f"{name}[{number}] is a {type(sample).__name__}; expected a pair (image, label).")
         images[number] = _decoded(sample[0], f"{name}[{number}]", transform, in_channels)
@@ -127,10 +132,6 @@ def _decoded(image: Any, where: str, transform: Any, in_channels: int) -> Tensor
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        try:
-            image.load()  # PIL opens a file, and reads it when the pixels are asked for
-        except (OSError, SyntaxError, EOFError, Image.DecompressionBombError, *DAMAGED) as error:
-            raise OSError(f"{where} cannot be read as an image ({error}). Copy it again or remove it.") from error
         # torchvision reads a palette's numbers as grey and the channels of CMYK or HSV as colours; PIL converts them.
         return transform(upright(image, where).convert("RGB" if in_channels == 3 else "L"))
     kind = image.dtype if isinstance(image, Tensor) else type(image).__name__

@@ -252,10 +252,12 @@ def _open_folder(path: Path, part: str) -> Any:
     try:
         images = VisibleImageFolder(path / part, loader=_open_image)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(
-            f"{path / part} does not hold images in class folders ({error}). Expected {path}/train/CLASS/IMAGE and "
-            f"{path}/val/CLASS/IMAGE, as ImageNet is laid out."
-        ) from error
+        way_out = f"Expected {path}/train/CLASS/IMAGE and {path}/val/CLASS/IMAGE, as ImageNet is laid out."
+        if part == "test":
+            way_out = (
+                f"Test images without labels cannot be used: move that folder away, and {path}/val is the test set."
+            )
+        raise FileNotFoundError(f"{path / part} does not hold images in class folders ({error}). {way_out}") from error
     _warn_of_unread(path / part, images.classes)
     return images
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from kdlib.adapters import LABEL_FIELDS, Adapter
 from kdlib.data import DataModule
 from kdlib.data.datasets import InMemoryDataset, LazyDataset, count_shared
 from kdlib.data.sources import IMAGENET_MEAN, IMAGENET_STD
@@ -225,10 +227,10 @@ def splits(setup: Setup) -> Finding | None:
     """Do the samples that choices are made on, or that are trained on, stand in the test split as well?"""
     if setup.splits is None:
         raise Skip("no splits were given: examine(..., data=...)")
-    skipped = None
+    doubt = skipped = None
     for (first, a), (second, b) in combinations(setup.splits.items(), 2):
         try:
-            shared, number = _shared(a, b)
+            shared, number, known = _shared(a, b, setup.adapter)
             within = min(len(a), len(b))
         except Skip as reason:  # another pair may still be found to share samples
             skipped = skipped or reason
@@ -236,17 +238,22 @@ def splits(setup: Setup) -> Finding | None:
         # Fashion-MNIST has 3 test pictures in a thousand that are in the training set too, CIFAR-10 far more that are
         # nearly so: a few twins are no mistake of the set-up.
         if shared > 0.01 * within:
-            return Finding(
+            finding = Finding(
                 "splits",
-                FAULT,
-                f"{shared:,} of the {number:,} samples of {second} are in {first} as well.",
+                FAULT if known else DOUBT,
+                f"{shared:,} of the {number:,} samples of {second} are in {first} as well"
+                f"{'' if known else ', if those of their parts that are single numbers are no inputs'}.",
                 "What is chosen or learned on the samples that the result is measured on says too much for itself: "
                 "the best of 30 epochs chosen on the test set gains what no other data set will give.",
-                "Cut a validation split out of the training set, choose on it, and read the test set once.",
+                "Cut a validation split out of the training set, choose on it, and read the test set once."
+                f"{'' if known else ' If a single number is an input, name the inputs: adapter=Adapter(inputs=...).'}",
             )
-    if skipped is not None:
+            if known:
+                return finding
+            doubt = doubt or finding
+    if doubt is None and skipped is not None:
         raise skipped
-    return None
+    return doubt
 
 
 def as_splits(data: Any) -> Mapping[str, Any]:
@@ -261,24 +268,24 @@ def as_splits(data: Any) -> Mapping[str, Any]:
     )
 
 
-def _shared(a: Any, b: Any) -> tuple[int, int]:
-    """How many samples of b are in a, and how many b has."""
+def _shared(a: Any, b: Any, adapter: Adapter) -> tuple[int, int, bool]:
+    """How many samples of b are in a, how many b has, and whether it is known what of a sample the inputs are."""
     if a is b:
-        return len(b), len(b)
+        return len(b), len(b), True
     if isinstance(a, InMemoryDataset) and isinstance(b, InMemoryDataset):
         # Splits that were made one by one number their samples alike, so only the pictures tell.
         pictures = set(_picture_hashes(a))
-        return sum(one in pictures for one in _picture_hashes(b)), len(b)
+        return sum(one in pictures for one in _picture_hashes(b)), len(b), True
     if hasattr(a, "iter_batches") and hasattr(b, "iter_batches"):
         if isinstance(a, LazyDataset) and isinstance(b, LazyDataset) and a.source is not b.source:
             seen_files = set(_file_hashes(a))
             files = _file_hashes(b)
-            return sum(one in seen_files for one in files), len(files)
+            return sum(one in seen_files for one in files), len(files), True
         same = getattr(a, "fingerprint", 1) == getattr(b, "fingerprint", 2)
-        return len(b) if same else count_shared(a, b), len(b)
-    seen = set(_hashes(a))
-    hashes = _hashes(b)
-    return sum(one in seen for one in hashes), len(hashes)
+        return len(b) if same else count_shared(a, b), len(b), True
+    (first, known), (hashes, also_known) = _hashes(a, adapter), _hashes(b, adapter)
+    seen = set(first)
+    return sum(one in seen for one in hashes), len(hashes), known and also_known
 
 
 def _picture_hashes(split: InMemoryDataset) -> Iterator[int]:
@@ -288,27 +295,44 @@ def _picture_hashes(split: InMemoryDataset) -> Iterator[int]:
 MOST_HASHED = 20_000  # samples of a data set that are read one by one: more of a folder of pictures takes minutes
 
 
-def _hashes(split: Any) -> list[int]:
-    """A number for each sample, by its content."""
+def _hashes(split: Any, adapter: Adapter) -> tuple[list[int], bool]:
+    """A number for each sample, by its inputs, and whether it is known what these are."""
     if isinstance(split, Tensor):
-        return [hash(_content(row)) for row in split.detach().cpu()]
+        return [hash(_content(row)) for row in split.detach().cpu()], True
     if not hasattr(split, "__getitem__") or not hasattr(split, "__len__"):
         raise Skip(f"the samples of a {type(split).__name__} cannot be read by their number")
     _refuse_many(split)
-    found = [hash(_content(_inputs(split[number]))) for number in range(len(split))]
-    if found and hash(_content(_inputs(split[0]))) != found[0]:
+    found, all_known = [], True
+    for number in range(len(split)):
+        inputs, known = _inputs(split[number], adapter)
+        found.append(hash(_content(inputs)))
+        all_known = all_known and known
+    if found and hash(_content(_inputs(split[0], adapter)[0])) != found[0]:
         raise Skip("a sample of a data set is another each time that it is read, as with random augmentation")
-    return found
+    return found, all_known
 
 
-def _inputs(sample: Any) -> Any:
-    """What a network is given of a sample, as far as can be told: no label, and no number of the sample."""
-    if isinstance(sample, tuple | list):
-        return sample[0]
-    if not isinstance(sample, Mapping):
-        return sample
-    parts = {name: one for name, one in sample.items() if isinstance(one, str | bytes) or np.ndim(one) > 0}
-    return parts or sample
+def _inputs(sample: Any, adapter: Adapter) -> tuple[Any, bool]:
+    """What a network is given of a sample, and whether that is known.
+
+    It is not where single numbers were left out that may be labels, numbers of the sample or inputs.
+    """
+    if adapter.inputs is not None:
+        with suppress(Exception):  # whatever a function raises that is made for batches
+            return adapter.student_inputs_of(sample), True
+    if isinstance(sample, tuple | list) and len(sample) <= 2:
+        return sample[0], True
+    if not isinstance(sample, tuple | list | Mapping):
+        return sample, True
+    fields = sample if isinstance(sample, Mapping) else dict(enumerate(sample))
+    others = ("index", *LABEL_FIELDS, adapter.labels, adapter.indices)
+    fields = {name: one for name, one in fields.items() if name not in others}
+    parts = {name: one for name, one in fields.items() if not _is_number(one)}
+    return parts or sample, len(parts) in (0, len(fields))
+
+
+def _is_number(part: Any) -> bool:
+    return not isinstance(part, str | bytes | Mapping | tuple | list) and np.ndim(part) == 0
 
 
 def _file_hashes(split: LazyDataset) -> list[bytes]:
@@ -330,11 +354,14 @@ def _refuse_many(split: Any) -> None:
 
 
 def _content(value: Any) -> bytes:
-    """The bytes of a tensor, an array, a picture, a number or a text, or of a mapping of them."""
+    """The bytes of a tensor, an array, a picture, a number or a text, or of a mapping, tuple or list of them."""
     if isinstance(value, Tensor):
         return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     if isinstance(value, Mapping):
         return b"".join(map(_content, value.values()))
+    # A long list of numbers is read at once; with a float in it large integers would be rounded.
+    if isinstance(value, tuple | list) and set(map(type, value)) not in ({int}, {float}):
+        return b"".join(map(_content, value))
     array = np.asarray(value)
     if array.dtype == object:
         raise Skip(f"a sample that is a {type(value).__name__} cannot be compared")

@@ -23,7 +23,7 @@ SUPPORTED = (
 )
 RELUS = (nn.ReLU, F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
 RELU6S = (nn.ReLU6, F.relu6)
-ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_", "__add__", "__iadd__")
+ADDITIONS = (operator.add, torch.add, "add", "add_", "__add__", "__iadd__")
 FLATTENS = (nn.Flatten, torch.flatten, "flatten", "view", "reshape")
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, "contiguous")  # as far as evaluation goes
 SHAPES = ("size", getattr, operator.getitem)  # x.size(0) and x.shape[0], as they stand in x.view(x.size(0), -1)
@@ -103,6 +103,7 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     observed = _observe(traced, images)
     reader = _Reader(traced, observed.shapes)
     layers, logits = reader.read()
+    _refuse_other_answers(model, traced, images)
     layers = _needed(layers, logits)
     shapes = {}
     for name in (str(inputs[0]), *(layer.output for layer in layers)):
@@ -122,6 +123,16 @@ def _refuse_hooks(model: nn.Module) -> None:
                 f"{name or 'The network'} has a forward pre-hook, and a hook cannot be exported. Write what it does "
                 "into forward, or remove it."
             )
+
+
+def _refuse_other_answers(model: nn.Module, traced: fx.GraphModule, images: Tensor) -> None:
+    """Raise ValueError if the graph computes something else: torch.fx writes x += y down as x = x + y."""
+    few = images[:2].detach().cpu().float()
+    with torch.no_grad():
+        # In place, either of them would overwrite what the other one is given.
+        expected, found = (one(few.clone(memory_format=torch.contiguous_format)) for one in (model, traced))
+    if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
+        raise _unsupported("a value that is overwritten (as by x += y) and used elsewhere,")
 
 
 def _needed(layers: list[Layer], logits: str) -> list[Layer]:
@@ -259,7 +270,7 @@ class _Reader:
 
     def _refuse_overwriting(self, node: fx.Node, where: str, kind: Any, module: nn.Module | None) -> None:
         """In place, a layer changes what its source's other users see, which the graph does not show."""
-        in_place = getattr(module, "inplace", False) or node.kwargs.get("inplace") or kind is operator.iadd
+        in_place = getattr(module, "inplace", False) or node.kwargs.get("inplace")
         in_place = in_place or _text(kind).rstrip("_") != _text(kind)
         sources = [source for source in node.args[:1] if isinstance(source, fx.Node)]
         # A dropout or a view before it gives on the memory of a value that others may use.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlib import evaluation, measure
+from kdlib import compress, evaluation, measure
 from kdlib.data import IndexedDataset
 from kdlib.errors import check_flags, check_path, check_real
 from kdlib.export._common import Predict, check_file, float_copy
@@ -124,10 +124,13 @@ def _refuse_other_answers(
             f"network's, and {allowed:.3g} is allowed. A layer may depend on the batch or on chance: look at forward."
         )
     if quantized and agreement < least_agreement:
+        processor = ""
+        if "onnx" in format and compress.sums_overflow():
+            processor = " Or this processor is the cause: it has no VNNI and may compute wrong sums of int8 products."
         raise ValueError(
             f"The {format} export was refused and not kept: it chooses the network's class for {agreement:.1%} of "
             f"{len(expected):,} images, and {least_agreement:.1%} is asked for. Calibrate on training images, "
-            "normalized as for the network; ask for less, by least_agreement; or export in float."
+            f"normalized as for the network; ask for less, by least_agreement; or export in float.{processor}"
         )
 
 

@@ -86,7 +86,7 @@ def dkd(
     classes = student.shape[1]
     if classes < 3:
         raise ValueError(f"dkd needs at least 3 classes, got {classes}: a single other class has no split, use kd")
-    check_labels(labels, student)
+    check_labels(labels, student, needed_by="dkd")
     check_temperature(temperature, student.dtype)
     check_number("alpha", alpha, zero_allowed=True)
     check_number("beta", beta, zero_allowed=True)
@@ -251,14 +251,18 @@ def _check_logits(name: str, logits: Tensor) -> None:
         raise ValueError(f"{name} need at least 2 classes, got 1: write a single logit z as the pair (0, z)")
 
 
-def check_labels(labels: Tensor, logits: Tensor) -> None:
-    """Raise ValueError or TypeError unless labels are one class of the logits, B x C, for each row."""
+def check_labels(labels: Tensor, logits: Tensor, needed_by: str | None = None) -> None:
+    """Raise ValueError or TypeError unless labels are one class of the logits, B x C, for each row.
+
+    needed_by: the loss that reads them; by default the cross-entropy, whose place another function can take.
+    """
     batch, classes = logits.shape
     if not isinstance(labels, Tensor):
+        function = ", or a function, hard=lambda z, y: F.cross_entropy(z, y['name']) for a method, loss= for evaluate"
         raise TypeError(
             f"labels must be class indices in a torch.int64 tensor, got {type(labels).__name__}: make one by "
-            "torch.tensor. If it holds several labels, say which of them: Adapter(labels=...), or a function, "
-            "hard=lambda z, y: F.cross_entropy(z, y['name']) for a method, loss= for evaluate"
+            "torch.tensor. If it holds several labels, say which of them: Adapter(labels=...)"
+            f"{'' if needed_by else function}"
         )
     if labels.is_floating_point() and labels.shape == logits.shape:
         raise TypeError(
@@ -275,10 +279,13 @@ def check_labels(labels: Tensor, logits: Tensor) -> None:
     # program there anyway. MPS would leave such a sample out in silence.
     if labels.device.type in ("cpu", "mps") and not 0 <= labels.min() <= labels.max() < classes:
         low, high = labels.min().item(), labels.max().item()
-        unlabelled = (
-            f". If {low} marks samples without a label, leave them out, or say so: hard=lambda z, y: F.cross_entropy("
-            f"z, y, ignore_index={low}, reduction='sum') / (y >= 0).sum().clamp(min=1) for a method, loss= for evaluate"
+        advice = (
+            f": {needed_by} needs the label of every sample. Or take kd, which needs none"
+            if needed_by
+            else f", or say so: hard=lambda z, y: F.cross_entropy(z, y, ignore_index={low}, reduction='sum') / "
+            "(y >= 0).sum().clamp(min=1) for a method, loss= for evaluate"
         )
+        unlabelled = f". If {low} marks samples without a label, leave them out{advice}"
         raise ValueError(
             f"labels must lie in 0 .. {classes - 1}, got values from {low} to {high}{unlabelled if low < 0 else ''}"
         )

@@ -278,8 +278,8 @@ def correlation_congruence(student: Tensor, teacher: Tensor, gamma: float = 0.4,
     Raises: ValueError for gamma <= 0 or not finite, order below 1 or no integer, batches that differ, or
         no feature dimension; TypeError for what is not a float tensor.
     Paper: Peng et al. 2019, arXiv:1904.01802.
-    Published code disagrees: RepDistiller's loss of this name is another one: products of the differences
-        of neighbouring rows.
+    Published code disagrees: RepDistiller's loss of this name is another one: products of the student's
+        distance from the teacher in neighbouring rows.
     """
     student, teacher = rows_of(1, student=student, teacher=teacher)
     check_number("gamma", gamma)

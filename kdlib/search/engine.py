@@ -177,8 +177,9 @@ def run(
     architecture of `models.build`; None searches width and depth of a ResNet for small images. space: ranges by
     setting; default, `default_space`. trials: that are trained; networks beyond max_macs (for one image) or max_latency
     (seconds for one image, one thread, PyTorch, this machine) are not trained and not counted.
-    images: training images, drawn by the seed; default, all of the data. sampler: "tpe" (Bergstra et al. 2011) or
-    "random". pruner: "hyperband" (Li et al. 2018) stops trials after 1, 3, 9, ... epochs; None.
+    images: training images, drawn by the seed; default, all of the data. sampler: "tpe" (Bergstra et al. 2011, in
+    optuna's multivariate form) or "random". pruner: "hyperband" (Li et al. 2018) stops trials after 1, 3, 9, ...
+    epochs; None.
     seed: the same one gives the same trials, with the same number of workers and threads; with more workers the sampler
     knows less when it chooses. storage: see `storage.open_storage`; the same call goes on with a search that was
     killed, or has fewer trials. workers: trainings at a time, each in a process of its own. stem: of students that

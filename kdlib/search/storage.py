@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,11 @@ def open_storage(storage: Storage) -> Iterator[tuple[BaseStorage, bool]]:
         busy = f"{path.parent} is in use by another search that has not ended. Wait for it, or choose another folder."
         files.ensure_writable(path.parent)
         with files.lock(path.with_name(f".{path.name}.lock"), busy):
-            database = _database(optuna, _sqlite_url(path), text)
+            url = _sqlite_url(path)
+            logs_ahead = _log_ahead(path)
+            database = _database(optuna, url, text)
+            if logs_ahead:
+                _flush_at_checkpoints(database)
             try:
                 from kdlib.search.write_through import WriteThrough
 
@@ -122,7 +126,7 @@ def _cut_off_partial_line(path: Path, lock: Any) -> None:
 
 
 def _database(optuna: Any, url: str, shown: str) -> Any:
-    from sqlalchemy import event, exc
+    from sqlalchemy import exc
 
     quiet = logging.getLogger("alembic")
     quiet.setLevel(logging.WARNING)
@@ -149,18 +153,50 @@ def _database(optuna: Any, url: str, shown: str) -> Any:
                 f"The storage {_without_password(shown)} cannot be written ({reason}). Free some space, or choose "
                 "another folder."
             ) from error
+        advice = "Check its address, or leave it out: a file in the run's folder will do for one machine."
+        if url.startswith("sqlite"):  # on a network mount without locks "database is locked" is all that it says
+            advice = "Choose a folder on a local disk."
         raise OSError(
-            f"The storage {_without_password(shown)} cannot be reached or used ({reason}). Check its address, or leave "
-            "it out: a file in the run's folder will do for one machine."
+            f"The storage {_without_password(shown)} cannot be reached or used ({reason}). {advice}"
         ) from error
     except (exc.SQLAlchemyError, RuntimeError) as error:
         raise OSError(f"The storage {_without_password(shown)} cannot be used ({error}).") from error
-    if url.startswith("sqlite"):
-        # A trial makes some ten commits. With a log ahead of the file none of them waits for the disk: what was
-        # committed outlives a kill in any case, and a loss of power costs the last of it, never the file.
-        event.listen(database.engine, "connect", _log_ahead)
-        database.engine.dispose()
     return database
+
+
+def _log_ahead(path: Path) -> bool:
+    """Let SQLite write a log ahead of this file, and say whether it can; if not, the file keeps its usual journal.
+
+    The log takes memory that processes share by a file, which Windows' disks in WSL, exFAT and most network mounts do
+    not have. SQLite finds that out only when it uses the log, after it has noted in the file that there is one.
+    """
+    import sqlite3
+
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("BEGIN IMMEDIATE")
+        return True
+    except sqlite3.DatabaseError:
+        with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # then SQLite reads a log without shared memory
+            connection.execute("PRAGMA journal_mode=DELETE")
+        return False
+
+
+def _flush_at_checkpoints(database: Any) -> None:
+    """Let no commit wait for the disk, of which a trial makes some ten.
+
+    With a log ahead of the file what was committed outlives a kill in any case, and a loss of power costs the last of
+    it, never the file. With the usual journal it could cost the file.
+    """
+    from sqlalchemy import event
+
+    def flush_at_checkpoints(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    event.listen(database.engine, "connect", flush_at_checkpoints)
+    database.engine.dispose()
 
 
 @contextmanager
@@ -177,11 +213,6 @@ def _explain_failed_writes(optuna: Any, shown: str) -> Iterator[None]:
             f"The trials could not be written to {_without_password(shown)} ({reason}). Those before are kept. See to "
             "that, by freeing some space for instance: the same command, without --overwrite, goes on with them."
         ) from error
-
-
-def _log_ahead(connection: Any, _: Any) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _without_password(url: str) -> str:

@@ -171,8 +171,9 @@ class Trials:
         if not self._wants_more():
             return None
         for _ in range(MOST_INFEASIBLE):
-            self.study.sampler = self.strategy.make_sampler(len(self.study.get_trials(deepcopy=False)))
-            if (assignment := self._assign(self.study.ask(), slot, clock)) is not None:
+            trial = self.study.ask()  # first: beside other machines only a trial that exists has a number of its own
+            self.study.sampler = self.strategy.make_sampler(trial.number)
+            if (assignment := self._assign(trial, slot, clock)) is not None:
                 return assignment
         raise ValueError(
             f"{MOST_INFEASIBLE:,} networks in a row were beyond the limit. Allow more, or leave large ones out of the "

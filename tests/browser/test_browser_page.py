@@ -377,6 +377,14 @@ def test_what_was_kept_gives_way_to_what_the_host_has(page: Any, running: Runnin
     assert page.locator("h1").inner_text().startswith("New: ")
 
 
+def test_a_browser_that_keeps_nothing(page: Any, running: Running) -> None:
+    """Chrome refuses where the user blocks a site's data; the page works, and says what it cannot do."""
+    page.add_init_script("caches.open = () => Promise.reject(new DOMException('blocked', 'SecurityError'))")
+    page.goto(running.address)
+    answered(page)
+    page.locator("#storage", has_text="blocked site data").wait_for()
+
+
 @pytest.mark.parametrize("missing", ["small-float", "contents.json", "pictures"])
 def test_a_file_that_is_missing_is_told(page: Any, running: Running, missing: str) -> None:
     running.server.site = {url: one for url, one in running.server.site.items() if missing not in url}

@@ -498,6 +498,7 @@ def test_ipv6() -> None:
         assert command.announcement(server).endswith(f"http://[::1]:{server.port}/")
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="There is no make.")
 def test_make_browser_starts_what_is_tested_here() -> None:
     root = site.PAGE.parents[2]
     make = ["make", "--no-print-directory", "-n", "browser"]

@@ -167,6 +167,18 @@ def test_the_place_does_not_depend_on_the_current_folder(
     assert ".kdlib-progress.json*" in (root / ".gitignore").read_text().split()
 
 
+def test_a_relative_name_is_one_file_for_all_processes(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels run in the folder of the notebook, `python -m course.quiz` in the clone."""
+    monkeypatch.setenv("KDLIB_PROGRESS", "anna.json")
+    for folder in (clone, tmp_path):
+        monkeypatch.chdir(folder)
+        assert progress_file.path() == clone / "anna.json"
+    (clone / "pyproject.toml").unlink()  # installed without a clone
+    assert progress_file.path() == Path.home() / "anna.json"
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")
 def test_a_checkout_of_somebody_else_leaves_it_to_the_home_folder(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it can be written: else all learners would share one file."""

@@ -567,11 +567,12 @@ def test_dist_of_two_classes_learns_from_the_columns_alone():
     torch.testing.assert_close(both, columns)
 
 
-LABELLED = [lambda labels: dkd(s, t, labels), lambda labels: label_smoothing(s, labels)]
+LABELLED = {"dkd": lambda labels: dkd(s, t, labels), "label_smoothing": lambda labels: label_smoothing(s, labels)}
 
 
-@pytest.mark.parametrize("call", LABELLED)
-def test_bad_labels(call):
+@pytest.mark.parametrize("name", LABELLED)
+def test_bad_labels(name):
+    call = LABELLED[name]
     for bad, kind in (
         (y.float(), "torch.float32"),
         (y.int(), "torch.int32"),
@@ -588,10 +589,12 @@ def test_bad_labels(call):
         with pytest.raises(ValueError, match=exactly(message)):
             call(bad)
     for bad, low, high in (([0, 1, 2, 5], 0, 5), ([-1, 0, 1, 2], -1, 2), ([-100, 1, 1, 1], -100, 1)):
-        advice = (
-            f". If {low} marks samples without a label, leave them out, or say so: hard=lambda z, y: F.cross_entropy("
-            f"z, y, ignore_index={low}, reduction='sum') / (y >= 0).sum().clamp(min=1) for a method, loss= for evaluate"
-        )
+        other = {
+            "dkd": ": dkd needs the label of every sample. Or take kd, which needs none",
+            "label_smoothing": f", or say so: hard=lambda z, y: F.cross_entropy(z, y, ignore_index={low}, "
+            "reduction='sum') / (y >= 0).sum().clamp(min=1) for a method, loss= for evaluate",
+        }
+        advice = f". If {low} marks samples without a label, leave them out{other[name]}"
         message = f"labels must lie in 0 .. 4, got values from {low} to {high}{advice if low < 0 else ''}"
         with pytest.raises(ValueError, match=exactly(message)):
             call(torch.tensor(bad))

@@ -240,7 +240,11 @@ function tellKept(sentence) {
 
 async function keepEverything() {
   if (!canKeep) {
-    tellKept("From this address the page needs its host: browsers keep pages from localhost or https only.");
+    tellKept(
+      isSecureContext
+        ? "This browser keeps nothing of the page (a private window, or blocked site data): it needs its host."
+        : "From this address the page needs its host: browsers keep pages from localhost or https only.",
+    );
     return;
   }
   const { script, glue, wasm } = contents.runtime;

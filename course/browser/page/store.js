@@ -2,8 +2,19 @@
 
 const [PAGE, FILES] = ["kdlib-page", "kdlib-files"];
 
-// Browsers keep files only for pages from localhost or https.
-export const canKeep = "caches" in globalThis && "serviceWorker" in navigator;
+// Browsers keep files only for pages from localhost or https, and none where the user blocks a site's data or, with some
+// of them, in a private window.
+export const canKeep = await keepsFiles();
+
+async function keepsFiles() {
+  if (!("caches" in globalThis && "serviceWorker" in navigator)) return false;
+  try {
+    await caches.open(FILES);
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 // The contents of a file, from the cache or else from the network. asset: {url, bytes}. progress(share from 0 to 1).
 export async function fetchAsset(asset, progress = () => {}) {
