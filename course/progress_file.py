@@ -1,7 +1,7 @@
 """A learner's progress, in one small local file; lessons work whatever happens to that file.
 
-The file is `$KDLIB_PROGRESS` if that is set ("off": nothing is read or written; a relative name begins in the clone, or
-in the home folder where there is none), else `.kdlib-progress.json` in the
+The file is `$KDLIB_PROGRESS` if that is set ("off": nothing is read or written; a relative name begins in the
+same folder as the default), else `.kdlib-progress.json` in the
 cloned repository if that is the learner's own, else in the home folder: never in the current folder, which changes. A
 repository is not one's own if it cannot be written, if it belongs to another user, or if $HOME names another folder
 than the account's: then several learners may share it, each with a home. The file holds the names of exercises and
@@ -32,15 +32,15 @@ def path() -> Path | None:
     setting = os.environ.get("KDLIB_PROGRESS", "").strip()
     if setting.lower() == "off":
         return None
+    if os.path.isabs(setting):
+        return Path(setting)
     clone = Path(__file__).resolve().parents[1]
-    is_clone = (clone / "pyproject.toml").is_file()
     try:
         home = Path.home()
     except RuntimeError:  # a user without a home folder
-        return clone / (setting or FILE_NAME) if is_clone else None
-    if setting:  # the kernels of lessons and `python -m course.quiz` run in different folders
-        return (clone if is_clone else home) / Path(setting).expanduser()
-    return (clone if _is_own(clone, home) else home) / FILE_NAME
+        return clone / (setting or FILE_NAME) if (clone / "pyproject.toml").is_file() else None
+    # Not in the current folder: the kernels of lessons and `python -m course.quiz` run in different ones.
+    return (clone if _is_own(clone, home) else home) / Path(setting or FILE_NAME).expanduser()
 
 
 def _is_own(clone: Path, home: Path) -> bool:

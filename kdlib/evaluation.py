@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -94,6 +95,8 @@ def evaluate(
         read_inputs, read_logits = adapter.teacher_inputs_of, adapter.teacher_logits_of
     else:
         read_inputs, read_logits = adapter.student_inputs_of, adapter.logits_of
+    if isinstance(loss, nn.Module):  # its weights of classes, on the device of the logits
+        loss = copy.deepcopy(loss).to(config.device)
     frozen = FrozenTeacher(model, read_inputs=read_inputs, read_logits=read_logits, role=role)
     with model.lent_to(task) if isinstance(model, Ensemble) else nullcontext():
         if is_split:
@@ -155,7 +158,7 @@ def _evaluate_batches(
             if labels is None:
                 raise ValueError("A batch without labels cannot be evaluated. Say where they are: Adapter(labels=...).")
             if number == 0:
-                task.check_batch(batch, labels)
+                _warn_of_inputs_as_labels(task, batch, labels)
             if stacks_samples_of_stream(loader):
                 refuse_stacked_batches(read_inputs(batch), labels, task)
             with explain_shape_errors(role, read_inputs(batch)):
@@ -207,7 +210,19 @@ def _joined(parts: list[Any]) -> Tensor | None:
 
 def _are_own_classes(labels: Any) -> bool:
     """Whether each sample of a batch is a class of its own, as in contrastive learning."""
-    return isinstance(labels, Tensor) and torch.equal(labels, torch.arange(len(labels), device=labels.device))
+    return (
+        isinstance(labels, Tensor)
+        and labels.ndim == 1
+        and torch.equal(labels, torch.arange(len(labels), device=labels.device))
+    )
+
+
+def _warn_of_inputs_as_labels(task: Task, batch: Any, labels: Any) -> None:
+    """Warn of what a training refuses; here it may be meant, as of a text without errors that is to be corrected."""
+    try:
+        task.check_batch(batch, labels)
+    except ValueError as error:
+        warnings.warn(str(error), stacklevel=4)
 
 
 def stacks_samples_of_stream(loader: Any) -> bool:
@@ -221,8 +236,8 @@ def refuse_stacked_batches(inputs: Any, labels: Any, task: Task) -> None:
     if not (isinstance(task, Classification) and isinstance(inputs, Tensor) and isinstance(labels, Tensor)):
         return
     axes = labels.ndim - int(labels.is_floating_point())  # floats are the shares of the classes
-    # Of size 1 the second axis may be the channel of a grey image.
-    if axes == 2 and labels.shape[:2] == inputs.shape[:2] and labels.shape[1] > 1:
+    # Four axes have pictures, whose channels may be as many as their labels, and of size 1 an axis may be a channel.
+    if inputs.ndim != 4 and axes == 2 and labels.shape[:2] == inputs.shape[:2] and labels.shape[1] > 1:
         raise ValueError(
             "The stream seems to give batches already, and they were put together as if they were samples: inputs of "
             f"shape {tuple(inputs.shape)} with labels of {tuple(labels.shape)}, where a sample has one label. Give "
@@ -231,8 +246,10 @@ def refuse_stacked_batches(inputs: Any, labels: Any, task: Task) -> None:
 
 
 def is_judged(labels: Any, rows: Tensor, task: Task) -> TypeGuard[Tensor]:
-    """Whether these labels say which rows N x C are right: a class for each row, N, or a share of each class, N x C."""
-    return task.has_classes and isinstance(labels, Tensor) and labels.shape in (rows.shape[:1], rows.shape)
+    """Whether these labels say which rows N x C are right: a class for each, N, or a share (a float) of each class."""
+    if not task.has_classes or not isinstance(labels, Tensor):
+        return False
+    return labels.shape == rows.shape[:1] or labels.shape == rows.shape and labels.is_floating_point()
 
 
 def accuracy(rows: Tensor, labels: Tensor) -> Tensor:

@@ -139,7 +139,8 @@ class Segmentation(Task):
     def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
         positions = (len(logits), *logits.shape[2:])
         _check_positions(logits, labels, positions, role, "batch x classes x positions")
-        if labels is not None and isinstance(self.ignore_index, _Default) and logits.shape[1] > self.ignore_index:
+        number, counts = self.ignore_index, labels is not None and role != "teacher"  # that may have other classes
+        if counts and isinstance(number, _Default) and logits.shape[1] > number:
             raise ValueError(
                 f"The {role} gives logits of {logits.shape[1]} classes, and class {self.ignore_index} is one of them; "
                 "by default pixels with this label do not count. Say which label marks pixels that do not count: "

@@ -513,7 +513,10 @@ class CachedTeacher(Teacher):
                     for batch in dataset.iter_batches(batch_size, sampler=positions, view=view, **options):
                         with explain_shape_errors("teacher", batch.images):
                             output = teacher(batch)
-                        for name, values in {"": output.logits, **output.features}.items():
+                        named = {"": output.logits, **output.features}
+                        if directory is None and not stored:
+                            _warn_of_memory(named.values(), views * count, half)
+                        for name, values in named.items():
                             if name not in stored:
                                 shape = (views, count, *values.shape[1:])
                                 stored[name] = _allocate(directory, name, shape, half)
@@ -916,18 +919,24 @@ def _remove_unfinished(directory: Path) -> None:
             path.unlink()
 
 
+def _warn_of_memory(outputs: Iterable[Tensor], count: int, half: bool) -> None:
+    """Tell of stored outputs that take much memory: the system grants more than there is, and kills who fills it.
+
+    outputs: of one batch. count: samples times views.
+    """
+    size = sum(count * output[0].numel() * (2 if half else 4) for output in outputs)
+    if size > LARGE_CACHE:
+        warnings.warn(
+            f"The stored outputs take {size / 1e9:,.0f} GB of memory, in each process. If there is less, keep them in "
+            "a directory (--cache), or ask the teacher live (--views 0).",
+            stacklevel=2,
+        )
+
+
 def _allocate(directory: str | Path | None, name: str, shape: tuple[int, ...], half: bool) -> Tensor:
     if directory is None:
         empty = torch.empty if distributed.world_size() == 1 else torch.zeros  # the shards of several are added up
-        made = empty(shape, dtype=torch.float16 if half else torch.float32)
-        if made.nbytes > LARGE_CACHE:  # the system grants more than there is, and kills the process when it is filled
-            what = f"outputs of {name!r}" if name else "logits"
-            warnings.warn(
-                f"The stored {what} take {made.nbytes / 1e9:,.0f} GB of memory. If there is less, keep them in a "
-                "directory (--cache), or ask the teacher live (--views 0).",
-                stacklevel=2,
-            )
-        return made
+        return empty(shape, dtype=torch.float16 if half else torch.float32)
     path = _file(directory, name)
     if distributed.rank() > 0:
         distributed.barrier()

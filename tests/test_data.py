@@ -672,7 +672,10 @@ def test_a_test_folder_without_labels_as_imagenet_has_one(tmp_path: Path):
         write_folder(tmp_path, part, 4)
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=f"without labels.*away, and {tmp_path}/val is the test set"):
+    with pytest.raises(FileNotFoundError, match="without labels.*away, and .*/val is the test set"):
+        data.load(f"imagefolder:{tmp_path}")
+    (tmp_path / "test" / "dog").mkdir()  # one with labels, of which a class has no image
+    with pytest.raises(FileNotFoundError, match="Expected .*/train/CLASS/IMAGE"):
         data.load(f"imagefolder:{tmp_path}")
 
 

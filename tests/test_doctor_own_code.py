@@ -875,8 +875,33 @@ def test_an_adapter_says_which_parts_of_a_sample_are_inputs() -> None:
     first, second = NUMBERED
     (found,) = splits_of(Adapter(inputs=0, labels=1), train=first, test=second).find("splits")
     assert found.severity == "fault"
-    both = Adapter(inputs=lambda batch: (batch[0], batch[2]) if len(batch) > 2 else batch[0], labels=1)
-    assert "splits" in splits_of(both, train=first, test=second).passed
+
+
+def test_what_the_teacher_is_given_is_an_input_too() -> None:
+    """Many people have one row of a table, and each has an image of their own."""
+    people = [{"table": IMAGES[n % 5], "image": image, "label": n % 3} for n, image in enumerate(IMAGES)]
+    torch.manual_seed(0)
+    batch = {"table": torch.randn(8, 4), "image": torch.randn(8, 4), "label": torch.arange(8) % 3}
+    setup: dict[str, Any] = {"student": nn.Linear(4, 3), "teacher": nn.Linear(4, 3), "loss": case(5).loss}
+    setup |= {"batches": [batch], "adapter": Adapter(inputs="table", teacher_inputs="image")}
+    assert "splits" in examine(**setup, data={"train": people[:30], "test": people[30:]}).passed
+    (found,) = examine(**setup, data={"train": people[:30], "test": people[10:30]}).find("splits")
+    assert found.severity == "fault"
+
+
+def test_samples_of_single_numbers_are_compared_without_label_and_number() -> None:
+    first, second = ([{"age": n % 7, "hours": n, "label": 0, "index": n + at} for n in range(30)] for at in (0, 1000))
+    (found,) = splits_of(train=first, test=second).find("splits")
+    assert "30 of the 30 samples" in found.measured
+
+
+def test_a_function_for_batches_is_not_called_on_a_sample() -> None:
+    """Of a picture, not a batch of them, this one reads the first rows, which may all be black."""
+    pictures = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    pictures[:, :, 0] = 0
+    samples = [(one, n % 3) for n, one in enumerate(pictures)]
+    adapter = Adapter(inputs=lambda batch: batch[0][:, [0, 0, 0]], labels=1)
+    assert "splits" in splits_of(adapter, train=samples[:30], test=samples[30:]).passed
 
 
 def test_an_adapter_that_reads_only_batches_hides_no_shared_sample() -> None:

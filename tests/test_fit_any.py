@@ -206,6 +206,13 @@ def test_what_a_stream_may_give_is_no_batch() -> None:
     for task in ("classification", "multilabel"):
         fit(network, Shares(), steps_per_epoch=6, validation=Shares(), task=task)
 
+    class Several(Stream):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return ((x.view(1, 4, 4).expand(3, 4, 4), torch.stack([y, y, y])) for x, y in samples())
+
+    method = HardLabels(hard=lambda z, y: F.cross_entropy(z, y[:, 0]))
+    fit(network, Several(), steps_per_epoch=6, validation=Several(), method=method)
+
 
 @pytest.mark.parametrize("given", [Stream(), DataLoader(Stream(), 4)], ids=["stream", "loader of a stream"])
 def test_several_processes_cannot_share_a_stream(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,6 +544,7 @@ def test_another_number_of_classes_in_each_batch_is_evaluated(loss: Any) -> None
 
 UNREAD_LABELS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "class and group": (lambda y: torch.stack((y, y + 5), 1), lambda z, y: F.cross_entropy(z, y[:, 0])),
+    "as many labels as classes": (lambda y: torch.stack((y, y, y), 1), lambda z, y: F.cross_entropy(z, y[:, 0])),
     "a column": (lambda y: y[:, None], lambda z, y: F.cross_entropy(z, y[:, 0])),
     "class and weight": (
         lambda y: torch.stack((y.float(), y / 10 + 1), 1),
@@ -1010,7 +1018,7 @@ def test_a_loss_that_needs_every_label_advises_what_helps_it() -> None:
     for hard in (None, ignoring):
         with pytest.raises(ValueError, match="leave them out: dkd needs the label of every sample.*take kd") as refused:
             fit(net(norm=False), unlabelled, teacher=net(9, seed=1), method=Logit(loss="dkd", hard=hard))
-        assert "hard=" not in str(refused.value)
+        assert "ignore_index" not in str(refused.value)  # which a hard= of dkd cannot bring about
     fit(net(norm=False), unlabelled, teacher=net(9, seed=1), method=Logit(loss="kd", hard=ignoring))
 
 

@@ -167,6 +167,14 @@ def test_a_class_of_the_number_that_marks_what_does_not_count_is_not_left_out_in
     torch.testing.assert_close(hard(replace(Segmentation()), z[:, :255], y), F.cross_entropy(z[:, :255], y))
 
 
+def test_a_teacher_of_more_classes_says_nothing_of_the_labels() -> None:
+    """They are the student's; that the classes differ is told as such."""
+    maps = [nn.Conv2d(1, classes, 1) for classes in (3, 300)]
+    batch = torch.randn(2, 1, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="compare the same classes"):
+        Distiller(*maps, Logit(), task="segmentation", example=batch)
+
+
 def test_without_labels_every_class_of_segmentation_counts() -> None:
     z = torch.randn(2, 300, 3)
     assert Segmentation().rows(z, None)[0].shape == (6, 300)

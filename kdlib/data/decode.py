@@ -57,6 +57,8 @@ def _turned(image: Any, name: str) -> Any:
     """As `ImageOps.exif_transpose`, which also writes the tags anew and fails where one of them cannot be written."""
     from PIL import ExifTags, Image
 
+    if image.format == "TIFF":  # PIL has turned it when it was loaded; before version 10.1 it left the tag there
+        return image
     turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,

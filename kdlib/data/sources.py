@@ -253,7 +253,8 @@ def _open_folder(path: Path, part: str) -> Any:
         images = VisibleImageFolder(path / part, loader=_open_image)
     except (FileNotFoundError, NotADirectoryError) as error:
         way_out = f"Expected {path}/train/CLASS/IMAGE and {path}/val/CLASS/IMAGE, as ImageNet is laid out."
-        if part == "test":
+        folders = any(one.is_dir() for one in (path / part).glob("*"))
+        if part == "test" and not folders and (path / "val").is_dir():
             way_out = (
                 f"Test images without labels cannot be used: move that folder away, and {path}/val is the test set."
             )

@@ -317,9 +317,10 @@ def _inputs(sample: Any, adapter: Adapter) -> tuple[Any, bool]:
 
     It is not where single numbers were left out that may be labels, numbers of the sample or inputs.
     """
-    if adapter.inputs is not None:
-        with suppress(Exception):  # whatever a function raises that is made for batches
-            return adapter.student_inputs_of(sample), True
+    named = [one for one in (adapter.inputs, adapter.teacher_inputs) if one is not None]
+    if adapter.inputs is not None and not any(callable(one) for one in named):  # a function is made for batches
+        with suppress(ValueError):  # of a sample that has no such field
+            return (adapter.student_inputs_of(sample), adapter.teacher_inputs_of(sample)), True
     if isinstance(sample, tuple | list) and len(sample) <= 2:
         return sample[0], True
     if not isinstance(sample, tuple | list | Mapping):
@@ -328,7 +329,7 @@ def _inputs(sample: Any, adapter: Adapter) -> tuple[Any, bool]:
     others = ("index", *LABEL_FIELDS, adapter.labels, adapter.indices)
     fields = {name: one for name, one in fields.items() if name not in others}
     parts = {name: one for name, one in fields.items() if not _is_number(one)}
-    return parts or sample, len(parts) in (0, len(fields))
+    return parts or fields, len(parts) in (0, len(fields))
 
 
 def _is_number(part: Any) -> bool:

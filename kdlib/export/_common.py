@@ -33,9 +33,10 @@ def need(*packages: str, extra: str) -> list[Any]:
             return [importlib.import_module(package) for package in packages]
     except ImportError as error:
         missing = (error.name or packages[0]).partition(".")[0]
-        raise ImportError(
-            f'This format needs the package {missing}, which cannot be imported. Run: pip install "kdlib[{extra}]".'
-        ) from error
+        way = f'Run: pip install "kdlib[{extra}]".'
+        if missing == "executorch" and sys.version_info >= (3, 15):  # for which pyproject.toml asks for none
+            way = "It has no packages for Python 3.15 or newer: export in an environment with an older Python."
+        raise ImportError(f"This format needs the package {missing}, which cannot be imported. {way}") from error
 
 
 def float_copy(model: nn.Module) -> nn.Module:

@@ -280,7 +280,7 @@ def check_labels(labels: Tensor, logits: Tensor, needed_by: str | None = None) -
     if labels.device.type in ("cpu", "mps") and not 0 <= labels.min() <= labels.max() < classes:
         low, high = labels.min().item(), labels.max().item()
         advice = (
-            f": {needed_by} needs the label of every sample. Or take kd, which needs none"
+            f": {needed_by} needs the label of every sample. Or take kd, with a hard= that leaves them out"
             if needed_by
             else f", or say so: hard=lambda z, y: F.cross_entropy(z, y, ignore_index={low}, reduction='sum') / "
             "(y >= 0).sum().clamp(min=1) for a method, loss= for evaluate"

@@ -168,13 +168,15 @@ def _log_ahead(path: Path) -> bool:
     """Let SQLite write a log ahead of this file, and say whether it can; if not, the file keeps its usual journal.
 
     The log takes memory that processes share by a file, which Windows' disks in WSL, exFAT and most network mounts do
-    not have. SQLite finds that out only when it uses the log, after it has noted in the file that there is one.
+    not have. Where SQLite does not know that, it finds it out only when it uses the log, after it has noted in the file
+    that there is one.
     """
     import sqlite3
 
     try:
         with closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
+            if connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):  # as on network mounts of a Mac
+                return False
             connection.execute("BEGIN IMMEDIATE")
         return True
     except sqlite3.DatabaseError:

@@ -175,7 +175,7 @@ def test_a_relative_name_is_one_file_for_all_processes(
     for folder in (clone, tmp_path):
         monkeypatch.chdir(folder)
         assert progress_file.path() == clone / "anna.json"
-    (clone / "pyproject.toml").unlink()  # installed without a clone
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # one clone for several learners
     assert progress_file.path() == Path.home() / "anna.json"
 
 
@@ -218,6 +218,8 @@ def test_no_home_folder_at_all(clone: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert progress_file.path() == clone / ".kdlib-progress.json"
     (clone / "pyproject.toml").unlink()
     assert progress_file.path() is None
+    monkeypatch.setenv("KDLIB_PROGRESS", str(clone / "mine.json"))
+    assert progress_file.path() == clone / "mine.json"
 
 
 def test_off_may_be_written_in_capitals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

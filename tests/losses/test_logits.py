@@ -590,7 +590,7 @@ def test_bad_labels(name):
             call(bad)
     for bad, low, high in (([0, 1, 2, 5], 0, 5), ([-1, 0, 1, 2], -1, 2), ([-100, 1, 1, 1], -100, 1)):
         other = {
-            "dkd": ": dkd needs the label of every sample. Or take kd, which needs none",
+            "dkd": ": dkd needs the label of every sample. Or take kd, with a hard= that leaves them out",
             "label_smoothing": f", or say so: hard=lambda z, y: F.cross_entropy(z, y, ignore_index={low}, "
             "reduction='sum') / (y >= 0).sum().clamp(min=1) for a method, loss= for evaluate",
         }
