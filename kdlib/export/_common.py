@@ -35,7 +35,7 @@ def need(*packages: str, extra: str) -> list[Any]:
         missing = (error.name or packages[0]).partition(".")[0]
         way = f'Run: pip install "kdlib[{extra}]".'
         if missing == "executorch" and sys.version_info >= (3, 15):  # for which pyproject.toml asks for none
-            way = "It has no packages for Python 3.15 or newer: export in an environment with an older Python."
+            way = "With Python 3.15 try pip install executorch, or export in an environment with an older Python."
         raise ImportError(f"This format needs the package {missing}, which cannot be imported. {way}") from error
 
 
