@@ -95,8 +95,8 @@ def evaluate(
         read_inputs, read_logits = adapter.teacher_inputs_of, adapter.teacher_logits_of
     else:
         read_inputs, read_logits = adapter.student_inputs_of, adapter.logits_of
-    if isinstance(loss, nn.Module):  # its weights of classes, on the device of the logits
-        loss = copy.deepcopy(loss).to(config.device)
+    if isinstance(loss, nn.Module) and any(one.device.type != config.device.type for one in _tensors_of(loss)):
+        loss = copy.deepcopy(loss).to(config.device)  # with its weights of classes, say, and the user's own stays
     frozen = FrozenTeacher(model, read_inputs=read_inputs, read_logits=read_logits, role=role)
     with model.lent_to(task) if isinstance(model, Ensemble) else nullcontext():
         if is_split:
@@ -206,6 +206,10 @@ def _joined(parts: list[Any]) -> Tensor | None:
     """The batches as one tensor; None unless they are tensors that differ in their number of samples only."""
     alike = all(isinstance(one, Tensor) and one.ndim for one in parts) and len({one.shape[1:] for one in parts}) == 1
     return torch.cat(parts) if alike else None
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _are_own_classes(labels: Any) -> bool:

@@ -139,14 +139,22 @@ class Segmentation(Task):
     def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
         positions = (len(logits), *logits.shape[2:])
         _check_positions(logits, labels, positions, role, "batch x classes x positions")
-        number, counts = self.ignore_index, labels is not None and role != "teacher"  # that may have other classes
-        if counts and isinstance(number, _Default) and logits.shape[1] > number:
+        if labels is not None and isinstance(self.ignore_index, _Default) and logits.shape[1] > self.ignore_index:
             raise ValueError(
                 f"The {role} gives logits of {logits.shape[1]} classes, and class {self.ignore_index} is one of them; "
                 "by default pixels with this label do not count. Say which label marks pixels that do not count: "
                 f"task=tasks.Segmentation(ignore_index=-1), or ignore_index={self.ignore_index} where it is this one."
             )
         return _rows_of_positions(logits.movedim(1, -1), labels, self)
+
+    def prepare(
+        self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
+    ) -> tuple[ModelOutput, ModelOutput | None, Tensor | None]:
+        student, _, row_labels = super().prepare(student, None, labels)
+        if teacher is not None and teacher.logits is not None:
+            given = replace(self, ignore_index=int(self.ignore_index))  # the teacher may have classes without labels
+            teacher = replace(teacher, logits=given.rows(teacher.logits, labels, "teacher")[0])
+        return student, teacher, row_labels
 
 
 @dataclass(frozen=True)

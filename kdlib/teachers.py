@@ -514,12 +514,13 @@ class CachedTeacher(Teacher):
                         with explain_shape_errors("teacher", batch.images):
                             output = teacher(batch)
                         named = {"": output.logits, **output.features}
-                        if directory is None and not stored:
-                            _warn_of_memory(named.values(), views * count, half)
-                        for name, values in named.items():
-                            if name not in stored:
+                        if not stored:
+                            for name, values in named.items():
                                 shape = (views, count, *values.shape[1:])
                                 stored[name] = _allocate(directory, name, shape, half)
+                            if directory is None:
+                                _warn_of_memory(sum(one.nbytes for one in stored.values()))
+                        for name, values in named.items():
                             # First: a copy from MPS into 16 bits changes what it copies; and no map is held while a
                             # GPU is waited for.
                             values = values.detach().cpu()
@@ -919,12 +920,8 @@ def _remove_unfinished(directory: Path) -> None:
             path.unlink()
 
 
-def _warn_of_memory(outputs: Iterable[Tensor], count: int, half: bool) -> None:
-    """Tell of stored outputs that take much memory: the system grants more than there is, and kills who fills it.
-
-    outputs: of one batch. count: samples times views.
-    """
-    size = sum(count * output[0].numel() * (2 if half else 4) for output in outputs)
+def _warn_of_memory(size: int) -> None:
+    """Tell of stored outputs of many bytes: the system grants more than there is, and kills who fills it."""
     if size > LARGE_CACHE:
         warnings.warn(
             f"The stored outputs take {size / 1e9:,.0f} GB of memory, in each process. If there is less, keep them in "

@@ -904,6 +904,18 @@ def test_a_function_for_batches_is_not_called_on_a_sample() -> None:
     assert "splits" in splits_of(adapter, train=samples[:30], test=samples[30:]).passed
 
 
+def test_a_label_in_front_is_no_input_where_a_function_reads_the_inputs() -> None:
+    samples = [(n % 3, one) for n, one in enumerate(torch.rand(60, 3, 8, 8))]
+    c = case(5)
+    batches = [(labels, inputs) for inputs, labels in c.batches[:2]]
+    adapter = Adapter(inputs=lambda batch: 1 * batch[1], labels=0)
+    setup: dict[str, Any] = {"student": c.student, "teacher": c.teacher, "loss": c.loss, "batches": batches}
+    report = examine(**setup, adapter=adapter, data={"train": samples[:30], "test": samples[30:]})
+    assert "splits" in report.passed
+    (found,) = examine(**setup, adapter=adapter, data={"train": samples, "test": samples[30:]}).find("splits")
+    assert found.severity == "fault"
+
+
 def test_an_adapter_that_reads_only_batches_hides_no_shared_sample() -> None:
     images = torch.randn(30, 4)
     samples = [(image, n % 3) for n, image in enumerate(images)]

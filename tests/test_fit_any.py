@@ -542,6 +542,16 @@ def test_another_number_of_classes_in_each_batch_is_evaluated(loss: Any) -> None
     assert found.logits is None
 
 
+def test_a_loss_that_keeps_what_it_gave_is_called_as_it_is() -> None:
+    class Keeping(nn.Module):
+        def forward(self, z: Tensor, y: Tensor) -> Tensor:
+            self.last = F.cross_entropy(z, y)
+            return self.last
+
+    run = fit(net(), batches(), validation=batches(), method=HardLabels(hard=Keeping()))
+    assert math.isfinite(run.validation_accuracy)
+
+
 UNREAD_LABELS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "class and group": (lambda y: torch.stack((y, y + 5), 1), lambda z, y: F.cross_entropy(z, y[:, 0])),
     "as many labels as classes": (lambda y: torch.stack((y, y, y), 1), lambda z, y: F.cross_entropy(z, y[:, 0])),

@@ -175,6 +175,12 @@ def test_a_teacher_of_more_classes_says_nothing_of_the_labels() -> None:
         Distiller(*maps, Logit(), task="segmentation", example=batch)
 
 
+def test_a_teacher_that_is_evaluated_has_labels_of_its_own_classes() -> None:
+    batch = torch.randn(2, 1, 4, 4), torch.full((2, 4, 4), 255)
+    with pytest.raises(ValueError, match=r"teacher gives logits of 300 classes, and class 255 is one of them"):
+        train.evaluate(nn.Conv2d(1, 300, 1), [batch], task="segmentation", role="teacher", device="cpu")
+
+
 def test_without_labels_every_class_of_segmentation_counts() -> None:
     z = torch.randn(2, 300, 3)
     assert Segmentation().rows(z, None)[0].shape == (6, 300)

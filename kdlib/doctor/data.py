@@ -246,7 +246,8 @@ def splits(setup: Setup) -> Finding | None:
                 "What is chosen or learned on the samples that the result is measured on says too much for itself: "
                 "the best of 30 epochs chosen on the test set gains what no other data set will give.",
                 "Cut a validation split out of the training set, choose on it, and read the test set once."
-                f"{'' if known else ' If a single number is an input, name the inputs: adapter=Adapter(inputs=...).'}",
+                f"{'' if known else ' If a single number is an input, name the inputs by keys or positions: '}"
+                f"{'' if known else 'adapter=Adapter(inputs=...).'}",
             )
             if known:
                 return finding
@@ -321,7 +322,7 @@ def _inputs(sample: Any, adapter: Adapter) -> tuple[Any, bool]:
     if adapter.inputs is not None and not any(callable(one) for one in named):  # a function is made for batches
         with suppress(ValueError):  # of a sample that has no such field
             return (adapter.student_inputs_of(sample), adapter.teacher_inputs_of(sample)), True
-    if isinstance(sample, tuple | list) and len(sample) <= 2:
+    if isinstance(sample, tuple | list) and len(sample) <= 2 and adapter.inputs is None:
         return sample[0], True
     if not isinstance(sample, tuple | list | Mapping):
         return sample, True
