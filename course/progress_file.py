@@ -1,12 +1,11 @@
 """A learner's progress, in one small local file; lessons work whatever happens to that file.
 
-The file is `$KDLIB_PROGRESS` if that is set ("off": nothing is read or written; a relative name begins in the
-same folder as the default), else `.kdlib-progress.json` in the
-cloned repository if that is the learner's own, else in the home folder: never in the current folder, which changes. A
-repository is not one's own if it cannot be written, if it belongs to another user, or if $HOME names another folder
-than the account's: then several learners may share it, each with a home. The file holds the names of exercises and
-"done" or "tried", no answers, and it leaves the machine only if somebody copies it. A file that cannot be read is kept
-beside the new one, with the suffix .unreadable.
+The file is `$KDLIB_PROGRESS` if that is set ("off": nothing is read or written; a relative name begins in the same
+folder as the default), else `.kdlib-progress.json` in the cloned repository if that is the learner's own, else in the
+home folder: never in the current folder, which changes. A repository is not one's own if it cannot be written, if it
+belongs to another user, or if $HOME names another folder than the account's: then several learners may share it, each
+with a home. The file holds the names of exercises and "done" or "tried", no answers, and it leaves the machine only if
+somebody copies it. A file that cannot be read is kept beside the new one, with the suffix .unreadable.
 
 When notebooks are executed to compare their outputs, KDLIB_PROGRESS is "off": what `progress()` prints is then the same
 on every machine.
