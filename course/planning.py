@@ -15,6 +15,7 @@ seeds alone or of the images alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -129,8 +130,15 @@ def powers(plan: Plan, seeds: Iterable[int]) -> list[float]:
 
 
 def smallest_gain(plan: Plan, wanted: float = 80) -> float:
-    """The gain in points that is found in `wanted` of 100 experiments of this plan, whatever gain the plan has."""
+    """The gain in points that is found in `wanted` of 100 experiments of this plan, whatever gain the plan has.
+
+    Infinity where a gain of 100 points is not: two seeds and a long list of methods.
+    """
     low, high = 0.0, 64.0
+    if power(replace(plan, gain=high)) < wanted:
+        low, high = high, 100.0
+        if power(replace(plan, gain=high)) < wanted:
+            return math.inf
     while high - low > 0.005:
         middle = (low + high) / 2
         low, high = (low, middle) if power(replace(plan, gain=middle)) >= wanted else (middle, high)

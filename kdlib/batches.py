@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -22,7 +22,10 @@ from kdlib.evaluation import (
     check_class_names,
     check_classes,
     evaluate,
+    is_shard,
+    refuse_shard,
     refuse_stacked_batches,
+    samplers_of,
     stacks_samples_of_stream,
 )
 from kdlib.hooks import batch_size_of
@@ -35,6 +38,21 @@ NOT_SHARED = (
     "Every process would train on the same samples: an IterableDataset cannot be shared. Give a Dataset with a length, "
     "or start one process."
 )
+
+
+def process_seed(seed: int) -> int:
+    """A run's seed in this process: each has a dropout, and a loader's augmentation, of its own."""
+    rank = distributed.rank()
+    return seed_for(seed, "process", rank) if rank else seed
+
+
+def count_samples(batch: Any, adapter: Adapter) -> int:
+    """How many samples a batch has, by its inputs or, as of a list of images, by its labels; 1 if neither says it."""
+    found = batch_size_of(adapter.student_inputs_of(batch))
+    if found is None:
+        labels = adapter.labels_of(batch)
+        found = len(labels) if isinstance(labels, tuple | list) else batch_size_of(labels)
+    return found or 1
 
 
 def full_batches(count: int, batch_size: int) -> tuple[int, int]:
@@ -154,12 +172,9 @@ class LoaderBatches:
     ) -> None:
         self.config, self.adapter, self.task, self.seed = config, adapter, task, seed
         self._generator = torch.Generator()
-        # Only from page-locked memory does a copy to a GPU run beside the computing.
-        as_loader = partial(_as_loader, batch_size=batch_size, seed=seed, pin_memory=config.device.type == "cuda")
+        as_loader = partial(_as_loader, batch_size=batch_size, seed=seed)
         self.loader = as_loader(data, "data", generator=self._generator)
         self.validation = None if validation is None else as_loader(validation, "validation", generator=None)
-        if self.validation is not None and _length(self.validation) == 0:
-            raise ValueError("The validation data gives no batch. Give at least one, or leave out validation.")
         self.steps_per_epoch = _count_steps(self.loader, steps_per_epoch)
         self._first = self._read_first(self.loader)
         if self._first is None:
@@ -168,13 +183,28 @@ class LoaderBatches:
                 f"{_hint_for_streams(self.loader)}"
             )
         self._first_validation = None if self.validation is None else self._read_first(self.validation)
-        self.batch_size = (self._samples(self._first) or 1) * distributed.world_size()
+        if self.validation is not None and self._first_validation is None:
+            raise ValueError(
+                "The validation data gives no batch. Give at least one, or leave out validation."
+                f"{_hint_for_streams(self.validation)}"
+            )
+        for given, loader, first in (
+            (data, self.loader, self._first),
+            (validation, self.validation, self._first_validation),
+        ):
+            if loader is not given and isinstance(loader, DataLoader):  # one of the caller's stays as it is
+                # Only from page-locked memory does a copy to a GPU run beside the computing.
+                loader.pin_memory = config.device.type == "cuda" and _is_on_cpu(first)
+        self.batch_size = count_samples(self._first, adapter) * distributed.world_size()
 
     def _read_first(self, loader: Iterable[Any]) -> Any:
         """The first batch; None if there is none."""
         with devices.isolate_rng(self.config.device):  # the loader may draw its order from the global generator
-            own = getattr(loader, "generator", None)
-            state = own.get_state() if isinstance(own, torch.Generator) else None
+            found = [getattr(one, "generator", None) for one in (loader, *samplers_of(loader))]
+            states = [(own, own.get_state()) for own in found if isinstance(own, torch.Generator)]
+            # Persistent workers are seeded now and never again: by the run's seed, not the caller's random state.
+            if getattr(loader, "persistent_workers", False) and getattr(loader, "generator", None) is None:
+                devices.seed_rng(process_seed(self.seed), self.config.device)
             try:
                 batch = next(iter(loader), None)
             except TypeError as error:
@@ -195,16 +225,11 @@ class LoaderBatches:
                     "by torchvision's v2.Resize and v2.CenterCrop, or pad them in the DataLoader's collate_fn."
                     f"{_hint_for_streams(loader)}"
                 ) from error
-            if isinstance(own, torch.Generator) and state is not None:
+            for own, state in states:
                 own.set_state(state)
         if batch is not None and stacks_samples_of_stream(loader):
             refuse_stacked_batches(self.adapter.student_inputs_of(batch), self.adapter.labels_of(batch), self.task)
         return batch
-
-    def _samples(self, batch: Any) -> int | None:
-        if isinstance(batch, Batch):
-            return len(batch)
-        return batch_size_of(self.adapter.student_inputs_of(batch))
 
     def example(self) -> Any:
         """The first batch that was read."""
@@ -213,9 +238,9 @@ class LoaderBatches:
     def epoch(self, number: int, first: int) -> Iterator[Any]:
         """The batches of an epoch, in the loader's own order; ValueError if there are fewer than it said."""
         self._generator.manual_seed(seed_for(self.seed, "epoch", number))
-        sampler = getattr(self.loader, "sampler", None)
-        if isinstance(sampler, DistributedSampler):
-            sampler.set_epoch(number)
+        for sampler in samplers_of(self.loader):
+            if isinstance(sampler, DistributedSampler):
+                sampler.set_epoch(number)
         given = 0
         for batch in islice(self.loader, self.steps_per_epoch):
             given += 1
@@ -237,10 +262,9 @@ class LoaderBatches:
         """How a model does on the validation batches; sanity_check: on the first."""
         if self.validation is None:
             return None
-        first = [] if self._first_validation is None else [self._first_validation]
         return evaluate(
             model,
-            first if sanity_check else self.validation,
+            [self._first_validation] if sanity_check else self.validation,
             device=str(self.config.device),
             precision=self.config.precision,
             adapter=self.adapter,
@@ -254,9 +278,7 @@ class LoaderBatches:
         return {"data": f"{self.steps_per_epoch} batches", "validation": validation, "task": repr(self.task)}
 
 
-def _as_loader(
-    data: Any, name: str, *, batch_size: int, generator: torch.Generator | None, seed: int, pin_memory: bool
-) -> Iterable[Any]:
+def _as_loader(data: Any, name: str, *, batch_size: int, generator: torch.Generator | None, seed: int) -> Iterable[Any]:
     """A Dataset in a DataLoader; a loader, or any collection of batches, as it is.
 
     generator: of a Dataset's order; None keeps the order. seed: of the order that several processes share.
@@ -270,13 +292,13 @@ def _as_loader(
     if isinstance(data, IterableDataset):
         if shared:
             raise ValueError(NOT_SHARED)
-        return DataLoader(data, batch_size, drop_last=generator is not None, pin_memory=pin_memory)
+        return DataLoader(data, batch_size, drop_last=generator is not None)
     if isinstance(data, Dataset):
         count = len(data)  # type: ignore[arg-type]  # a map-style dataset has a length
         if count == 0:
             raise ValueError(f"{name} is an empty dataset.")
         if generator is None:
-            return DataLoader(data, batch_size, pin_memory=pin_memory)
+            return DataLoader(data, batch_size)
         processes = distributed.world_size()
         if batch_size % processes or count < processes:
             raise ValueError(
@@ -286,8 +308,8 @@ def _as_loader(
         size = min(batch_size, count) // processes
         if processes > 1:
             sampler: DistributedSampler[Any] = DistributedSampler(data, seed=seed_for(seed, "order"), drop_last=True)
-            return DataLoader(data, size, sampler=sampler, drop_last=True, pin_memory=pin_memory)
-        return DataLoader(data, size, shuffle=True, generator=generator, drop_last=True, pin_memory=pin_memory)
+            return DataLoader(data, size, sampler=sampler, drop_last=True)
+        return DataLoader(data, size, shuffle=True, generator=generator, drop_last=True)
     parts = isinstance(data, tuple) and all(isinstance(one, Tensor | np.ndarray) for one in data)  # images and labels
     if parts or isinstance(data, Tensor | np.ndarray | str | bytes | dict) or not isinstance(data, Iterable):
         kinds = ["a kdlib DataModule"] * (name == "data") + ["a DataLoader", "a torch Dataset", "or a list of batches"]
@@ -300,20 +322,24 @@ def _as_loader(
             f"{name} is a {type(data).__name__}, which is used up after one epoch. Give a DataLoader, a Dataset or a "
             "list, which give their batches anew each time."
         )
-    shards = isinstance(getattr(data, "sampler", None), DistributedSampler)
     if shared and isinstance(getattr(data, "dataset", None), IterableDataset):
         raise ValueError(NOT_SHARED)
-    if shared and not shards:
+    if shared and not is_shard(data):
         raise ValueError(
             "Every process would train on the same batches. Give the DataLoader a "
             "torch.utils.data.DistributedSampler, or give its Dataset."
         )
-    if generator is None and distributed.world_size() > 1 and shards:
-        raise ValueError(
-            f"{name}: each process would measure another part. Give its Dataset, or a DataLoader without a "
-            "DistributedSampler."
-        )
+    if generator is None:
+        refuse_shard(name, data)
     return data
+
+
+def _is_on_cpu(batch: Any) -> bool:
+    """Whether all tensors of a batch, however deep they lie, are on the CPU: others cannot be page-locked."""
+    if isinstance(batch, Tensor):
+        return batch.device.type == "cpu"
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
+    return all(_is_on_cpu(part) for part in parts)
 
 
 def _hint_for_streams(loader: Iterable[Any]) -> str:

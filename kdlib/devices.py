@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections import UserDict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -165,18 +168,47 @@ def move_maps(maps: Tensor, device: torch.device | str) -> Tensor:
 def move_batch(batch: Any, device: torch.device | str) -> Any:
     """A batch with all its tensors on the device, maps in the `memory_order` there.
 
-    batch: a tensor, a tuple, list or dict of them, one in the other, or an object with a method `to`.
+    batch: a tensor, a tuple, list, dict or dataclass of them, one in the other, or an object with a method `to`.
     """
     if isinstance(batch, Tensor):
         return move_maps(batch, device) if batch.ndim == 4 else to_device(batch, device)
     if isinstance(batch, Mapping):  # a dict, or transformers' BatchEncoding
-        return {name: move_batch(value, device) for name, value in batch.items()}
+        return with_items(batch, {name: move_batch(value, device) for name, value in batch.items()})
     if callable(getattr(batch, "to", None)):  # also a PackedSequence, a tuple whose sizes stay on the CPU
         return batch.to(device)
     if isinstance(batch, tuple | list):
         parts = [move_batch(value, device) for value in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return map_fields(batch, partial(move_batch, device=device))
     return batch
+
+
+def with_items(mapping: Mapping[str, Any], items: dict[str, Any]) -> Mapping[str, Any]:
+    """A copy of the same class, whose methods and attributes may be used, with these items; else a dict of them.
+
+    Of another mapping a shallow copy may share its items with the user's, which must stay as they are.
+    """
+    if not isinstance(mapping, dict | UserDict):
+        return items
+    try:
+        changed: Any = copy.copy(mapping)
+        if getattr(mapping, "__dict__", None) is mapping:  # its items are its attributes
+            changed.__dict__ = changed
+        for name, value in items.items():
+            changed[name] = value
+    except Exception:  # whatever a class of the user's raises when it is copied, or written to
+        return items
+    return changed
+
+
+def map_fields(instance: Any, change: Callable[[Any], Any]) -> Any:
+    """A copy of a dataclass's instance with each field changed; its __post_init__ does not run again."""
+    changed = copy.copy(instance)
+    for one in fields(instance):
+        if hasattr(instance, one.name):  # a field that is no argument may have no value yet
+            object.__setattr__(changed, one.name, change(getattr(instance, one.name)))  # it may be frozen
+    return changed
 
 
 def first_tensor(batch: Any) -> Tensor | None:

@@ -161,6 +161,14 @@ def explain_shape_errors(role: str, inputs: Any) -> Iterator[None]:
     """Say what torch's complaint about a shape means here; role: the student, say, that was given these inputs."""
     try:
         yield
+    except ValueError as error:
+        axes = re.search(r"^expected (\d)D.*\(got (\d)D input\)$", str(error))  # torch's batch norm
+        if axes is None or int(axes[2]) >= int(axes[1]):
+            raise
+        raise ValueError(
+            f"The {role} cannot take {_described(inputs)} ({error}). Where the data are samples and no batches, give "
+            "DataLoader(dataset, batch_size=...); pictures without channels get one by x[:, None]."
+        ) from error
     except (RuntimeError, TypeError, AssertionError) as error:  # timm asserts the size of an image
         if not may_be_of_shape(error):
             raise

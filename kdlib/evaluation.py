@@ -12,7 +12,7 @@ from typing import Any, TypeGuard, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from kdlib import devices, distributed, losses, models, tasks
 from kdlib.adapters import Adapter
@@ -55,7 +55,7 @@ def evaluate(
 ) -> Metrics:
     """Accuracy, loss and logits of a model on a whole dataset, not augmented; the model comes back as it was.
 
-    dataset: a split of a `DataModule`, a torch Dataset of samples, or a loader: anything that gives batches.
+    dataset: a split of a `DataModule`, a torch Dataset of samples, or a loader: anything that gives batches, and ends.
     batch_size: for a split or a Dataset; default 250, and fewer of a split's images above 224 x 224 pixels. precision:
     as for `train.fit`. role: what an error calls the model; "teacher" also reads the adapter's teacher_inputs and
     teacher_logits. adapter, task: what a loader's batches are, as for `Distiller`. loss: of output and labels, for a
@@ -64,9 +64,11 @@ def evaluate(
     other takes the whole dataset for one batch; where batches differ in their classes, or each sample is a class of
     its own (B x B), it is a mean over batches. In a task without classes a batch has the weight of its samples, however
     many of their targets the loss leaves out.
-    Under torchrun every process must call it: of a split each computes its shard, and all get the same metrics.
-    Raises ValueError for an empty dataset, inputs that the model cannot take, or labels of classes that it has not;
-    TypeError for what gives no batches; FloatingPointError for logits that are not finite.
+    Under torchrun every process must call it: of a split each computes its shard, of a loader the whole, and all get
+    the same metrics.
+    Raises ValueError for an empty dataset, inputs that the model cannot take, labels of classes that it has not, or,
+    among several processes, a loader with a DistributedSampler; TypeError for what gives no batches; FloatingPointError
+    for logits that are not finite.
     """
     check_kind("an nn.Module", nn.Module, model=model)
     batch_size = None if batch_size is None else as_whole(batch_size=batch_size)
@@ -86,6 +88,7 @@ def evaluate(
         raise TypeError(
             f"A model is evaluated on a split, data.test, or on a loader or Dataset; got {type(dataset).__name__}."
         )
+    refuse_shard("dataset", dataset)
     is_split = hasattr(dataset, "iter_batches")
     if is_split and (loss is not None or not isinstance(task, Classification)):
         raise ValueError("A split holds images of one class each: leave out task and loss, or give a DataLoader.")
@@ -226,7 +229,27 @@ def _warn_of_inputs_as_labels(task: Task, batch: Any, labels: Any) -> None:
     try:
         task.check_batch(batch, labels)
     except ValueError as error:
-        warnings.warn(str(error), stacklevel=4)
+        warnings.warn(str(error), stacklevel=5)
+
+
+def samplers_of(loader: Any) -> list[Any]:
+    """The samplers of a DataLoader, and those from which its samplers of batches draw."""
+    own = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
+    return [one for one in (*own, *(getattr(sampler, "sampler", None) for sampler in own)) if one is not None]
+
+
+def is_shard(loader: Any) -> bool:
+    """Whether this is a DataLoader that gives each process another part of its Dataset."""
+    return any(isinstance(sampler, DistributedSampler) for sampler in samplers_of(loader))
+
+
+def refuse_shard(name: str, loader: Any) -> None:
+    """Raise ValueError, among several processes, for a loader to be measured on that gives each another part."""
+    if distributed.world_size() > 1 and is_shard(loader):
+        raise ValueError(
+            f"{name}: each process would measure another part. Give its Dataset, or a DataLoader without a "
+            "DistributedSampler."
+        )
 
 
 def stacks_samples_of_stream(loader: Any) -> bool:

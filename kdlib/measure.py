@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -152,16 +152,17 @@ def count_nonzero(model: nn.Module) -> int:
     """Number of parameters that are not zero, trainable or not; those of a masked weight as the mask leaves them."""
     _tensors(model)
     computed: dict[int, Tensor] = {}  # what a layer uses in place of a parameter, by the parameter it is made from
-    for module in model.modules():
-        if parametrize.is_parametrized(module):
-            for name, chain_of_steps in module.parametrizations.items():  # type: ignore[union-attr, operator]
-                if hasattr(chain_of_steps, "original"):  # else it is made from several, as by weight_norm
-                    computed[id(chain_of_steps.original)] = getattr(module, name)
-        masks = dict(module.named_buffers(recurse=False))
-        for name, parameter in module.named_parameters(recurse=False):  # as torch.nn.utils.prune leaves them
-            mask = masks.get(name.removesuffix("_orig") + "_mask")
-            if name.endswith("_orig") and mask is not None:
-                computed[id(parameter)] = parameter * mask
+    with _eval_mode(model), torch.no_grad():  # in train mode spectral_norm writes to its buffers
+        for module in model.modules():
+            if parametrize.is_parametrized(module):
+                for name, chain_of_steps in module.parametrizations.items():  # type: ignore[union-attr, operator]
+                    if hasattr(chain_of_steps, "original"):  # else it is made from several, as by weight_norm
+                        computed[id(chain_of_steps.original)] = getattr(module, name)
+            masks = dict(module.named_buffers(recurse=False))
+            for name, parameter in module.named_parameters(recurse=False):  # as torch.nn.utils.prune leaves them
+                mask = masks.get(name.removesuffix("_orig") + "_mask")
+                if name.endswith("_orig") and mask is not None:
+                    computed[id(parameter)] = parameter * mask
     return sum(int(computed.get(id(one), one).count_nonzero()) for one in model.parameters())
 
 
@@ -203,9 +204,15 @@ def zipped_bytes(state: nn.Module | Mapping[str, Tensor]) -> int:
         files.refuse_extra_state(state)
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise TypeError(f"A torch.nn.Module or a dict of tensors is expected, not {type(state).__name__}.")
-    unique = {id(tensor): (name, tensor) for name, tensor in state.items()}
+    unique = {_memory(tensor): (name, tensor) for name, tensor in state.items()}
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in unique.values()}
     return len(gzip.compress(save(plain), mtime=0))
+
+
+def _memory(tensor: Tensor) -> tuple[Hashable, ...]:
+    """Where a tensor's numbers lie and how they are read: a state_dict gives a shared one as several objects."""
+    place = tensor.data_ptr() or id(tensor)  # an empty tensor lies nowhere
+    return place, tensor.device, tensor.dtype, tensor.shape, tensor.stride()
 
 
 def macs(model: nn.Module, input_shape: Sequence[int]) -> int:

@@ -94,8 +94,8 @@ def fit(
 
     data: a `DataModule`, whose validation split is read after each epoch and whose test split once, at the end; or a
     DataLoader, a torch Dataset, or anything that gives its batches anew in every epoch (`steps_per_epoch` where it does
-    not say how many), with `validation` of the same kind. Each epoch begins anew, so of a longer stream only its
-    beginning is ever seen, unless it continues or shuffles by itself.
+    not say how many), with `validation` of the same kind, which must end: it is read whole. Each epoch begins anew, so
+    of a longer stream only its beginning is ever seen, unless it continues or shuffles by itself.
     teacher: a network, which is run on every batch, a `Teacher` such as stored outputs, or a function from a batch to
     logits. method: default Logit() with a teacher, HardLabels() without. adapter, task: what a batch is, and what
     logits and labels mean, see `Distiller`.

@@ -18,16 +18,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from kdlib import devices, distributed, models
-from kdlib.batches import IndexedBatches, LoaderBatches
+from kdlib.batches import IndexedBatches, LoaderBatches, count_samples, process_seed
 from kdlib.checkpoints import Checkpointer, plain_groups
-from kdlib.data import seed_for
 from kdlib.described import describe, names_in, numbers_of, own_modules, set_numbers, settings
 from kdlib.distiller import Distiller
 from kdlib.errors import LARGEST_WHOLE, as_whole, few
 from kdlib.evaluation import accuracy, has_label, is_judged
 from kdlib.files import fingerprint, refuse_extra_state
 from kdlib.guards import keep_modes
-from kdlib.hooks import batch_size_of
 from kdlib.methods import Method
 from kdlib.recipes import Recipe
 from kdlib.tasks import NothingCounts
@@ -134,7 +132,7 @@ class Trainer:
         home = next((p.device for p in self.student.parameters()), torch.device("cpu"))
         with ExitStack() as stack:
             stack.enter_context(devices.isolate_rng(self.config.device))
-            devices.seed_rng(self._process_seed, self.config.device)
+            devices.seed_rng(process_seed(self.seed), self.config.device)
             stack.enter_context(self.config.borrow(self.student))
             stack.callback(self.method.to, home)
             if self.ema_decay is not None:  # before there are hooks, which a copy would have too
@@ -154,11 +152,6 @@ class Trainer:
                 "torch.nn.utils.parametrizations.weight_norm takes the place of torch.nn.utils.weight_norm."
             ) from error
 
-    @property
-    def _process_seed(self) -> int:
-        rank = distributed.rank()
-        return seed_for(self.seed, "process", rank) if rank else self.seed  # each its own dropout
-
     def sanity_check(self) -> None:
         """Run both networks on a small batch before anything is trained: sizes must fit, projectors get theirs."""
         example = self.batches.example()
@@ -167,7 +160,7 @@ class Trainer:
         self._warn_of_rounded_columns(self.distiller.adapter.student_inputs_of(example))
         self.method.to(self.config.device)
         # As for a method without projectors, so that runs of one seed see one order and one dropout.
-        devices.seed_rng(self._process_seed, self.config.device)
+        devices.seed_rng(process_seed(self.seed), self.config.device)
         # Each once: a method may hold a layer of the student.
         self.parameters = list(dict.fromkeys([*self.student.parameters(), *self.method.parameters()]))
         learning = [p for p in self.parameters if p.requires_grad]
@@ -319,7 +312,7 @@ class Trainer:
                 module.training = False
         self.method.train()
         for batch in self.batches.epoch(epoch, first):
-            self.log.append(self.step, self._samples(batch), self.train_step(batch))
+            self.log.append(self.step, count_samples(batch, self.distiller.adapter), self.train_step(batch))
             self.step += 1
             inside = self.step % self.steps_per_epoch  # groups of gradients begin with the epoch, so this does
             due = inside != 0 and self.checkpointer.is_due(inside)
@@ -345,9 +338,6 @@ class Trainer:
                 stacklevel=5,
             )
             self.frozen = []
-
-    def _samples(self, batch: Any) -> int:
-        return batch_size_of(self.distiller.adapter.student_inputs_of(batch)) or 1
 
     def _read_log(self) -> None:
         loss = self.log.read()

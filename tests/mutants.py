@@ -476,9 +476,9 @@ MUTANTS = (
     ),
     Mutant(
         "one dropout for all processes",
-        "trainer.py",
-        'seed_for(self.seed, "process", rank) if rank else self.seed',
-        "self.seed",
+        "batches.py",
+        'seed_for(seed, "process", rank) if rank else seed',
+        "seed",
         (FIT_ANY,),
     ),
     Mutant(

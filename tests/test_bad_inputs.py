@@ -30,6 +30,8 @@ COUNT, CLASSES = 12, 3
 IMAGES = torch.randn(COUNT, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(COUNT) % CLASSES
 BATCH = (IMAGES[:4], LABELS[:4])
+SAMPLES = TensorDataset(IMAGES, LABELS)
+BATCHES_ADVICE = r"DataLoader\(dataset, batch_size=\.\.\.\)"
 BOTH = HardLabels() + Feature({"0": "0"})
 
 
@@ -80,6 +82,11 @@ class Shrinking(Pictures):
 class Stream(IterableDataset):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(IMAGES, LABELS, strict=True)
+
+
+class StreamOfKnownLength(Stream):
+    def __len__(self) -> int:
+        return COUNT
 
 
 class Fewer:
@@ -300,6 +307,22 @@ FIT: dict[str, Case] = {
         ValueError,
         r"^The samples of a batch differ in size \([^\n]*\)\. Bring them.*Resize",
     ),
+    "samples for batches": (lambda: fit(list(SAMPLES)), ValueError, BATCHES_ADVICE),
+    "samples in dicts": (
+        lambda: fit([{"label": y, "x": x.flatten()} for x, y in SAMPLES], student=nn.Linear(64, CLASSES)),
+        ValueError,
+        BATCHES_ADVICE,
+    ),
+    "an evaluation of samples": (
+        lambda: train.evaluate(nn.Linear(64, CLASSES), [(x.flatten(), y[None]) for x, y in SAMPLES], device="cpu"),
+        ValueError,
+        r"\(3,\); expected batch x classes.*" + BATCHES_ADVICE,
+    ),
+    "an evaluation of samples by batch statistics": (
+        lambda: train.evaluate(nn.BatchNorm2d(1), [(x, y[None]) for x, y in SAMPLES], device="cpu"),
+        ValueError,
+        r"model cannot take a tensor of \(1, 8, 8\).*4D.*3D.*" + BATCHES_ADVICE,
+    ),
     "a stream without length": (lambda: fit(DataLoader(Stream(), 4)), ValueError, "how many.*steps_per_epoch"),
     "steps of zero": (lambda: fit(DataLoader(Stream(), 4), steps_per_epoch=0), ValueError, "at least 1; got 0"),
     "fewer batches than said": (lambda: fit(Fewer()), ValueError, "gave 2 batches in epoch 1; expected 5"),
@@ -413,6 +436,11 @@ OWN: dict[str, Case] = {
         "no test and no validation.*5 sam.*give both",
     ),
     "a stream": (lambda: own(Stream()), TypeError, "train is a dataset with a length.*Stream"),
+    "a stream of known length": (
+        lambda: own(StreamOfKnownLength()),
+        TypeError,
+        "train is a dataset with a length.*by its number; got a StreamOfKnownLength",
+    ),
     "a loader": (lambda: own(loader()), TypeError, "gives a sample by its number.*DataLoader"),
     "a tensor": (lambda: own(IMAGES), ValueError, r"train\[0\] is a Tensor; expected a pair"),
     "classes as a number": (lambda: own(classes=3), ValueError, "classes are the names of at least 2.*got 3"),

@@ -257,6 +257,15 @@ def test_a_calibration_error_is_compared_over_seeds_alone(several: Report, singl
     assert row_of(single.calibration, "distilled", measure="NLL")["family"] == 2  # those without an interval are none
 
 
+def test_the_interval_of_an_accuracy_itself_is_in_no_family_and_the_report_says_so(several: Report) -> None:
+    found = run({"hard labels": BASE, "distilled": BETTER}, corruptions=False)
+    alone, among_others = (row_of(one.accuracy, "distilled") for one in (found, several))
+    assert alone["family"] < among_others["family"]
+    for end in ("value_low", "value_high"):
+        assert alone[end] == among_others[end]
+    assert "under 'its interval' belongs to no family: each holds alone" in several.to_markdown()
+
+
 # --- classes, corruptions, pictures of nothing
 
 

@@ -504,6 +504,18 @@ def test_zeros_show_in_zipped_bytes_and_nowhere_else() -> None:
     assert measure.zipped_bytes(sparse) == measure.zipped_bytes(sparse.state_dict())
 
 
+def test_a_shared_tensor_is_zipped_once_also_in_a_state_dict() -> None:
+    layer = nn.Linear(3, 20_000)  # beyond the 32 kB within which gzip itself finds a repetition
+    once, tied = nn.Sequential(layer), nn.Sequential(layer, layer)
+    for state in (lambda model: model, nn.Module.state_dict, lambda model: compress.pack_weights(model, 4)):
+        assert measure.zipped_bytes(state(tied)) < 1.01 * measure.zipped_bytes(state(once))
+    square = torch.randn(200, 200)
+    size = measure.zipped_bytes({"whole": square})
+    assert measure.zipped_bytes({"upper": square[:100], "lower": square[100:]}) > 0.99 * size
+    assert measure.zipped_bytes({"whole": square, "transposed": square.T}) > 1.9 * size
+    assert measure.zipped_bytes({"one": torch.empty(0), "other": torch.empty(0)}) > measure.zipped_bytes({})
+
+
 def test_nonzero_parameters_are_counted_as_the_network_uses_them() -> None:
     model = build("article-student")
     layers = sum(weight.numel() for weight in weights(model).values())

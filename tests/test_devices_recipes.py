@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_mps import MPS, Mps
-from torch import nn
+from torch import Tensor, nn
 
-from kdlib import devices
+from kdlib import devices, train
+from kdlib.adapters import Adapter
 from kdlib.data import Batch, DataModule
 from kdlib.devices import DeviceConfig, resolve, supports_bfloat16
 from kdlib.recipes import OPTIMIZERS, SCHEDULES, Recipe
@@ -488,3 +492,93 @@ def test_a_packed_sequence_is_moved_by_its_own_rule():
     packed = torch.nn.utils.rnn.pack_sequence([torch.randn(3, 2), torch.randn(1, 2)])
     moved, label = devices.move_batch((packed, torch.zeros(2)), "meta")
     assert (moved.data.device.type, moved.batch_sizes.device.type, label.device.type) == ("meta", "cpu", "meta")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A batch as a class of one's own, which computes when it is built."""
+
+    images: Any
+    labels: Any
+    name: str = "a batch"
+    count: Tensor = field(init=False)
+    later: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", self.images + 1)
+        object.__setattr__(self, "count", torch.tensor(len(self.labels)))
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    images: Tensor
+
+
+def test_the_fields_of_a_dataclass_are_moved() -> None:
+    given = Pair(torch.zeros(2, 1, 4, 4), [torch.zeros(2)])
+    moved = devices.move_batch(given, "meta")
+    assert (type(moved), moved.name) == (Pair, "a batch")
+    assert {one.device.type for one in (moved.images, moved.labels[0], moved.count)} == {"meta"}
+    assert {one.device.type for one in (given.images, given.labels[0], given.count)} == {"cpu"}
+    assert torch.equal(devices.move_batch(given, "cpu").images, torch.ones(2, 1, 4, 4))
+    assert devices.move_batch(Slotted(torch.zeros(2)), "meta").images.device.type == "meta"
+    assert devices.move_batch(Pair, "meta") is Pair
+
+
+class Encoding(UserDict):
+    """As transformers' BatchEncoding."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["data"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Counted(dict):
+    def how_many(self) -> int:
+        return len(self["x"])
+
+
+class WithAttributes(dict):
+    """A dict whose items are its attributes."""
+
+    def __init__(self, **items: Any) -> None:
+        super().__init__(items)
+        self.__dict__ = self
+
+
+class ReadOnly(Mapping):
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __getitem__(self, name: str) -> Tensor:
+        return {"x": self.x}[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["x"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+MAPPINGS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "attributes": (Encoding(x=torch.zeros(2)), lambda batch: batch.x),
+    "attributes of a dict": (WithAttributes(x=torch.zeros(2)), lambda batch: batch.x),
+    "a method": (Counted(x=torch.zeros(2)), lambda batch: batch["x"][: batch.how_many()]),
+    "nothing that can be copied": (ReadOnly(torch.zeros(2)), lambda batch: batch["x"]),
+}
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
+def test_a_mapping_with_more_than_items_keeps_it_when_it_is_moved(name: str) -> None:
+    given, read = MAPPINGS[name]
+    assert read(devices.move_batch(given, "meta")).device.type == "meta"
+    assert read(given).device.type == given["x"].device.type == "cpu"
+
+
+def test_attributes_of_a_batch_are_read_in_a_training(blobs: DataModule) -> None:
+    batches = [Encoding(x=one.images, labels=one.labels) for one in blobs.train.iter_batches(30)]
+    adapter = Adapter(inputs=lambda batch: batch.x, labels="labels")
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    train.fit(network, batches, validation=batches, adapter=adapter, epochs=1, device="cpu", progress=False)

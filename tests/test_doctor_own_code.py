@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import UserDict
 from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from doctor_setups import case
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from kdlib import data, methods
 from kdlib.adapters import Adapter
@@ -383,6 +384,15 @@ def test_labels_that_name_no_class_end_no_examination(label: int) -> None:
     batches = [(x, torch.cat([torch.full((2,), label), y[2:]])) for x, y in c.batches[:2]]
     report = examine(student=c.student, teacher=c.teacher, loss=lambda s, t: kd(s, t, 4.0), batches=batches)
     assert report.sound, str(report)
+
+
+def test_labels_that_name_no_class_do_not_hide_another_normalisation() -> None:
+    c = case(5)
+    labelled = [(x, torch.cat([torch.tensor([-100, 10_000]), y[2:]])) for x, y in c.task.batches(64, 4)]
+    pixels = [(255 * (x * c.task.std + c.task.mean), y) for x, y in labelled]
+    report = examine(student=c.student, teacher=c.teacher, loss=lambda s, t: kd(s, t, 4.0), batches=pixels)
+    (found,) = report.find("normalisation")
+    assert f"of {4 * 62} pictures" in found.measured
 
 
 def test_unlabelled_samples_that_learn_from_the_teacher_are_a_doubt_at_most() -> None:
@@ -783,6 +793,33 @@ def test_a_batch_of_any_mapping_stays_as_it_was() -> None:
     assert all(items[name] is before[name] for name in before)
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """A batch that makes numbers of its bytes when it is built."""
+
+    x: Tensor
+    labels: Tensor
+    most: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "most", 255.0)
+        object.__setattr__(self, "x", self.x / 255)
+
+
+def test_a_batch_that_computes_when_it_is_built_is_examined_as_it_is() -> None:
+    given = Scaled(torch.randint(256, (16, 6)), torch.randint(3, (16,)))
+    student, teacher = nn.Linear(6, 3), nn.Linear(6, 3).eval().requires_grad_(False)
+    seen = []
+
+    def step(batch: Scaled) -> Tensor:
+        seen.append((batch.most, float(batch.x.max())))
+        s, t = student(batch.x), teacher(batch.x)
+        return 0.5 * F.cross_entropy(s, batch.labels) + 0.5 * kd(s, t, 4.0)
+
+    assert examine(student=student, teacher=teacher, step=step, batches=[given, given]).passed
+    assert seen[0] == (255, float(given.x.max()))
+
+
 def test_a_batch_keeps_its_class() -> None:
     student, teacher = nn.Linear(6, 3), nn.Linear(6, 3).eval().requires_grad_(False)
     batches = [Encoding({"x": torch.randn(16, 6), "labels": torch.randint(3, (16,))}) for _ in range(2)]
@@ -839,6 +876,27 @@ def test_samples_that_are_never_the_same_twice_are_not_said_to_differ() -> None:
     images = torch.randn(30, 4)
     report = splits_of(train=Augmented(images), test=Augmented(images))
     assert "splits" in report.skipped
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(torch.zeros(30, 4))
+
+
+class StreamOfKnownLength(Stream):
+    def __len__(self) -> int:
+        return 30
+
+
+def test_streams_whose_samples_have_no_numbers_are_not_compared() -> None:
+    report = splits_of(validation=StreamOfKnownLength(), test=StreamOfKnownLength())
+    assert "cannot be read by their number" in report.skipped["splits"]
+
+
+def test_one_stream_for_two_splits_is_found_where_its_length_is_known() -> None:
+    stream, of_known_length = Stream(), StreamOfKnownLength()
+    assert "splits" in splits_of(validation=stream, test=stream).skipped
+    assert splits_of(validation=of_known_length, test=of_known_length).find("splits")
 
 
 IMAGES = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from kdlib import devices, distributed, models, train
 from kdlib.adapters import Adapter
@@ -63,19 +73,63 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("mps", False), ("cuda", True), ("cuda:1", True)])
-def test_a_dataset_for_cuda_is_read_into_memory_from_which_copies_do_not_block(
-    device: str, pinned: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    states = {"cpu": torch.get_rng_state()}  # no GPU is needed, nor started
-    monkeypatch.setattr(devices, "get_rng_states", lambda device: states)
+def loader_batches(given: Any, validation: Any = None, *, device: str = "cpu", batch_size: int = 8) -> LoaderBatches:
     options: dict[str, Any] = {"config": devices.DeviceConfig(torch.device(device), False), "task": Classification()}
+    return LoaderBatches(
+        given, validation, batch_size=batch_size, steps_per_epoch=None, seed=0, adapter=Adapter(), **options
+    )
+
+
+@pytest.fixture
+def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For a config that names one: its random state is not read, and torch does not warn that there is none."""
+    states = {"cpu": torch.get_rng_state()}
+    monkeypatch.setattr(devices, "get_rng_states", lambda device: states)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*pin_memory.*")  # torch's: this machine has no GPU
-        made = LoaderBatches(
-            samples(), samples(), batch_size=8, steps_per_epoch=None, seed=0, adapter=Adapter(), **options
-        )
+        warnings.filterwarnings("ignore", ".*pin_memory.*")
+        yield
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("mps", False), ("cuda", True), ("cuda:1", True)])
+@pytest.mark.usefixtures("no_gpu_needed")
+def test_a_dataset_for_cuda_is_read_into_memory_from_which_copies_do_not_block(device: str, pinned: bool) -> None:
+    made = loader_batches(samples(), samples(), device=device)
     assert [loader.pin_memory for loader in (made.loader, made.validation)] == [pinned, pinned]
+
+
+class Listed(Dataset):
+    """A Dataset of given samples."""
+
+    def __init__(self, given: list) -> None:
+        self.given = given
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.given[number]
+
+
+class OnGpu(Tensor):
+    """As a tensor on a GPU, which torch refuses to pin."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.usefixtures("no_gpu_needed")
+def test_only_what_is_on_the_cpu_is_pinned() -> None:
+    x, labels = samples().tensors
+    made = loader_batches(TensorDataset(x, labels.as_subclass(OnGpu)), samples(), device="cuda")
+    assert [loader.pin_memory for loader in (made.loader, made.validation)] == [False, True]
+    nested = Listed([{"inputs": (one, one.as_subclass(OnGpu)), "label": label} for one, label in samples()])
+    assert not loader_batches(samples(), nested, device="cuda").validation.pin_memory
+
+
+@pytest.mark.usefixtures("no_gpu_needed")
+def test_a_loader_of_the_callers_is_pinned_or_not_as_it_was() -> None:
+    given, validation = DataLoader(samples(), 8), DataLoader(samples(), 8, pin_memory=True)
+    loader_batches(given, validation, device="cuda")
+    assert (given.pin_memory, validation.pin_memory) == (False, True)
 
 
 @pytest.mark.parametrize(("processes", "batch_size"), [(3, 8), (4, 2), (64, 64)])
@@ -83,10 +137,8 @@ def test_samples_that_processes_cannot_share_equally_are_refused(
     processes: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
-    config = devices.DeviceConfig(torch.device("cpu"), False)
-    options: dict[str, Any] = {"config": config, "task": Classification(), "adapter": Adapter()}
     with pytest.raises(ValueError, match=f"{processes} processes cannot share batches of {batch_size} .* of data"):
-        LoaderBatches(samples(), None, batch_size=batch_size, steps_per_epoch=None, seed=0, **options)
+        loader_batches(samples(), batch_size=batch_size)
 
 
 def test_it_is_the_loop_by_hand() -> None:
@@ -221,11 +273,30 @@ def test_several_processes_cannot_share_a_stream(given: Any, monkeypatch: pytest
         fit(net(), given, steps_per_epoch=6)
 
 
-def test_each_process_validates_on_the_whole_set(monkeypatch: pytest.MonkeyPatch) -> None:
+# The ways in which a DataLoader takes a sampler.
+SAMPLED: dict[str, Callable[[Dataset, Sampler], DataLoader]] = {
+    "sampler": lambda dataset, sampler: DataLoader(dataset, 8, sampler=sampler),
+    "batch_sampler": lambda dataset, sampler: DataLoader(dataset, batch_sampler=BatchSampler(sampler, 8, True)),
+    "sampler of batches": lambda dataset, sampler: DataLoader(
+        dataset, sampler=BatchSampler(sampler, 8, True), batch_size=None
+    ),
+}
+
+
+@pytest.mark.parametrize("way", SAMPLED)
+def test_each_process_trains_on_its_part_and_validates_on_the_whole_set(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = SAMPLED[way](samples(), DistributedSampler(samples(), num_replicas=2, rank=0))
+    assert train.evaluate(net(), part, device="cpu").logits.shape == (24, 3)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    part = DataLoader(samples(), 8, sampler=DistributedSampler(samples(), num_replicas=2, rank=0))
+    assert loader_batches(part).steps_per_epoch == 3
+    with pytest.raises(ValueError, match="same batches"):
+        loader_batches(SAMPLED[way](samples(), RandomSampler(samples())))
     with pytest.raises(ValueError, match="validation.*without a DistributedSampler"):
         fit(net(), part, validation=part)
+    with pytest.raises(ValueError, match="dataset.*without a DistributedSampler"):
+        train.evaluate(net(), part, device="cpu")
 
 
 def test_the_last_batch_of_a_stream_is_left_out_if_it_is_not_full() -> None:
@@ -301,14 +372,50 @@ def test_steps_per_epoch_cuts_an_epoch_short_and_too_few_batches_are_an_error() 
         fit(net(), Shrinking(), steps_per_epoch=7)
 
 
-def test_the_callers_random_numbers_and_loader_stay_as_they_were() -> None:
-    loader = DataLoader(samples(), 8, shuffle=True, generator=torch.Generator().manual_seed(5))
+SHUFFLED: dict[str, Callable[[torch.Generator], DataLoader]] = {
+    "shuffle": lambda own: DataLoader(samples(), 8, shuffle=True, generator=own),
+    "weighted": lambda own: DataLoader(samples(), 8, sampler=WeightedRandomSampler([1.0] * 48, 48, generator=own)),
+    **{
+        way: lambda own, make=make: make(samples(), RandomSampler(samples(), generator=own))
+        for way, make in SAMPLED.items()
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SHUFFLED)
+def test_the_callers_random_numbers_and_loader_stay_as_they_were(kind: str) -> None:
+    loader = SHUFFLED[kind](torch.Generator().manual_seed(5))
     student = net()
     state = torch.random.get_rng_state()
     first = fit(student, loader, epochs=1)
     assert torch.equal(torch.random.get_rng_state(), state)
-    fresh = DataLoader(samples(), 8, shuffle=True, generator=torch.Generator().manual_seed(5))
+    fresh = SHUFFLED[kind](torch.Generator().manual_seed(5))
     assert same(weights(first.student), weights(fit(net(), list(fresh), epochs=1).student))
+
+
+class Noisy(Dataset):
+    """Samples that are augmented at random."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        x, label = samples(8)[number]
+        return x + torch.randn(16), label
+
+
+def test_the_seed_and_the_process_decide_what_persistent_workers_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(before: int, seed: int, rank: int = 0) -> dict[str, Tensor]:
+        loader = DataLoader(Noisy(), 8, num_workers=1, persistent_workers=True)
+        student = net()
+        torch.manual_seed(before)
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        return weights(fit(student, loader, seed=seed, epochs=1).student)
+
+    first = run(before=1, seed=0)
+    assert same(first, run(before=2, seed=0))
+    assert not same(first, run(before=1, seed=1))
+    assert not same(first, run(before=1, seed=0, rank=1))
 
 
 def test_the_teacher_is_the_same_to_the_bit_and_in_its_mode_afterwards() -> None:
@@ -658,6 +765,30 @@ def test_batches_with_labels_and_without_mix(unlabelled_first: bool) -> None:
     assert run.rows[0]["train_accuracy"] > 0.3  # of the labelled ones alone: a sample without a label is not wrong
 
 
+class OfLists(nn.Module):
+    """A network whose one argument is a list of images, as those that detect objects have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = net(norm=False)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return self.inside(torch.stack(images))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "list", "dict"])
+def test_a_list_of_images_has_as_many_as_it_has_labels(kind: str) -> None:
+    """A batch of two counts less in the history than one of eight."""
+    wrapped = {"tensor": lambda y: y, "list": list, "dict": lambda y: {"class": y}}[kind]
+    read = {"tensor": lambda y: y, "list": torch.stack, "dict": lambda y: y["class"]}[kind]
+    method = HardLabels(hard=lambda z, y: F.cross_entropy(z, read(y)))
+    given = [(x[:count], y[:count]) for (x, y), count in zip(batches(), (8, 2, 5, 8, 1, 8), strict=True)]
+    lists = [(list(x), wrapped(y)) for x, y in given]
+    adapter = Adapter(inputs=lambda batch: (batch[0],))
+    found = fit(OfLists(), lists, adapter=adapter, method=method).rows[-1]
+    assert found["loss"] == pytest.approx(fit(net(norm=False), given).rows[-1]["loss"])
+
+
 class TwoHeads(nn.Module):
     """Logits, and a number beside them."""
 
@@ -802,7 +933,16 @@ def test_a_function_that_holds_the_student_belongs_to_the_same_run_when_it_goes_
     assert same(weights(resumed.student), weights(fit(whole, batches(), epochs=3, **options(whole)).student))
 
 
+class Nothing(IterableDataset):
+    """A stream that ends before its first sample, and does not say so."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(())
+
+
 UNFIT: dict[str, tuple[Any, str]] = {
+    "no batch": ([], "validation data gives no batch"),
+    "no batch of a stream": (Nothing(), "validation data gives no batch.*already"),
     "no labels": ([(torch.randn(4, 16),)], "label"),
     "other classes": ([(torch.randn(4, 16), torch.tensor([0, 1, 2, 3]))], r"labels must lie in 0 \.\. 2"),
     "other inputs": ([(torch.randn(4, 5), torch.arange(4) % 3)], "cannot take"),
@@ -1045,16 +1185,17 @@ def test_a_teacher_is_evaluated_on_its_own_inputs() -> None:
     assert found.accuracy == train.evaluate(net(seed=1), batches(), **options).accuracy
 
 
-def test_a_distributed_sampler_shuffles_anew_in_each_epoch() -> None:
+@pytest.mark.parametrize("way", SAMPLED)
+def test_a_distributed_sampler_shuffles_anew_in_each_epoch(way: str) -> None:
     seen: list[int] = []
 
     class Watched(TensorDataset):
-        def __getitem__(self, number: int) -> tuple:
-            seen.append(number)
+        def __getitem__(self, number: Any) -> tuple:
+            seen.extend(np.atleast_1d(number).tolist())
             return super().__getitem__(number)
 
     watched = Watched(*samples().tensors)
-    fit(net(), DataLoader(watched, 8, sampler=DistributedSampler(watched, num_replicas=1, rank=0)), epochs=2)
+    fit(net(), SAMPLED[way](watched, DistributedSampler(watched, num_replicas=1, rank=0)), epochs=2)
     first, second = seen[-96:-48], seen[-48:]
     assert sorted(first) == sorted(second)
     assert first != second

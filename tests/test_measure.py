@@ -681,10 +681,10 @@ def snapshot(model: nn.Module) -> tuple:
 
 
 def half_trained() -> nn.Module:
-    """A model in training with gradients, a frozen parameter, and a shared batch norm in eval mode."""
+    """A model in training with gradients, a frozen parameter, a shared batch norm in eval mode and a spectral norm."""
     torch.manual_seed(0)
     norm = nn.BatchNorm1d(5)
-    model = nn.Sequential(tiny(), norm, nn.Sequential(norm))
+    model = nn.Sequential(tiny(), norm, nn.Sequential(norm), nn.utils.parametrizations.spectral_norm(nn.Linear(5, 5)))
     model(torch.randn(4, *SHAPE)).square().sum().backward()
     model[0][6].bias.requires_grad_(False)
     norm.eval()
@@ -695,8 +695,10 @@ def half_trained() -> nn.Module:
     "function",
     [
         measure.count_parameters,
+        measure.count_nonzero,
         measure.bytes_in_memory,
         measure.bytes_saved,
+        measure.zipped_bytes,
         lambda model: measure.macs(model, SHAPE),
         lambda model: measure.latency(model, SHAPE, batch_size=2, min_run_time=0.001),
         lambda model: measure.latency(model, SHAPE, min_run_time=0.001, device="cpu:0"),

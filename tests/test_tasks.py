@@ -473,7 +473,7 @@ def full(*shape: int, value: float = 0) -> Tensor:
 WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "maps for samples": (rows(Classification(), (B, C, H, W), None), ValueError, r"\(4, 5, 3, 2\).*'segmentation'"),
     "tokens for samples": (rows(Classification(), (B, L, C), None), ValueError, "'token-classification'"),
-    "no classes": (rows(Classification(), (B,), None), ValueError, "batch x classes"),
+    "no classes": (rows(Classification(), (B,), None), ValueError, r"batch x classes.*DataLoader\(.*B x 1"),
     "several labels as one": (rows(MultiLabel(), (B, C), full(B)), ValueError, r"\(4, 5\) and labels \(4,\)"),
     "several labels, other count": (rows(MultiLabel(), (B, C), full(B, C + 1)), ValueError, r"labels \(4, 6\)"),
     "labels above one": (rows(MultiLabel(), (B, C), full(B, C, value=2)), ValueError, r"\[0, 1\].* 2 to 2"),
@@ -511,6 +511,16 @@ def test_what_fits_no_task_is_refused_in_a_sentence(name: str) -> None:
     call, error, words = WRONG[name]
     with pytest.raises(error, match=words):
         call()
+
+
+def test_one_label_for_a_bag_of_samples_is_for_a_loss_of_ones_own() -> None:
+    """The loss says what it means; a picture or a vector with one label is a sample."""
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(z.mean(0), y)
+
+    bags = [(torch.randn(B, 4), torch.tensor(n)) for n in range(2)]
+    train.fit(nn.Linear(4, C), bags, method=HardLabels(hard=loss), epochs=1, device="cpu", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -618,3 +628,10 @@ def test_one_logit_a_sample_is_no_classification() -> None:
     assert train.evaluate(network, [batch], task="multilabel").accuracy <= 1
     with pytest.raises(ValueError, match="one logit for each sample"):
         Distiller(network, None, HardLabels(hard=nn.BCEWithLogitsLoss()), example=batch)
+
+
+def test_the_warning_of_an_evaluation_points_to_the_callers_line() -> None:
+    sample = torch.zeros(4), torch.tensor(1)
+    with pytest.warns(UserWarning, match="a sample and no batch") as found, pytest.raises(ValueError, match="batch x"):
+        train.evaluate(nn.Linear(4, 3), [sample])
+    assert found[0].filename == __file__

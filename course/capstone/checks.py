@@ -12,7 +12,7 @@ from typing import Any
 from course.capstone.document import PLACEHOLDER, Report
 from course.capstone.draft import ALL_EQUAL, LOGIT_METHODS
 from course.capstone.evidence import CONTROLS, Evidence
-from course.capstone.numbers import all_numbers, first_number, with_units
+from course.capstone.numbers import Written, all_numbers, first_number, with_units
 from kdlib.loss_table import LOSSES
 from kdlib.method_parser import FAMILY_DEFAULTS
 from kdlib.study.method_specs import Settings
@@ -32,6 +32,13 @@ NEGATION = re.compile(
 CLAIM = re.compile(r"\b([Bb]eats|[Oo]utperforms)\b")  # BEATS is a verdict
 GAIN = re.compile(r"\b(gains?|gained|ahead|better|higher|improves?|improved)\b", re.IGNORECASE)
 LOSS = re.compile(r"\b(loses?|lost|loss|behind|below|worse|less|fewer|lower|falls?|drops?|costs?)\b", re.IGNORECASE)
+CLAUSE = re.compile(r"[,;]\s|\sand\s")
+# "Over hard labels, kd LOSES" speaks of kd alone; "hard labels are ahead" and "without kd" speak of something else, and
+# "the gap of kd" has no sign.
+OVER_BASELINE = re.compile(r"\b(?:over|above|against|to|than) (?:the )?(?:hard labels|baseline)\b", re.IGNORECASE)
+OTHER_SUBJECT = re.compile(
+    r"\b(labels|baseline|plain|teacher|which|without|over|above|against|than|from|gap)\b", re.IGNORECASE
+)
 TOO_MUCH = re.compile(r"\b(proves?|proven|significant(?:ly)?|certainly|always|guarantees?)\b", re.IGNORECASE)
 # The level of intervals, which is no result: "95 % intervals", "intervals that hold together with 95 %".
 LEVEL = re.compile(
@@ -266,7 +273,6 @@ def conclusion_numbers(report: Report, evidence: Evidence) -> Iterator[str]:
     for name in results.methods:
         gain = results.gain(name)
         known += [100 * value for value in (gain.mean, gain.low, gain.high)]
-    known += [100 * (a - b) for a in _means(evidence) for b in _means(evidence)]
     known += [one.value for one in with_units(report.prose("Question"))]
     known += [100 * float(evidence.student[name]) for name in ("student_accuracy", "agreement")]
     measured = ("accuracy", "float_accuracy", "agreement")
@@ -274,28 +280,45 @@ def conclusion_numbers(report: Report, evidence: Evidence) -> Iterator[str]:
     for count in ("parameters", "macs", "bytes", "milliseconds"):
         share = 100 * evidence.cost["student"][count] / evidence.cost["teacher"][count]
         known += [share, 100 - share]
+    differences = [100 * (a - b) for a in _means(evidence) for b in _means(evidence)]
     for one in with_units(LEVEL.sub("", report.prose("Conclusion"))):
         # "Loses by 1.2 points" has no sign, where the rows have one.
-        if not any(one.agrees(value) or (not one.signed and one.agrees(abs(value))) for value in known):
+        if not any(one.agrees(value) or (not one.signed and one.agrees(abs(value))) for value in known + differences):
             yield (
                 f"the conclusion has {one.text}, which no file gives: it is no accuracy, gain, interval or agreement, "
                 "and no share of the teacher's cost."
             )
-    yield from _turned_gains(report, evidence)
+    yield from _turned_gains(report, evidence, known)
 
 
-def _turned_gains(report: Report, evidence: Evidence) -> Iterator[str]:
-    """Losses that a sentence calls gains."""
+def _turned_gains(report: Report, evidence: Evidence, known: Collection[float]) -> Iterator[str]:
+    """Losses that a sentence calls gains, or writes with a plus; known: numbers that may have a plus all the same."""
     gains = {name: evidence.results.gain(name) for name in evidence.results.methods}
     losses = {name: 100 * gain.mean for name, gain in gains.items() if not gain.problem and gain.mean < 0}
     for sentence in _sentences(report.prose("Conclusion")):
-        named = set(_named(gains, sentence))
-        if len(named) != 1 or not GAIN.search(sentence) or LOSS.search(sentence) or NEGATION.search(sentence):
-            continue
+        turned: list[tuple[str, str]] = []
+        if GAIN.search(sentence) and not LOSS.search(sentence):
+            turned += [(name, one.text) for name, one in _without_minus(sentence, gains, losses)]
+        clauses = [clause for clause in CLAUSE.split(sentence) if VERDICT.search(clause)]
+        for part in (sentence, *clauses):
+            words = OVER_BASELINE.sub("", VERDICT.sub("", part))
+            if not OTHER_SUBJECT.search(words) and not LOSS.search(words):
+                turned += [
+                    (name, one.text)
+                    for name, one in _without_minus(part, gains, losses)
+                    # "LOSES by +6.4 points" says how large the loss is, as "+6.4 points behind" does.
+                    if one.text[0] == "+" and f"by {one.text}" not in part and not any(map(one.agrees, known))
+                ]
+        for name, text in dict.fromkeys(turned):
+            yield f"the conclusion calls {text} a gain of {name}; the rows say {losses[name]:+.2f} points."
+
+
+def _without_minus(text: str, names: Collection[str], losses: Mapping[str, float]) -> Iterator[tuple[str, Written]]:
+    """The numbers that are the loss of the one method that a text names, but for the minus."""
+    named = set(_named(names, text))
+    if len(named) == 1 and named <= losses.keys() and not NEGATION.search(text):
         (name,) = named
-        for one in with_units(sentence):
-            if name in losses and one.value > 0 and one.agrees(-losses[name]):
-                yield f"the conclusion calls {one.text} a gain of {name}; the rows say {losses[name]:+.2f} points."
+        yield from ((name, one) for one in with_units(text) if one.value > 0 and one.agrees(-losses[name]))
 
 
 def _means(evidence: Evidence) -> list[float]:

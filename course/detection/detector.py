@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from course.detection.centers import BOX_CHANNELS, NUM_CLASSES
 from kdlib.adapters import Adapter
 from kdlib.errors import check_real, check_whole, unknown_name
+from kdlib.guards import keep_modes
 from kdlib.methods import Feature, HardLabels, Logit, Method
 from kdlib.models import BasicBlock
 
@@ -143,10 +144,7 @@ def method_named(
 
 @torch.no_grad()
 def predict(model: nn.Module, canvases: Tensor, batch_size: int = 250) -> Tensor:
-    """The maps of a detector for canvases, uint8, N x 1 x H x W, in eval mode; the mode is as before afterwards."""
-    training = model.training
-    model.eval()
-    try:
+    """The maps of a detector for canvases, uint8, N x 1 x H x W, in eval mode; modes are as before afterwards."""
+    with keep_modes(model):
+        model.eval()
         return torch.cat([model(normalise(part)).float() for part in canvases.split(batch_size)])
-    finally:
-        model.train(training)

@@ -7,12 +7,10 @@ are read once in a run, after its last epoch.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, astuple, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ from course.detection import centers, scenes
 from course.detection.detector import FEATURE_LAYER, METHODS, TASK, Detector, adapter, method_named, normalise, predict
 from course.detection.precision import AveragePrecision, average_precision
 from course.detection.scenes import Scenes
+from course.workers import in_processes
 from kdlib import files, measure, train
 from kdlib.data import data_dir, seed_for
 from kdlib.data.augment import permutation
@@ -382,12 +381,9 @@ class Experiment:
             for run in runs:
                 yield run_student(self.budget, run, self.cache, test=test)
             return
-        # Spawned: a forked process would inherit torch's threads in whatever state they are.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, context, torch.set_num_threads, (1,)) as pool:
-            waiting = [pool.submit(run_student, self.budget, run, self.cache, test=test) for run in runs]
-            for finished in as_completed(waiting):
-                yield finished.result()
+        train_one = partial(run_student, self.budget, cache=self.cache, test=test)
+        for _, row in in_processes(train_one, runs, self.workers):
+            yield row
 
 
 def _best_by_method(runs: Sequence[Run], rows: Sequence[Mapping[str, str]]) -> dict[str, Run]:

@@ -21,12 +21,10 @@ from __future__ import annotations
 
 import copy
 import math
-import multiprocessing
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -37,11 +35,12 @@ import typer
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from course.workers import in_processes
 from kdlib import compress, data, devices, measure, models, train, verdict
 from kdlib.data import DataModule, data_dir
 from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
 from kdlib.methods import HardLabels, Logit, Method
-from kdlib.study.experiment import exit_with_parent
+from kdlib.study.experiment import threads_of_a_worker
 from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
 from kdlib.teachers import CachedTeacher
@@ -411,20 +410,8 @@ class Experiment:
             for run in runs:
                 yield run, execute(run, self.budget, self.cache, test=test)
             return
-        threads = max(1, torch.get_num_threads() // self.workers)
-        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        with ProcessPoolExecutor(self.workers, context, _start_worker, (threads,)) as pool:
-            futures = {pool.submit(execute, run, self.budget, self.cache, test=test): run for run in runs}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _start_worker(threads: int) -> None:
-    torch.set_num_threads(threads)
-    exit_with_parent()
+        execute_one = partial(execute, budget=self.budget, cache=self.cache, test=test)
+        yield from in_processes(execute_one, runs, self.workers, threads=threads_of_a_worker(self.workers))
 
 
 def best_rate(rows: Sequence[dict[str, str]], technique: str, training: str) -> float:

@@ -11,12 +11,10 @@ eval mode, once in training mode. Nothing is chosen here: the validation split i
 
 from __future__ import annotations
 
-import multiprocessing
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -27,6 +25,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
+from course.workers import in_processes
 from kdlib import data, losses, models, verdict
 from kdlib.data import data_dir
 from kdlib.errors import check_whole, exit_in_a_sentence
@@ -198,18 +197,7 @@ def _results(runs: Sequence[Run], workers: int) -> Iterator[tuple[Run, dict[str,
         for one in runs:
             yield one, pictures.execute(one)
         return
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
-        futures = {pool.submit(_execute_in_worker, one): one for one in runs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
+    yield from in_processes(_execute_in_worker, runs, workers)
 
 
 @lru_cache(maxsize=1)

@@ -166,6 +166,12 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     return temperature**2 * divergence
 
 
+_TEACHERS_ZERO = (
+    "The teacher's softmax is exactly 0 there, and 0 times log 0 is NaN. Take the teacher's log_softmax too, or "
+    "torch.xlogy or F.kl_div, which count this term as 0."
+)
+
+
 def _pairs() -> list[Case]:
     generator = torch.Generator().manual_seed(42)
 
@@ -180,8 +186,11 @@ def _pairs() -> list[Case]:
         "A softmax that is exactly 0 has no logarithm, and a small number added to it hides how wrong the student is: "
         "log_softmax goes to the logarithm without that 0."
     )
-    far = Case((student, teacher, 1.5), "a student that is sure and wrong", advice)
-    return [small, pair(4, 3, 4.0), pair(5, 5, 3.0), pair(1, 6, 0.7), pair(6, 10, 6.0), far]
+    # Where both are sure, a NaN does not tell whose softmax it comes from: in a case before it the teacher is not.
+    sure_student = Case((student, teacher / 100, 1.5), "a student that is sure and wrong", advice)
+    both_sure = Case((student, teacher, 1.5), "a teacher that is sure", _TEACHERS_ZERO)
+    ordinary = pair(4, 3, 4.0), pair(5, 5, 3.0), pair(1, 6, 0.7), pair(6, 10, 6.0)
+    return [small, *ordinary, sure_student, both_sure]
 
 
 def _logs(z: Tensor, t: float) -> Tensor:
@@ -199,6 +208,11 @@ def _kl(log_s: Tensor, log_t: Tensor) -> Tensor:
 def _log_of_softmax(s: Tensor, z: Tensor, t: float) -> Tensor:
     p_s, p_t = torch.softmax(s / t, dim=1), torch.softmax(z / t, dim=1)
     return t**2 * (p_t * (p_t.log() - p_s.log())).sum(dim=1).mean()
+
+
+def _log_of_teachers_softmax(s: Tensor, z: Tensor, t: float) -> Tensor:
+    p = torch.softmax(z / t, dim=1)
+    return t**2 * (p * (p.log() - _logs(s, t))).sum(dim=1).mean()
 
 
 def _without_keepdim(s: Tensor, z: Tensor, t: float) -> Tensor:
@@ -231,7 +245,7 @@ SOFT_LOSS = CodeSpec(
     10,
     "Write soft_loss(student_logits, teacher_logits, temperature): T^2 times KL(teacher || student), both softened "
     "with T: sum_c p_c (log p_c - log q_c) with the teacher's p and the student's q, summed over the classes and "
-    "averaged over the images. It must stay finite for a student that is sure and wrong.",
+    "averaged over the images. It must stay finite for a student that is sure and wrong, and for a sure teacher.",
     (
         "You need the logarithms of both softened answers: torch.log_softmax(... / temperature, dim=1).",
         "The teacher's probabilities are the exp of its logarithms.",
@@ -270,6 +284,11 @@ SOFT_LOSS = CodeSpec(
             lambda s, z, t: t**2 * _kl(_logs(z, t), _logs(z, t)),
             "Your loss is 0 for every input. Do the same logits stand on both sides of the divergence? One side is the "
             "student's, the other the teacher's.",
+        ),
+        Mistake(
+            "log of the teacher's softmax",
+            _log_of_teachers_softmax,
+            f"The formula is right, but for a teacher that is sure it gives NaN. {_TEACHERS_ZERO}",
         ),
         Mistake("log of a softmax", _log_of_softmax, _LOG),
         Mistake("over the batch", lambda s, z, t: _over_the_batch(s, z, t, 2), _BATCH),

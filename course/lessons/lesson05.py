@@ -26,6 +26,12 @@ def joint_loss(
     return alpha * hard + (1 - alpha) * soft
 
 
+_TEACHERS_ZERO = (
+    "The teacher's softmax is exactly 0 there, and 0 times log 0 is NaN. Take the teacher's log_softmax too, or "
+    "torch.xlogy or F.kl_div, which count this term as 0."
+)
+
+
 def _triples() -> list[Case]:
     generator = torch.Generator().manual_seed(51)
 
@@ -41,9 +47,12 @@ def _triples() -> list[Case]:
         "A softmax that is exactly 0 has no logarithm. Go there in one step: log_softmax, and for the hard part "
         "cross_entropy, which does the same inside."
     )
-    far = Case((student, teacher, torch.tensor([1, 0]), 1.5, 0.3), "a student that is sure and wrong", advice)
+    # Where both are sure, a NaN does not tell whose softmax it comes from: in a case before it the teacher is not.
+    rest = torch.tensor([1, 0]), 1.5, 0.3
+    sure_student = Case((student, teacher / 100, *rest), "a student that is sure and wrong", advice)
+    both_sure = Case((student, teacher, *rest), "a teacher that is sure", _TEACHERS_ZERO)
     shapes = (4, 3, 4.0, 0.1), (5, 5, 3.0, 0.7), (1, 6, 0.7, 0.4), (6, 10, 6.0, 0.9)
-    return [Case((*small, 2.0, 0.25)), *(case(*shape) for shape in shapes), far]
+    return [Case((*small, 2.0, 0.25)), *(case(*shape) for shape in shapes), sure_student, both_sure]
 
 
 def _hard(z: Tensor, y: Tensor, t: float = 1.0) -> Tensor:
@@ -71,6 +80,11 @@ def _log_of_softmax(s: Tensor, z: Tensor, y: Tensor, t: float, a: float) -> Tens
     return a * _hard(s, y) + (1 - a) * t**2 * (p * (p.log() - q.log())).sum(dim=1).mean()
 
 
+def _log_of_teachers_softmax(s: Tensor, z: Tensor, y: Tensor, t: float, a: float) -> Tensor:
+    p = torch.softmax(z / t, dim=1)
+    return a * _hard(s, y) + (1 - a) * t**2 * (p * (p.log() - _logs(s, t))).sum(dim=1).mean()
+
+
 def _without_keepdim(s: Tensor, z: Tensor, t: float) -> Tensor:
     log_q, log_p = (x / t - torch.logsumexp(x / t, dim=1) for x in (s, z))
     return _each(log_q, log_p).sum(dim=1).mean()
@@ -95,7 +109,8 @@ JOINT = CodeSpec(
     8,
     "Write joint_loss(student_logits, teacher_logits, labels, temperature, alpha): alpha times the cross-entropy with "
     "the labels, plus 1 - alpha times the soft loss, which is T^2 times KL(teacher || student), both softened with T, "
-    "summed over the classes and averaged over the images. It must stay finite for a student that is sure and wrong.",
+    "summed over the classes and averaged over the images. It must stay finite for a student that is sure and wrong, "
+    "and for a sure teacher.",
     (
         "Two parts. The hard one knows nothing of T: torch.nn.functional.cross_entropy(student_logits, labels).",
         "The soft one needs torch.log_softmax(... / temperature, dim=1) of both, and the teacher's exp as weights.",
@@ -271,6 +286,11 @@ JOINT = CodeSpec(
             "no logarithm in kl_div",
             lambda s, z, y, t, a: a * _hard(s, y) + (1 - a) * t**2 * _raw_kl_div(_logs(s, t).exp(), _logs(z, t).exp()),
             "kl_div takes the student's log-probabilities first: log_softmax, not softmax.",
+        ),
+        Mistake(
+            "log of the teacher's softmax",
+            _log_of_teachers_softmax,
+            f"The formula is right, but for a teacher that is sure it gives NaN. {_TEACHERS_ZERO}",
         ),
         Mistake(
             "log of a softmax",
@@ -464,8 +484,9 @@ TRAIN_STEP = CodeSpec(
         Mistake(
             "no step",
             _step(returned_before=True),
-            "The logits are those before the step: optimizer.step() is missing, zero_grad() stands between backward() "
-            "and step() and leaves no gradient, or the student has to be asked again after it, return student(images).",
+            "The logits are those before the step: loss.backward() or optimizer.step() is missing, zero_grad() stands "
+            "between backward() and step() and leaves no gradient, or the student has to be asked again after it, "
+            "return student(images).",
         ),
         Mistake(
             "step before the gradients",

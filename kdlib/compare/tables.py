@@ -4,9 +4,10 @@ Columns that all tables share: network, measure, value (the mean over runs and i
 gain (value minus the baseline's), low, high (its interval), covers (what that interval is about), family (how many
 intervals hold together), better ("higher", "lower" or ""), verdict. The baseline and the teacher have no gain.
 
-One table is one family, but for the two rows of `robustness` that sum it up. What each test image has a value of its
-own for is compared over seeds and images together; what only a whole test set has (calibration error, AUROC) over
-seeds.
+One table is one family, but for the two rows of `robustness` that sum it up, for each kind of scatter in `uncertainty`,
+and for each run in `pairs`. The interval of an accuracy itself (value_low, value_high) belongs to none: each holds
+alone. What each test image has a value of its own for is compared over seeds and images together; what only a whole
+test set has (calibration error, AUROC) over seeds.
 """
 
 from __future__ import annotations

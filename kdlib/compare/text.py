@@ -210,6 +210,8 @@ def _caption(name: str, table: pd.DataFrame) -> str:
     elif families:
         sizes = {size: None for some in families.values() for size in some}
         parts.append(f"What an interval covers stands in its row; {_of_family(*sizes)}")
+    if name == "accuracy":
+        parts.append("What stands under 'its interval' belongs to no family: each holds alone.")
     if name == "robustness":
         parts.append("The first rows, over all corruptions, are a family of their own.")
     if name == "classes" and table["class"].nunique() > MOST_CLASSES:

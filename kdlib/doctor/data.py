@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.data import IterableDataset
 
 from kdlib.adapters import LABEL_FIELDS, Adapter
 from kdlib.data import DataModule
@@ -87,14 +89,17 @@ def normalisation(setup: Setup) -> Finding | None:
     if len({one.inputs["teacher"].shape[1:] for one in seen}) > 1:
         raise Skip("the batches have pictures of different sizes")
     pictures = torch.cat([one.inputs["teacher"] for one in seen])
-    if len(pictures) != len(found.labels) or pictures.shape[1] > 4:
+    if len(pictures) != len(found.named) or pictures.shape[1] > 4:
         raise Skip("the teacher does not answer once for each picture")
     sizes = [len(one.inputs["teacher"]) for one in seen]
     compared = False
     best: tuple[float, str, Samples] = (1.0, "", found)
     for name, changed in _normalised(pictures).items():
-        other = Samples(_ask(setup, changed, sizes), found.labels, found.batches)
-        if other.logits.shape != found.logits.shape or not bool(other.logits.isfinite().all()):
+        answers = _ask(setup, changed, sizes)
+        if answers.shape != (len(pictures), found.logits.shape[1]):
+            continue
+        other = replace(found, logits=answers[found.named])
+        if not bool(other.logits.isfinite().all()):
             continue
         compared = True
         chance = better(other.right, found.right)
@@ -271,7 +276,7 @@ def as_splits(data: Any) -> Mapping[str, Any]:
 
 def _shared(a: Any, b: Any, adapter: Adapter) -> tuple[int, int, bool]:
     """How many samples of b are in a, how many b has, and whether it is known what of a sample the inputs are."""
-    if a is b:
+    if a is b and hasattr(b, "__len__"):
         return len(b), len(b), True
     if isinstance(a, InMemoryDataset) and isinstance(b, InMemoryDataset):
         # Splits that were made one by one number their samples alike, so only the pictures tell.
@@ -300,7 +305,8 @@ def _hashes(split: Any, adapter: Adapter) -> tuple[list[int], bool]:
     """A number for each sample, by its inputs, and whether it is known what these are."""
     if isinstance(split, Tensor):
         return [hash(_content(row)) for row in split.detach().cpu()], True
-    if not hasattr(split, "__getitem__") or not hasattr(split, "__len__"):
+    stream = isinstance(split, IterableDataset)  # torch's has a __getitem__ that only raises
+    if stream or not hasattr(split, "__getitem__") or not hasattr(split, "__len__"):
         raise Skip(f"the samples of a {type(split).__name__} cannot be read by their number")
     _refuse_many(split)
     found, all_known = [], True

@@ -25,11 +25,15 @@ MOST_OF_ONE = 0.9  # of the labels: where one class has as many, answers to it a
 
 @dataclass(frozen=True)
 class Samples:
-    """Logits N x C and the labels (int64, N) of all samples that were looked at; batch: how many came together."""
+    """Logits N x C and the labels (int64, N) of all samples whose label names a class.
+
+    batches: the number of the batch in which each came. named: of all samples that were looked at, which these are.
+    """
 
     logits: Tensor
     labels: Tensor
     batches: Tensor
+    named: Tensor
 
     @property
     def right(self) -> Tensor:
@@ -87,9 +91,9 @@ def samples(setup: Setup, role: str) -> Samples:
         labels = labels.cpu().long()
         if len(labels) != len(logits):
             raise Skip(f"there are {len(labels)} labels for {len(logits)} rows of the {role}'s logits")
-        counts = (labels >= 0) & (labels < logits.shape[1])
-        kept.append((logits[counts], labels[counts], torch.full((int(counts.sum()),), number)))
-    logits, labels, batches = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        named = (labels >= 0) & (labels < logits.shape[1])
+        kept.append((logits[named], labels[named], torch.full((int(named.sum()),), number), named))
+    logits, labels, batches, named = (torch.cat(parts) for parts in zip(*kept, strict=True))
     if not len(labels):
         raise Skip("no label names one of the classes")
     if not logits.isfinite().all():
@@ -98,7 +102,7 @@ def samples(setup: Setup, role: str) -> Samples:
         raise Skip("all labels name one class, which no answers tell from chance: give batches from a shuffled loader")
     if mixes_samples(setup, role):
         raise Mixed(f"the step makes each of the {role}'s inputs of several samples, as Mixup does")
-    return Samples(logits, labels, batches)
+    return Samples(logits, labels, batches, named)
 
 
 def chance_of(answers: Tensor, labels: Tensor) -> float:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from kdlib.adapters import Adapter
 from kdlib.described import parameters_of
+from kdlib.devices import map_fields, with_items
 from kdlib.distiller import Distiller, Losses
 from kdlib.doctor.report import Skip
 from kdlib.guards import writes_to
@@ -466,28 +466,12 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_map(one, change) for one in value)
     if isinstance(value, Mapping):
-        return _of_the_same_kind(value, {name: _map(one, change) for name, one in value.items()})
+        return with_items(value, {name: _map(one, change) for name, one in value.items()})
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _map(getattr(value, f.name), change) for f in fields(value)})
+        return map_fields(value, lambda one: _map(one, change))
     if value is None or isinstance(value, str | int | float):
         return value
     raise Skip(f"a batch that holds a {type(value).__name__} cannot be cut into smaller ones")
-
-
-def _of_the_same_kind(mapping: Mapping[str, Any], items: dict[str, Any]) -> Mapping[str, Any]:
-    """A copy with these items in it, because a step may use its methods; a dict where that cannot be made.
-
-    Of another mapping a shallow copy may share its items with the user's, which must stay as they are.
-    """
-    if not isinstance(mapping, dict | UserDict):
-        return items
-    try:
-        changed: Any = copy.copy(mapping)
-        for name, value in items.items():
-            changed[name] = value
-    except Exception:  # whatever a class of the user's raises when it is copied, or written to
-        return items
-    return changed
 
 
 # -------------------- hooks

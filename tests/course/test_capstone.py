@@ -831,6 +831,16 @@ def test_a_wrong_claim_in_plain_words_is_found() -> None:
         "kd LOSES. The int8 file agrees with the student on 97.20 % of the pictures.",
         "kd LOSES. The student needs 29 % of the teacher's parameters, 71 % fewer.",
         "kd LOSES by 6.4 points; it falls 6.4 points below hard labels.",
+        "kd LOSES by +6.4 points.",
+        "kd LOSES. So kd stays +6.4 points behind hard labels.",
+        "kd LOSES. The gap of kd to hard labels is +6.4 points.",
+        "kd LOSES: hard labels are +6.4 points ahead of it.",
+        "kd LOSES to hard labels, which are +6.4 points ahead.",
+        "kd LOSES. Without kd the student has +6.4 points.",
+        "kd LOSES. A student of its own has +6.4 points over kd.",
+        "kd LOSES, label-smoothing is INCONCLUSIVE, and plain training has +6.4 points over kd.",
+        "kd LOSES: -6.4 points, and not +6.4 points.",
+        "shuffled LOSES: -57.2 points. From kd to hard labels it is +6.4 points.",
     ],
 )
 def test_what_the_files_say_may_be_said(text: str) -> None:
@@ -846,6 +856,12 @@ def test_what_the_files_say_may_be_said(text: str) -> None:
         ("kd not only BEATS hard labels: it is small.", "says BEATS of kd, and its interval says LOSES"),
         ("kd LOSES. It stays within its interval and ends at 95 %.", "has 95, which no file gives"),
         ("kd gains 6.4 points over hard labels. label-smoothing is INCONCLUSIVE.", "calls 6.4 a gain of kd"),
+        ("kd LOSES: +6.4 points (-8.5 to -4.4).", "calls +6.4 a gain of kd; the rows say -6.44 points"),
+        ("kd, which gains +6.4 points, is small. kd LOSES.", "calls +6.4 a gain of kd"),
+        ("kd LOSES against hard labels, with +6.44 points.", "calls +6.44 a gain of kd"),
+        ("Over hard labels, kd LOSES: +6.4 points, and the controls do worse.", "calls +6.4 a gain of kd"),
+        ("label-smoothing is INCONCLUSIVE: +1.1 points, and kd LOSES: +6.4 points.", "calls +6.4 a gain of kd"),
+        ("The control shuffled LOSES (+57.2 points).", "calls +57.2 a gain of shuffled"),
         ("kd LOSES, at 46 % of the teacher's parameters.", "has 46, which no file gives"),
         ("kd LOSES, and label-smoothing reaches 95 %.", "has 95, which no file gives"),
         ("By its interval kd LOSES. The teacher is right on 95 %.", "has 95, which no file gives"),
@@ -854,6 +870,14 @@ def test_what_the_files_say_may_be_said(text: str) -> None:
 def test_what_the_files_do_not_say_is_found(text: str, message: str) -> None:
     (fault,) = with_conclusion(text, "Verdicts", "Numbers")
     assert message in fault
+
+
+@pytest.mark.parametrize(("gain", "accepted"), [("-1.8", True), ("+1.8", False)])
+def test_an_inconclusive_loss_keeps_its_sign(gain: str, accepted: bool, good: Path) -> None:
+    shuffled = load_study(good.parent / "runs" / "study" / study_name(good)).gain("shuffled")
+    said = f"The control shuffled is INCONCLUSIVE: {gain} points ({100 * shuffled.low:+.1f} to +1.6)."
+    found = changed_report(good, "Conclusion", "The controls gain less.", said)
+    assert (found == []) is accepted, found
 
 
 def test_a_report_of_some_editors_is_read_and_one_of_another_encoding_is_told(good: Path, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from course import workers
 from course.experiments import compression
 from course.experiments.compression import HARD, KD, RAW, TECHNIQUES, Budget, Experiment, Images, Run
 from kdlib.data import DataModule
+from kdlib.study import experiment as study_experiment
 from kdlib.study.runs_file import read_rows
 
 # Validation accuracies of trials, by training and learning rate: KD's best lies beyond the first three.
@@ -67,6 +70,20 @@ def test_what_is_finished_is_not_repeated(made: list[Run], tmp_path: Path) -> No
     facts = json.loads((tmp_path / "compression-resnet20-fashion-100.json").read_text())
     assert [session["rows"] for session in facts["sessions"]] == [[1, 3], [4, 6]]
     assert facts["sessions"][0]["command"] == "the command"
+
+
+def test_trials_that_have_ended_as_ctrl_c_arrives_are_kept(
+    made: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(pending: Sequence[Future[Any]], **options: Any) -> Any:
+        wait(pending)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda count, *_: ThreadPoolExecutor(count))
+    monkeypatch.setattr(study_experiment, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Experiment(Budget(100, 2), tmp_path, tmp_path / "cache", workers=2).run(["int4"], 1, "", log=lambda text: None)
+    assert len(made) == len(read_rows(tmp_path / "choose-compression-resnet20-fashion-100.csv")) == 6
 
 
 def test_the_same_network_takes_over_the_rates_and_fresh_weights_have_no_raw_row(

@@ -6,8 +6,11 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from course import plots
+from course import plots, workers
 from course.detection import centers, detector, experiment, scenes
 from course.detection.detector import Detector, adapter, detection_loss, heat_map_kd, method_named
 from course.detection.experiment import Budget, Experiment, Run, run_student, stored_answers
@@ -26,8 +29,10 @@ from course.detection.figure import scene_alt, scene_figure
 from course.detection.gains import complete, describe, gains
 from course.detection.precision import average_precision
 from course.detection.scenes import MOST_PIECES, SIDES, SIZE, Scenes
+from course.workers import in_processes
 from kdlib import data, losses, train
 from kdlib.distiller import Distiller
+from kdlib.study import experiment as study_experiment
 from kdlib.study.runs_file import read_rows
 from kdlib.tasks import MultiLabel
 
@@ -468,6 +473,10 @@ def test_predicting_leaves_the_mode_as_it_was(drawn: Scenes) -> None:
     detector.predict(model, drawn.canvases[:3])
     assert model.training
     assert all(module.training for module in model.modules())
+    model.neck.eval()  # frozen by hand
+    detector.predict(model, drawn.canvases[:3])
+    assert (model.training, model.neck.training, model.head.training) == (True, False, True)
+    assert not any(module.training for module in model.neck.modules())
 
 
 # Paired runs.
@@ -553,6 +562,84 @@ def test_a_teacher_in_a_damaged_file_is_refused(small: Experiment) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         experiment.trained_teacher(SMALL, small.cache)
+
+
+# Several runs at a time.
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of this process stand for the processes."""
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda count, *_: ThreadPoolExecutor(count))
+
+
+def make_one(number: int) -> int:
+    if number == 1:
+        raise ValueError("planted")
+    return 10 * number
+
+
+def all_of_them(pending: Sequence[Future[Any]], **options: Any) -> Any:
+    return wait(pending)  # so that they have ended at the same time
+
+
+def test_every_run_comes_with_what_was_made_of_it(threads: None) -> None:
+    assert sorted(in_processes(make_one, [4, 0, 2, 3], 2)) == [(0, 0), (2, 20), (3, 30), (4, 40)]
+
+
+def test_after_an_error_nothing_is_begun(threads: None) -> None:
+    begun: list[int] = []
+
+    def make(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.02)
+        return make_one(number)
+
+    with pytest.raises(ValueError, match="planted"):
+        list(in_processes(make, range(20), 2))
+    assert len(begun) < 20
+
+
+def test_a_run_that_ends_as_ctrl_c_arrives_is_kept(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(pending: Sequence[Future[Any]], **options: Any) -> Any:
+        wait(pending)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study_experiment, "wait", interrupted)
+    kept: list[tuple[int, int]] = []
+    with pytest.raises(KeyboardInterrupt):
+        kept.extend(in_processes(make_one, range(4), 2))
+    assert kept == [(0, 0), (2, 20), (3, 30)]
+
+
+def test_after_an_error_no_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[BaseProcess] = []
+
+    def with_a_process(count: int, context: Any, *_: Any) -> ThreadPoolExecutor:
+        begun.append(context.Process(target=time.sleep, args=(600,)))
+        begun[0].start()
+        return ThreadPoolExecutor(count)
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", with_a_process)
+    with pytest.raises(ValueError, match="planted"):
+        list(in_processes(make_one, range(4), 2))
+    begun[0].join(60)
+    assert not begun[0].is_alive()
+
+
+def test_trials_that_ended_beside_one_that_failed_are_in_the_file(
+    small: Experiment, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_on_heat_maps(budget: Budget, run: Run, cache: Path, *, test: bool) -> dict[str, Any]:
+        if run.method == "heat map":
+            raise RuntimeError("planted")
+        return run_student(budget, run, cache, test=test)
+
+    monkeypatch.setattr(experiment, "run_student", fails_on_heat_maps)
+    monkeypatch.setattr(study_experiment, "wait", all_of_them)
+    with pytest.raises(RuntimeError, match="planted"):
+        replace(small, workers=2).run(1, "the command", silent)
+    assert [row["method"] for row in read_rows(small.trials_path)] == ["hard"]
 
 
 @pytest.mark.parametrize("fields", [{"epochs": 0}, {"scenes": -1}, {"student_width": 2.5}, {"batch_size": 1}])

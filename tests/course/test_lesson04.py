@@ -44,6 +44,11 @@ def with_kl_div(s: Tensor, z: Tensor, t: float) -> Tensor:
     return F.kl_div((s / t).log_softmax(1), (z / t).softmax(1), reduction="batchmean") * t * t
 
 
+def with_xlogy(s: Tensor, z: Tensor, t: float) -> Tensor:
+    p = (z / t).softmax(1)
+    return t**2 * (torch.xlogy(p, p) - p * (s / t).log_softmax(1)).sum(1).mean()
+
+
 def by_hand(s: Tensor, z: Tensor, t: float) -> Tensor:
     log_q = s / t - torch.logsumexp(s / t, 1, keepdim=True)
     log_p = z / t - torch.logsumexp(z / t, 1, keepdim=True)
@@ -57,6 +62,7 @@ def by_hand(s: Tensor, z: Tensor, t: float) -> Tensor:
         (SOFTEN, shifted_first),
         (SOFTEN, lambda z, t: torch.softmax(z / t, -1)),
         (SOFT_LOSS, with_kl_div),
+        (SOFT_LOSS, with_xlogy),
         (SOFT_LOSS, by_hand),
     ],
 )
@@ -67,6 +73,10 @@ def test_right_answers_pass(spec: CodeSpec, answer: Callable[..., Any]) -> None:
 
 def log(z: Tensor, t: float) -> Tensor:
     return (z / t).log_softmax(dim=1)
+
+
+def weighed(z: Tensor, t: float, differences: Tensor) -> Tensor:
+    return ((z / t).softmax(dim=1) * differences).sum(dim=1).mean()
 
 
 WRONG: list[tuple[CodeSpec, Callable[..., Any], str]] = [
@@ -98,6 +108,9 @@ WRONG: list[tuple[CodeSpec, Callable[..., Any], str]] = [
     (SOFT_LOSS, lambda s, z, t: with_kl_div(s, z, 1.0) * t**2, "not divided by T"),
     (SOFT_LOSS, lambda s, z, t: t**2 * (log(z, t) - log(s, t)).sum(1).mean(), "probabilities are missing"),
     (SOFT_LOSS, lambda s, z, t: t**2 * ((s / t).softmax(1) - (z / t).softmax(1)).pow(2).sum(1).mean(), "squared"),
+    (SOFT_LOSS, lambda s, z, t: t**2 * weighed(z, t, log(z, t) - (s / t).softmax(1).log()), "a student that is sure"),
+    (SOFT_LOSS, lambda s, z, t: t**2 * weighed(z, t, (z / t).softmax(1).log() - log(s, t)), "0 times log 0 is NaN"),
+    (SOFT_LOSS, lambda s, z, t: weighed(z, t, (z / t).softmax(1).log() - log(s, t)), "NaN for a teacher that is sure"),
     (SOFT_LOSS, lambda s, z, t: with_kl_div(s, z, t).item(), "cut off the gradient"),
     (SOFT_LOSS, lambda s, z, t: with_kl_div(s.detach(), z, t), "gradient"),
 ]

@@ -161,12 +161,14 @@ def test_wrong_training_steps_are_told_apart() -> None:
     def without_return(*given: Any) -> None:
         with_the_library(*given)
 
-    for answer, mistake in (
-        (forgotten_backward, "no step"),
-        (zeroed_too_late, "no step"),
-        (without_return, "no return"),
+    for answer, mistake, words in (
+        (forgotten_backward, "no step", "loss.backward()"),
+        (zeroed_too_late, "no step", "zero_grad() stands between"),
+        (without_return, "no return", "return"),
     ):
-        assert code_grading.grade_code(lesson05.TRAIN_STEP, answer).mistake == mistake
+        found = code_grading.grade_code(lesson05.TRAIN_STEP, answer)
+        assert found.mistake == mistake
+        assert words in " ".join(found.text.split()), found
     assert code_grading.grade_code(lesson05.TRAIN_STEP, detached).outcome is Outcome.ERROR
 
 
@@ -205,6 +207,16 @@ def soft(s: Tensor, t: Tensor, temperature: float) -> Tensor:
     return losses.kd(s, t, temperature)
 
 
+def by_softmax(s: Tensor, t: Tensor, temperature: float, *, student: bool = False) -> Tensor:
+    """The divergence with the logarithm of the teacher's softmax, or of the student's alone."""
+    log_q, log_p = F.log_softmax(s / temperature, dim=1), F.log_softmax(t / temperature, dim=1)
+    if student:
+        log_q = log_q.exp().log()
+    else:
+        log_p = log_p.exp().log()
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+
+
 CE = F.cross_entropy
 WRONG: list[tuple[Callable[..., Any], str]] = [
     (lambda s, z, y, t, a: 0.5 * (CE(s, y) + soft(s, z, t)), "half of the sum"),
@@ -222,6 +234,9 @@ WRONG: list[tuple[Callable[..., Any], str]] = [
     (lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * soft(s.softmax(1), z.softmax(1), t), "softmax too many"),
     (lambda s, z, y, t, a: a * CE(s, y), "it is missing"),
     (lambda s, z, y, t, a: (1 - a) * soft(s, z, t), "labels do not come in"),
+    (lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * t**2 * by_softmax(s, z, t, student=True), "a student that is sure"),
+    (lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * t**2 * by_softmax(s, z, t), "0 times log 0 is NaN"),
+    (lambda s, z, y, t, a: a * CE(s, y) + (1 - a) * by_softmax(s, z, t), "NaN for a teacher that is sure"),
     (lambda s, z, y, t, a: (a * CE(s, y) + (1 - a) * soft(s, z, t)).item(), "gradient"),
 ]
 

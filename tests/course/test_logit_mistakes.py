@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from course import plots
+from course import plots, workers
 from course.experiments import logit_mistakes as experiment
 from course.experiments.logit_mistakes import COMPARED_WITH, HARD, Pictures, Run, runs_of
 from kdlib import losses
+from kdlib.study import experiment as study_experiment
 
 POINTS = {"right loss": 0.0, "T = 1": 0.2, "T = 20": -0.1, "no T²": 0.0, "probabilities": -3, "other pictures": -8}
 
@@ -48,6 +50,25 @@ def test_what_is_finished_is_not_repeated(made: list[Run], tmp_path: Path) -> No
     with pytest.raises(FileNotFoundError, match="logit_mistakes"):
         experiment.load(tmp_path / "elsewhere")
     assert experiment.load(tmp_path) == rows
+
+
+def test_students_that_ended_beside_one_that_failed_are_kept(
+    made: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(run: Run) -> dict[str, Any]:
+        if run.way == "T = 1":
+            raise ValueError("planted")
+        return experiment.Pictures().execute(run)
+
+    def all_of_them(pending: Sequence[Future[Any]], **options: Any) -> Any:
+        return wait(pending)  # so that they have ended at the same time
+
+    monkeypatch.setattr(experiment, "_execute_in_worker", execute)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda count, *_: ThreadPoolExecutor(count))
+    monkeypatch.setattr(study_experiment, "wait", all_of_them)
+    with pytest.raises(ValueError, match="planted"):
+        experiment.run(1, tmp_path, "the command", workers=2, log=lambda text: None)
+    assert len(experiment.load(tmp_path)) == len(made) == len(runs_of(1)) - 2
 
 
 def test_every_mistake_is_compared_with_the_same_teaching_without_it(made: list[Run], tmp_path: Path) -> None:

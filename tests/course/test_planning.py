@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -101,6 +102,12 @@ def test_the_smallest_gain_is_found_as_often_as_was_wanted() -> None:
     gain = planning.smallest_gain(plan)
     assert planning.power(replace(plan, gain=gain)) == pytest.approx(80, abs=1)
     assert planning.smallest_gain(plan, wanted=90) > gain
+
+
+def test_a_plan_that_finds_no_gain_often_enough_says_so() -> None:
+    assert planning.smallest_gain(Plan(spread=1, seeds=2, methods=20)) == math.inf
+    most = Plan(spread=0.4, seeds=2, methods=15)
+    assert planning.power(replace(most, gain=planning.smallest_gain(most))) == pytest.approx(80, abs=1)
 
 
 def test_the_same_luck_gives_the_same_experiments() -> None:
