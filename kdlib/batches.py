@@ -28,7 +28,7 @@ from kdlib.evaluation import (
     samplers_of,
     stacks_samples_of_stream,
 )
-from kdlib.hooks import batch_size_of
+from kdlib.hooks import as_arguments, batch_size_of
 from kdlib.recipes import Recipe
 from kdlib.tasks import Task
 from kdlib.teachers import Teacher, inference_batch_size
@@ -47,11 +47,14 @@ def process_seed(seed: int) -> int:
 
 
 def count_samples(batch: Any, adapter: Adapter) -> int:
-    """How many samples a batch has, by its inputs or, as of a list of images, by its labels; 1 if neither says it."""
-    found = batch_size_of(adapter.student_inputs_of(batch))
+    """How many samples a batch has, by its inputs, a tensor or a list of images, or its labels; 1 if none says it."""
+    inputs = adapter.student_inputs_of(batch)
+    found = batch_size_of(inputs)
     if found is None:
-        labels = adapter.labels_of(batch)
-        found = len(labels) if isinstance(labels, tuple | list) else batch_size_of(labels)
+        args, kwargs = as_arguments(inputs)
+        found = next((len(one) for one in (*args, *kwargs.values()) if isinstance(one, list)), None)
+    if found is None:
+        found = batch_size_of(adapter.labels_of(batch))
     return found or 1
 
 

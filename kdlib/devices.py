@@ -9,7 +9,7 @@ import warnings
 from collections import UserDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -203,11 +203,16 @@ def with_items(mapping: Mapping[str, Any], items: dict[str, Any]) -> Mapping[str
 
 
 def map_fields(instance: Any, change: Callable[[Any], Any]) -> Any:
-    """A copy of a dataclass's instance with each field changed; its __post_init__ does not run again."""
+    """A copy of a dataclass's instance with each field, and each other tensor, changed; __post_init__ does not run."""
     changed = copy.copy(instance)
-    for one in fields(instance):
-        if hasattr(instance, one.name):  # a field that is no argument may have no value yet
-            object.__setattr__(changed, one.name, change(getattr(instance, one.name)))  # it may be frozen
+    attributes = getattr(changed, "__dict__", {})
+    for name in list(attributes):
+        if isinstance(getattr(type(instance), name, None), cached_property):
+            del attributes[name]  # computed again, from what is changed
+    others = [name for name, value in attributes.items() if isinstance(value, Tensor)]
+    for name in dict.fromkeys([one.name for one in fields(instance)] + others):
+        if hasattr(instance, name):  # a field that is no argument may have no value yet
+            object.__setattr__(changed, name, change(getattr(instance, name)))  # it may be frozen
     return changed
 
 

@@ -163,8 +163,8 @@ def explain_shape_errors(role: str, inputs: Any) -> Iterator[None]:
         yield
     except ValueError as error:
         axes = re.search(r"^expected (\d)D.*\(got (\d)D input\)$", str(error))  # torch's batch norm
-        if axes is None or int(axes[2]) >= int(axes[1]):
-            raise
+        if axes is None or not getattr(inputs, "ndim", 0) == int(axes[2]) < int(axes[1]):
+            raise  # it arose within the network, whose layers do not fit each other
         raise ValueError(
             f"The {role} cannot take {_described(inputs)} ({error}). Where the data are samples and no batches, give "
             "DataLoader(dataset, batch_size=...); pictures without channels get one by x[:, None]."

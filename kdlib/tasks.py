@@ -59,17 +59,6 @@ class Task:
 class Classification(Task):
     """One class for each sample: logits B x C; labels int64, B, or float, B x C, where samples are mixed."""
 
-    def check_batch(self, batch: Any, labels: Tensor | None) -> None:
-        """ValueError for a sample in place of a batch, as a dataset gives it that is no torch Dataset."""
-        parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
-        # A vector, a text or a picture: a bag of vectors or of pictures, with one label for all, has 2 or 4 axes.
-        sample = any(isinstance(one, Tensor) and one.ndim in (1, 3) for one in parts)
-        if sample and isinstance(labels, Tensor) and labels.ndim == 0:
-            raise ValueError(
-                "The first batch has one label without a dimension; expected a label for each of its samples. It seems "
-                "to be a sample and no batch: give DataLoader(dataset, batch_size=...)."
-            )
-
     def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
         if logits.ndim == 1:
             raise ValueError(

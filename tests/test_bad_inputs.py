@@ -307,7 +307,6 @@ FIT: dict[str, Case] = {
         ValueError,
         r"^The samples of a batch differ in size \([^\n]*\)\. Bring them.*Resize",
     ),
-    "samples for batches": (lambda: fit(list(SAMPLES)), ValueError, BATCHES_ADVICE),
     "samples in dicts": (
         lambda: fit([{"label": y, "x": x.flatten()} for x, y in SAMPLES], student=nn.Linear(64, CLASSES)),
         ValueError,

@@ -7,6 +7,7 @@ import math
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -523,6 +524,26 @@ def test_the_fields_of_a_dataclass_are_moved() -> None:
     assert torch.equal(devices.move_batch(given, "cpu").images, torch.ones(2, 1, 4, 4))
     assert devices.move_batch(Slotted(torch.zeros(2)), "meta").images.device.type == "meta"
     assert devices.move_batch(Pair, "meta") is Pair
+
+
+@dataclass
+class Masked:
+    ids: Tensor
+
+    def __post_init__(self) -> None:
+        self.mask = self.ids != 0
+
+    @cached_property
+    def doubled(self) -> Tensor:
+        return 2 * self.ids
+
+
+def test_what_a_dataclass_has_computed_is_moved_with_its_fields() -> None:
+    given = Masked(torch.tensor([3, 0]))
+    assert given.doubled.device.type == "cpu"
+    moved = devices.move_batch(given, "meta")
+    assert {one.device.type for one in (moved.ids, moved.mask, moved.doubled)} == {"meta"}
+    assert given.doubled.tolist() == [6, 0]
 
 
 class Encoding(UserDict):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlib import tasks, train
+from kdlib.adapters import Adapter
 from kdlib.distiller import Distiller
 from kdlib.hooks import ModelOutput
 from kdlib.methods import Feature, HardLabels, Logit, Method
@@ -514,13 +515,16 @@ def test_what_fits_no_task_is_refused_in_a_sentence(name: str) -> None:
 
 
 def test_one_label_for_a_bag_of_samples_is_for_a_loss_of_ones_own() -> None:
-    """The loss says what it means; a picture or a vector with one label is a sample."""
+    """The loss says what it means."""
 
     def loss(z: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(z.mean(0), y)
 
-    bags = [(torch.randn(B, 4), torch.tensor(n)) for n in range(2)]
-    train.fit(nn.Linear(4, C), bags, method=HardLabels(hard=loss), epochs=1, device="cpu", progress=False)
+    for shape in ((B, 4), (B, 3, 4)):  # a bag of vectors, and one of series
+        network = nn.Sequential(nn.Flatten(1), nn.LazyLinear(C))
+        network(torch.zeros(shape))
+        bags = [(torch.randn(shape), torch.tensor(n)) for n in range(2)]
+        train.fit(network, bags, method=HardLabels(hard=loss), epochs=1, device="cpu", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -631,7 +635,13 @@ def test_one_logit_a_sample_is_no_classification() -> None:
 
 
 def test_the_warning_of_an_evaluation_points_to_the_callers_line() -> None:
-    sample = torch.zeros(4), torch.tensor(1)
-    with pytest.warns(UserWarning, match="a sample and no batch") as found, pytest.raises(ValueError, match="batch x"):
-        train.evaluate(nn.Linear(4, 3), [sample])
+    ids = torch.ones(2, 4, dtype=torch.int64)
+    batch = {"input_ids": ids, "labels": ids}
+    with pytest.warns(UserWarning, match="the token itself") as found:
+        train.evaluate(
+            nn.Embedding(5, 5),
+            [batch],
+            adapter=Adapter(inputs=lambda one: one["input_ids"]),
+            task=TokenClassification(),
+        )
     assert found[0].filename == __file__

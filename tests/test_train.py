@@ -849,10 +849,13 @@ def test_what_a_gpu_lacks_is_not_taken_for_a_wrong_shape(error: RuntimeError) ->
 
 
 def test_a_network_whose_layers_do_not_fit_each_other_is_not_said_to_lack_batches() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm1d(4))
     images = torch.zeros(2, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"^expected 2D or 3D"), explain_shape_errors("student", images):
-        network(images)
+    for network in (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm1d(4)),
+        nn.Sequential(nn.Flatten(), nn.BatchNorm2d(4)),
+    ):
+        with pytest.raises(ValueError, match=r"^expected \dD"), explain_shape_errors("student", images):
+            network(images)
 
 
 TWO_DEVICES = {  # in torch's own words

@@ -33,12 +33,7 @@ CLAIM = re.compile(r"\b([Bb]eats|[Oo]utperforms)\b")  # BEATS is a verdict
 GAIN = re.compile(r"\b(gains?|gained|ahead|better|higher|improves?|improved)\b", re.IGNORECASE)
 LOSS = re.compile(r"\b(loses?|lost|loss|behind|below|worse|less|fewer|lower|falls?|drops?|costs?)\b", re.IGNORECASE)
 CLAUSE = re.compile(r"[,;]\s|\sand\s")
-# "Over hard labels, kd LOSES" speaks of kd alone; "hard labels are ahead" and "without kd" speak of something else, and
-# "the gap of kd" has no sign.
 OVER_BASELINE = re.compile(r"\b(?:over|above|against|to|than) (?:the )?(?:hard labels|baseline)\b", re.IGNORECASE)
-OTHER_SUBJECT = re.compile(
-    r"\b(labels|baseline|plain|teacher|which|without|over|above|against|than|from|gap)\b", re.IGNORECASE
-)
 TOO_MUCH = re.compile(r"\b(proves?|proven|significant(?:ly)?|certainly|always|guarantees?)\b", re.IGNORECASE)
 # The level of intervals, which is no result: "95 % intervals", "intervals that hold together with 95 %".
 LEVEL = re.compile(
@@ -299,18 +294,22 @@ def _turned_gains(report: Report, evidence: Evidence, known: Collection[float]) 
         turned: list[tuple[str, str]] = []
         if GAIN.search(sentence) and not LOSS.search(sentence):
             turned += [(name, one.text) for name, one in _without_minus(sentence, gains, losses)]
-        clauses = [clause for clause in CLAUSE.split(sentence) if VERDICT.search(clause)]
-        for part in (sentence, *clauses):
-            words = OVER_BASELINE.sub("", VERDICT.sub("", part))
-            if not OTHER_SUBJECT.search(words) and not LOSS.search(words):
+        for part in (sentence, *CLAUSE.split(sentence)):
+            words = OVER_BASELINE.sub("", part)
+            if not LOSS.search(VERDICT.sub("", words)):  # "+6.4 points behind" says how large the loss is
                 turned += [
                     (name, one.text)
                     for name, one in _without_minus(part, gains, losses)
-                    # "LOSES by +6.4 points" says how large the loss is, as "+6.4 points behind" does.
-                    if one.text[0] == "+" and f"by {one.text}" not in part and not any(map(one.agrees, known))
+                    if _follows_verdict(one.text, words) and not any(map(one.agrees, known))
                 ]
         for name, text in dict.fromkeys(turned):
             yield f"the conclusion calls {text} a gain of {name}; the rows say {losses[name]:+.2f} points."
+
+
+def _follows_verdict(number: str, text: str) -> bool:
+    """Whether a number with a plus stands right behind a verdict: "LOSES: +6.4", not "LOSES: hard is +6.4 ahead"."""
+    behind = rf"{VERDICT.pattern}[\s:,(]*(?:with )?{re.escape(number)}"
+    return number[0] == "+" and re.search(behind, text) is not None
 
 
 def _without_minus(text: str, names: Collection[str], losses: Mapping[str, float]) -> Iterator[tuple[str, Written]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset
 
 from kdlib.data.datasets import InMemoryDataset
 from kdlib.data.decode import unreadable, upright
@@ -91,7 +91,7 @@ def _given(train: Any, validation: Any, test: Any) -> dict[str, Any]:
 def _read(name: str, dataset: Any, image_size: int, in_channels: int) -> tuple[Tensor, Tensor]:
     from PIL.Image import DecompressionBombError
 
-    stream = isinstance(dataset, IterableDataset)  # torch's has a __getitem__ that only raises
+    stream = getattr(type(dataset), "__getitem__", None) is Dataset.__getitem__  # which only raises
     if stream or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise TypeError(
             f"{name} is a dataset with a length, of pairs (image, label), that gives a sample by its number; got a "

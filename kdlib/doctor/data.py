@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset
 
 from kdlib.adapters import LABEL_FIELDS, Adapter
 from kdlib.data import DataModule
@@ -305,7 +305,7 @@ def _hashes(split: Any, adapter: Adapter) -> tuple[list[int], bool]:
     """A number for each sample, by its inputs, and whether it is known what these are."""
     if isinstance(split, Tensor):
         return [hash(_content(row)) for row in split.detach().cpu()], True
-    stream = isinstance(split, IterableDataset)  # torch's has a __getitem__ that only raises
+    stream = getattr(type(split), "__getitem__", None) is Dataset.__getitem__  # which only raises
     if stream or not hasattr(split, "__getitem__") or not hasattr(split, "__len__"):
         raise Skip(f"the samples of a {type(split).__name__} cannot be read by their number")
     _refuse_many(split)

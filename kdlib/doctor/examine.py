@@ -30,6 +30,7 @@ from kdlib.doctor.setup import (
     network_of,
 )
 from kdlib.errors import check_kind, check_real, unknown_name
+from kdlib.evaluation import samplers_of
 from kdlib.hooks import batch_size_of
 from kdlib.teachers import as_teacher
 
@@ -313,9 +314,7 @@ def _collect(batches: Any) -> list[Any]:
 
 def _generators(loader: Any) -> list[torch.Generator]:
     """Those that a loader and its samplers draw from, where these are not the global ones."""
-    in_batches = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    owners = (loader, getattr(loader, "sampler", None), in_batches)
-    found = [getattr(owner, "generator", None) for owner in owners]
+    found = [getattr(owner, "generator", None) for owner in (loader, *samplers_of(loader))]
     return [one for one in found if isinstance(one, torch.Generator)]
 
 
