@@ -332,12 +332,15 @@ def _larger() -> str:
 
 def _combined() -> str:
     titles = {"kd+rkd": "RKD", "kd+hint": "a hint", "kd+fsp": "FSP"}
-    gains = "; ".join(f"{title} {points(main('kd').gain(name))}" for name, title in titles.items())
+    gains, anew = (
+        "; ".join(f"{title} {points(found.gain(name))}" for name, title in titles.items())
+        for found in (main("kd"), searched_anew("kd"))
+    )
     long, larger = (long_runs(*pair, baseline="kd").gain("kd+rkd") for pair in (LONG[0], LONG[2]))
     return (
-        f"Beside logits, over logits: {gains}; RKD with settings searched anew: "
-        f"{points(searched_anew('kd').gain('kd+rkd'))}. RKD: {_everywhere('kd+rkd', 'kd')}; with all images, twelve "
-        f"epochs: {points(long)}; a ResNet-18 there, with settings of its own: {points(larger)}."
+        f"Beside logits, over logits: {gains}. With settings searched anew: {anew}. RKD: "
+        f"{_everywhere('kd+rkd', 'kd')}; with all images, twelve epochs: {points(long)}; a ResNet-18 "
+        f"there, with settings of its own: {points(larger)}."
     )
 
 

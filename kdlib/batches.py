@@ -47,14 +47,18 @@ def process_seed(seed: int) -> int:
 
 
 def count_samples(batch: Any, adapter: Adapter) -> int:
-    """How many samples a batch has, by its inputs, a tensor or a list of images, or its labels; 1 if none says it."""
+    """How many samples a batch has, by tensors among its inputs or labels, or as many images as labels; else 1."""
     inputs = adapter.student_inputs_of(batch)
     found = batch_size_of(inputs)
     if found is None:
         args, kwargs = as_arguments(inputs)
-        found = next((len(one) for one in (*args, *kwargs.values()) if isinstance(one, list)), None)
-    if found is None:
-        found = batch_size_of(adapter.labels_of(batch))
+        lists = [len(one) for one in (*args, *kwargs.values()) if isinstance(one, list | tuple)]
+        labels = adapter.labels_of(batch)
+        # A list may hold a part for each sample, or a tensor of all samples for each of several views or targets.
+        each = isinstance(labels, list | tuple) and len(labels) in lists
+        found = len(labels) if each else batch_size_of(labels)
+        if found is None and lists:
+            found = lists[0]
     return found or 1
 
 

@@ -31,7 +31,7 @@ from torch.utils.data import (
 
 from kdlib import devices, distributed, models, train
 from kdlib.adapters import Adapter
-from kdlib.batches import LoaderBatches
+from kdlib.batches import LoaderBatches, count_samples
 from kdlib.data import NO_AUGMENTATION, DataModule, epoch_order
 from kdlib.ensembles import ConfidenceEnsemble
 from kdlib.hooks import FeatureExtractor, ModelOutput
@@ -776,17 +776,28 @@ class OfLists(nn.Module):
         return self.inside(torch.stack(images))
 
 
-@pytest.mark.parametrize("kind", ["tensor", "list", "dict"])
-def test_a_list_of_images_has_as_many_as_it_has_labels(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "pack"), [("tensor", list), ("list", list), ("list", tuple), ("dict", list), ("targets", tuple)]
+)
+def test_a_list_of_images_has_as_many_as_it_has_labels(kind: str, pack: Callable[[Any], Any]) -> None:
     """A batch of two counts less in the history than one of eight."""
-    wrapped = {"tensor": lambda y: y, "list": list, "dict": lambda y: {"class": y}}[kind]
-    read = {"tensor": lambda y: y, "list": torch.stack, "dict": lambda y: y["class"]}[kind]
+    wrapped, read = {
+        "tensor": (lambda y: y, lambda y: y),
+        "list": (pack, torch.stack),
+        "dict": (lambda y: {"class": y}, lambda y: y["class"]),
+        "targets": (lambda y: (y, y[:, None]), lambda y: y[0]),
+    }[kind]
     method = HardLabels(hard=lambda z, y: F.cross_entropy(z, read(y)))
     given = [(x[:count], y[:count]) for (x, y), count in zip(batches(), (8, 2, 5, 8, 1, 8), strict=True)]
-    lists = [(list(x), wrapped(y)) for x, y in given]
+    lists = [(pack(x), wrapped(y)) for x, y in given]
     adapter = Adapter(inputs=lambda batch: (batch[0],))
     found = fit(OfLists(), lists, adapter=adapter, method=method).rows[-1]
     assert found["loss"] == pytest.approx(fit(net(norm=False), given).rows[-1]["loss"])
+
+
+def test_a_list_of_views_has_as_many_samples_as_labels() -> None:
+    adapter = Adapter(inputs=lambda batch: (batch[0],))
+    assert count_samples(([torch.zeros(5, 3), torch.zeros(5, 7)], torch.zeros(5)), adapter) == 5
 
 
 class TwoHeads(nn.Module):

@@ -33,6 +33,7 @@ CLAIM = re.compile(r"\b([Bb]eats|[Oo]utperforms)\b")  # BEATS is a verdict
 GAIN = re.compile(r"\b(gains?|gained|ahead|better|higher|improves?|improved)\b", re.IGNORECASE)
 LOSS = re.compile(r"\b(loses?|lost|loss|behind|below|worse|less|fewer|lower|falls?|drops?|costs?)\b", re.IGNORECASE)
 CLAUSE = re.compile(r"[,;]\s|\sand\s")
+EMPHASIS = str.maketrans("", "", "*_")
 OVER_BASELINE = re.compile(r"\b(?:over|above|against|to|than) (?:the )?(?:hard labels|baseline)\b", re.IGNORECASE)
 TOO_MUCH = re.compile(r"\b(proves?|proven|significant(?:ly)?|certainly|always|guarantees?)\b", re.IGNORECASE)
 # The level of intervals, which is no result: "95 % intervals", "intervals that hold together with 95 %".
@@ -295,21 +296,23 @@ def _turned_gains(report: Report, evidence: Evidence, known: Collection[float]) 
         if GAIN.search(sentence) and not LOSS.search(sentence):
             turned += [(name, one.text) for name, one in _without_minus(sentence, gains, losses)]
         for part in (sentence, *CLAUSE.split(sentence)):
-            words = OVER_BASELINE.sub("", part)
+            words = OVER_BASELINE.sub("", part.translate(EMPHASIS))
             if not LOSS.search(VERDICT.sub("", words)):  # "+6.4 points behind" says how large the loss is
                 turned += [
                     (name, one.text)
                     for name, one in _without_minus(part, gains, losses)
-                    if _follows_verdict(one.text, words) and not any(map(one.agrees, known))
+                    if _is_of_verdict(one.text, words) and not any(map(one.agrees, known))
                 ]
         for name, text in dict.fromkeys(turned):
             yield f"the conclusion calls {text} a gain of {name}; the rows say {losses[name]:+.2f} points."
 
 
-def _follows_verdict(number: str, text: str) -> bool:
-    """Whether a number with a plus stands right behind a verdict: "LOSES: +6.4", not "LOSES: hard is +6.4 ahead"."""
-    behind = rf"{VERDICT.pattern}[\s:,(]*(?:with )?{re.escape(number)}"
-    return number[0] == "+" and re.search(behind, text) is not None
+def _is_of_verdict(number: str, text: str) -> bool:
+    """Whether a number with a plus belongs to a verdict: "LOSES: +6.4", not "LOSES: hard is +6.4 ahead"."""
+    one, verdict = re.escape(number), VERDICT.pattern
+    behind = rf"{verdict}[\s:,(]*(?:with )?(?:an? |the )?(?:gain of )?{one}(?! points for\b)"
+    before = rf"{one} points \([^)]*\)[\s:,]*{verdict}"
+    return number[0] == "+" and re.search(f"{behind}|{before}", text) is not None
 
 
 def _without_minus(text: str, names: Collection[str], losses: Mapping[str, float]) -> Iterator[tuple[str, Written]]:
