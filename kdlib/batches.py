@@ -47,7 +47,7 @@ def process_seed(seed: int) -> int:
 
 
 def count_samples(batch: Any, adapter: Adapter) -> int:
-    """How many samples a batch has, by tensors among its inputs or labels, or as many images as labels; else 1."""
+    """How many samples a batch has: by tensors among its inputs or labels, else by lists there; 1 if none says it."""
     inputs = adapter.student_inputs_of(batch)
     found = batch_size_of(inputs)
     if found is None:
