@@ -30,6 +30,7 @@ from kdlib import files
 from kdlib.errors import check_flags, may_be_of_shape
 from kdlib.guards import keep_modes
 from kdlib.hooks import plain_encoders
+from kdlib.losses._common import sum_to_one
 
 # torchmetrics, pandas and the timers are imported where they are used: together they take seconds to import.
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 
     logits, labels = _check_labels(logits, labels)
     _check_integer("bins", bins, high=1_000_000)
-    if (logits >= 0).all() and torch.allclose(logits.sum(1), logits.new_ones(()), atol=1e-3):
+    if (logits >= 0).all() and sum_to_one(logits):
         warnings.warn(
             "Every row of the logits is non-negative and sums to 1, so these look like probabilities. "
             "calibration_error applies softmax itself: pass what the model returns before softmax.",

@@ -60,10 +60,11 @@ class Recipe:
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip is a positive norm, or None; got {self.clip}.")
 
-    def learning_rate_at(self, step: int, total_steps: int, peak: float | None = None) -> float:
+    def learning_rate_at(self, step: float, total_steps: int, peak: float | None = None) -> float:
         """The learning rate of step 0, 1, ... of `total_steps`: a function, so that a resumed run needs no state.
 
-        peak: of an optimiser of one's own; default, the recipe's learning rate.
+        step: 0.5 is the middle of the first two. peak: of an optimiser of one's own; default, the recipe's learning
+        rate.
         """
         peak = self.learning_rate if peak is None else peak
         done = (step + 0.5) / total_steps

@@ -268,7 +268,7 @@ class Trainer:
             self.distiller.zero_grad(set_to_none=True)  # also what this optimiser leaves alone: the clip counts it
         (losses.total / size if size > 1 else losses.total).backward()
         if self.step == first + size - 1:
-            self._update_weights()
+            self._update_weights(first + (size - 1) / 2)
         if is_judged(losses.labels, losses.rows, self.distiller.task):  # else only a loss can read them
             values["train_accuracy"] = accuracy(losses.rows, losses.labels)
             values[LABELLED] = has_label(losses.labels).float().sum()
@@ -284,9 +284,10 @@ class Trainer:
         first = self.step - (self.step - epoch_start) % self.accumulation_steps
         return first, min(self.accumulation_steps, epoch_start + self.steps_per_epoch - first)
 
-    def _update_weights(self) -> None:
+    def _update_weights(self, step: float) -> None:
+        """By the learning rate of this step: of accumulated gradients the middle one, as of one large batch."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = self.recipe.learning_rate_at(self.step, self.total_steps, peak)
+            group["lr"] = self.recipe.learning_rate_at(step, self.total_steps, peak)
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimizer.step()

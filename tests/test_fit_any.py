@@ -460,8 +460,9 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
             fit(net(), samples(), checkpoint=tmp_path / "a", epochs=1, resume=True, **options)
 
 
-def test_accumulated_gradients_are_those_of_one_large_batch() -> None:
-    recipe = Recipe(learning_rate=0.05, schedule="constant", momentum=0, weight_decay=0)
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
+def test_accumulated_gradients_are_those_of_one_large_batch(schedule: str) -> None:
+    recipe = Recipe(learning_rate=0.05, schedule=schedule, momentum=0, weight_decay=0)
     small = fit(net(norm=False), batches(8), gradient_accumulation_steps=3, epochs=1, recipe=recipe)
     large = fit(net(norm=False), batches(24), epochs=1, recipe=recipe)
     for name, value in small.student.state_dict().items():

@@ -177,8 +177,9 @@ def test_a_confidence_of_exactly_one_belongs_to_the_last_bin():
 
 def test_probabilities_in_place_of_logits_are_warned_about():
     logits, labels = make_logits(20, 4)
-    with pytest.warns(UserWarning, match="look like probabilities"):
-        measure.calibration_error(logits.softmax(1), labels)
+    for probabilities in (logits.softmax(1), (5 * logits).softmax(1).bfloat16()):
+        with pytest.warns(UserWarning, match="look like probabilities"):
+            measure.calibration_error(probabilities, labels)
 
 
 # --- repeated mistakes and one temperature

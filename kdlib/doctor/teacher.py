@@ -17,6 +17,7 @@ from kdlib.doctor.setup import Setup, depends_on_mode
 from kdlib.doctor.step import step_taken
 from kdlib.errors import few
 from kdlib.guards import shared_tensors
+from kdlib.losses._common import sum_to_one
 
 
 def network(setup: Setup) -> nn.Module:
@@ -274,7 +275,7 @@ def probabilities(setup: Setup) -> list[Finding]:
             continue
         logits = logits.detach().float()
         classes = [dim for dim in {1, logits.ndim - 1} if logits.shape[dim] > 1]  # of tokens they are last
-        summed = [dim for dim in classes if bool(((logits.sum(dim) - 1).abs() < 1e-3).all())]
+        summed = [dim for dim in classes if sum_to_one(logits, dim)]
         if not summed or not bool((logits >= 0).all()):
             continue
         softened = _softened(setup, role, summed[0])

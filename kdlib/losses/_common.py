@@ -32,6 +32,13 @@ def as_floats(**tensors: Tensor) -> list[Tensor]:
     return [tensor.to(dtype) for tensor in tensors.values()]
 
 
+def sum_to_one(values: Tensor, dim: int = -1) -> bool:
+    """Whether all sums along dim are 1 within 1e-3; within 1e-2 for numbers of bfloat16, whose rounding adds up."""
+    values = values if values.dtype == torch.float64 else values.float()
+    rounded = torch.equal(values, values.bfloat16().to(values.dtype))  # in whatever dtype they come
+    return bool(((values.sum(dim) - 1).abs() <= (1e-2 if rounded else 1e-3)).all())
+
+
 def check_number(name: str, value: float, *, zero_allowed: bool = False) -> None:
     """Refuse whatever is not a finite number above zero (or, on request, zero itself)."""
     if not isinstance(value, Real):

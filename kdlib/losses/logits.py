@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import as_floats, centred_unit, check_number, check_temperature, rescaled, shape
+from ._common import as_floats, centred_unit, check_number, check_temperature, rescaled, shape, sum_to_one
 
 _NO_LABEL = torch.iinfo(torch.int64).min  # torch's own -100 is left out of a mean in silence
 
@@ -185,6 +185,8 @@ def label_smoothing(student_logits: Tensor, labels: Tensor, smoothing: float = 0
 def warn_if_probabilities(logits: Tensor, name: str) -> None:
     """UserWarning when logits look like probabilities: all in [0, 1], every row summing to 1 within 1e-3.
 
+    Of rows that bfloat16 has rounded, as autocast does on a CPU, within 1e-2.
+
     A softmax on top of a softmax trains without complaint and teaches almost nothing, so the training
     loop calls this once, on its first batch. The losses do not: reading values would make a GPU wait in
     every step.
@@ -193,9 +195,7 @@ def warn_if_probabilities(logits: Tensor, name: str) -> None:
         ValueError for what is not a non-empty float tensor.
     """
     (logits,) = as_floats(**{name: logits})
-    none_negative = (logits >= 0).all()
-    sums_to_one = ((logits.sum(dim=-1) - 1).abs() <= 1e-3).all()
-    if none_negative and sums_to_one:  # then none is above 1 either
+    if (logits >= 0).all() and sum_to_one(logits):  # then none is above 1 by more than rounding either
         warnings.warn(
             f"{name} look like probabilities: all are in [0, 1] and every row sums to 1. "
             "Pass logits, the numbers before the softmax: the loss applies its own.",
@@ -298,7 +298,7 @@ def _check_shares(labels: Tensor, logits: Tensor) -> Tensor:
             f"labels that are floats hold the share of each class and must have the shape of the logits, "
             f"{shape(logits)}, got {shape(labels)}: class indices are a torch.int64 tensor, call .long() on them"
         )
-    if labels.device.type == "cpu" and not (labels.min() >= 0 and (labels.sum(dim=1) - 1).abs().max() <= 1e-3):
+    if labels.device.type == "cpu" and not (labels.min() >= 0 and sum_to_one(labels)):
         raise ValueError(
             "labels that are floats hold the share of each class: none below 0, and every row sums to 1. For several "
             "labels at once write each logit z as the pair (0, z), as task='multilabel' does"

@@ -661,6 +661,7 @@ PROBABILITIES = {
     "nearly 1 from below": torch.tensor([[0.5, 0.4992]]),
     "nearly 1 from above": torch.tensor([[0.5, 0.5008]]),
     "a single vector": F.softmax(s[0], 0),
+    "rounded to bfloat16": torch.tensor([[0.65234375, 0.115234375, 0.115234375, 0.11474609375]]),  # sums to 0.9976
 }
 
 
@@ -710,6 +711,15 @@ def test_no_label_is_left_out_in_silence_where_values_are_not_looked_at(monkeypa
         label_smoothing(torch.zeros(2, 3), torch.tensor([0, -100]), 0.0)
     with pytest.raises((IndexError, RuntimeError)):
         label_smoothing(torch.zeros(2, 3), torch.tensor([-100, -100]), 0.1)
+
+
+def test_shares_that_bfloat16_has_rounded_are_taken() -> None:
+    shares = torch.tensor([[0.6542, 0.11543, 0.11543, 0.11494]]).bfloat16()
+    assert abs(shares.float().sum() - 1) > 2e-3
+    found = label_smoothing(torch.zeros(1, 4), shares, 0.1)
+    assert found == pytest.approx(0.99756 * math.log(4), abs=1e-3)
+    with pytest.raises(ValueError, match="every row sums to 1"):
+        label_smoothing(torch.zeros(1, 4), shares.float() + torch.tensor([[0, 0, 0, 1e-4]]), 0.1)
 
 
 def test_a_loss_of_one_class_a_sample_says_so_of_mixed_labels() -> None:
