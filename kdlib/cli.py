@@ -141,7 +141,7 @@ def train(
     recipe = Recipe(
         optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
     )
-    with _interruptible():
+    with _interruptible(out, overwrite):
         with distributed.local_main_process_first():
             loaded = datasets.load_images(data, image_size=image_size).subset(images, seed=seed)
         shape = {"num_classes": loaded.num_classes, "in_channels": loaded.in_channels, "image_size": loaded.image_size}
@@ -263,7 +263,7 @@ def distill(
             optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
         ),
     )
-    with _interruptible():
+    with _interruptible(out, overwrite):
         report = jobs.distill(job, out, resume=resume, overwrite=overwrite, progress=not quiet)
         if distributed.rank() > 0:
             return
@@ -519,16 +519,23 @@ def check(
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible(out: Path, overwrite: bool) -> Iterator[None]:
     """Under torchrun, work as one of its processes; when interrupted, say that nothing is lost."""
     from kdlib import distributed
+    from kdlib.run_folder import find_checkpoints
 
+    earlier, main = find_checkpoints(out), True
     try:
         with distributed.process_group():
+            main = distributed.rank() == 0
             yield
     except KeyboardInterrupt:
         told = "The same command with --resume (in place of --overwrite) goes on from the last checkpoint."
-        print(f"\nkdlib: stopped. {told}", file=sys.stderr)
+        if main:  # it has brought the earlier run back; the others may look while it does
+            if overwrite and find_checkpoints(out) <= earlier:
+                held = f"This run had written no checkpoint, so {out} holds what it held before."
+                told = f"{held} The same command, with --overwrite, starts again."
+            print(f"\nkdlib: stopped. {told}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -40,10 +40,11 @@ from torch.nn.utils import parametrize, prune
 
 from kdlib import devices, models
 from kdlib.adapters import Adapter
-from kdlib.errors import check_flags, check_kind, check_real, check_whole, explain_shape_errors
+from kdlib.errors import check_flags, check_kind, check_real, check_whole, explain_shape_errors, few
 from kdlib.losses._common import off_mps
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose first dimension counts their outputs
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MOST_BITS = 8
 LARGEST_WIDTH = 1_000_000
 NOT_FOLLOWED = "a form that torch-pruning cannot follow. Prune the part of it that ends in one layer."
@@ -147,8 +148,9 @@ def prune_weights(model: nn.Module, amount: float) -> nn.Module:
 
     amount: the share of these weights, between 0 and 1; chosen by magnitude over all layers at once (torch's
     global_unstructured with L1). Masks hold the zeros while the copy is trained, until `finalize`; biases and
-    normalisation are left alone. Han et al. 2015 (Learning both weights and connections, arXiv 1506.02626) prune layer
-    by layer and in rounds, with training between them.
+    normalisation are left alone, and so are transposed convolutions, which a UserWarning names. Han et al. 2015
+    (Learning both weights and connections, arXiv 1506.02626) prune layer by layer and in rounds, with training between
+    them.
     Raises ValueError for a share that takes nothing or everything, and for a network that is masked or rounded already.
     """
     _check_share(amount=amount)
@@ -158,6 +160,7 @@ def prune_weights(model: nn.Module, amount: float) -> nn.Module:
         raise ValueError(
             f"amount={amount} of {total} weights are {round(amount * total)}: some must go and some must stay."
         )
+    _warn_of_transposed(model)
     copied = copy.deepcopy(model)
     # The choice is made on another copy: what torch.nn.utils.prune leaves behind cannot be copied after a forward pass.
     # It reads no channels_last either.
@@ -184,8 +187,9 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
     keeps its outputs.
     `models.build` cannot build such a network again: save it with safetensors.torch.save_model.
     Raises ValueError for a ratio that leaves a layer no channel or takes nothing away, for an example that does not
-    fit, and for a masked or rounded network; ImportError without torch-pruning. Heads of attention that are written by
-    hand are not known as such: do not remove channels from them.
+    fit, for a network that puts channels in another order (by a permute before it flattens, or a channel shuffle), and
+    for a masked or rounded network; ImportError without torch-pruning. Heads of attention that are written by hand are
+    not known as such: do not remove channels from them.
     """
     _check_share(ratio=ratio)
     check_whole(1, LARGEST_WIDTH, round_to=round_to)
@@ -207,14 +211,16 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
             )
     pruning = _torch_pruning()
     with torch.enable_grad(), _explain_pruning():
-        pruning.pruner.BasePruner(
+        pruner = pruning.pruner.BasePruner(
             copied,
             example,
             importance=pruning.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=float(ratio),
             ignored_layers=[copied.get_submodule(last)],
             round_to=round_to,
-        ).step()
+        )
+        _check_coupled(pruner, example)
+        pruner.step()
     _check_narrower(model, copied, outputs, example, ratio, round_to)
     for name, parameter in copied.named_parameters():
         parameter.requires_grad_(flags[name])
@@ -244,6 +250,76 @@ def _call_order(model: nn.Module, example: Tensor) -> tuple[str, torch.Size]:
             f"Channels are removed from a network that gives one tensor; this one gives a {type(output).__name__}."
         )
     return called[-1], output.shape
+
+
+@torch.no_grad()
+def _check_coupled(pruner: Any, example: Tensor) -> None:
+    """Raise ValueError if torch-pruning would remove channels together that do not belong together.
+
+    It takes a permute, for instance, for an operation that leaves the channels where they are. A network computes the
+    same in whatever order the channels of a layer are, if what reads them has the same order: try another one.
+    """
+    inputs = example
+    if example.is_floating_point():  # an example of zeros would hide a difference
+        inputs = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+    expected = pruner.model(inputs)
+    limit = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max()  # sums in another order differ by less
+    names = {module: name for name, module in pruner.model.named_modules()}
+    orders = {
+        names[group[0].dep.target.module]: _other_order(pruner, group)
+        for group in pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types)
+    }
+
+    def changes_the_output(layers: Iterable[str]) -> bool:
+        changes = [change for layer in layers for change in orders[layer]]
+        _reorder(changes)
+        found = pruner.model(inputs)
+        _reorder(changes)  # neighbours change places: once more, and all is as before
+        return bool((found - expected).abs().max() > limit)
+
+    if changes_the_output(orders):
+        wrong = [layer for layer in orders if changes_the_output([layer])] or list(orders)
+        raise ValueError(f"the channels of {few(wrong)} are put in another order, as by a permute or a channel shuffle")
+
+
+def _other_order(pruner: Any, group: Any) -> list[tuple[Tensor, int, Tensor]]:
+    """Neighbouring channels in each other's place: the tensors to be reordered, along which dimension, and how."""
+    (root, channels), graph = group[0], pruner.DG
+    grouped = (pruner.in_channel_groups, pruner.out_channel_groups)
+    parts = max(counts.get(dep.target.module, 1) for dep, _ in group for counts in grouped)
+    size = len(channels) // parts  # no channel leaves its group of a grouped layer
+    first = [one for one in channels if one % size % 2 == 0 and one % size + 1 < size]
+    if not first:
+        return []
+    halves = [
+        graph.get_pruning_group(root.target.module, root.handler, [one + step for one in first]) for step in (0, 1)
+    ]
+    changes = []
+    for (dep, ones), (_, others) in zip(*halves, strict=True):
+        if set(ones) & set(others):  # neighbours that are removed together have no places to change
+            return []
+        places = dict(zip([*ones, *others], [*others, *ones], strict=True))
+        for tensor, dim in _along_channels(dep, graph):
+            order = [places.get(one, one) for one in range(tensor.shape[dim])]
+            changes.append((tensor, dim, torch.tensor(order, device=tensor.device)))
+    return changes
+
+
+def _reorder(changes: list[tuple[Tensor, int, Tensor]]) -> None:
+    for tensor, dim, order in changes:
+        tensor.copy_(tensor.index_select(dim, order))
+
+
+def _along_channels(dependency: Any, graph: Any) -> list[tuple[Tensor, int]]:
+    """The tensors of a layer that lose channels, each with the dimension that counts these."""
+    layer = dependency.target.module
+    if isinstance(layer, nn.Parameter):
+        return [(layer, dependency.target.pruning_dim)]
+    inputs = not graph.is_out_channel_pruning_fn(dependency.handler)
+    turned = isinstance(layer, nn.Embedding) or getattr(layer, "transposed", False)  # inputs x outputs
+    tensors: list[Tensor] = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+    # A number alone, as the weight of most PReLU, is of all channels.
+    return [(one, int(one.ndim > 1 and inputs != turned)) for one in tensors if one.ndim > inputs and one.numel() > 1]
 
 
 def _check_narrower(
@@ -282,12 +358,14 @@ def quantize_weights(model: nn.Module, bits: int) -> nn.Module:
 
     bits: 2 to 8. After training, without any data; activations stay as they are. Simulated: the weights are floats that
     take few values, so an error is at most half a step, the channel's largest weight / (2^(bits - 1) - 1) / 2.
+    Transposed convolutions stay as they are; a UserWarning names them.
     Training the copy moves the weights off these values again: a network is rounded after it was distilled, or
     distilled as `prepare_qat` makes it.
     Raises ValueError for another number of bits, and for a masked or rounded network.
     """
     check_whole(2, MOST_BITS, bits=bits)
     _layers(model)
+    _warn_of_transposed(model)
     copied = copy.deepcopy(model)
     with torch.no_grad():
         for layer in _layers(copied).values():
@@ -302,12 +380,14 @@ def prepare_qat(model: nn.Module, bits: int, activation_bits: int = 8) -> nn.Mod
     followed in train mode (or set by `calibrate`). Both 2 to 8. `fit` trains it as any network, with a teacher or
     without; the gradient passes the rounding unchanged (Jacob et al. 2018, arXiv 1712.05877). Simulated in floats, see
     the top of this file. Batch norm is not folded first: with a step for each channel, folding multiplies
-    weights and step alike. A masked network keeps its zeros.
+    weights and step alike. A masked network keeps its zeros. Transposed convolutions are not rounded; a UserWarning
+    names them.
     Raises ValueError for other numbers of bits, and for a network that rounds already.
     """
     check_whole(2, MOST_BITS, bits=bits, activation_bits=activation_bits)
     refuse_activation_rounding(model)
     _layers(model, masks=True)
+    _warn_of_transposed(model)
     copied = copy.deepcopy(model)
     for layer in _layers(copied, masks=True).values():
         home = layer.weight.device
@@ -362,14 +442,14 @@ def finalize(model: nn.Module, *, keep_activation_rounding: bool = True) -> nn.M
     check_flags(keep_activation_rounding=keep_activation_rounding)
     check_kind("a torch.nn.Module", nn.Module, model=model)
     removes = not keep_activation_rounding and any(isinstance(one, ActivationRounding) for one in model.modules())
-    if not removes and not any(_held(layer) for layer in model.modules()):
+    if not removes and not any(holds_weight(layer) for layer in model.modules()):
         raise ValueError(
             "There is nothing to make permanent: this network has no masks and rounds no weights, or was made "
             "permanent before."
         )
     copied = copy.deepcopy(model)
     for layer in list(copied.modules()):
-        if _held(layer):
+        if holds_weight(layer):
             _own_class(layer)
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         if hasattr(layer, "input_rounding") and not keep_activation_rounding:
@@ -384,13 +464,15 @@ def pack_weights(model: nn.Module, bits: int) -> dict[str, Tensor]:
     """The network's state with its weights as integers of so many bits, one after the other: what a file would hold.
 
     For each convolution and linear layer NAME.weight.packed (uint8) and NAME.weight.step (float32, one a channel) take
-    the place of NAME.weight; everything else is as in the state_dict. bits: 2 to 8. Give it what `quantize_weights` or
-    `finalize` made, or the weights are rounded here. `unpack_weights` reads it.
+    the place of NAME.weight; everything else is as in the state_dict, transposed convolutions too, which a UserWarning
+    names. bits: 2 to 8. Give it what `quantize_weights` or `finalize` made, or the weights are rounded here.
+    `unpack_weights` reads it.
     """
     import numpy as np
 
     check_whole(2, MOST_BITS, bits=bits)
     layers, state = _layers(model), dict(model.state_dict())
+    _warn_of_transposed(model)
     for layer in layers.values():
         step = _steps(layer.weight, bits)
         numbers = (layer.weight.detach().float() / _per_channel(step, layer.weight)).round() + _largest(bits)
@@ -416,10 +498,11 @@ def unpack_weights(model: nn.Module, state: dict[str, Tensor], bits: int) -> nn.
         count = layer.weight.numel()
         key, *others = _all_names(copied, layer)
         packed, step = state.pop(f"{key}.packed", None), state.pop(f"{key}.step", None)
-        if packed is None or step is None or len(packed) != math.ceil(count * bits / 8):
+        sizes = (math.ceil(count * bits / 8), len(layer.weight))
+        if packed is None or step is None or (len(packed), len(step)) != sizes:
             raise ValueError(
-                f"The state holds no {count} weights of {bits} bits for {name}: it was packed from another network, or "
-                "with another number of bits."
+                f"The state holds no {tuple(layer.weight.shape)} weights of {bits} bits for {name}: it was packed from "
+                "another network, or with another number of bits."
             )
         digits = np.unpackbits(packed.cpu().numpy())[: count * bits].reshape(-1, bits)
         numbers = torch.from_numpy(digits.astype(np.int64) @ (1 << np.arange(bits)[::-1])).reshape(layer.weight.shape)
@@ -587,6 +670,17 @@ def _layers(model: nn.Module, *, masks: bool = False) -> dict[str, Any]:
     return layers
 
 
+def _warn_of_transposed(model: nn.Module) -> None:
+    """Say which layers are left out: of a transposed convolution the first dimension counts the inputs."""
+    names = [name for name, module in model.named_modules() if isinstance(module, TRANSPOSED)]
+    if names:
+        warnings.warn(
+            f"The transposed convolutions {few(names)} stay as they are: only other convolutions and linear layers are "
+            "compressed.",
+            stacklevel=3,
+        )
+
+
 def _all_names(model: nn.Module, layer: nn.Module) -> list[str]:
     """The names of a layer's weight in the state: several where one layer is called by several names."""
     return [
@@ -611,8 +705,8 @@ def _check_free(name: str, layer: Any, masks: bool) -> None:
     )
 
 
-def _held(layer: Any) -> bool:
-    """Whether its weight is a result of this file's masks or rounding."""
+def holds_weight(layer: Any) -> bool:
+    """Whether the layer's weight is a result of this file's masks or rounding."""
     if not isinstance(layer, LAYERS) or not parametrize.is_parametrized(layer, "weight"):
         return False
     steps: Any = layer.parametrizations["weight"]  # type: ignore[index]

@@ -9,6 +9,7 @@ import dis
 import functools
 import hashlib
 import inspect
+import logging
 import re
 import sys
 import types
@@ -133,6 +134,8 @@ def _text(value: Any, above: tuple[int, ...], known: Mapping[int, str]) -> str:
     if isinstance(value, property | staticmethod | classmethod):
         function = value.fget if isinstance(value, property) else value.__func__
         return inner(function)
+    if isinstance(value, logging.Logger):  # its content is that of all loggers, and changes with every import
+        return f"{type(value).__qualname__}({value.name})"
     if isinstance(value, nn.Module):
         weights = fingerprint(value.state_dict())[:12]
         return f"{type(value).__qualname__}({settings(value)}, {weights})"

@@ -140,15 +140,21 @@ def in_a_sentence(error: Exception) -> str:
         )
     if kind == "DecompressionBombError":
         return f"An image is too large to be decoded safely ({text}). Remove it from the data, or scale it down."
-    if re.search(_OF_A_PEER, text):
+    if not for_users and _shares_a_training() and re.search(_OF_A_PEER, text):
         return (
-            f"Another process of this training has ended or cannot be reached ({text}). Look at what it said; the same "
-            "command with --resume (in place of --overwrite) goes on from the last checkpoint."
+            f"Another process of this training has ended or cannot be reached ({text}). Look at what it said; if this "
+            "run had written a checkpoint, the same command with --resume (in place of --overwrite) goes on from it."
         )
     if for_users:
         return text or kind
     shown = f"{kind.rpartition('.')[2]}: {text}" if text else kind
     return f"{shown.rstrip('.')}. This was not expected: with KDLIB_TRACEBACK=1 the same command shows where it arose."
+
+
+def _shares_a_training() -> bool:
+    """Whether torchrun has started this process with others; `distributed` is not asked, as it loads torch."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    return "RANK" in os.environ and started.isdigit() and int(started) > 1
 
 
 def _raised_by_us(error: Exception) -> bool:

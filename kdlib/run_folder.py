@@ -139,6 +139,12 @@ def _bring_back(out: Path) -> None:
     shutil.rmtree(out / PART, ignore_errors=True)
 
 
+def find_checkpoints(out: Path) -> set[tuple[str, int]]:
+    """The checkpoints in the folder of a run, also those set aside there, each by its name and when it was written."""
+    found = (*out.glob("*checkpoint"), *out.glob(f"{ASIDE}*/**/*checkpoint"))
+    return {(path.name, path.stat().st_mtime_ns) for path in found if path.exists()}
+
+
 def remove_earlier(out: Path, results: Sequence[str]) -> None:
     """Remove what an earlier run left in a folder that is held and this one has not replaced."""
     for name in results:

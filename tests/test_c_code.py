@@ -454,6 +454,10 @@ def branching(self: Net, x: Tensor) -> Tensor:
     return self.fc(x.flatten(1)) if x.sum() > 0 else self.fc(-x.flatten(1))
 
 
+def deciding_by_shape(self: Net, x: Tensor) -> Tensor:
+    return self.fc(x.flatten(1)) if x.shape[-1] > 2 else self.fc(-x.flatten(1))
+
+
 def overwriting_behind_a_dropout(self: Net, x: Tensor) -> Tensor:
     y = self.conv(x)
     z = F.relu(self.drop(y), inplace=True)
@@ -480,7 +484,8 @@ UNWRITABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "method": (lambda: Net(lambda s, x: s.fc(x.flatten(1).abs()), fc=FC), "abs"),
     "two inputs": (two_inputs, "one input.*has 2"),
     "two outputs": (lambda: Net(lambda s, x: (s.fc(x.flatten(1)), x), fc=FC), "one output"),
-    "control flow": (lambda: Net(branching, fc=FC), "cannot trace"),
+    "control flow": (lambda: Net(branching, fc=FC), "cannot trace.*decide by the values or the shapes of tensors"),
+    "shapes": (lambda: Net(deciding_by_shape, fc=FC), "cannot trace.*decide by the values or the shapes of tensors"),
     "padding": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), *head(2)), "reflect"),
     "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(1, 2, 3), *head(2)), "ConvTranspose2d"),
     "uneven pool": (lambda: nn.Sequential(nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9, 3)), "4 x 4 to 3 x 3"),
@@ -527,6 +532,18 @@ def test_a_dropout_function_that_does_nothing_in_eval_mode_is_left_out(
     plain = quantize(Net(lambda s, x: s.fc(x.flatten(1)), fc=FC), images)
     dropping = quantize(Net(lambda s, x: s.fc(drop(s, x).flatten(1)), fc=FC), images)
     assert torch.equal(dropping(images), plain(images))
+
+
+def test_arguments_that_have_a_default_may_be_decided_by() -> None:
+    class WithFeatures(Net):
+        def forward(self, x: Tensor, is_feat: bool = False, scales: tuple = (1,), *more: Any, **named: Any) -> Any:
+            if is_feat or len(scales) > 1 or more or named:
+                return [x], self.fc(x.flatten(1))
+            return self.rule(self, x)
+
+    images = pictures(2, 1, 4, 4)
+    network, plain = (kind(lambda s, x: s.fc(x.flatten(1)), fc=FC) for kind in (WithFeatures, Net))
+    assert torch.equal(quantize(network, images)(images), quantize(plain, images)(images))
 
 
 def test_rounded_activations_are_made_plain_first(tmp_path: Path) -> None:

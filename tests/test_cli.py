@@ -23,6 +23,7 @@ import typer
 from PIL import Image
 
 from kdlib import cli, compare, data, distill, export, measure, models, train
+from kdlib.data import DataModule
 from kdlib.files import load_tensors
 from kdlib.run_folder import ASIDE
 from kdlib.teachers import Ensemble
@@ -490,6 +491,47 @@ def test_an_interrupted_run_says_how_to_go_on_and_comes_to_the_same_bits(
     assert load_tensors(tmp_path / "checkpoint")[1]["facts"]["step"] == 3
     assert call(*TRAIN, "--out", tmp_path, "--resume") == 0
     assert (tmp_path / "model.safetensors").read_bytes() == never_stopped
+
+
+@pytest.mark.parametrize("moment", ["while it loads", "before the first checkpoint", "after it"])
+@pytest.mark.parametrize("command", ["train", "distill"])
+def test_an_interrupted_run_with_overwrite_is_resumed_only_where_there_is_something_of_it(
+    command: str,
+    moment: str,
+    tiny_run: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    earlier = ("checkpoint", "history.csv") if command == "train" else ("student.checkpoint", "report.json")
+    for name in earlier:
+        (tmp_path / name).write_text("earlier")
+    train_step, steps, load = Trainer.train_step, list[int](), data.load_images
+
+    def interrupted(self: Trainer, batch: Any) -> Any:
+        steps.append(self.step)
+        if moment != "while it loads" and len(steps) == (2 if moment == "before the first checkpoint" else 3):
+            raise KeyboardInterrupt
+        return train_step(self, batch)
+
+    def loaded(*args: Any, **options: Any) -> DataModule:
+        if moment == "while it loads":
+            raise KeyboardInterrupt
+        return load(*args, **options)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    monkeypatch.setattr(data, "load_images", loaded)
+    options = tiny_run
+    if command == "train":
+        options = ["--model", "article-student", "--images", 64, "--batch-size", 32, "--precision", "fp32", "--quiet"]
+    assert call(command, *options, "--epochs", 2, "--overwrite", "--out", tmp_path) == 130
+    told = capsys.readouterr().err
+    if moment == "after it":
+        assert "with --resume (in place of --overwrite) goes on from the last checkpoint" in told
+    else:
+        assert f"{tmp_path} holds what it held before. The same command, with --overwrite, starts again" in told
+        assert "--resume" not in told
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(earlier, "earlier")
 
 
 # Another validation split would make it another run, which --resume refuses.

@@ -728,6 +728,11 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: compress.pack_weights(rounding(), 4), ValueError, "rounded already"),
     (lambda: compress.unpack_weights(model(), compress.pack_weights(model(), 4), 3), ValueError, "number of bits"),
     (lambda: compress.unpack_weights(model(), model().state_dict(), 4), ValueError, "packed from another"),
+    (
+        lambda: compress.unpack_weights(nn.Linear(4, 6), compress.pack_weights(nn.Linear(6, 4), 4), 4),
+        ValueError,
+        r"no \(6, 4\) weights of 4 bits .* packed from another",
+    ),
     (lambda: measure.zipped_bytes([1, 2]), TypeError, "dict of tensors"),  # type: ignore[arg-type]
     (lambda: measure.count_nonzero(3), TypeError, "torch.nn.Module"),  # type: ignore[arg-type]
     (lambda: compress.quantize_pt2e(masked(), [images()]), ValueError, "masked already"),
@@ -894,6 +899,85 @@ def test_a_form_that_torch_pruning_cannot_follow_is_refused_in_a_sentence(networ
     pytest.importorskip("torch_pruning")
     with pytest.raises(ValueError, match=r"No channels can be removed \(.*\): the network has a form that torch-prun"):
         compress.prune_channels(network(), 0.5, torch.randn(1, 3, 16, 16))
+
+
+CHANGES: dict[str, Callable[[nn.Module], Any]] = {
+    "zeros": lambda net: compress.prune_weights(net, 0.5),
+    "rounded": lambda net: compress.quantize_weights(net, 2),
+    "trained rounded": lambda net: compress.prepare_qat(net, 2),
+    "packed": lambda net: compress.pack_weights(net, 2),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_transposed_convolutions_stay_as_they_are_and_are_named(name: str) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 1, 3))
+    with pytest.warns(UserWarning, match="The transposed convolutions 2 stay as they are") as caught:
+        changed = CHANGES[name](network)
+    assert [one.filename for one in caught] == [__file__]
+    state = changed if isinstance(changed, dict) else changed.state_dict()
+    assert torch.equal(state["2.weight"], network[2].weight)
+    assert "0.weight" not in state or not torch.equal(state["0.weight"], network[0].weight)
+
+
+class Then(nn.Module):
+    """A convolution of 16 channels, a function of their maps, and layers that read its result."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor], *after: nn.Module) -> None:
+        super().__init__()
+        self.first, self.between, self.after = nn.Conv2d(3, 16, 3, padding=1), between, nn.Sequential(*after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.between(torch.relu(self.first(x))))
+
+
+def shuffled(x: Tensor) -> Tensor:
+    """The channels of ShuffleNet: those of two groups in turn."""
+    return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def pooled(channels: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5)]
+
+
+REORDERED: dict[str, Callable[[], nn.Module]] = {
+    "flattened channels last": lambda: Then(lambda x: channels_last(x).flatten(1), nn.Linear(16 * 16, 5)),
+    "shuffled": lambda: Then(shuffled, nn.Conv2d(16, 32, 3), *pooled(32)),
+}
+
+
+@pytest.mark.parametrize("name", REORDERED)
+@pytest.mark.parametrize("example", [torch.zeros(1, 3, 4, 4), torch.ones(2, 3, 4, 4)], ids=["zeros", "ones"])
+def test_channels_that_stand_in_another_order_where_they_are_read_are_refused(name: str, example: Tensor) -> None:
+    """torch-pruning would remove one channel of the convolution, and weights of another one of what reads it."""
+    pytest.importorskip("torch_pruning")
+    with pytest.raises(ValueError, match=r"the channels of first are put in another order, as by a permute"):
+        compress.prune_channels(REORDERED[name](), 0.5, example)
+
+
+FOLLOWED: dict[str, Callable[[], nn.Module]] = {
+    "flattened": lambda: Then(nn.Flatten(), nn.Linear(16 * 16, 5)),
+    "one pixel": lambda: Then(lambda x: channels_last(x.mean((2, 3), keepdim=True)).flatten(1), nn.Linear(16, 5)),
+    "channels last": lambda: Then(channels_last, nn.LayerNorm(16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 5)),
+    "groups": lambda: Then(nn.PReLU(), nn.Conv2d(16, 32, 3, groups=4), nn.BatchNorm2d(32), nn.PReLU(32), *pooled(32)),
+    "odd groups": lambda: Then(nn.Conv2d(16, 24, 3), nn.GroupNorm(8, 24), nn.Conv2d(24, 24, 1), *pooled(24)),
+    "transposed": lambda: Then(nn.ConvTranspose2d(16, 32, 2, 2), nn.BatchNorm2d(32), *pooled(32)),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_channels_that_are_read_in_their_order_are_removed(name: str) -> None:
+    pytest.importorskip("torch_pruning")
+    network = FOLLOWED[name]()
+    before = copy.deepcopy(network.state_dict())
+    narrow: Any = compress.prune_channels(network, 0.5, torch.zeros(1, 3, 4, 4), round_to=1)
+    assert narrow.first.out_channels == 8
+    kept = [weight for weight in before["first.weight"] if any(torch.equal(weight, one) for one in narrow.first.weight)]
+    assert len(kept) == 8  # what was tried with them has left no trace
 
 
 ATTENTION: dict[str, Callable[[nn.Module], Any]] = {

@@ -358,6 +358,17 @@ def test_a_network_with_a_mask_is_exported(tmp_path: Path) -> None:
         export.to_onnx(network, tmp_path / "again.onnx", X)
 
 
+@pytest.mark.slow
+def test_zeros_that_masks_hold_are_written_as_plain_weights(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 3))
+    sparse = compress.prune_weights(network, 0.5)
+    path = export.to_onnx(sparse, tmp_path / "net.onnx", X)
+    assert path.stat().st_size < 1.05 * export.to_onnx(network, tmp_path / "plain.onnx", X).stat().st_size
+    assert torch.allclose(export.load_onnx(path)(X), sparse(X), atol=1e-5)
+    assert isinstance(network[1].weight, nn.Parameter)
+    assert "1.parametrizations.weight.original" in sparse.state_dict()  # the caller's goes on with its masks
+
+
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 NET = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 BAD = {

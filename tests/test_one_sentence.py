@@ -115,9 +115,6 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return check
 
 
-LOST_PEER = RuntimeError(
-    "[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:30514"
-)
 NO_SHARED_MEMORY = RuntimeError(
     "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ...\n"
     "RuntimeError: unable to allocate shared memory(shm) for file </torch_12_34_0>: No space left on device (28)\n"
@@ -131,7 +128,6 @@ KINDS: dict[str, tuple[Callable[..., Any], str]] = {
     "no shared memory": (raising(NO_SHARED_MEMORY), "Shared memory.*No space left.*smaller batch.*--shm-size"),
     "a page of shared memory missing": (raising(BUS_ERROR), "Shared memory.*Bus error.*smaller batch.*--shm-size"),
     "a bug in a worker": (lambda: list(DataLoader(Deep(), num_workers=1)), "KeyError.*colour.*KDLIB_TRACEBACK=1"),
-    "a lost peer": (raising(LOST_PEER), "Another process of this training.*--resume"),
     "no memory": (raising(MemoryError()), "memory"),
     "no memory for an array": (lambda: np.empty((10**6, 10**9)), "memory.*PiB"),
     "no memory for a tensor": (lambda: torch.empty(10**15), "memory"),
@@ -159,6 +155,38 @@ def test_every_kind_of_error_is_one_sentence(
     import re
 
     assert re.search(words, line), line
+
+
+LOST_PEER = "[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:30514"
+NO_DOWNLOAD = "Could not get cifar10 (<urlopen error [Errno 104] Connection reset by peer>). Try again."
+
+
+@pytest.mark.parametrize(
+    ("processes", "error", "of_a_peer"),
+    [
+        ("2", RuntimeError(LOST_PEER), True),
+        ("2", OSError(NO_DOWNLOAD), False),
+        ("1", RuntimeError(LOST_PEER), False),
+        (None, OSError(NO_DOWNLOAD), False),
+        (None, RuntimeError(LOST_PEER), False),
+    ],
+)
+def test_a_lost_connection_is_that_of_a_process_of_the_training_only_where_there_are_others(
+    processes: str | None,
+    error: Exception,
+    of_a_peer: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if processes is not None:  # as torchrun does
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(environment, "check", raising(error))
+    assert call("check") == 2
+    line = said(capsys)
+    assert ("Another process of this training" in line) == of_a_peer
+    assert ("--resume" in line) == of_a_peer
+    assert str(error) in line
 
 
 def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from kdlib import train
 from kdlib.data import NO_AUGMENTATION, DataModule
-from kdlib.methods import Logit
+from kdlib.methods import HardLabels, Logit
 from kdlib.teachers import CachedTeacher
 from kdlib.train import Recipe
 
@@ -41,6 +42,20 @@ def test_another_number_is_another_run_too(blobs: DataModule, tmp_path: Any, was
     fit(blobs, checkpoint=tmp_path / "a", **was)
     with pytest.raises(ValueError, match="belongs to another run"):
         fit(blobs, checkpoint=tmp_path / "a", resume=True, **now)
+
+
+def test_a_method_that_writes_a_log_belongs_to_the_same_run_when_it_goes_on(blobs: DataModule, tmp_path: Any) -> None:
+    class Logged(HardLabels):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.log = logging.getLogger(name)
+
+    fit(blobs, checkpoint=tmp_path / "a", method=Logged("kdlib.tests.run"))
+    logging.getLogger("kdlib.tests.run.another").warning("which the first one does not know")
+    logging.getLogger("kdlib.tests.run").isEnabledFor(logging.DEBUG)  # it keeps the answer
+    fit(blobs, checkpoint=tmp_path / "a", method=Logged("kdlib.tests.run"), resume=True)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        fit(blobs, checkpoint=tmp_path / "a", method=Logged("kdlib.tests.other"), resume=True)
 
 
 def test_teacher_outputs_in_other_bits_are_another_run(blobs: DataModule, tmp_path: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -786,6 +787,44 @@ def test_a_script_without_its_guard_is_told_so(tmp_path: Path) -> None:
     assert 'Put the call of search.run below a line `if __name__ == "__main__":`' in ended.stderr
 
 
+def test_a_process_that_runs_the_script_anew_neither_searches_nor_judges(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"teacher": teacher, "epochs": 1, "trials": 1, **TINY}
+    found = search.run(blobs, **options)
+    made = len(invented)
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)  # while Python starts it
+    # The search as well, though it has one worker: the script's judge would wait for it.
+    for call in (lambda: search.run(blobs, **options), lambda: search.judge(found, workers=2, progress=False)):
+        with pytest.raises(
+            RuntimeError, match=r'Put the call of search\.\w+ below a line `if __name__ == "__main__":`'
+        ):
+            call()
+    assert len(invented) == made
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there the lock is no link")
+def test_the_lock_of_a_journal_in_a_folder_leads_to_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that leads nowhere has no age: left by a killed process, it would never be taken away."""
+    import optuna
+
+    found, link = [], os.symlink
+
+    def noted(target: str, place: str) -> None:
+        link(target, place)
+        found.append(Path(place).resolve())
+
+    monkeypatch.setattr(os, "symlink", noted)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs", "."):
+        with storage.open_storage(f"journal:{folder}/search.log") as (store, _):
+            optuna.create_study(study_name="search", storage=store)
+        assert set(found) == {tmp_path / folder / "search.log"}
+        found.clear()
+
+
 def test_a_journal_needs_no_right_to_make_links_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import optuna
 
@@ -1054,6 +1093,21 @@ def test_a_worker_that_is_killed_ends_the_search_in_a_sentence_and_its_trial_is_
     found = search.run(blobs, **{**options, "workers": 1})
     assert len(found.rows) == 4
     assert found.count("running") == 0
+
+
+def test_a_worker_that_is_killed_while_it_starts_ends_the_search_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a process that has ended nobody holds the other end of the connection."""
+
+    def process(**given: Any) -> SimpleNamespace:
+        return SimpleNamespace(**dict.fromkeys(("start", "join", "terminate"), lambda: None))
+
+    context = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=process)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+    sent: Any = "a task"
+    with pytest.raises(ChildProcessError, match="Finished trials are kept"), workers.open_runners(sent, tmp_path, 2):
+        pass
 
 
 # --- the honest part

@@ -1274,6 +1274,34 @@ def test_a_repeated_run_has_its_threads_and_its_teacher_those_of_a_study(
     assert seen == [("teacher", threads + 1), ("student", threads)]
 
 
+def test_two_rows_are_repeated_at_the_same_time(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = study_config(replace(budget, epochs=1), tmp_path, seeds=(0,), defaults=True)
+    path = runner.run(replace(config, plan=plans.of_methods(["kd"])), progress=False)
+    cache, save = tmp_path / "again", Checkpointer.save
+    again = partial(runner.reproduce, path, cache=cache, precision="fp32")
+    repeated = []
+
+    def meanwhile(checkpointer: Checkpointer, *args: Any) -> None:
+        save(checkpointer, *args)
+        if repeated:
+            return
+        repeated.append("begun")
+        outputs = sorted(cache.rglob("*"))
+        assert again(1) == {}  # another row of the same seed
+        assert sorted(cache.rglob("*")) == outputs
+        with pytest.raises(OSError, match="Row 2 of .* is being repeated by another process.*--cache"):
+            again(2)
+        assert sorted(cache.rglob("*")) == outputs
+        repeated.append("ended")
+
+    monkeypatch.setattr(Checkpointer, "save", meanwhile)
+    assert again(2) == {}
+    assert repeated == ["begun", "ended"]
+    assert list(cache.iterdir()) == []
+
+
 # --- time and the command ----------------------------------------------------------------------------------------
 
 
@@ -1939,6 +1967,15 @@ def test_processes_of_the_caller_are_left_alone(real: Budget, tmp_path: Path) ->
     finally:
         other.kill()
         other.join()
+
+
+def test_a_process_that_runs_the_script_anew_begins_no_study(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)  # while Python starts it
+    with pytest.raises(RuntimeError, match='kdlib.study.runner.run below a line `if __name__ == "__main__":`'):
+        runner.run(study_config(budget, tmp_path, workers=2), progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_less_than_one_process_is_refused(budget: Budget, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def need(*packages: str, extra: str) -> list[Any]:
 def float_copy(model: nn.Module) -> nn.Module:
     """A copy in float32, in eval mode, on the CPU, without the model's forward hooks; the model stays as it is.
 
+    Weights that `compress` masks or rounds are plain in it: a mask would be in the file, too.
     Raises TypeError for what is no nn.Module, ValueError for weights that are missing or not finite.
     """
     check_kind("an nn.Module", nn.Module, model=model)
@@ -55,6 +56,8 @@ def float_copy(model: nn.Module) -> nn.Module:
             f"The network cannot be copied to the CPU ({_first_line(error)}). Build it on a real device; after "
             "torch.nn.utils.prune make the masks permanent with prune.remove."
         ) from error
+    if any(map(compress.holds_weight, copied.modules())):
+        copied = compress.finalize(copied)
     parameters = dict(copied.named_parameters())
     for name, tensor in [*parameters.items(), *copied.named_buffers()]:
         # A mask of attention may hold -inf; what is learned, and what a batch norm has seen, may not.

@@ -91,11 +91,12 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
             f"The network cannot be copied ({reason}). If it is pruned, call prune.remove first."
         ) from error
     try:
-        traced = fx.symbolic_trace(model)
+        traced = fx.GraphModule(model, _ImageTracer().trace(model))
     except Exception as error:  # whatever the user's forward raises when its input is a proxy
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"torch.fx cannot trace this network ({reason}). Its forward may not depend on the values of tensors."
+            f"torch.fx cannot trace this network ({reason}). Its forward may not decide by the values or the shapes of "
+            "tensors."
         ) from error
     inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
@@ -112,6 +113,20 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     if shapes[logits][1:] != (1, 1) or len(observed.shapes[logits]) not in (2, 4):
         raise ValueError(f"One logit for each class is expected, N x classes; got {observed.shapes[logits]}.")
     return Traced(tuple(layers), str(inputs[0]), logits, shapes, {name: observed.ranges[name] for name in shapes})
+
+
+class _ImageTracer(fx.Tracer):
+    """Calls forward with the image alone: what else it takes has its default, by which it may decide."""
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """The function to be traced and what it is called with; other inputs without a default are left in."""
+        function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
+        others = [proxy.node for proxy in arguments[2:]]  # behind the network and the image
+        if not all(node.args or node.target.startswith("*") for node in others):
+            return function, arguments
+        for node in others:
+            self.graph.erase_node(node)
+        return root_fn, arguments[:2]
 
 
 def _refuse_hooks(model: nn.Module) -> None:

@@ -46,7 +46,8 @@ from kdlib.search.trials import (
     Trials,
     check_identity,
 )
-from kdlib.search.workers import Runner, open_runners, refuse_without_main_guard
+from kdlib.search.workers import Runner, open_runners
+from kdlib.study.experiment import refuse_without_main_guard
 from kdlib.study.method_specs import Settings, TeacherKind
 
 if TYPE_CHECKING:
@@ -186,8 +187,10 @@ def run(
     torchvision made, "imagenet" for large images, see `models.build`.
     The test set is not read.
     Raises ImportError without optuna, ValueError for settings that make no sense or differ from those of a stored
-    search, OSError for a storage that cannot be used, ChildProcessError when a worker is killed.
+    search, OSError for a storage that cannot be used, ChildProcessError when a worker is killed, RuntimeError in a
+    worker that runs the caller's script anew.
     """
+    refuse_without_main_guard("search.run")
     checked = check(
         data,
         teacher=teacher,
@@ -208,8 +211,6 @@ def run(
         stem=stem,
     )
     check_whole(workers=workers)
-    if workers > 1:
-        refuse_without_main_guard()
     check_flags(progress=progress)
     return search(*checked, storage, workers=workers, progress=progress)
 

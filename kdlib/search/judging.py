@@ -23,7 +23,7 @@ from kdlib.search.storage import load_optuna, open_storage
 from kdlib.search.task import TaskRunner, outputs_folder
 from kdlib.search.trials import COMPLETE
 from kdlib.search.workers import RemoteRunner, Runner, open_runners
-from kdlib.study.experiment import first_completed
+from kdlib.study.experiment import first_completed, refuse_without_main_guard
 from kdlib.study.method_specs import Settings
 from kdlib.verdict import Comparison
 
@@ -175,6 +175,7 @@ def judge(
     The same call goes on with what a killed one has left in the search's storage. Each run reads the test set once.
     Raises ValueError for seeds that are no fresh ones, and what `run` raises.
     """
+    refuse_without_main_guard("search.judge")
     check_kind("what search.run has returned", Found, found=found)
     check_flags(progress=progress, random_search=random_search)
     seeds = _check_seeds(seeds, found.tuning_seed)

@@ -47,7 +47,8 @@ def open_storage(storage: Storage) -> Iterator[tuple[BaseStorage, bool]]:
     check_path(storage=storage)
     text = str(storage)
     if text.startswith("journal:"):
-        yield _journal(optuna, Path(text.removeprefix("journal:"))), True
+        # From the root: optuna's lock is a link to the journal, and a relative one would be read from its own folder.
+        yield _journal(optuna, Path(text.removeprefix("journal:")).absolute()), True
     elif (path := database_file(text)) is not None:
         busy = f"{path.parent} is in use by another search that has not ended. Wait for it, or choose another folder."
         files.ensure_writable(path.parent)

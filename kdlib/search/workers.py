@@ -95,7 +95,8 @@ class RemoteRunner:
         self.process: BaseProcess = context.Process(target=_serve, args=(other, cache, threads))
         self.process.start()
         other.close()  # so that the end of the process is the end of the connection
-        self._connection.send_bytes(task)
+        with _explain_its_end():
+            self._connection.send_bytes(task)
 
     def run(
         self,
@@ -108,7 +109,7 @@ class RemoteRunner:
         test: bool = False,
     ) -> Outcome:
         """As `TaskRunner.run`; `report` is called in this process."""
-        try:
+        with _explain_its_end():
             self._connection.send((student, settings, seed, tuple(reports) if report else (), test))
             while True:
                 kind, value = self._connection.recv()
@@ -118,11 +119,6 @@ class RemoteRunner:
                     raise value
                 else:
                     return value
-        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            raise ChildProcessError(
-                "A process of the search has ended, perhaps because memory ran out. Finished trials are kept: start "
-                "the same search again (without --overwrite), with fewer workers if it happens once more."
-            ) from error
 
     def end(self, *, now: bool = True) -> None:
         """End the process, whatever it does; or, if it has nothing to do, let it end by itself."""
@@ -135,13 +131,16 @@ class RemoteRunner:
         self._connection.close()
 
 
-def refuse_without_main_guard() -> None:
-    """Raise RuntimeError in a process that is being started, and for this runs the user's script from its beginning."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise RuntimeError(
-            "A search with several workers starts processes, and each of these runs the script anew. Put the call of "
-            'search.run below a line `if __name__ == "__main__":`.'
-        )
+@contextmanager
+def _explain_its_end() -> Iterator[None]:
+    """ChildProcessError, with what to do, where the process at the other end of a connection has ended."""
+    try:
+        yield
+    except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+        raise ChildProcessError(
+            "A process of the search has ended, perhaps because memory ran out. Finished trials are kept: start "
+            "the same search again (without --overwrite), with fewer workers if it happens once more."
+        ) from error
 
 
 def _cannot_be_sent(error: Exception) -> ValueError:

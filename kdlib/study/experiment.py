@@ -177,7 +177,7 @@ class Experiment:
         seed, excluded_class = configs[0].seed, configs[0].excluded_class
         budget = replace(self.budget, **self.device_options)  # not "auto", which another machine may resolve otherwise
         key = files.fingerprint([], self.fingerprint, budget, seed, excluded_class, layers)
-        folder = self.cache / f"{_outputs_of(runs_path)}-seed{seed}-{key[:12]}"
+        folder = self.cache / f"{outputs_of(runs_path)}-seed{seed}-{key[:12]}"
         group = SeedGroup(seed, excluded_class, tuple(layers), folder)
         with closing(SeedRunner(self, group)) as runner:
             yield runner
@@ -185,11 +185,11 @@ class Experiment:
 
     def remove_outputs(self, runs_path: Path) -> None:
         """Remove all that interrupted sessions left in the scratch folder for the runs of this file."""
-        for folder in self.cache.glob(f"{_outputs_of(runs_path)}-*"):
+        for folder in self.cache.glob(f"{outputs_of(runs_path)}-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _outputs_of(runs_path: Path) -> str:
+def outputs_of(runs_path: Path) -> str:
     """How the names of the scratch folders for the runs of this file begin."""
     return f"outputs-{files.fingerprint([], str(runs_path.resolve()))[:8]}"
 
@@ -511,6 +511,18 @@ def _start_worker(budget: Budget, cache: Path, threads: int) -> None:
     exit_with_parent()
     torch.set_num_threads(threads)
     _worker_experiment = Experiment(budget, cache)
+
+
+def refuse_without_main_guard(call: str) -> None:
+    """Raise RuntimeError in a process that is being started, and for this runs the user's script from its beginning.
+
+    call: what the script has called.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            f"Each process that a script starts runs the script anew, as this one does. Put the call of {call} below a "
+            'line `if __name__ == "__main__":`.'
+        )
 
 
 def exit_with_parent() -> None:

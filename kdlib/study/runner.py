@@ -24,7 +24,15 @@ from kdlib.data import data_dir
 from kdlib.errors import check_whole
 from kdlib.measure import clock
 from kdlib.study import plans
-from kdlib.study.experiment import Experiment, SeedRuns, WorkerPool, threads_of_a_worker, torch_threads
+from kdlib.study.experiment import (
+    Experiment,
+    SeedRuns,
+    WorkerPool,
+    outputs_of,
+    refuse_without_main_guard,
+    threads_of_a_worker,
+    torch_threads,
+)
 from kdlib.study.history import HistoryFile
 from kdlib.study.method_specs import HARD, METHODS, TRIALS_PER_METHOD, MethodSpec, Settings
 from kdlib.study.plans import PLANS, TRIALS, TUNING_SEEDS, Budget, Plan, Row, RunConfig, TunedSettings, row_key
@@ -107,8 +115,9 @@ def run(
     """Make all runs that are missing and return the CSV file of the results.
 
     command: what the JSON file beside it calls this session. Raises ValueError when files on disk belong to another
-    study, and what `data.load` and `models.load` raise.
+    study, RuntimeError in a worker that runs the caller's script anew, and what `data.load` and `models.load` raise.
     """
+    refuse_without_main_guard("kdlib.study.runner.run")
     study = _Study(config)
     with ExitStack() as stack:
         runs = stack.enter_context(RunsFile(study.runs_path, RUN_COLUMNS, log).open())
@@ -171,7 +180,7 @@ def reproduce(
 
     It runs with as many threads as the row did, so on the CPU of the machine that made the row nothing differs; on a
     GPU sums may be rounded in another order. Raises ValueError for a row that is not there and for a file of another
-    kind, FileNotFoundError for a missing file.
+    kind, FileNotFoundError for a missing file, OSError where another process repeats the row with the same cache.
     """
     kinds = ", ".join(f"{kind}-*.csv" for kind in dict.fromkeys(plan.kind for plan in PLANS.values()))
     rows = _read_existing(path, RUN_COLUMNS, "a study's runs", f"Give one that a study has written: {kinds}.")
@@ -179,15 +188,20 @@ def reproduce(
         raise ValueError(f"{path} has rows 1 to {len(rows)}; there is no row {number}.")
     old = rows[number - 1]
     experiment, config = Experiment(Budget.from_row(old, device, precision), cache), RunConfig.from_row(old)
-    own = path.with_suffix(".reproduced")
-    experiment.remove_outputs(own)  # it goes on from nothing
-    try:
-        with experiment.seed_runner([config], own) as runner:
-            runner.teacher(config.spec.teacher)  # with all threads, as in the study: only students share them out
-            with torch_threads(int(old["threads"])):
-                new = runner.run(config, test=True)
-    finally:
-        experiment.remove_outputs(own)
+    own = path.with_suffix(f".row-{number}.reproduced")  # other rows may be repeated at the same time
+    busy = (
+        f"Row {number} of {path} is being repeated by another process, with outputs in {cache}. Wait for it, or choose "
+        "another folder with --cache."
+    )
+    with files.lock(cache / f".{outputs_of(own)}.lock", busy):
+        experiment.remove_outputs(own)  # it goes on from nothing
+        try:
+            with experiment.seed_runner([config], own) as runner:
+                runner.teacher(config.spec.teacher)  # with all threads, as in the study: only students share them out
+                with torch_threads(int(old["threads"])):
+                    new = runner.run(config, test=True)
+        finally:
+            experiment.remove_outputs(own)
     values = {name: (old[name], to_text(new.get(name))) for name in RUN_COLUMNS if name not in TIME_COLUMNS}
     return {name: (before, now) for name, (before, now) in values.items() if before != now}
 
