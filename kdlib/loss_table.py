@@ -93,8 +93,8 @@ class LossSpec:
     between_layers: whether it relates the layers of a network to each other, and so needs two.
     needs_labels: whether the function takes the labels after the logits.
     weight, layers, temperature, alpha, options: the defaults of the command line and of `methods.create`, chosen by the
-    study of a ResNet-8 taught by a ResNet-20 with 10,000 images, except where a comment says otherwise. layers is a
-    word of `models.pair_layers`.
+    study's older search for a ResNet-8 taught by a ResNet-20 with 10,000 images (data/results/older-search), except
+    where a comment says otherwise. layers is a word of `models.pair_layers`.
     """
 
     family: Family
@@ -136,7 +136,7 @@ def _relation(*terms: tuple[float, LossFunction], pairing: Pairing = each_sample
 
 
 LOSSES: dict[str, LossSpec] = {
-    # T = 4 of the lessons and of `make distill`; the study chose 16 and found 2 to 16 alike
+    # T = 4 of the lessons and of `make distill`; the study's older search chose 16; its grid found 2 to 16 alike
     "kd": _logit(losses.kd),
     "dkd": _logit(losses.dkd, needs_labels=True, alpha=0.5, options={"beta": 4.0}),
     "dist": _logit(losses.dist, temperature=2.0, alpha=0.3),

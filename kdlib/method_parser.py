@@ -14,7 +14,7 @@ from kdlib.errors import unknown_name
 from kdlib.loss_table import LOSSES, Family
 
 FAMILY_DEFAULTS = {"logit": "kd", "feature": "hint", "relation": "fsp"}  # what the name of a family stands for
-SMOOTHING = 0.2  # of label_smoothing, as the study chose it
+SMOOTHING = 0.2  # of label_smoothing, as the study's older search chose it
 NAMES = ("hard", "label_smoothing", *FAMILY_DEFAULTS, *LOSSES)
 _TERM = re.compile(r"\s*(?:(?P<weight>[^*\s]+)\s*\*)?\s*(?P<name>[\w-]+)\s*")
 

@@ -15,7 +15,8 @@ from kdlib import losses, method_parser
 from kdlib.loss_table import LOSSES, Family, custom, find
 from kdlib.projectors import ConvProjector
 
-CHOSEN = Path(__file__).parents[1] / "data" / "results" / "choose-resnet8-resnet20-fashion-10000.json"
+OLDER = Path(__file__).parents[1] / "data" / "results" / "older-search"
+CHOSEN = OLDER / "choose-resnet8-resnet20-fashion-10000.json"
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -828,7 +828,9 @@ def test_incomplete_trials_are_refused() -> None:
 
 
 def test_trials_of_an_older_kdlib_are_not_called_unfinished() -> None:
-    older = read_rows(data.data_dir() / "results" / "choose-resnet8-resnet20-fashion-10000.csv", TRIAL_COLUMNS)
+    older = read_rows(
+        data.data_dir() / "results" / "older-search" / "choose-resnet8-resnet20-fashion-10000.csv", TRIAL_COLUMNS
+    )
     message = "trials of 'hard' .* another search .* older kdlib: 11 runs of 11 settings.* `kdlib study full --out"
     with pytest.raises(ValueError, match=message) as refusal:
         plans.best_settings(older)

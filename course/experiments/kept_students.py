@@ -2,7 +2,7 @@
 
     python -m course.experiments.kept_students
 
-The runs of the study (data/results/methods-*.csv) once more: same images, settings, seeds and initial weights, five
+Runs of the study (data/results/older-search) once more: same images, settings, seeds and initial weights, five
 seeds of hard labels, logits (KD), decoupled logits (DKD) and logits of another image. Each finished student is saved in
 half precision, and its row says what the file's weights do in float32, so that anyone who loads them gets the same
 numbers. What it answered for each test image is kept beside the rows (`kdlib.study.predictions`). One control has rows
@@ -26,6 +26,7 @@ import torch
 import typer
 from torch import nn
 
+from course import older_search
 from kdlib import measure, models, study, train
 from kdlib.data import data_dir, load
 from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
@@ -86,16 +87,12 @@ def check_seeds(seeds: int) -> int:
 
 @dataclass(frozen=True)
 class KeptStudents:
-    """A budget, and where its rows (out), its students (students) and the teacher's outputs (cache) go.
-
-    study_folder: where the rows of the study are, whose runs are made once more.
-    """
+    """A budget, and where its rows (out), its students (students) and the teacher's outputs (cache) go."""
 
     out: Path
     students: Path
     cache: Path
     budget: Budget = field(default_factory=Budget)
-    study_folder: Path | None = None
 
     @property
     def path(self) -> Path:
@@ -106,7 +103,7 @@ class KeptStudents:
     def _study(self) -> Results:
         budget = self.budget
         options = {"student": budget.student, "teacher": budget.teacher, "images": budget.images or 55_000}
-        return study.results("methods", folder=self.study_folder, **options)  # type: ignore[arg-type]
+        return study.results("methods", folder=older_search.folder(), **options)  # type: ignore[arg-type]
 
     def config(self, run: KeptRun) -> RunConfig:
         """The run of the study that this one repeats, with the settings that were chosen on validation."""

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import typer
 
+from course import older_search
 from kdlib import study
 from kdlib.data import data_dir
 from kdlib.errors import check_whole, exit_in_a_sentence
@@ -88,7 +89,7 @@ class SettingsMap:
 
 def load_map(folder: str | Path | None = None) -> SettingsMap:
     """The stored grid; FileNotFoundError, with the command that makes it, if it is missing."""
-    grid = study.results("grid", folder=folder)
+    grid = study.results("grid", folder=folder or older_search.folder())
     settings = tuple((alpha, temperature) for alpha in grid.alphas for temperature in grid.temperatures)
     runs = [grid.runs(grid.grid[one]) for one in settings]
     seeds = tuple(sorted(runs[0]))

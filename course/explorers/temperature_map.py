@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from course import plots
+from course import older_search, plots
 from course.explorers.base import CONTROL_STYLE, Explorer
 from kdlib import study
 from kdlib.study.analysis import LOWER_IS_BETTER, Estimate, Results
@@ -34,8 +34,8 @@ class CellDetails:
 class TemperatureMap(Explorer):
     """A heat map over alpha and T: choose a cell to see its seeds, their mean, the interval and the verdict.
 
-    results: a grid of the study, default `study.results("grid")`, which raises FileNotFoundError if it is missing;
-    nothing is trained here.
+    results: a grid of the study, default that in data/results/older-search; FileNotFoundError if it is missing. Nothing
+    is trained here.
     """
 
     name = "Temperature map"
@@ -48,7 +48,7 @@ class TemperatureMap(Explorer):
     size = (10.4, 4.3)
 
     def __init__(self, results: Results | None = None, **initial: Any) -> None:
-        self.results = study.results("grid") if results is None else results
+        self.results = study.results("grid", folder=older_search.folder()) if results is None else results
         super().__init__(**initial)
 
     def make_controls(self, widgets: Any) -> dict[str, Any]:

@@ -194,12 +194,12 @@ BILL = QuestionSpec(
         "What does one pass of the student cost for each picture, and what does the answer cost?",
         "The answer is one forward pass of the teacher. A pass of training is three forward passes of the student.",
     ),
-    "9.3 / (3 x 1.0) = 3.1. So stored answers are cheap beside a long training, and dear beside a short one. Each new "
-    "augmented view of a picture is asked about anew. And somebody trained the teacher: whether that belongs on your "
-    "bill depends on what else it is used for.",
+    "9.3 / (3 x 1.0) = 3.1, and 3.0 with the exact counts. So stored answers are cheap beside a long training, and "
+    "dear beside a short one. Each new augmented view of a picture is asked about anew. And somebody trained the "
+    "teacher: whether that belongs on your bill depends on what else it is used for.",
     answer_key=Numeric(
-        3.1,
-        0.02,
+        3.05,
+        0.025,  # 3.02 by the exact counts that the lesson prints, 3.1 by the rounded ones
         mistakes=(
             (9.3, "That is the ratio of two forward passes. A pass of training costs three of the student's."),
             (27.9, "You multiplied by three. The three belong to the student's pass of training, so they divide."),

@@ -83,10 +83,11 @@ def test_thirteen_seeds_halve_the_interval_of_five() -> None:
 
 def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
     """Not by two verdicts over hard labels. It rests on the same pictures, order and weights in both files."""
+    place = data.data_dir() / "results" / "older-search"
     cells = notebooks.read(notebooks.find("08")).cells
     (source,) = [cell.source for cell in cells if cell.source.startswith("larger = study.results(")]
-    wide = study.results("methods", student="resnet8", images=10_000)
-    scope = {"study": study, "verdict": verdict, "wide": wide}
+    older = study.results("methods", student="resnet8", images=10_000, folder=place)
+    scope = {"study": study, "verdict": verdict, "older": older}
     exec(source, scope)
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("over the same from the ResNet-20:") + 1
@@ -97,7 +98,7 @@ def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[st
         ("similarity", "LOSES:"),
     ]
     hard = scope["larger"].score("hard").by_seed
-    assert hard == {seed: wide.score("hard").by_seed[seed] for seed in hard}
+    assert hard == {seed: older.score("hard").by_seed[seed] for seed in hard}
 
 
 def run_cell(beginning: str, capsys: pytest.CaptureFixture[str], **scope: Any) -> str:
@@ -141,9 +142,11 @@ def test_what_sixty_epochs_leave_is_judged_over_seeds_and_pictures(capsys: pytes
 
 def test_more_labels_are_judged_by_the_seeds_that_both_have(capsys: pytest.CaptureFixture[str]) -> None:
     counts = [study.results("methods", student="resnet8", images=count) for count in (1_000, 10_000, 55_000)]
-    few, many = (one.score("hard").by_seed for one in counts[1:])
+    place = data.data_dir() / "results" / "older-search"  # with the settings of 55,000
+    older = study.results("methods", student="resnet8", images=10_000, folder=place)
+    few, many = (one.score("hard").by_seed for one in (older, counts[-1]))
     shared = sorted(set(few) & set(many))
     found = verdict.compare([many[seed] for seed in shared], [few[seed] for seed in shared])
     beginning = 'against = study.results("methods", student="resnet8", images=1_000'
-    assert str(found) in run_cell(beginning, capsys, counts=counts)
+    assert str(found) in run_cell(beginning, capsys, counts=counts, older=older)
     assert f"{100 * found.mean:.1f} points {in_points(found, '.1f')}" in prose()

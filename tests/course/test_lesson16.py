@@ -105,8 +105,7 @@ def test_the_bill_is_that_of_the_networks() -> None:
     )
     assert round(student / 1e6, 1) == 1.0
     assert round(teacher / 1e6, 1) == 9.3
-    assert lesson16.BILL.answer_key.value == pytest.approx(9.3 / (3 * 1.0))
-    for right in (3.1, 3.12, 3.02 * 1.02):
+    for right in (9.3 / (3 * 1.0), teacher / (3 * student), 3, 3.12):
         assert grade_question(lesson16.BILL, right).outcome is Outcome.CORRECT
     for wrong in (9.3, 27.9, 1 / 3.1, 4.65, 1, 0, 31):
         assert grade_question(lesson16.BILL, wrong).outcome is Outcome.WRONG
@@ -204,9 +203,8 @@ def test_a_larger_teacher_is_compared_with_the_smaller_one_by_the_same_seeds() -
     for method, word in (("kd", "INCONCLUSIVE"), ("kd+rkd", "LOSES"), ("vid", "LOSES"), ("similarity", "LOSES")):
         comparison = article_claims.larger_teacher(method)
         assert (comparison.verdict, comparison.n, comparison.comparisons) == (word, 5, 7), method
-    large, small = (
-        accuracies(f"methods-resnet8-{teacher}-fashion-10000", method="vid") for teacher in ("resnet50", "resnet20")
-    )
+    names = "methods-resnet8-resnet50-fashion-10000", "older-search/methods-resnet8-resnet20-fashion-10000"
+    large, small = (accuracies(name, method="vid") for name in names)
     gain = 100 * statistics.mean(large[seed] - small[seed] for seed in large)
     assert f"VID {gain:+.1f} points" in found("A larger teacher")
 

@@ -23,7 +23,7 @@ from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 from test_explorers import contrast
 
-from course import plots
+from course import older_search, plots
 from course.experiments import (
     claims_results,
     clinic,
@@ -307,7 +307,9 @@ SHIPPED: dict[str, Callable[[], tuple[Any, str]]] = {
     "forest": lambda: both("forest", study.results("methods", student="resnet8", images=10_000)),
     "gain against": lambda: both("gain_against", teacher_results.load(), "article-student"),
     "gap recovered": lambda: both("gap_recovered", study.results("methods", student="resnet8", images=10_000)),
-    "grid": lambda: both("temperature_map", study.results("grid", student="resnet8", images=10_000)),
+    "grid": lambda: both(
+        "temperature_map", study.results("grid", student="resnet8", images=10_000, folder=older_search.folder())
+    ),
     "mistakes": lambda: both("mistakes", logit_mistakes.costs(logit_mistakes.load())),
     "proxies": lambda: (
         plots.proxies_figure(search_results.load_proxies()),

@@ -203,7 +203,8 @@ def test_results_of_another_kind_are_refused(grid: Results) -> None:
 
 
 def test_the_shipped_study_is_the_default(grid: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "results").symlink_to(grid.sources[0].parent)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "older-search").symlink_to(grid.sources[0].parent)
     monkeypatch.setenv("KDLIB_DATA", str(tmp_path))
     assert explorers.TemperatureMap().describe() == explorers.TemperatureMap(grid).describe()
 
