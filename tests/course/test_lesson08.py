@@ -11,12 +11,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from course import code_grading, notebooks
+from course import code_grading, notebooks, older_search
 from course.explorers.teacher_outputs import teacher_outputs
 from course.grading import Outcome, grade_question
 from course.lessons import lesson08
 from course.specs import CodeSpec
-from kdlib import data, losses, study, verdict
+from kdlib import data, losses, models, study, verdict
+from kdlib.study.experiment import CONTROL_TEACHER_SEED
 
 
 def accuracies(seeds: int, seed: int) -> Tensor:
@@ -83,7 +84,7 @@ def test_thirteen_seeds_halve_the_interval_of_five() -> None:
 
 def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
     """Not by two verdicts over hard labels. It rests on the same pictures, order and weights in both files."""
-    place = data.data_dir() / "results" / "older-search"
+    place = older_search.folder()
     cells = notebooks.read(notebooks.find("08")).cells
     (source,) = [cell.source for cell in cells if cell.source.startswith("larger = study.results(")]
     older = study.results("methods", student="resnet8", images=10_000, folder=place)
@@ -111,6 +112,31 @@ def run_cell(beginning: str, capsys: pytest.CaptureFixture[str], **scope: Any) -
 
 def prose() -> str:
     return "\n".join(cell.source for cell in notebooks.read(notebooks.find("08")).cells if cell.cell_type == "markdown")
+
+
+def test_which_methods_are_ahead_of_an_untrained_teacher_and_of_the_better_label_smoothing() -> None:
+    wide = study.results("methods", student="resnet8", images=10_000, baseline="untrained")
+    methods = [name for name in wide.methods if name != "hard" and wide.family(name) != "control"]
+    ahead = {name for name in methods if wide.gain(name).verdict == verdict.Verdict.BEATS}
+    assert set(methods) - ahead == {"standardized", "attention", "layer-correlation", "layer-information"}
+    older = study.results("methods", student="resnet8", images=10_000, folder=older_search.folder())
+    smoothed = older.score("label-smoothing").by_seed
+
+    def against(name: str) -> verdict.Verdict:
+        return verdict.compare(wide.score(name).by_seed, smoothed, comparisons=wide.comparisons).verdict
+
+    assert {name for name in methods if against(name) == verdict.Verdict.BEATS} == ahead
+    assert (against("hard"), against("untrained")) == (verdict.Verdict.LOSES, verdict.Verdict.INCONCLUSIVE)
+
+
+def test_an_untrained_teacher_says_the_same_of_every_picture() -> None:
+    config = dict(models.get_config(models.load("resnet20-fashion")))
+    untrained = models.build(config.pop("architecture"), **config, seed=CONTROL_TEACHER_SEED).eval()
+    pictures = data.normalized_images(data.load("fashion-mnist").validation.select(torch.arange(200)))
+    with torch.no_grad():
+        shares = untrained(pictures).softmax(1)
+    assert (shares - 0.1).abs().max() < 0.04
+    assert shares.std(0).max() < 0.005
 
 
 def in_points(found: verdict.Comparison, form: str) -> str:
@@ -142,7 +168,7 @@ def test_what_sixty_epochs_leave_is_judged_over_seeds_and_pictures(capsys: pytes
 
 def test_more_labels_are_judged_by_the_seeds_that_both_have(capsys: pytest.CaptureFixture[str]) -> None:
     counts = [study.results("methods", student="resnet8", images=count) for count in (1_000, 10_000, 55_000)]
-    place = data.data_dir() / "results" / "older-search"  # with the settings of 55,000
+    place = older_search.folder()  # with the settings of 55,000
     older = study.results("methods", student="resnet8", images=10_000, folder=place)
     few, many = (one.score("hard").by_seed for one in (older, counts[-1]))
     shared = sorted(set(few) & set(many))

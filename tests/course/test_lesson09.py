@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
@@ -23,18 +22,6 @@ from kdlib import compare, measure, study, verdict
 from kdlib.data import DataModule
 
 # -------------------- McNemar's test
-
-
-def test_the_supposed_pictures_can_be_split_so(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of n pictures that one network alone got right, the two shares differ by an even number where n is even."""
-    cells = notebooks.read(notebooks.find("09")).cells
-    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    ((total, difference),) = re.findall(r"Take (\d+), near their middle, and (\d+) pictures", text)
-    won, rest = divmod(int(total) + int(difference), 2)
-    assert rest == 0
-    (source,) = [cell.source for cell in cells if cell.cell_type == "code" and f"+ {difference}) // 2" in cell.source]
-    exec(source, {"stats": stats})
-    assert f"{stats.binomtest(won, int(total)).pvalue:.3f}" in capsys.readouterr().out
 
 
 def rights(count: int, seed: int) -> tuple[Tensor, Tensor]:
