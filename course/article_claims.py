@@ -377,7 +377,7 @@ def _no_better() -> str:
 def _searched() -> str:
     judged = search_results.load_judged()
     defaults, at_random = (_of(judged.gain(name)) for name in ("defaults", "random search"))
-    proxies = search_results.load_proxies()  # a ResNet-8 at the study's rate, with the usual alpha and T, is among them
+    proxies = search_results.load_proxies()  # a ResNet-8 at the rate of the older search is among them
     whole = proxies.students.index("resnet8w16")
     at_one = {seed: float(scores[whole]) for seed, scores in proxies.accuracies.items()}
     found = {seed: judged.accuracies("found", "validation_accuracy")[seed] for seed in at_one}

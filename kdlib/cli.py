@@ -81,8 +81,7 @@ MethodName = Annotated[
         help="A loss, or a sum such as logit+rkd or hard+100*similarity. Losses: hard, label_smoothing; logit (kd), "
         "dkd, dist, standardized_kd; feature (hint), attention, vid; relation (fsp), layer_correlation, "
         "layer_information, rkd, rkd_distance, rkd_angle, similarity, correlation_congruence. Weights and layers that "
-        "are not given are "
-        "those of the study.",
+        "are not given are those of the study's older search, see the README.",
     ),
 ]
 Temperature = Annotated[
@@ -91,7 +90,7 @@ Temperature = Annotated[
 ]
 Alpha = Annotated[
     float | None,
-    typer.Option(help="Weight of the hard-label loss, in [0, 1]; default: 0.1 for kd, else as the study chose."),
+    typer.Option(help="Weight of the hard-label loss, in [0, 1]; default: 0.1 for kd, else by the loss."),
 ]
 Layers = Annotated[
     list[str] | None, typer.Option(help="STUDENT:TEACHER pair for feature and relation losses; repeat it for more.")

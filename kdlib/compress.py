@@ -219,9 +219,14 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
             ignored_layers=[copied.get_submodule(last)],
             round_to=round_to,
         )
-        _check_coupled(pruner, example)
+        misread = _misread_layers(pruner, example)
         pruner.step()
     _check_narrower(model, copied, outputs, example, ratio, round_to)
+    if misread:
+        raise ValueError(
+            f"The channels of {few(misread)} are put in another order before they are read, as by a permute or a "
+            f"channel shuffle: {NOT_FOLLOWED}"
+        )
     for name, parameter in copied.named_parameters():
         parameter.requires_grad_(flags[name])
         parameter.grad = None
@@ -253,50 +258,59 @@ def _call_order(model: nn.Module, example: Tensor) -> tuple[str, torch.Size]:
 
 
 @torch.no_grad()
-def _check_coupled(pruner: Any, example: Tensor) -> None:
-    """Raise ValueError if torch-pruning would remove channels together that do not belong together.
+def _misread_layers(pruner: Any, example: Tensor) -> list[str]:
+    """The layers whose channels torch-pruning is about to remove, and which are read in another order than it thinks.
 
     It takes a permute, for instance, for an operation that leaves the channels where they are. A network computes the
-    same in whatever order the channels of a layer are, if what reads them has the same order: try another one.
+    same in whatever order the channels of a layer are, if all that reads them has the same order. So let the channels
+    that would go and those that would stay change places, and look at the output.
     """
     inputs = example
     if example.is_floating_point():  # an example of zeros would hide a difference
         inputs = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
     expected = pruner.model(inputs)
     limit = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max()  # sums in another order differ by less
+
+    def differs() -> bool:
+        return bool((pruner.model(inputs) - expected).abs().max() > limit)
+
+    if differs():  # it draws random numbers, also in eval mode: nothing can be told by its output
+        return []
+    groups = list(pruner.step(interactive=True))  # which says what would be removed
+    pruner.current_step = 0
     names = {module: name for name, module in pruner.model.named_modules()}
-    orders = {
-        names[group[0].dep.target.module]: _other_order(pruner, group)
-        for group in pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types)
-    }
+    exchanges = {names[group[0].dep.target.module]: _exchanged(pruner, group) for group in groups}
 
-    def changes_the_output(layers: Iterable[str]) -> bool:
-        changes = [change for layer in layers for change in orders[layer]]
-        _reorder(changes)
-        found = pruner.model(inputs)
-        _reorder(changes)  # neighbours change places: once more, and all is as before
-        return bool((found - expected).abs().max() > limit)
+    def change_the_output(layers: Iterable[str]) -> bool:
+        changes = [change for layer in layers for change in exchanges[layer]]
+        _exchange(changes)
+        found = differs()
+        _exchange(changes)  # back again
+        return found
 
-    if changes_the_output(orders):
-        wrong = [layer for layer in orders if changes_the_output([layer])] or list(orders)
-        raise ValueError(f"the channels of {few(wrong)} are put in another order, as by a permute or a channel shuffle")
+    if not change_the_output(exchanges):
+        return []
+    return [layer for layer in exchanges if change_the_output([layer])] or list(exchanges)
 
 
-def _other_order(pruner: Any, group: Any) -> list[tuple[Tensor, int, Tensor]]:
-    """Neighbouring channels in each other's place: the tensors to be reordered, along which dimension, and how."""
-    (root, channels), graph = group[0], pruner.DG
+def _exchanged(pruner: Any, group: Any) -> list[tuple[Tensor, int, Tensor]]:
+    """Channels that go and channels that stay in each other's place: the tensors, along which dimension, and how."""
+    (root, gone), graph = group[0], pruner.DG
     grouped = (pruner.in_channel_groups, pruner.out_channel_groups)
     parts = max(counts.get(dep.target.module, 1) for dep, _ in group for counts in grouped)
-    size = len(channels) // parts  # no channel leaves its group of a grouped layer
-    first = [one for one in channels if one % size % 2 == 0 and one % size + 1 < size]
-    if not first:
+    width = graph.get_out_channels(root.target.module)
+    pairs: list[tuple[int, int]] = []
+    for part in torch.arange(width).chunk(parts):  # no channel leaves its group of a grouped layer
+        members = set(part.tolist())
+        pairs += zip(sorted(members & set(gone)), sorted(members - set(gone)), strict=False)
+    if not pairs:
         return []
     halves = [
-        graph.get_pruning_group(root.target.module, root.handler, [one + step for one in first]) for step in (0, 1)
+        graph.get_pruning_group(root.target.module, root.handler, list(half)) for half in zip(*pairs, strict=True)
     ]
     changes = []
     for (dep, ones), (_, others) in zip(*halves, strict=True):
-        if set(ones) & set(others):  # neighbours that are removed together have no places to change
+        if set(ones) & set(others):  # channels that are removed together have no places to change
             return []
         places = dict(zip([*ones, *others], [*others, *ones], strict=True))
         for tensor, dim in _along_channels(dep, graph):
@@ -305,21 +319,27 @@ def _other_order(pruner: Any, group: Any) -> list[tuple[Tensor, int, Tensor]]:
     return changes
 
 
-def _reorder(changes: list[tuple[Tensor, int, Tensor]]) -> None:
+def _exchange(changes: list[tuple[Tensor, int, Tensor]]) -> None:
     for tensor, dim, order in changes:
         tensor.copy_(tensor.index_select(dim, order))
 
 
 def _along_channels(dependency: Any, graph: Any) -> list[tuple[Tensor, int]]:
-    """The tensors of a layer that lose channels, each with the dimension that counts these."""
+    """The tensors that torch-pruning shortens in a layer, each with the dimension that counts its channels."""
     layer = dependency.target.module
     if isinstance(layer, nn.Parameter):
         return [(layer, dependency.target.pruning_dim)]
     inputs = not graph.is_out_channel_pruning_fn(dependency.handler)
     turned = isinstance(layer, nn.Embedding) or getattr(layer, "transposed", False)  # inputs x outputs
-    tensors: list[Tensor] = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
-    # A number alone, as the weight of most PReLU, is of all channels.
-    return [(one, int(one.ndim > 1 and inputs != turned)) for one in tensors if one.ndim > inputs and one.numel() > 1]
+    if getattr(layer, "groups", 1) == getattr(layer, "out_channels", 0) > 1:  # depthwise: its inputs are its outputs
+        inputs = turned = False
+    tensors = [getattr(layer, name, None) for name in ("weight", "bias", "running_mean", "running_var")]
+    return [
+        (one, int(one.ndim > 1 and inputs != turned))
+        for one in tensors
+        # A number alone, as the weight of most PReLU, is of all channels.
+        if isinstance(one, Tensor) and one.ndim > inputs and one.numel() > 1
+    ]
 
 
 def _check_narrower(

@@ -38,7 +38,7 @@ class Job:
     """What `distill` is asked to do; the command line has one option for each field.
 
     teacher: a shipped name or a file; several of them teach together, by the mean of their softened probabilities.
-    method: a sum of losses, see `method_parser.parse`, as are temperature, alpha (None: the study's) and layers.
+    method: a sum of losses, see `method_parser.parse`, as are temperature, alpha (None: those of each loss) and layers.
     images: training images to use (None: all). views: augmented views of each image whose teacher outputs are
     stored in advance and that the epochs, of the baseline too, go through in turn; 0 runs the teacher live, with a new
     view every epoch. None: 1, but 0 without a cache for images that are decoded when they are needed, as of a folder.

@@ -1,4 +1,4 @@
-"""One row for each loss: its function, what it compares, its projector, and the settings that the study chose.
+"""One row for each loss: its function, what it compares, its projector, and its default settings.
 
 `methods`, the command line and the study all read this table, so a loss that has a row here can be used in all three.
 """

@@ -30,10 +30,10 @@ def parse(
 ) -> methods.Method:
     """The method that a sum of terms names; a term is a name of NAMES, with a weight and * before it or without.
 
-    Weights, layers, temperature and alpha that are not given are those of each loss alone in `loss_table`: the study's
-    choices, but for the plain logit loss, with T = 4, and for the three losses that it left out. The name of a family
-    stands for its plainest loss. Where no term sees the labels (hard labels, or a logit loss, which has them beside
-    it), hard labels are added.
+    Weights, layers, temperature and alpha that are not given are those of each loss alone in `loss_table`: the choices
+    of the study's older search, but for the plain logit loss, with T = 4, and for the three losses that it left out.
+    The name of a family stands for its plainest loss. Where no term sees the labels (hard labels, or a logit loss,
+    which has them beside it), hard labels are added.
     temperature, alpha: of logit losses. layers: "student:teacher" pairs, for all feature and relation losses.
     Raises ValueError for an unknown name, with near matches, an unreadable weight or pair, and settings that no term
     uses.

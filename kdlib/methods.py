@@ -396,8 +396,8 @@ def create(
     """The method of a loss in `loss_table.LOSSES`, by the loss's name alone, with weight 1.
 
     layers: for features and relations. temperature, alpha: for logit losses; default, those of the loss in
-    `loss_table`: what the study chose, but for kd, whose T is 4. options: further arguments of the loss; default, the
-    table's too.
+    `loss_table`: what the study's older search chose, but for kd, whose T is 4. options: further arguments of the loss;
+    default, the table's too.
     Raises ValueError for settings that belong to another sort of loss, and what the method raises.
     """
     spec = loss_table.find(loss)

@@ -541,9 +541,15 @@ def test_arguments_that_have_a_default_may_be_decided_by() -> None:
                 return [x], self.fc(x.flatten(1))
             return self.rule(self, x)
 
+    class Wrapped(Net):
+        def forward(self, *inputs: Any, **named: Any) -> Any:
+            return self.rule(self, *inputs, **named)
+
     images = pictures(2, 1, 4, 4)
-    network, plain = (kind(lambda s, x: s.fc(x.flatten(1)), fc=FC) for kind in (WithFeatures, Net))
-    assert torch.equal(quantize(network, images)(images), quantize(plain, images)(images))
+    networks = (kind(lambda s, x: s.fc(x.flatten(1)), fc=FC) for kind in (Net, WithFeatures, Wrapped))
+    plain, *others = (quantize(one, images)(images) for one in networks)
+    for found in others:
+        assert torch.equal(found, plain)
 
 
 def test_rounded_activations_are_made_plain_first(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from on_mps import MPS, Mps
 from safetensors.torch import save_file
 from second_device import run_on_second_device
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrize, prune
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -947,6 +948,8 @@ def pooled(channels: int) -> list[nn.Module]:
 REORDERED: dict[str, Callable[[], nn.Module]] = {
     "flattened channels last": lambda: Then(lambda x: channels_last(x).flatten(1), nn.Linear(16 * 16, 5)),
     "shuffled": lambda: Then(shuffled, nn.Conv2d(16, 32, 3), *pooled(32)),
+    "turned round": lambda: Then(lambda x: x.flip(1), nn.Conv2d(16, 32, 3), *pooled(32)),
+    "rolled": lambda: Then(lambda x: x.roll(2, 1), nn.Conv2d(16, 32, 3), *pooled(32)),
 }
 
 
@@ -955,7 +958,9 @@ REORDERED: dict[str, Callable[[], nn.Module]] = {
 def test_channels_that_stand_in_another_order_where_they_are_read_are_refused(name: str, example: Tensor) -> None:
     """torch-pruning would remove one channel of the convolution, and weights of another one of what reads it."""
     pytest.importorskip("torch_pruning")
-    with pytest.raises(ValueError, match=r"the channels of first are put in another order, as by a permute"):
+    with pytest.raises(
+        ValueError, match=r"^The channels of first are put in another order before they are read, as by a permute"
+    ):
         compress.prune_channels(REORDERED[name](), 0.5, example)
 
 
@@ -967,6 +972,46 @@ FOLLOWED: dict[str, Callable[[], nn.Module]] = {
     "odd groups": lambda: Then(nn.Conv2d(16, 24, 3), nn.GroupNorm(8, 24), nn.Conv2d(24, 24, 1), *pooled(24)),
     "transposed": lambda: Then(nn.ConvTranspose2d(16, 32, 2, 2), nn.BatchNorm2d(32), *pooled(32)),
 }
+
+
+class Masked(nn.Conv2d):
+    """A convolution with a buffer that is of all its channels."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.register_buffer("mask", torch.ones(1, 1, *self.kernel_size).triu())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(x, self.weight * self.mask, self.bias)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+KEPT: dict[str, Callable[[], nn.Module]] = {
+    "maps as outputs": lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.ConvTranspose2d(16, 3, 3)),
+    "each colour alone": lambda: nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 16, 1), *pooled(16)),
+    "colours added": lambda: nn.Sequential(Residual(), nn.Conv2d(3, 16, 3), *pooled(16)),
+    "noise": lambda: Then(lambda x: functional.dropout(x, 0.2), *pooled(16)),
+    "depthwise": lambda: Then(nn.Conv2d(16, 16, 3, groups=16), *pooled(16)),
+    "depthwise and transposed": lambda: Then(nn.ConvTranspose2d(16, 16, 2, 2, groups=16), *pooled(16)),
+    "a mask of all": lambda: Then(Masked(16, 32, 3), *pooled(32)),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_not_removed_may_stand_in_any_order(name: str) -> None:
+    """With the usual round_to layers of few channels keep them all; and not every tensor of a layer has channels."""
+    pytest.importorskip("torch_pruning")
+    network = KEPT[name]()
+    narrow = compress.prune_channels(network, 0.5, torch.zeros(1, 3, 8, 8))
+    assert sum(p.numel() for p in narrow.parameters()) < sum(p.numel() for p in network.parameters())
 
 
 @pytest.mark.parametrize("name", FOLLOWED)

@@ -121,7 +121,8 @@ class _ImageTracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """The function to be traced and what it is called with; other inputs without a default are left in."""
         function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
-        others = [proxy.node for proxy in arguments[2:]]  # behind the network and the image
+        image, *others = [proxy.node for proxy in arguments[1:]]  # behind the network
+        image.target = image.target.lstrip("*")  # the first of *args is the image, and not a list
         if not all(node.args or node.target.startswith("*") for node in others):
             return function, arguments
         for node in others:

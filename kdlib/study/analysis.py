@@ -477,7 +477,9 @@ class Results:
     def grid(self) -> dict[tuple[float, float], str]:
         """The methods of a grid by alpha and temperature, those of alpha 1 at every one; ValueError for no grid."""
         if self.kind != "grid":
-            raise ValueError(f"{self.sources[0].name} holds no grid of alpha and T: call study.results('grid').")
+            raise ValueError(
+                f"{self.sources[0].name} holds no grid of alpha and T: call study.results('grid', folder=...)."
+            )
         found: dict[tuple[float, float], str] = {}
         for name, group in self._groups.items():
             alpha, temperature = group.settings.alpha, group.settings.temperature
