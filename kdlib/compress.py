@@ -242,7 +242,8 @@ def _call_order(model: nn.Module, example: Tensor) -> tuple[str, torch.Size]:
     called: list[str] = []
     hooks = [
         layer.register_forward_hook(lambda module, inputs, output, name=name: called.append(name))
-        for name, layer in _layers(model).items()
+        for name, layer in model.named_modules()
+        if isinstance(layer, (*LAYERS, *TRANSPOSED))
     ]
     try:
         with torch.no_grad(), explain_shape_errors("model", example):
@@ -259,11 +260,10 @@ def _call_order(model: nn.Module, example: Tensor) -> tuple[str, torch.Size]:
 
 @torch.no_grad()
 def _misread_layers(pruner: Any, example: Tensor) -> list[str]:
-    """The layers whose channels torch-pruning is about to remove, and which are read in another order than it thinks.
+    """The layers that torch-pruning is about to narrow, and whose channels are read in another order than it thinks.
 
     It takes a permute, for instance, for an operation that leaves the channels where they are. A network computes the
-    same in whatever order the channels of a layer are, if all that reads them has the same order. So let the channels
-    that would go and those that would stay change places, and look at the output.
+    same in whatever order the channels of a layer are, if all that reads them has the same order: try another one.
     """
     inputs = example
     if example.is_floating_point():  # an example of zeros would hide a difference
@@ -279,49 +279,49 @@ def _misread_layers(pruner: Any, example: Tensor) -> list[str]:
     groups = list(pruner.step(interactive=True))  # which says what would be removed
     pruner.current_step = 0
     names = {module: name for name, module in pruner.model.named_modules()}
-    exchanges = {names[group[0].dep.target.module]: _exchanged(pruner, group) for group in groups}
+    orders = {names[group[0].dep.target.module]: _other_order(pruner, group) for group in groups}
 
     def change_the_output(layers: Iterable[str]) -> bool:
-        changes = [change for layer in layers for change in exchanges[layer]]
-        _exchange(changes)
+        kept = [(tensor, tensor.clone()) for layer in layers for tensor, _, _ in orders[layer]]
+        for layer in layers:
+            for tensor, dim, order in orders[layer]:
+                tensor.copy_(tensor.index_select(dim, order))
         found = differs()
-        _exchange(changes)  # back again
+        for tensor, values in kept:
+            tensor.copy_(values)
         return found
 
-    if not change_the_output(exchanges):
+    if not change_the_output(orders):
         return []
-    return [layer for layer in exchanges if change_the_output([layer])] or list(exchanges)
+    return [layer for layer in orders if change_the_output([layer])] or list(orders)
 
 
-def _exchanged(pruner: Any, group: Any) -> list[tuple[Tensor, int, Tensor]]:
-    """Channels that go and channels that stay in each other's place: the tensors, along which dimension, and how."""
-    (root, gone), graph = group[0], pruner.DG
+def _other_order(pruner: Any, group: Any) -> list[tuple[Tensor, int, Tensor]]:
+    """Neighbouring channels in each other's place: the tensors to be reordered, along which dimension, and how.
+
+    Only in the first half of the channels, or a network that turns their order round would compute the same.
+    """
+    root, graph = group[0].dep, pruner.DG
     grouped = (pruner.in_channel_groups, pruner.out_channel_groups)
     parts = max(counts.get(dep.target.module, 1) for dep, _ in group for counts in grouped)
     width = graph.get_out_channels(root.target.module)
-    pairs: list[tuple[int, int]] = []
-    for part in torch.arange(width).chunk(parts):  # no channel leaves its group of a grouped layer
-        members = set(part.tolist())
-        pairs += zip(sorted(members & set(gone)), sorted(members - set(gone)), strict=False)
-    if not pairs:
+    size = width // parts  # no channel leaves its group of a grouped layer
+    if size < 2:
         return []
-    halves = [
-        graph.get_pruning_group(root.target.module, root.handler, list(half)) for half in zip(*pairs, strict=True)
-    ]
+    first = [one for one in range(width) if one % size % 2 == 0 and one % size + 1 < max(2, size // 2)]
+    halves = [graph.get_pruning_group(root.target.module, root.handler, [one + i for one in first]) for i in (0, 1)]
+    members = [[(id(dep.target.module), dep.handler, len(channels)) for dep, channels in half] for half in halves]
+    if members[0] != members[1]:  # neighbours that lie in two layers, as behind a concatenation
+        return []
     changes = []
     for (dep, ones), (_, others) in zip(*halves, strict=True):
-        if set(ones) & set(others):  # channels that are removed together have no places to change
+        if set(ones) & set(others):  # neighbours that are removed together have no places to change
             return []
         places = dict(zip([*ones, *others], [*others, *ones], strict=True))
         for tensor, dim in _along_channels(dep, graph):
             order = [places.get(one, one) for one in range(tensor.shape[dim])]
             changes.append((tensor, dim, torch.tensor(order, device=tensor.device)))
     return changes
-
-
-def _exchange(changes: list[tuple[Tensor, int, Tensor]]) -> None:
-    for tensor, dim, order in changes:
-        tensor.copy_(tensor.index_select(dim, order))
 
 
 def _along_channels(dependency: Any, graph: Any) -> list[tuple[Tensor, int]]:

@@ -958,10 +958,9 @@ REORDERED: dict[str, Callable[[], nn.Module]] = {
 def test_channels_that_stand_in_another_order_where_they_are_read_are_refused(name: str, example: Tensor) -> None:
     """torch-pruning would remove one channel of the convolution, and weights of another one of what reads it."""
     pytest.importorskip("torch_pruning")
-    with pytest.raises(
-        ValueError, match=r"^The channels of first are put in another order before they are read, as by a permute"
-    ):
-        compress.prune_channels(REORDERED[name](), 0.5, example)
+    for _ in range(5):  # of one network a mistake may not show
+        with pytest.raises(ValueError, match="^The channels of first are put in another order before they are read"):
+            compress.prune_channels(REORDERED[name](), 0.5, example)
 
 
 FOLLOWED: dict[str, Callable[[], nn.Module]] = {
@@ -985,6 +984,30 @@ class Masked(nn.Conv2d):
         return functional.conv2d(x, self.weight * self.mask, self.bias)
 
 
+class Joined(nn.Module):
+    """Two layers side by side, whose channels are added to those of a third."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, sum(widths), 1)
+        self.sides = nn.ModuleList(nn.Conv2d(sum(widths), width, 3, padding=1) for width in widths)
+        self.end = nn.Linear(sum(widths), 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.end((x + torch.cat([side(x) for side in self.sides], 1)).mean((2, 3)))
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.end = nn.Conv2d(3, 32, 1), nn.Conv2d(16, 16, 1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, gates = self.first(x).chunk(2, 1)
+        return self.end(self.second(values * gates.sigmoid()).mean((2, 3)))
+
+
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -1002,15 +1025,19 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
     "depthwise": lambda: Then(nn.Conv2d(16, 16, 3, groups=16), *pooled(16)),
     "depthwise and transposed": lambda: Then(nn.ConvTranspose2d(16, 16, 2, 2, groups=16), *pooled(16)),
     "a mask of all": lambda: Then(Masked(16, 32, 3), *pooled(32)),
+    "joined": lambda: Joined(16, 16),
+    "joined in odd places": lambda: Joined(15, 17),
+    "gated": Gated,
 }
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_what_is_not_removed_may_stand_in_any_order(name: str) -> None:
-    """With the usual round_to layers of few channels keep them all; and not every tensor of a layer has channels."""
+@pytest.mark.parametrize("ratio", [0.3, 0.5])
+def test_what_torch_pruning_couples_rightly_is_not_refused(name: str, ratio: float) -> None:
+    """Layers of at most round_to channels keep them all; and not every tensor of a layer has channels."""
     pytest.importorskip("torch_pruning")
     network = KEPT[name]()
-    narrow = compress.prune_channels(network, 0.5, torch.zeros(1, 3, 8, 8))
+    narrow = compress.prune_channels(network, ratio, torch.zeros(1, 3, 8, 8), round_to=4)
     assert sum(p.numel() for p in narrow.parameters()) < sum(p.numel() for p in network.parameters())
 
 
