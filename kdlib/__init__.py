@@ -7,9 +7,9 @@ from typing import Any
 
 __version__ = "0.2.0"
 __all__ = [
-    "adapters", "compare", "compress", "data", "distill", "distiller", "distributed", "doctor", "ensembles",
-    "evaluation", "export", "hooks", "losses", "measure", "methods", "models", "search", "study", "tasks", "teachers",
-    "train", "verdict",
+    "adapters", "compare", "compress", "data", "devices", "distill", "distiller", "distributed", "doctor",
+    "ensembles", "environment", "errors", "evaluation", "export", "hooks", "loss_table", "losses", "measure", "methods",
+    "microcontroller", "models", "search", "study", "tasks", "teachers", "train", "verdict",
 ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from kdlib.files import load_tensors
 KINDS = ("logits", "probabilities", "log_probabilities")
 SMALLEST = 1e-8  # a probability of 0, as a service rounds it, stands for some number below its last digit
 ROUNDING = 0.01  # services give two digits or more
+CHUNK = 1 << 22  # numbers that are converted at once: a table may take most of the memory
+LARGE_TABLE = 4e9  # bytes of which a user is told
 
 
 def read_file(path: str | Path) -> dict[str, Tensor]:
@@ -72,31 +74,61 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
             f"Answers have shape {tuple(values.shape)}; expected one row a sample and a column for each class, two or "
             "more. For a single number a sample, as in a regression, give a function from a batch to them as teacher."
         )
-    values = values.float()
-    accepted = values.isfinite()
-    if kind == "log_probabilities":
-        accepted |= values == -math.inf  # the logarithm of 0
-    if not bool(accepted.all()):
+    rows = max(1, CHUNK // values[0].numel())
+    if not all(_is_accepted(part.float(), kind) for part in values.split(rows)):
         raise ValueError("Some answers are not finite numbers. Ask for them again, or leave these samples out.")
     if kind == "logits":
-        return values
-    sums = (values.exp() if kind == "log_probabilities" else values).sum(dim=-1)
-    negative = kind == "probabilities" and bool((values < 0).any())
+        return values if values.dtype == torch.float32 else _new_table(values.shape).copy_(values)
+    sums = torch.cat([_sum_of(part.float(), kind) for part in values.split(rows)])
+    negative = kind == "probabilities" and any(bool((part.float() < 0).any()) for part in values.split(rows))
     if negative or bool(((sums - 1).abs() > 0.01).any()):
         raise ValueError(
             f"These are no {kind}: a row sums to between {sums.min():.4g} and {sums.max():.4g}, not to 1. If each is "
             "the probability of a label of its own (a sigmoid), give torch.logit(p, eps=1e-6) with kind='logits'; if "
             "these are the best few alone, kind='top_k'. Only numbers before a softmax are kind='logits'."
         )
-    logs = values if kind == "log_probabilities" else values.log()
-    zeros = int((logs == -math.inf).sum())
+    logits, zeros = _new_table(values.shape), 0
+    for part, target in zip(values.split(rows), logits.split(rows), strict=True):
+        logs = _logs_of(part.float(), kind)
+        zeros += int((logs == -math.inf).sum())
+        target.copy_(_without_zeros(logs))
     if zeros:
         warnings.warn(
             f"{zeros:,} of {values.numel():,} probabilities are 0, which has no logarithm: each becomes {SMALLEST:g}, "
             "or the smallest other one of its row where that is less.",
             stacklevel=3,
         )
-    return _without_zeros(logs)
+    return logits
+
+
+def _is_accepted(values: Tensor, kind: str) -> bool:
+    accepted = values.isfinite()
+    if kind == "log_probabilities":
+        accepted |= values == -math.inf  # the logarithm of 0
+    return bool(accepted.all())
+
+
+def _sum_of(values: Tensor, kind: str) -> Tensor:
+    """The sum of each row's probabilities."""
+    return (values.exp() if kind == "log_probabilities" else values).sum(dim=-1)
+
+
+def _logs_of(values: Tensor, kind: str) -> Tensor:
+    """The logarithms of probabilities, -inf where one is 0."""
+    return values if kind == "log_probabilities" else values.log()
+
+
+def _new_table(shape: Sequence[int]) -> Tensor:
+    """An empty table of logits, float32; UserWarning for a large one."""
+    size = 4 * math.prod(shape)  # the system grants more than there is, and kills who fills it
+    if size > LARGE_TABLE:
+        warnings.warn(
+            f"The logits of {shape[0]:,} samples and {shape[-1]:,} classes take {size / 1e9:,.0f} GB of memory, in "
+            "each process. If there is less, give the answers of fewer samples; or as teacher a function from a batch "
+            "to its logits.",
+            stacklevel=4,
+        )
+    return torch.empty(*shape, dtype=torch.float32)
 
 
 def _without_zeros(logs: Tensor) -> Tensor:
@@ -166,7 +198,11 @@ def from_top_k(given: Any, num_classes: int | None) -> Tensor:
             "probabilities of a softmax."
         )
     rest = rest.where(rest >= SMALLEST, 0)
-    return _without_zeros(rest.log().expand(-1, num_classes).scatter(1, classes, logs))
+    logits, rows = _new_table((len(classes), num_classes)), max(1, CHUNK // num_classes)
+    parts = zip(*(one.split(rows) for one in (logits, rest.log(), classes, logs)), strict=True)
+    for target, other, named, known in parts:
+        target.copy_(_without_zeros(other.expand(-1, num_classes).scatter(1, named, known)))
+    return logits
 
 
 def check_indices(indices: Any, count: int) -> Tensor:

@@ -144,6 +144,7 @@ class IndexedBatches:
             precision=self.config.precision,
             batch_size=inference_batch_size(validation, training=self.batch_size // distributed.world_size()),
             adapter=self.adapter,
+            keep_logits=False,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -277,6 +278,7 @@ class LoaderBatches:
             adapter=self.adapter,
             task=self.task,
             loss=loss,
+            keep_logits=False,
         )
 
     def describe(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kdlib import devices, distributed, files, models, schemas
@@ -200,10 +201,7 @@ class Checkpointer:
 
 def trained_seconds(path: Path) -> float:
     """How long the run of a checkpoint has trained; 0 where there is none that can be read."""
-    try:
-        facts = files.load_tensors(path)[1].get("facts")
-    except (ValueError, OSError):
-        return 0.0
+    facts = _facts_of(path)
     seconds = facts.get("seconds") if isinstance(facts, dict) else None
     return seconds if isinstance(seconds, float) else 0.0
 
@@ -214,10 +212,19 @@ def _kind_of_device(precision: Any) -> str:
 
 
 def _is_checkpoint(path: Path) -> bool:
+    return _facts_of(path) is not None
+
+
+def _facts_of(path: Path) -> Any:
+    """What the header of a checkpoint says of its run, without the weights; None where there is none to be read."""
+    if not path.is_file():
+        return None
     try:
-        return "facts" in files.load_tensors(path)[1]
-    except (ValueError, OSError):
-        return False
+        with safe_open(path, framework="pt") as file:
+            metadata = schemas.read_json((file.metadata() or {}).get("kdlib", "{}"))
+    except (SafetensorError, ValueError, OSError):
+        return None
+    return metadata.get("facts") if isinstance(metadata, dict) else None
 
 
 def plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

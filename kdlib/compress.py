@@ -525,8 +525,8 @@ def unpack_weights(model: nn.Module, state: dict[str, Tensor], bits: int) -> nn.
                 "another network, or with another number of bits."
             )
         digits = np.unpackbits(packed.cpu().numpy())[: count * bits].reshape(-1, bits)
-        numbers = torch.from_numpy(digits.astype(np.int64) @ (1 << np.arange(bits)[::-1])).reshape(layer.weight.shape)
-        weight = (numbers - _largest(bits)).float() * _per_channel(step.cpu(), layer.weight)
+        numbers = torch.from_numpy(np.packbits(digits, axis=1) >> (8 - bits)).reshape(layer.weight.shape)
+        weight = (numbers.float() - _largest(bits)) * _per_channel(step.cpu(), layer.weight)
         state |= dict.fromkeys((key, *others), weight)
     try:
         copied.load_state_dict(state)

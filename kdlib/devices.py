@@ -313,6 +313,16 @@ def resolve(device: str = "auto", precision: str = "auto", compile: bool = False
     return DeviceConfig(chosen, supports_bfloat16(chosen) if precision == "auto" else precision == "bf16", compile)
 
 
+def take_gpu(device: str, number: int) -> None:
+    """In one of several processes: let "cuda" without a number, and so "auto", be the GPU of this process's number.
+
+    More processes than GPUs share them in turn. Rows and fingerprints say "cuda", whichever GPU it is.
+    """
+    chosen = resolve(device, "fp32").device  # not "auto": to ask GPU 0 for bfloat16 takes memory there
+    if chosen.type == "cuda" and chosen.index is None:
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
 def _parse(device: str) -> torch.device | None:
     try:
         return torch.device(device)

@@ -37,7 +37,8 @@ PLAIN = (  # a job's numbers, and what is on or off
 class Job:
     """What `distill` is asked to do; the command line has one option for each field.
 
-    teacher: a shipped name or a file; several of them teach together, by the mean of their softened probabilities.
+    teacher: a shipped name or a file; several of them teach together, by the mean of their softened probabilities. It,
+    student and cache are strings once the job is made, whether they were paths or not.
     method: a sum of losses, see `method_parser.parse`, as are temperature, alpha (None: those of each loss) and layers.
     images: training images to use (None: all). views: augmented views of each image whose teacher outputs are
     stored in advance and that the epochs, of the baseline too, go through in turn; 0 runs the teacher live, with a new
@@ -50,8 +51,8 @@ class Job:
     """
 
     data: str = "fashion-mnist"
-    teacher: str | tuple[str, ...] = "resnet50-fashion"
-    student: str = "resnet18"
+    teacher: str | Path | tuple[str | Path, ...] = "resnet50-fashion"
+    student: str | Path = "resnet18"
     method: str = "logit"
     images: int | None = None
     epochs: int = 10
@@ -59,7 +60,7 @@ class Job:
     temperature: float | None = None
     alpha: float | None = None
     layers: tuple[str, ...] = ()
-    cache: str | None = None
+    cache: str | Path | None = None
     image_size: int = 224
     stem: str = "stride2"
     seed: int = 0
@@ -74,9 +75,9 @@ class Job:
 
     def __post_init__(self) -> None:
         # Paths and NumPy's numbers are taken, too, and come out again in report.json, which knows neither.
-        one = isinstance(self.teacher, str | os.PathLike)
+        given = self.teacher
         values: dict[str, Any] = {
-            "teacher": str(self.teacher) if one else tuple(map(os.fspath, self.teacher)),
+            "teacher": str(given) if isinstance(given, str | os.PathLike) else tuple(map(os.fspath, given)),
             **{name: os.fspath(getattr(self, name)) for name in ("data", "student")},
             **{name: _plain(getattr(self, name)) for name in PLAIN},
             "cache": None if self.cache is None else os.path.expanduser(self.cache),  # --cache=~/outputs
@@ -91,7 +92,7 @@ class Job:
     @property
     def teachers(self) -> tuple[str, ...]:
         """The names of all teachers."""
-        return (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
+        return tuple(map(str, self.teacher)) if isinstance(self.teacher, tuple) else (str(self.teacher),)
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,7 @@ def _build_student(job: Job, data: DataModule) -> nn.Module:
     if models.is_file(job.student):
         return models.load(job.student)
     shape = {"num_classes": data.num_classes, "in_channels": data.in_channels, "image_size": data.image_size}
-    return models.build(job.student, **shape, stem=job.stem, seed=job.seed)
+    return models.build(str(job.student), **shape, stem=job.stem, seed=job.seed)
 
 
 def _cache_outputs(

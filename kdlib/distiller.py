@@ -29,7 +29,7 @@ from kdlib.guards import keep_modes, shared_tensors, writes_to
 from kdlib.hooks import FeatureExtractor, ModelOutput, refuse_writes, where_logits_are
 from kdlib.methods import LayerMethod, Method, WeightedSum
 from kdlib.tasks import Task
-from kdlib.teachers import Ensemble, FrozenTeacher, Teacher, as_teacher
+from kdlib.teachers import CachedTeacher, Ensemble, FrozenTeacher, Teacher, as_teacher
 
 READS = 4  # of the example's inputs: a function that flips a whole batch at random often does the same twice
 
@@ -115,7 +115,7 @@ class Distiller(nn.Module):
         if method.needs_teacher and teacher is None:
             raise ValueError(f"{type(method).__name__} needs a teacher: fit(..., teacher=models.load(...)).")
         self.student, self.method = student, method
-        self._warned_of_mode = False
+        self._warned_of_mode = self._warned_of_mask = False
         self.extractor = FeatureExtractor(
             student, method.student_layers, compile=compile, read_logits=self.adapter.logits_of
         )
@@ -227,6 +227,8 @@ class Distiller(nn.Module):
     ) -> tuple[ModelOutput, ModelOutput | None, Tensor | None]:
         """Logits as rows; a teacher whose logits nobody reads may have those of another task, or none."""
         marks = self.task.without_labels(batch, student.logits) if labels is None else labels
+        if labels is None and isinstance(self.task, tasks.TokenClassification) and not self._warned_of_mask:
+            self._warned_of_mask = self.task.warn_of_other_mask(batch, student.logits)
         if self.method.needs_teacher_logits:
             student, teacher, row_labels = self.task.prepare(student, teacher, marks)
         else:
@@ -279,14 +281,37 @@ class Distiller(nn.Module):
                 f"The student gives outputs of {shapes[0]}, the teacher of {shapes[1]}: a loss would broadcast them to "
                 f"every pair of samples. Give both one shape, {advice}."
             )
-        second = regression or isinstance(self.task, tasks.Segmentation)  # where the classes are
-        chosen = f"{where}[{':' if second else '...'}, order]"
         raise ValueError(
             f"The student gives logits of {shapes[0]}, the teacher of {shapes[1]}: losses on logits compare the same "
-            "classes of the same samples. Build the networks for the same classes, pick those of the student among the "
-            f"teacher's, Adapter(teacher_logits=lambda output: {chosen}), or choose a method that looks at features or "
-            "relations."
+            "classes of the same samples. Build the networks for the same classes, "
+            f"{self._how_to_pick_classes(student, teacher)}, or choose a method that looks at features or relations."
         )
+
+    def _how_to_pick_classes(self, student: ModelOutput, teacher: ModelOutput) -> str:
+        """What leaves out the classes that one of the two has beside those of the other."""
+        classes_second = isinstance(self.task, tasks.Regression | tasks.Segmentation)
+        before = ":" if classes_second else "..."  # of the classes in an index
+        own, theirs = student.logits.shape[1:2], teacher.logits.shape[1:2]  # of regressions some have no second
+        if theirs and own > theirs:
+            first = f"{where_logits_are(student.raw)}[{before}, :{theirs[0]}]"
+            return (
+                "take those of the teacher alone, where they are the student's first as in a vocabulary that was "
+                f"padded, Adapter(logits=lambda output: {first})"
+            )
+        chosen = f"lambda output: {where_logits_are(teacher.raw)}[{before}, order]"
+        pick = "pick those of the student among the teacher's"
+        if isinstance(self.teacher, CachedTeacher):
+            if self.teacher.metadata["view_fingerprint"] is None:
+                return (
+                    f"{pick}, CachedTeacher.from_logits(logits[{before}, order]), where kdlib.answers.to_logits or "
+                    "from_top_k makes logits of other answers"
+                )
+            return f"{pick}, CachedTeacher.build(..., adapter=Adapter(teacher_logits={chosen}))"
+        if not isinstance(self.teacher, FrozenTeacher):
+            return f"{pick}, where the teacher makes them: return answers[{before}, order]"
+        if isinstance(self.teacher, ConfidenceEnsemble):
+            return f"{pick}, ConfidenceEnsemble(..., read_logits={chosen})"
+        return f"{pick}, Adapter(teacher_logits={chosen})"
 
     def _teacher_output(self, batch: Any) -> ModelOutput | None:
         if self.teacher is None or not self.method.needs_teacher:

@@ -141,13 +141,14 @@ def _versions(extras: Sequence[str]) -> list[Check]:
 
 
 def _machine() -> list[Check]:
-    config = devices.resolve()
+    processor = Check("processor", f"{os.cpu_count()} cores, {platform.machine()}", True)
+    try:
+        config = devices.resolve()
+    except ValueError as error:  # KDLIB_DEVICE of another machine
+        return [processor, Check("computes on", str(error), False, "Leave KDLIB_DEVICE unset, or name one of these.")]
     # Not "this chip has none": of MPS and of Arm chips nobody asked.
     note = "" if config.bfloat16 else "; without bfloat16, so training takes longer"
-    return [
-        Check("processor", f"{os.cpu_count()} cores, {platform.machine()}", True),
-        Check("computes on", f"{config}{note}", True),
-    ]
+    return [processor, Check("computes on", f"{config}{note}", True)]
 
 
 def _files() -> list[Check]:

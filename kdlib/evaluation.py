@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from kdlib import devices, distributed, losses, models, tasks
 from kdlib.adapters import Adapter
 from kdlib.data import DataModule, IndexedDataset
-from kdlib.errors import as_whole, check_kind, explain_shape_errors
+from kdlib.errors import as_whole, check_flags, check_kind, explain_shape_errors
 from kdlib.losses.logits import check_labels
 from kdlib.methods import refuse_binary_cross_entropy
 from kdlib.tasks import Classification, Task
 from kdlib.teachers import Ensemble, FrozenTeacher, class_names, inference_batch_size
 
-HardLoss = Callable[[Tensor, Tensor], Tensor]
+HardLoss = Callable[[Any, Any], Tensor]  # of output and labels, which may be dicts
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Metrics:
 
     accuracy: in [0, 1], over all decisions between classes; NaN for a task without classes, and for labels which only
     a loss can read: in a dict, or neither one for each row nor a share of each class. loss: the mean cross-entropy in
-    nats, or of the loss that was given. logits: of a classifier, N x C; None for other tasks, and where the batches
-    differ in C.
+    nats, or of the loss that was given. logits: of a classifier, N x C; None for other tasks, where the batches differ
+    in C, and where they were not to be kept.
     """
 
     accuracy: float
@@ -43,7 +43,7 @@ class Metrics:
 
 def evaluate(
     model: nn.Module,
-    dataset: IndexedDataset | Iterable[Any],
+    dataset: IndexedDataset | Dataset | Iterable[Any],
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -52,6 +52,7 @@ def evaluate(
     adapter: Adapter | None = None,
     task: str | Task = "classification",
     loss: HardLoss | None = None,
+    keep_logits: bool = True,
 ) -> Metrics:
     """Accuracy, loss and logits of a model on a whole dataset, not augmented; the model comes back as it was.
 
@@ -64,6 +65,8 @@ def evaluate(
     other takes the whole dataset for one batch; where batches differ in their classes, or each sample is a class of
     its own (B x B), it is a mean over batches. In a task without classes a batch has the weight of its samples, however
     many of their targets the loss leaves out.
+    keep_logits: False where accuracy and loss are enough; then the logits of all samples take no memory, but for a loss
+    that is given: it sees all rows at once.
     Under torchrun every process must call it: of a split each computes its shard, of a loader the whole, and all get
     the same metrics.
     Raises ValueError for an empty dataset, inputs that the model cannot take, labels of classes that it has not, or,
@@ -76,6 +79,7 @@ def evaluate(
     check_kind(
         "a kdlib.adapters.Adapter, such as Adapter(inputs='image', labels='species')", Adapter | None, adapter=adapter
     )
+    check_flags(keep_logits=keep_logits)
     if loss is not None and not callable(loss):
         raise TypeError(f"loss is a function of output and labels, such as F.mse_loss; got {type(loss).__name__}.")
     task, adapter = tasks.resolve(task), adapter or Adapter()
@@ -103,38 +107,54 @@ def evaluate(
     frozen = FrozenTeacher(model, read_inputs=read_inputs, read_logits=read_logits, role=role)
     with model.lent_to(task) if isinstance(model, Ensemble) else nullcontext():
         if is_split:
-            return _evaluate_split(frozen, dataset, config, batch_size, role)  # type: ignore[arg-type]
-        return _evaluate_batches(frozen, cast("Iterable[Any]", dataset), config, role, adapter, read_inputs, task, loss)
+            return _evaluate_split(frozen, dataset, config, batch_size, role, keep_logits)  # type: ignore[arg-type]
+        loader = cast("Iterable[Any]", dataset)
+        return _evaluate_batches(frozen, loader, config, role, adapter, read_inputs, task, loss, keep_logits)
 
 
 @torch.no_grad()
 def _evaluate_split(
-    frozen: FrozenTeacher, dataset: IndexedDataset, config: devices.DeviceConfig, batch_size: int | None, role: str
+    frozen: FrozenTeacher,
+    dataset: IndexedDataset,
+    config: devices.DeviceConfig,
+    batch_size: int | None,
+    role: str,
+    keep_logits: bool,
 ) -> Metrics:
     count = len(dataset)
     if count == 0:
         raise ValueError("The split is empty: there is nothing to evaluate on.")
     batch_size = inference_batch_size(dataset) if batch_size is None else batch_size
     shard = torch.arange(count)[distributed.shard(count)]
+    lowest, highest = int(dataset.labels.min()), int(dataset.labels.max())
+    kept: list[Tensor] = []
+    sums = torch.zeros(3, dtype=torch.float64)  # over all rows: of the loss, of those right, of those not finite
     with frozen.activate((), config):
-        outputs = []
         for batch in dataset.iter_batches(batch_size, sampler=shard, device=config.device):
             with explain_shape_errors(role, batch.images):
-                outputs.append(Classification().rows(frozen(batch).logits.float().cpu(), None, role)[0])
-    own = torch.cat(outputs)
-    outputs.clear()  # of many classes they are gigabytes
-    logits = distributed.all_gather_rows(own, count)
-    _refuse_non_finite(int((~logits.isfinite()).any(1).sum()), count, "images", role)
-    lowest, highest = int(dataset.labels.min()), int(dataset.labels.max())
-    if lowest < 0:
-        raise ValueError(f"There are labels down to {lowest}; expected 0 to {logits.shape[1] - 1}, one for each logit.")
-    if highest >= logits.shape[1]:
-        raise ValueError(
-            f"The {role} gives {logits.shape[1]} logits, but there are labels up to {highest}: it was built for other "
-            "classes."
-        )
-    accuracy = (logits.argmax(1) == dataset.labels).double().mean().item()
-    return Metrics(accuracy, F.cross_entropy(logits, dataset.labels).item(), logits)
+                rows = Classification().rows(frozen(batch).logits.float().cpu(), None, role)[0]
+            classes = rows.shape[1]
+            if lowest < 0:
+                raise ValueError(f"There are labels down to {lowest}; expected 0 to {classes - 1}, one for each logit.")
+            if highest >= classes:
+                raise ValueError(
+                    f"The {role} gives {classes} logits, but there are labels up to {highest}: it was built for other "
+                    "classes."
+                )
+            labels = batch.labels.cpu()
+            parts = F.cross_entropy(rows, labels, reduction="none"), is_right(rows, labels), _not_finite(rows)
+            sums += torch.stack([part.double().sum() for part in parts])
+            if keep_logits:
+                kept.append(rows)
+    distributed.all_reduce(sums)
+    total, right, bad = sums.tolist()
+    _refuse_non_finite(int(bad), count, "images", role)
+    logits = None
+    if keep_logits:
+        own = torch.cat(kept)
+        kept.clear()  # of many classes they are gigabytes
+        logits = distributed.all_gather_rows(own, count)
+    return Metrics(right / count, total / count, logits)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -147,6 +167,7 @@ def _evaluate_batches(
     read_inputs: Callable[[Any], Any],
     task: Task,
     loss: HardLoss | None,
+    keep_logits: bool,
 ) -> Metrics:
     if loss is None and not task.has_classes:
         raise ValueError(
@@ -171,7 +192,7 @@ def _evaluate_batches(
             except tasks.NothingCounts:  # as of a picture that is all background
                 continue
             assert row_labels is not None  # as the labels are there
-            bad += int((~rows.isfinite()).flatten(1).any(1).sum()) if rows.ndim > 1 else int((~rows.isfinite()).sum())
+            bad += int(_not_finite(rows).sum())
             elsewhere = isinstance(row_labels, Tensor) and row_labels.device.type != "cpu"
             if loss is None and elsewhere and not row_labels.is_floating_point():
                 check_labels(row_labels.cpu(), rows)  # here: a wrong one would stop the program on CUDA
@@ -184,7 +205,7 @@ def _evaluate_batches(
                 right += int(is_right(rows, row_labels).sum()) if judged else float("nan")
             count += counted
             seen += len(rows)
-            if isinstance(task, Classification):
+            if isinstance(task, Classification) and (keep_logits or loss is not None):
                 kept.append(rows.cpu())
                 kept_labels.append(row_labels)
     if count == 0:
@@ -195,14 +216,15 @@ def _evaluate_batches(
         )
         raise tasks.NothingCounts(f"{nothing}: there is nothing to evaluate on.")
     _refuse_non_finite(bad, seen, "samples", role)
-    all_rows, all_labels = _joined(kept), _joined(kept_labels)
     mean = total / count
     pairs = zip(kept, kept_labels, strict=True)
     within_batch = all(len(rows) == rows.shape[1] and _are_own_classes(labels) for rows, labels in pairs)
+    all_rows, all_labels = _joined(kept), _joined(kept_labels)
+    kept.clear()  # of many classes they are gigabytes
     if loss is not None and all_rows is not None and all_labels is not None and not within_batch:
         # At once: with weights of classes a mean over batches would depend on their size.
         mean = loss(all_rows.to(config.device), all_labels).item()
-    return Metrics(right / count, mean, all_rows)  # type: ignore[arg-type]
+    return Metrics(right / count, mean, all_rows if keep_logits else None)  # type: ignore[arg-type]
 
 
 def _joined(parts: list[Any]) -> Tensor | None:
@@ -295,6 +317,12 @@ def is_right(rows: Tensor, labels: Tensor) -> Tensor:
 def has_label(labels: Tensor) -> Tensor:
     """Which rows have a label, N: all where labels are the shares of the classes, N x C."""
     return torch.ones(len(labels), dtype=torch.bool, device=labels.device) if labels.ndim == 2 else labels >= 0
+
+
+def _not_finite(rows: Tensor) -> Tensor:
+    """Which rows have a number that is not finite, N."""
+    found = ~rows.isfinite()
+    return found.flatten(1).any(1) if found.ndim > 1 else found
 
 
 def _refuse_non_finite(bad: int, count: int, what: str, role: str) -> None:

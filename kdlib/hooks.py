@@ -20,6 +20,7 @@ from kdlib.guards import writes_to
 
 TOKENS, POSITIONS_FIRST, LINE = "B x N x C", "N x B x C", "B x C x L"  # how an output of three dimensions is read
 LOGIT_FIELDS = ("logits", "out")
+MOST_SHAPES = 2  # of inputs, for each of which a program is compiled
 # Of an output with three dimensions these have the channels second, B x C x L.
 LINE_LAYERS = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.GroupNorm)
 LINE_POOLING = (nn.MaxPool1d, nn.AvgPool1d, nn.LPPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d)
@@ -89,7 +90,8 @@ class FeatureExtractor:
     the network get x.reshape(B, -1, x.shape[-1]), and name that. One of 1-D convolutions, B x C x L, is given as a map,
     B x C x 1 x L, so that three dimensions are always tokens; see `is_line` for what is seen to be one.
     compile: torch.compile translates the model at the first call, which takes a minute or so, and then only this object
-    runs it that way. weights: used by this object in place of the model's own of these names.
+    runs it that way; at a second shape of the inputs it does so again, and at a third for any shape. weights: used by
+    this object in place of the model's own of these names.
     read_logits: from what the model returns to its logits; default, see `find_logits`. needs_logits: whether a model
     that gives none is refused. layouts: what is known of three dimensions, by layer, shared with other extractors of
     this model; a call that cannot tell is read as one before it that could.
@@ -110,9 +112,11 @@ class FeatureExtractor:
         self.model = model
         self.layouts: dict[str, str] = {} if layouts is None else layouts
         self.weights = dict(weights or {})
-        # One size of batch is all that training sees, so a program for that size is the fastest.
+        # A program for one shape is the fastest. By torch's default a layer whose sizes differ from those of another of
+        # its class is compiled for any shape, in the first step already, and convolutions are slower so.
         self._forward: Any = torch.compile(model, dynamic=False) if compile else model
         self._compiled = compile
+        self._shapes: set[tuple[torch.Size, ...]] = set()  # that a program was made for
         self._read_logits = read_logits or find_logits
         self._needs_logits = needs_logits
         self.layers = tuple(dict.fromkeys(layers))
@@ -182,6 +186,8 @@ class FeatureExtractor:
             )
         self._captured.clear()
         args, kwargs = as_arguments(inputs)
+        if self._compiled:
+            self._note_shapes(args, kwargs)
         # torch.compile cannot translate the switch, and leaves out nested tensors by itself.
         with self._guard_hooks(), nullcontext() if torch.compiler.is_compiling() else plain_encoders():
             if self.weights:
@@ -281,6 +287,14 @@ class FeatureExtractor:
             f"series or candidates into the batch? Let an nn.Identity in it get {by_sample}, where batch is the number "
             "of samples, and name that."
         )
+
+    def _note_shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Compile for any shape where there are more than MOST_SHAPES: torch gives up after eight programs."""
+        if len(self._shapes) > MOST_SHAPES:
+            return
+        self._shapes.add(tuple(one.shape for one in (*args, *kwargs.values()) if isinstance(one, Tensor)))
+        if len(self._shapes) > MOST_SHAPES:
+            self._forward = torch.compile(self.model)
 
     def _guard_hooks(self) -> AbstractContextManager[Any]:
         """Dynamo assumes that a model's hooks never change, and would run a program that was traced with others."""

@@ -60,13 +60,13 @@ class Method(nn.Module):
         """Whether `setup` has to be called before the first step."""
         return type(self).setup is not Method.setup
 
-    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Terms:
+    def forward(self, student: ModelOutput, teacher: ModelOutput | None, labels: Any) -> Terms:
         """Named terms, each a scalar; their sum is the loss.
 
         student, teacher: outputs for the same batch (teacher None if not needed); their logits are N x C, one row for
         each decision between classes (see `tasks`). Logits and features are in float32; `raw` is as the network gave
-        it, under autocast in bfloat16: call .float() on what is read there. labels: int64, N, or float, N x C; None if
-        the batch has none.
+        it, under autocast in bfloat16: call .float() on what is read there. labels: int64, N, or float, N x C; a dict
+        where the batch has one, such as for two heads; None if it has none.
         """
         raise NotImplementedError
 

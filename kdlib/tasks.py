@@ -104,7 +104,8 @@ class MultiLabel(Task):
         flat_labels = labels.flatten()
         counts = flat_labels != self.ignore_index
         wrong = counts & ~((flat_labels >= 0) & (flat_labels <= 1))
-        flat, flat_labels, any_wrong = _select(flat, flat_labels, counts, wrong)
+        index, any_wrong = _which_count(counts, wrong)
+        flat, flat_labels = _take(flat, index), _take(flat_labels, index)
         if any_wrong:
             raise ValueError(
                 f"Labels of several at once lie in [0, 1]; these run from {float(flat_labels.min()):g} "
@@ -133,7 +134,53 @@ class _Default(int):
 
 
 @dataclass(frozen=True)
-class Segmentation(Task):
+class _ClassPerPosition(Task):
+    """A class at each of many positions, of which those labelled ignore_index do not count."""
+
+    ignore_index: int = -100
+
+    def _all_rows(self, logits: Tensor, labels: Tensor | None, role: str) -> Tensor:
+        """The logits of every position, N x C; ValueError for shapes that are not those of the task."""
+        raise NotImplementedError
+
+    def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+        rows = self._all_rows(logits, labels, role)
+        if labels is None:
+            return rows, None
+        index, row_labels = self._labelled(labels)
+        return _take(rows, index), row_labels
+
+    def prepare(
+        self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
+    ) -> tuple[ModelOutput, ModelOutput | None, Tensor | None]:
+        own_rows = type(self).rows is not _ClassPerPosition.rows  # of a subclass, which may choose other positions
+        if own_rows or labels is None or teacher is None or teacher.logits is None:
+            return super().prepare(student, teacher, labels)
+        rows = self._all_rows(student.logits, labels, "student")
+        index, row_labels = self._labelled(labels)  # once for both networks: each look waits for the GPU
+        given = replace(self, ignore_index=int(self.ignore_index))  # the teacher may have classes without labels
+        teacher_rows = given._all_rows(teacher.logits, labels, "teacher")
+        teacher = replace(teacher, logits=_take(teacher_rows, index))
+        return replace(student, logits=_take(rows, index)), teacher, row_labels
+
+    def _labelled(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The positions that count, None where all do, and their labels."""
+        flat, ignore_index = labels.flatten(), self.ignore_index
+        counts = flat != ignore_index
+        index, any_wrong = _which_count(counts, counts & (flat < 0))
+        kept = _take(flat, index)
+        # A loss on the labels that leaves these out would not be enough: the soft loss would count them.
+        if any_wrong:
+            low = int(kept.min())
+            raise ValueError(
+                f"There are labels of {low}, which are no class and not the ignored {ignore_index}. If {low} marks "
+                f"what does not count, say so: task=tasks.{type(self).__name__}(ignore_index={low})."
+            )
+        return index, kept
+
+
+@dataclass(frozen=True)
+class Segmentation(_ClassPerPosition):
     """A class for every pixel: logits B x C x H x W (or any positions after C), labels int64, B x H x W.
 
     Pixels labelled ignore_index do not count: 255 in VOC and Cityscapes. Of more than 255 classes the default is one,
@@ -142,34 +189,26 @@ class Segmentation(Task):
 
     ignore_index: int = _Default(255)
 
-    def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
-        positions = (len(logits), *logits.shape[2:])
-        _check_positions(logits, labels, positions, role, "batch x classes x positions")
+    def _all_rows(self, logits: Tensor, labels: Tensor | None, role: str) -> Tensor:
+        _check_positions(logits, labels, role, classes_last=False)
         if labels is not None and isinstance(self.ignore_index, _Default) and logits.shape[1] > self.ignore_index:
             raise ValueError(
                 f"The {role} gives logits of {logits.shape[1]} classes, and class {self.ignore_index} is one of them; "
                 "by default pixels with this label do not count. Say which label marks pixels that do not count: "
                 f"task=tasks.Segmentation(ignore_index=-1), or ignore_index={self.ignore_index} where it is this one."
             )
-        return _rows_of_positions(logits.movedim(1, -1), labels, self)
-
-    def prepare(
-        self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
-    ) -> tuple[ModelOutput, ModelOutput | None, Tensor | None]:
-        student, _, row_labels = super().prepare(student, None, labels)
-        if teacher is not None and teacher.logits is not None:
-            given = replace(self, ignore_index=int(self.ignore_index))  # the teacher may have classes without labels
-            teacher = replace(teacher, logits=given.rows(teacher.logits, labels, "teacher")[0])
-        return student, teacher, row_labels
+        return logits.movedim(1, -1).flatten(0, -2)
 
 
 @dataclass(frozen=True)
-class TokenClassification(Task):
+class TokenClassification(_ClassPerPosition):
     """A class for every token: logits B x L x C, labels int64, B x L, as transformers has them.
 
     Tokens labelled ignore_index, padding above all, do not count; in a batch without labels those do not whose
-    "attention_mask" is 0, or "decoder_attention_mask" in a batch with "decoder_input_ids". Of a language model the
-    label is the next token: shift the labels, not the logits.
+    "attention_mask" is 0, or "decoder_attention_mask" in a batch with "decoder_input_ids". A mask of other positions
+    than the logits', such as of the samples of a sound whose frames are classified, says nothing of them: there padding
+    counts, unless labels are made that are ignore_index at it. Of a language model the label is the next token: shift
+    the labels, not the logits.
     """
 
     ignore_index: int = -100
@@ -187,18 +226,30 @@ class TokenClassification(Task):
                 "Shift them here: Adapter(labels=lambda batch: F.pad(batch['labels'][:, 1:], (0, 1), value=-100))."
             )
 
-    def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
-        _check_positions(logits, labels, tuple(logits.shape[:-1]), role, "batch x positions x classes")
-        return _rows_of_positions(logits, labels, self)
+    def _all_rows(self, logits: Tensor, labels: Tensor | None, role: str) -> Tensor:
+        _check_positions(logits, labels, role, classes_last=True)
+        return logits.flatten(0, -2)
 
     def without_labels(self, batch: Any, logits: Tensor) -> Tensor | None:
-        fields = batch if isinstance(batch, Mapping) else {}
-        # A decoder's logits are of its own tokens, also where the encoder's text is as long.
-        mask = fields.get("decoder_attention_mask" if "decoder_input_ids" in fields else "attention_mask")
-        if not isinstance(mask, Tensor) or mask.shape != logits.shape[:-1]:
+        _, mask = _mask_of(batch)
+        if mask is None or mask.shape != logits.shape[:-1]:
             return None
         counted = int(self.ignore_index == 0)  # any number but the ignored one
         return torch.where(mask.to(logits.device) > 0, counted, self.ignore_index)
+
+    def warn_of_other_mask(self, batch: Any, logits: Tensor) -> bool:
+        """Whether the mask of a batch without labels has padding and does not fit the logits; UserWarning if so."""
+        name, mask = _mask_of(batch)
+        # One of more dimensions says which tokens see each other.
+        if mask is None or mask.ndim != 2 or mask.shape == logits.shape[:-1] or bool((mask > 0).all()):
+            return False
+        warnings.warn(
+            f"The batch has no labels, and its {name} of shape {tuple(mask.shape)} does not fit the logits of "
+            f"{tuple(logits.shape)}: padded positions count in the losses. To leave them out, give labels that are "
+            f"{self.ignore_index} there: Adapter(labels=...).",
+            stacklevel=6,  # past the distiller, and what torch puts around its calls
+        )
+        return True
 
 
 @dataclass(frozen=True)
@@ -260,47 +311,53 @@ def _check_labels(labels: Any) -> None:
         )
 
 
-def _check_positions(
-    logits: Tensor, labels: Tensor | None, positions: tuple[int, ...], role: str, expected: str
-) -> None:
+def _mask_of(batch: Any) -> tuple[str, Tensor | None]:
+    """The mask of the tokens that are classified, by its name; None if there is none."""
+    fields = batch if isinstance(batch, Mapping) else {}
+    # A decoder's logits are of its own tokens, also where the encoder's text is as long.
+    name = "decoder_attention_mask" if "decoder_input_ids" in fields else "attention_mask"
+    mask = fields.get(name)
+    return name, mask if isinstance(mask, Tensor) else None
+
+
+def _check_positions(logits: Tensor, labels: Tensor | None, role: str, *, classes_last: bool) -> None:
+    """Raise ValueError unless there are positions, and a label for each."""
     _check_labels(labels)
+    expected = "batch x positions x classes" if classes_last else "batch x classes x positions"
     if logits.ndim < 3:
         raise ValueError(f"The {role} gives logits of shape {tuple(logits.shape)}; expected {expected}.")
-    if labels is not None and tuple(labels.shape) != positions:
-        channel = tuple(labels.shape) == (positions[0], 1, *positions[1:])
-        advice = "Leave out their channel, Adapter(labels=...)" if channel else "Resize one of them to the other"
-        raise ValueError(
-            f"The {role} gives logits {tuple(logits.shape)}, {expected}, so labels have shape {positions}; got "
-            f"{tuple(labels.shape)}. {advice}."
+    last, second = tuple(logits.shape[:-1]), (len(logits), *logits.shape[2:])  # positions, by where the classes are
+    positions, others = (last, second) if classes_last else (second, last)
+    if labels is None or tuple(labels.shape) == positions:
+        return
+    if tuple(labels.shape) == others:
+        place, name = ("second", "segmentation") if classes_last else ("last", "token-classification")
+        turned = "1, -1" if classes_last else "-1, 1"
+        advice = (
+            f"The classes seem to be the {place} dimension of the logits: choose task='{name}', or let the network "
+            f"return logits.movedim({turned})"
         )
-
-
-def _rows_of_positions(
-    logits: Tensor, labels: Tensor | None, task: Segmentation | TokenClassification
-) -> tuple[Tensor, Tensor | None]:
-    """logits: classes last."""
-    rows, ignore_index = logits.flatten(0, -2), task.ignore_index
-    if labels is None:
-        return rows, None
-    flat = labels.flatten()
-    counts = flat != ignore_index
-    rows, kept, any_wrong = _select(rows, flat, counts, counts & (flat < 0))
-    # A loss on the labels that leaves these out would not be enough: the soft loss would count them.
-    if any_wrong:
-        low = int(kept.min())
-        raise ValueError(
-            f"There are labels of {low}, which are no class and not the ignored {ignore_index}. If {low} marks what "
-            f"does not count, say so: task=tasks.{type(task).__name__}(ignore_index={low})."
+    elif tuple(labels.shape) == (positions[0], 1, *positions[1:]):
+        advice = "Leave out their channel, Adapter(labels=...)"
+    elif classes_last:
+        advice = (
+            "There is one label for each position. Sequences of another length (targets of CTC, a teacher with another "
+            "tokenizer) need a loss of your own: task='regression' gives it the logits and the labels as they are"
         )
-    return rows, kept
+    else:
+        advice = "Resize one of them to the other"
+    raise ValueError(
+        f"The {role} gives logits {tuple(logits.shape)}, {expected}, so labels have shape {positions}; got "
+        f"{tuple(labels.shape)}. {advice}."
+    )
 
 
 class NothingCounts(ValueError):
     """A batch of which no position counts."""
 
 
-def _select(rows: Tensor, labels: Tensor, counts: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Those that count, and whether any label of them is wrong; NothingCounts if none does."""
+def _which_count(counts: Tensor, wrong: Tensor) -> tuple[Tensor | None, bool]:
+    """The index of those that count, None where all do, and whether any is wrong; NothingCounts if none counts."""
     # One look at the device for all questions. Where all count, nothing is copied.
     number, number_wrong = torch.stack((counts.sum(), wrong.sum())).tolist()
     if number == 0:
@@ -308,6 +365,11 @@ def _select(rows: Tensor, labels: Tensor, counts: Tensor, wrong: Tensor) -> tupl
             "No position of this batch counts: all its labels are the ignored one, or all of it is padding. Leave such "
             "batches out."
         )
-    if number < len(labels):
-        rows, labels = rows[counts], labels[counts]
-    return rows, labels, number_wrong > 0
+    index = None if number == len(counts) else counts.nonzero().flatten()
+    return index, number_wrong > 0
+
+
+def _take(values: Tensor, index: Tensor | None) -> Tensor:
+    """Those of this index; all where there is none."""
+    # Not by a mask, whose positions torch would look for anew in each tensor, and sort in the backward pass.
+    return values if index is None else values.index_select(0, index.to(values.device))

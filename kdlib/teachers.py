@@ -404,6 +404,8 @@ def inference_batch_size(dataset: IndexedDataset, most: int = 250, *, training: 
 class CachedTeacher(Teacher):
     """A teacher's stored outputs, by (sample index, view): a distillation step then costs what a plain step costs.
 
+    That is so while they fit in memory: of a directory that is larger, each step waits for the disk.
+
         teacher = CachedTeacher.build(model, fashion.train, augmentation=fashion.augmentation, seed=0, views=3)
 
     Build it with `CachedTeacher.build`, or, from answers that came from elsewhere, with `CachedTeacher.from_logits`. It

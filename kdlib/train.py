@@ -109,7 +109,8 @@ def fit(
     turn; default, as many as a cached teacher holds, else a new view every epoch. Both need a DataModule.
     seed: of order, augmentation and dropout, not of the student's initial weights.
     precision: "fp32", "bf16", or "auto": bfloat16 where the chip has it, and float32 for a task without classes.
-    compile: let torch.compile translate the networks first; it takes a minute or so and pays on GPUs.
+    compile: let torch.compile translate the networks first; it takes a minute or so and pays on GPUs. Where batches
+    differ in shape it does so three times: for the first two, and then for any.
     checkpoint: a file, written after every epoch and after `on_epoch_end`, and every `checkpoint_every` steps (needs a
     DataModule). It replaces a checkpoint that is there, and no other file. resume: go on from it if it exists: with a
     DataModule where it was written, on a CPU to the bit; with a loader at the next epoch, in whatever order it gives.
@@ -219,6 +220,7 @@ def fit(
             precision=precision,
             batch_size=inference_batch_size(data.test, training=batches.batch_size // distributed.world_size()),
             adapter=adapter,
+            keep_logits=False,
         ).accuracy
     last = trainer.rows[-1].get("validation_accuracy")
     return Result(student.eval(), method, trainer.rows, last, accuracy, trainer.seconds, str(trainer.config))

@@ -77,8 +77,8 @@ class Comparison:
 
 
 def compare(
-    method: Mapping[Hashable, float] | pd.Series | Sequence[float],
-    baseline: Mapping[Hashable, float] | pd.Series | Sequence[float],
+    method: Mapping[Any, float] | pd.Series | Sequence[float] | np.ndarray,
+    baseline: Mapping[Any, float] | pd.Series | Sequence[float] | np.ndarray,
     *,
     confidence: float = 0.95,
     comparisons: int = 1,

@@ -448,8 +448,8 @@ MUTANTS = (
     Mutant(
         "task: classes and pixels mixed",
         "tasks.py",
-        "_rows_of_positions(logits.movedim(1, -1), labels",
-        "_rows_of_positions(logits.reshape(len(logits), *logits.shape[2:], -1), labels",
+        "logits.movedim(1, -1).flatten(0, -2)",
+        "logits.reshape(len(logits), *logits.shape[2:], -1).flatten(0, -2)",
         (TASKS,),
     ),
     Mutant(

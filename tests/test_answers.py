@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from memory_blocks import MemoryBlocks
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -226,6 +227,51 @@ def test_the_best_of_all_classes_may_be_rounded() -> None:
     given = {"classes": [[0, 1, 2]], "probabilities": [[0.33, 0.33, 0.33]]}
     found = ask(CachedTeacher.from_logits(given, kind="top_k", num_classes=3), 0)
     torch.testing.assert_close(found.exp(), torch.full((1, 3), 0.33))
+
+
+# -------------------- large tables
+
+
+def large(kind: str) -> tuple[Any, list[Tensor]]:
+    """Answers of this kind for 100 samples of 200 classes, with zeros, and the tensors that hold them."""
+    probabilities = torch.rand(100, 200, generator=torch.Generator().manual_seed(1))
+    probabilities[::3, 1:5] = 0
+    probabilities /= probabilities.sum(dim=1, keepdim=True)
+    if kind == "top_k":
+        best = probabilities.topk(3)
+        return {"classes": best.indices, "probabilities": best.values * 20}, [best.indices]
+    values = probabilities.half() if kind == "logits" else as_kind(probabilities, kind)
+    return values, [values]
+
+
+@pytest.mark.filterwarnings("ignore:.*probabilities are 0")
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "log_probabilities", "top_k"])
+def test_a_table_is_made_once_and_a_few_rows_at_a_time(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, held = large(kind)
+    whole = ask(CachedTeacher.from_logits(given, kind=kind, num_classes=200), *range(100))
+    monkeypatch.setattr(answers, "CHUNK", 850)  # numbers: four rows
+    with MemoryBlocks(*held) as memory:
+        cache = CachedTeacher.from_logits(given, kind=kind, num_classes=200)
+    assert sum(size > whole.nbytes / 10 for size in memory.sizes.values()) == 1
+    assert torch.equal(ask(cache, *range(100)), whole)
+
+
+@pytest.mark.filterwarnings("ignore:.*probabilities are 0")
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "log_probabilities", "top_k"])
+def test_a_table_that_takes_much_memory_is_told(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, _ = large(kind)
+    monkeypatch.setattr(answers, "LARGE_TABLE", 1.0)
+    with pytest.warns(UserWarning, match="logits of 100 samples and 200 classes take .* GB of memory") as caught:
+        CachedTeacher.from_logits(given, kind=kind, num_classes=200)
+    assert all(one.filename == __file__ for one in caught)
+
+
+def test_a_table_that_is_in_memory_already_needs_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "LARGE_TABLE", 1.0)
+    with warnings.catch_warnings(), MemoryBlocks(LOGITS) as memory:
+        warnings.simplefilter("error")
+        CachedTeacher.from_logits(LOGITS)
+    assert LOGITS.nbytes not in memory.sizes.values()
 
 
 # -------------------- in a training

@@ -171,6 +171,7 @@ def test_the_scatter_of_seeds_of_images_and_of_both_are_told_apart(several: Repo
     }
     for row in rows:
         equal(row, expected.pop(row["covers"]), row["covers"])
+        assert row["std"] == pytest.approx(np.std([right.mean() for right in mine.values()], ddof=1))
     assert not expected
     assert len(single.uncertainty) == 0
 

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -493,6 +494,19 @@ def test_packed_weights_come_back_and_take_so_many_bits(name: str, bits: int, tm
     size = (tmp_path / "packed.safetensors").stat().st_size
     assert size < (bits + 6) / 32 * measure.bytes_saved(coarse)
     assert measure.zipped_bytes(packed) < size
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_unpacking_takes_little_more_memory_than_a_byte_for_each_bit(bits: int) -> None:
+    layer = nn.Linear(300, 400)
+    packed = compress.pack_weights(layer, bits)
+    tracemalloc.start()  # of torch's own memory it knows nothing: what is measured are the integers
+    try:
+        compress.unpack_weights(layer, packed, bits)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < (bits + 4) * layer.weight.numel()
 
 
 @pytest.mark.slow

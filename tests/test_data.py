@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from memory_blocks import MemoryBlocks
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import nn
@@ -620,13 +621,19 @@ def test_without_a_test_folder_val_is_the_test_set(folder: DataModule, tree: Pat
     assert folder.augmentation == Augmentation(flip=True, scale=(0.35, 1.0))
 
 
+def have_cores(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+    """A machine of 64 cores, of which this process may use so many."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+
+
 @pytest.mark.parametrize(
     ("method", "small", "workers"), [("fork", 21, 5), ("forkserver", 21, 0), ("spawn", 21, 0), ("spawn", 20, 5)]
 )
 def test_workers_decode_where_they_start_quickly_or_have_much_to_do(
     monkeypatch: pytest.MonkeyPatch, tree: Path, method: str, small: int, workers: int
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    have_cores(monkeypatch, 6)
     monkeypatch.setattr(sources, "SMALL_FOLDER", small)  # the tree has 20 images to train on
     for chosen, offered in ((method, ["fork"]), (None, [method, "spawn"])):  # set by the program, or the platform's own
         monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none, chosen=chosen: chosen)
@@ -641,6 +648,29 @@ def test_with_a_test_folder_val_is_validation(tmp_path: Path):
     assert [len(s) for s in (found.train, found.validation, found.test)] == [6, 4, 2]
     roots = [s.source.root for s in (found.train, found.validation, found.test)]
     assert roots == [tmp_path / "train", tmp_path / "val", tmp_path / "test"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"), [(4, None, 3), (16, None, 8), (16, 4, 3), (8, 8, 0), (2, 8, 0), (1, None, 0)]
+)
+def test_workers_are_as_many_as_the_cores_that_a_process_may_use(
+    monkeypatch: pytest.MonkeyPatch, tree: Path, cores: int, processes: int | None, workers: int
+) -> None:
+    have_cores(monkeypatch, cores)
+    monkeypatch.setattr(sources, "SMALL_FOLDER", 0)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:  # as torchrun says it
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert data.load(f"imagefolder:{tree}", image_size=16).train.num_workers == workers
+
+
+def test_a_system_that_pins_no_process_to_its_cores_is_asked_how_many_it_has(
+    monkeypatch: pytest.MonkeyPatch, tree: Path
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(sources, "SMALL_FOLDER", 0)
+    assert data.load(f"imagefolder:{tree}", image_size=16).train.num_workers == 2
 
 
 def test_with_a_test_folder_and_no_val_validation_is_held_out(tmp_path: Path):
@@ -988,6 +1018,23 @@ def test_splits_that_share_images_are_refused() -> None:
     for name in ("train", "validation"):
         with pytest.raises(ValueError, match="mine tests on a split that is trained or chosen on"):
             replace(whole, test=getattr(whole, name))
+
+
+@pytest.mark.parametrize("apart", [0, 9, 19])
+def test_splits_are_compared_without_a_copy_of_their_images(monkeypatch: pytest.MonkeyPatch, apart: int) -> None:
+    """Two sources that number 100 samples alike, of 20 values each, of which one differs."""
+    images = torch.zeros(100, 1, 5, 4, dtype=torch.uint8)
+    other = images.clone()
+    other.flatten(1)[:, apart] = 1
+    parts = {"labels": torch.arange(100) % 3, "indices": torch.arange(100), "mean": (0.5,), "std": (0.2,)}
+    splits = {name: InMemoryDataset(some, **parts) for name, some in (("train", images), ("validation", other))}
+    monkeypatch.setattr(datasets, "CHUNK_PIXELS", 50)
+    with MemoryBlocks(images, other, *(parts[name] for name in ("labels", "indices"))) as memory:
+        module(**splits)
+    assert max(memory.sizes.values()) < images.nbytes  # 8 bytes of each sample's number, 4 of its middle row
+    other[30:90] = 0
+    with pytest.raises(ValueError, match=r"60 image\(s\) of mine are in train and in validation"):
+        module(**splits)
 
 
 def test_splits_of_two_sources_may_number_their_samples_alike() -> None:

@@ -249,6 +249,29 @@ def test_several_processes_do_not_share_one_gpu(machine, monkeypatch: pytest.Mon
         resolve("cuda:0")
 
 
+@pytest.mark.parametrize(
+    ("device", "taken"), [("auto", [0, 1, 2, 0, 1]), ("cuda", [0, 1, 2, 0, 1]), ("cuda:1", []), ("cpu", [])]
+)
+def test_several_processes_take_one_gpu_after_the_other(
+    machine, monkeypatch: pytest.MonkeyPatch, device: str, taken: list[int]
+):
+    machine(cuda=3)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: pytest.fail("asked of GPU 0, which takes memory"))
+    found: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", found.append)
+    for number in range(5):
+        devices.take_gpu(device, number)
+    assert found == taken
+
+
+def test_without_a_gpu_none_is_taken(machine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: pytest.fail("there is none"))
+    devices.take_gpu("auto", 1)
+    machine(cuda=2)
+    monkeypatch.setenv("KDLIB_DEVICE", "cpu")
+    devices.take_gpu("auto", 1)
+
+
 def test_random_states_are_those_of_the_device_in_use(monkeypatch: pytest.MonkeyPatch):
     states = {"cuda:1": torch.tensor([1]), "mps": torch.tensor([2])}
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[str(device)])

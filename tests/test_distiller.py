@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdlib import losses, models
+from kdlib import answers, data, losses, models
 from kdlib.adapters import Adapter
 from kdlib.distiller import Distiller
 from kdlib.ensembles import ConfidenceEnsemble, Specialists
@@ -584,6 +584,83 @@ def test_how_to_choose_among_the_classes_of_the_teacher_fits_what_it_returns(nam
     found = Distiller(student, teacher, Logit(2, alpha=0), task=task, adapter=chosen, example=batch)(batch).total
     z, t = (one.words.weight.detach()[ids].flatten(0, 1) for one in (student, teacher))
     torch.testing.assert_close(found.detach(), losses.kd(z, t[:, order], 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("a tensor of tokens", "output[..., :3]"),
+        ("transformers", "output.logits[..., :3]"),
+        ("torchvision", "output['out'][:, :3]"),
+    ],
+)
+def test_of_a_student_with_more_classes_those_of_the_teacher_are_to_be_taken(name: str, advice: str) -> None:
+    """As of a vocabulary that was padded; of the teacher none can be chosen."""
+    form, task, _ = FORMS[name]
+    student, teacher = Tagger(5, form), Tagger(3, form)
+    ids = torch.arange(24).view(2, 12) % 20
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids % 3}
+    with pytest.raises(ValueError, match=re.escape(f"Adapter(logits=lambda output: {advice})")) as refused:
+        Distiller(student, teacher, Logit(2, alpha=0), task=task, example=batch)
+    assert "order" not in str(refused.value)
+    adapter = Adapter(logits=eval(f"lambda output: {advice}"))
+    found = Distiller(student, teacher, Logit(2, alpha=0), task=task, adapter=adapter, example=batch)(batch).total
+    z, t = (one.words.weight.detach()[ids].flatten(0, 1) for one in (student, teacher))
+    torch.testing.assert_close(found.detach(), losses.kd(z[:, :3], t, 2))
+
+
+TOP_2 = {"classes": torch.tensor([[4, 0], [1, 3]] * 4), "probabilities": torch.tensor([[0.5, 0.3]] * 8)}
+CHOSEN: dict[str, tuple[Callable[[Tensor], Any], str, Callable[[Tensor], Any]]] = {
+    "answers": (
+        CachedTeacher.from_logits,
+        r"CachedTeacher.from_logits\(logits\[..., order\]\), where kdlib.answers.to_logits or from_top_k",
+        lambda logits: CachedTeacher.from_logits(logits[..., [4, 0, 2]]),
+    ),
+    "the best answers": (
+        lambda logits: CachedTeacher.from_logits(TOP_2, kind="top_k", num_classes=5),
+        "from_top_k makes logits",
+        lambda logits: CachedTeacher.from_logits(answers.from_top_k(TOP_2, 5)[..., [4, 0, 2]]),
+    ),
+    "a function": (
+        lambda logits: lambda batch: logits,
+        r"return answers\[..., order\]",
+        lambda logits: lambda batch: logits[..., [4, 0, 2]],
+    ),
+    "an ensemble": (
+        lambda logits: ConfidenceEnsemble([Net(4, classes=5), Net(5, classes=5)]),
+        r"ConfidenceEnsemble\(..., read_logits=lambda output: output\[..., order\]\)",
+        lambda logits: ConfidenceEnsemble(
+            [Net(4, classes=5), Net(5, classes=5)], read_logits=lambda output: output[..., [4, 0, 2]]
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_how_to_choose_among_the_classes_fits_a_teacher_that_is_no_network(
+    student: Net, batch: Pair, name: str
+) -> None:
+    """Such a one refuses Adapter(teacher_logits=...)."""
+    made, advice, chosen = CHOSEN[name]
+    logits, given = torch.randn(8, 5), dict(zip(("image", "label"), batch, strict=True)) | {"index": torch.arange(8)}
+    with pytest.raises(ValueError, match=advice) as refused:
+        Distiller(student, made(logits), Logit(), example=given)
+    assert "teacher_logits" not in str(refused.value)
+    assert Distiller(student, chosen(logits), Logit(), example=given)(given).total.isfinite()
+
+
+def test_how_to_choose_among_the_classes_of_stored_outputs_is_to_build_them_so(student: Net) -> None:
+    split = data.InMemoryDataset(
+        torch.zeros(8, 1, 6, 6, dtype=torch.uint8), torch.arange(8) % 3, torch.arange(8), (0.5,), (0.5,)
+    )
+    (given,), order = split.iter_batches(8), [4, 0, 2]
+    cached = CachedTeacher.build(Net(4, classes=5), split, device="cpu", progress=False)
+    with pytest.raises(ValueError, match=r"adapter=(Adapter\(teacher_logits=lambda output: .*?\))\)") as refused:
+        Distiller(student, cached, Logit(), example=given)
+    (advice,) = re.findall(r"adapter=(Adapter\(.*?\))\)", str(refused.value))
+    adapter = eval(advice, {"Adapter": Adapter, "order": order})
+    chosen = CachedTeacher.build(Net(4, classes=5), split, device="cpu", progress=False, adapter=adapter)
+    assert Distiller(student, chosen, Logit(), example=given)(given).total.isfinite()
 
 
 class Predicts(nn.Module):

@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from doctor_faults import FAULTS, METHODS_OF_KDLIB, sound
 from doctor_setups import Case, Net, case, world
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
 from kdlib import data, methods, models, train
@@ -433,6 +435,118 @@ def test_a_shuffling_loader_gives_the_same_order_afterwards(owner: str) -> None:
     torch.manual_seed(5), own.manual_seed(5)
     examine(student=student, teacher=teacher, loss=lambda s, t: kd(s, t, 4.0), batches=loader)
     assert torch.equal(next(iter(loader))[0], expected)
+
+
+# -------------------- no more memory than a step needs
+
+
+class Copied(TorchDispatchMode):
+    """Counts the copies of tensors, by their shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[tuple[int, ...]] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.clone.default:
+            self.shapes[tuple(args[0].shape)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_and_what_an_optimiser_remembers_of_them_are_copied_once(training: bool) -> None:
+    """In train mode the teacher is asked again in eval mode, to see whether that makes a difference."""
+    student = nn.Linear(6, 3)
+    teacher = nn.Sequential(nn.Linear(6, 23), nn.Linear(23, 3)).train(training)
+    optimizer = torch.optim.Adam(student.parameters(), 0.01)
+    student(torch.randn(4, 6)).sum().backward()
+    optimizer.step()
+    batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(2)]
+    with Copied() as copied:
+        examine(student=student, teacher=teacher, loss=lambda s, t: kd(s, t, 4.0), batches=batches, optimizer=optimizer)
+    assert (copied.shapes[23, 6], copied.shapes[3, 6]) == (1, 3)
+
+
+@pytest.mark.parametrize("layers", [False, True])
+@pytest.mark.parametrize("form", ["distiller", "loss", "step"])
+def test_the_graph_of_a_batch_is_gone_when_the_next_one_is_computed(form: str, layers: bool) -> None:
+    kept: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    class Recorded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            alive.append(sum(one() is not None for one in kept))
+            hidden = self.body(x).relu()
+            kept.append(weakref.ref(hidden))  # which the graph holds, for the gradient of the head's weights
+            return self.head(hidden)
+
+    student, teacher = Recorded(), nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)).requires_grad_(False)
+    given: dict[str, Any] = {"student": student, "teacher": teacher}
+    given |= {
+        "distiller": {"distiller": Distiller(student, teacher, methods.Logit())},
+        "loss": {"loss": lambda s, t: kd(s, t, 4.0)},
+        "step": {"step": lambda batch: kd(student(batch[0]), teacher(batch[0]), 4.0)},
+    }[form]
+    if form == "distiller":
+        del given["student"], given["teacher"]
+    if layers:
+        student.body.register_forward_hook(lambda module, args, output: None)
+    batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(3)]
+    examine(**given, batches=batches, optimizer=torch.optim.SGD(student.parameters(), 0.1))
+    assert len(alive) > len(batches)  # the step, too
+    assert not any(alive)
+
+
+@pytest.mark.parametrize(("most", "batches"), [(1, 1), (64 * 3 * 4 * 2, 1), (64 * 3 * 4 * 2 + 1, 2), (2**29, 5)])
+def test_batches_are_looked_at_until_their_logits_fill_the_memory_for_them(
+    most: int, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bytes, of both networks: 64 samples of three classes, in float32."""
+    monkeypatch.setattr(importlib.import_module("kdlib.doctor.examine"), "MOST_BYTES", most, raising=False)
+    given = [(torch.randn(64, 6), torch.randint(3, (64,))) for _ in range(5)]
+    report = examine(student=nn.Linear(6, 3), teacher=nn.Linear(6, 3), loss=lambda s, t: kd(s, t, 4.0), batches=given)
+    assert report.samples == 64 * batches
+    assert "teacher-accuracy" not in report.skipped
+
+
+class LargestDouble(TorchDispatchMode):
+    """The most numbers in a tensor of float64."""
+
+    found = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype == torch.float64:
+            self.found = max(self.found, result.numel())
+        return result
+
+
+def test_the_logits_of_many_pixels_are_not_all_copied_in_float64() -> None:
+    """Of so many torch computes no quantile either: the limit is 16 million."""
+    x = torch.randn(8, 1, 40, 40)
+
+    def answers(batch: Any) -> Tensor:
+        return 4 * torch.cat([-batch[0], batch[0]], 1)
+
+    distiller = Distiller(nn.Conv2d(1, 2, 1), answers, methods.Logit(), task="segmentation")
+    with LargestDouble() as largest:
+        report = examine(distiller, list(zip(x.split(4), (x[:, 0] > 0).long().split(4), strict=True)))
+    assert "teacher-smoothing" in report.passed
+    assert largest.found <= report.samples  # the right answers themselves, as numbers
+
+
+def test_a_teacher_with_normalisations_is_told_from_a_fresh_one_by_them_alone() -> None:
+    teacher = nn.Sequential(nn.Linear(6, 4_000), nn.LayerNorm(4_000), nn.Linear(4_000, 3))
+    nn.init.normal_(teacher[1].weight)
+    batches = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(2)]
+    with LargestDouble() as largest:
+        report = examine(student=nn.Linear(6, 3), teacher=teacher, loss=lambda s, t: kd(s, t, 4.0), batches=batches)
+    assert "teacher-fresh" in report.passed
+    assert largest.found < teacher[2].weight.numel()  # in float64 the largest weight takes twice its memory
 
 
 # -------------------- the report

@@ -1149,6 +1149,28 @@ def test_an_attention_mask_says_what_counts_only_where_it_is_that_of_the_labels(
     assert "loss-padding" not in report.skipped
 
 
+@pytest.mark.parametrize("of", ["the labels", "an encoder's text"])
+@pytest.mark.parametrize("padding", [0, -100])
+def test_padding_with_a_label_of_a_class_is_learned_by_a_distiller(padding: int, of: str) -> None:
+    """A task leaves out what its labels leave out; an attention mask it reads in a batch without labels only."""
+    batches: list[dict[str, Tensor]] = []
+    for ids, labels in texts():
+        mask = (torch.arange(10) < torch.tensor((7, 5)).repeat(len(ids) // 2)[:, None]).long()
+        batches.append({"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask > 0, labels, padding)})
+        if of == "an encoder's text":
+            batches[-1] |= {"decoder_input_ids": ids, "decoder_attention_mask": torch.ones_like(mask)}
+    adapter = Adapter(inputs="input_ids")
+    distiller = Distiller(Tokens(7), Tokens(7), methods.Logit(), adapter=adapter, task="token-classification")
+    report = examine(distiller, batches)
+    found = report.find("loss-padding")
+    if padding == 0 and of == "the labels":
+        assert [one.severity for one in found] == ["fault"]
+        assert "-100" in found[0].change
+    else:
+        assert not found
+    assert ("loss-padding" in report.skipped) == (padding == 0 and of != "the labels")
+
+
 def test_probabilities_of_tokens_are_found() -> None:
     def of_all(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return kd(s.flatten(0, 1), t.flatten(0, 1), 2.0)

@@ -74,6 +74,17 @@ def test_everything_is_checked():
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_device_that_the_machine_lacks_is_found_and_not_raised(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KDLIB_DEVICE", "tpu")
+    report = environment.check()
+    (fault,) = failed(report)
+    assert fault.name == "computes on"
+    assert "tpu" in fault.found
+    assert "KDLIB_DEVICE" in fault.fix
+    assert "Not ready" in str(report)
+
+
+@pytest.mark.usefixtures("folder")
 def test_the_course_needs_more_than_the_library():
     library, course = ({check.name for check in environment.check(extra).checks} for extra in (False, True))
     of_the_lessons = {"torch-pruning", "torchao", "onnx", "onnxscript", "onnxruntime", "optuna"}

@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from torch.utils.data import (
 from kdlib import devices, distributed, models, train
 from kdlib.adapters import Adapter
 from kdlib.batches import LoaderBatches, count_samples
-from kdlib.data import NO_AUGMENTATION, DataModule, epoch_order
+from kdlib.data import NO_AUGMENTATION, DataModule, InMemoryDataset, epoch_order
 from kdlib.ensembles import ConfidenceEnsemble
 from kdlib.hooks import FeatureExtractor, ModelOutput
 from kdlib.methods import Feature, HardLabels, Logit, Method, Terms
@@ -605,6 +606,54 @@ def test_validation_is_weighted_by_samples() -> None:
     assert found.loss == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-5)
     assert found.accuracy == pytest.approx((model(x).argmax(1) == y).float().mean().item())
     torch.testing.assert_close(found.logits, model(x))
+
+
+@pytest.mark.parametrize("kind", ["split", "loader", "loader with a loss", "samples as classes"])
+def test_an_evaluation_without_logits_has_the_same_numbers(blobs: DataModule, kind: str) -> None:
+    given: dict[str, tuple[nn.Module, Any, Any]] = {
+        "split": (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), blobs.test, None),
+        "loader": (net(), batches(), None),
+        "loader with a loss": (net(), batches(), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]))),
+        "samples as classes": (Similarity(), [(x, torch.arange(len(x))) for x, _ in batches()], both_ways),
+    }
+    model, dataset, loss = given[kind]
+    options: dict[str, Any] = {"batch_size": 7, "loss": loss, "device": "cpu", "precision": "fp32"}
+    kept, found = (train.evaluate(model, dataset, keep_logits=keep, **options) for keep in (True, False))
+    assert (found.accuracy, found.loss) == (kept.accuracy, kept.loss)
+    assert kept.logits is not None
+    assert found.logits is None
+
+
+class Watched(nn.Module):
+    """Notes how many of its outputs in an evaluation are still there when it gives the next one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 3)
+        self.given: list[weakref.ref[Tensor]] = []
+        self.alive: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.alive.append(sum(one() is not None for one in self.given))
+        logits = self.fc(x.flatten(1)[:, :16])
+        if not self.training:
+            self.given.append(weakref.ref(logits))
+        return logits
+
+
+@pytest.mark.parametrize("kind", ["DataModule", "loader"])
+def test_a_validation_holds_the_logits_of_one_batch(kind: str) -> None:
+    """Those of all would take gigabytes where there are many classes."""
+    student, options = Watched(), {"validation": batches()}
+    given: Any = batches()
+    if kind == "DataModule":
+        images, numbers = torch.randint(0, 256, (1200, 1, 4, 4), dtype=torch.uint8), torch.arange(1200)
+        whole = InMemoryDataset(images, numbers % 3, numbers, (0.5,), (0.5,))
+        splits = (whole.select(part) for part in (numbers[:64], numbers[64:1100], numbers[1100:]))
+        given, options = DataModule("noise", tuple("abc"), *splits, augmentation=NO_AUGMENTATION, image_size=4), {}
+    fit(student, given, epochs=1, **options)
+    assert len(student.given) > 5
+    assert max(student.alive) == 1
 
 
 class Similarity(nn.Module):

@@ -551,6 +551,69 @@ def test_a_compiled_model_can_be_read_again_at_other_layers(monkeypatch: pytest.
             torch.testing.assert_close(found.features["1"], model[0](images).relu())
 
 
+class Shapes:
+    """A backend of torch.compile that changes nothing, and notes the inputs of each program."""
+
+    def __init__(self) -> None:
+        self.programs: list[list[object]] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[object]) -> Callable:
+        self.programs.append(inputs)
+        return graph.forward
+
+    @property
+    def for_any_shape(self) -> bool:
+        return any(isinstance(one, torch.SymInt) for inputs in self.programs for one in inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [(), ("1",)])
+def test_inputs_of_many_lengths_are_compiled_for_three_times(layers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
+    """Batches of text are padded to their longest; torch would make eight programs, and run the others without."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=(backend := Shapes())))
+    model = nn.Sequential(nn.Embedding(20, 4), nn.Linear(4, 3), nn.Tanh())
+    made = []
+    with FeatureExtractor(model, layers, compile=True) as extractor:
+        for length in range(4, 16):
+            tokens = torch.arange(3 * length).view(3, length) % 20
+            torch.testing.assert_close(extractor(tokens).logits, model(tokens))
+            made.append(len(backend.programs))
+    assert 0 < made[0] < made[1] < made[2]
+    assert made[2:] == made[2:3] * 10
+    assert backend.for_any_shape
+
+
+class Stage(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, 2 * width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu()
+
+
+class Stages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = Stage(1), Stage(2), Stage(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x))).flatten(1)
+
+
+@pytest.mark.slow
+def test_each_of_two_sizes_of_batch_has_programs_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    """Also where layers of one class differ in their sizes: convolutions for any shape would be slower."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=(backend := Shapes())))
+    with FeatureExtractor(Stages(), ["a.conv", "b.conv", "c.conv"], compile=True) as extractor:
+        for size in (6, 4, 6, 4):
+            extractor(torch.randn(size, 1, 9, 9))
+    assert backend.programs
+    assert not backend.for_any_shape
+
+
 def test_a_model_that_was_compiled_before_is_refused():
     inside = nn.Sequential(nn.Linear(3, 2))
     outside = torch.compile(inside, backend="eager")

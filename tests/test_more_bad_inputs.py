@@ -86,6 +86,7 @@ ARGUMENTS = {  # and what is right for each, or harmless
     },
     "evaluate": {
         **{"model": (), "dataset": (), "batch_size": ("None",), "role": ("a text",), "adapter": ("None",), "task": ()},
+        "keep_logits": (),
     },
     "build": {"name": (), "num_classes": (), "in_channels": (), "stem": (), "image_size": ()},
     "cache": {

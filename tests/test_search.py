@@ -17,6 +17,7 @@ import textwrap
 import threading
 import time
 import types
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
@@ -35,8 +36,9 @@ from torch import nn
 from tqdm import tqdm
 
 from kdlib import cli, data, files, measure, models, search, train, verdict
-from kdlib.data import DataModule
+from kdlib.data import DataModule, LazyDataset
 from kdlib.search import engine, judging, storage, task, workers
+from kdlib.search import report as search_report
 from kdlib.search.limits import CostTable, Limits
 from kdlib.search.task import Outcome
 from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED, Strategy, Trials
@@ -270,6 +272,21 @@ def test_importance_finds_the_one_setting_that_matters(
     assert sum(found.importance.values()) == pytest.approx(1)
     few = search.run(blobs, teacher=teacher, trials=3, epochs=1, pruner=None, **TINY)
     assert few.importance == {}
+
+
+def test_a_space_of_one_setting_is_not_told_that_its_trials_were_too_few(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    space = {"learning_rate": search.LogUniform(0.01, 1.0)}
+    found = search.run(blobs, teacher=teacher, space=space, trials=8, epochs=1, pruner=None, **TINY)
+    assert found.importance == {}
+    found.save(tmp_path)
+    report = (tmp_path / "report.md").read_text("utf-8")
+    assert "Too few trials" not in report
+    assert "Best trial:" in report
+    drawn = [text.get_text() for axes in search_report.picture(found).axes for text in axes.texts]
+    assert any("one setting" in text for text in drawn)
+    assert not any("too few" in text for text in drawn)
 
 
 def test_a_trial_that_diverges_is_said_and_the_search_goes_on(blobs: DataModule, teacher: nn.Module) -> None:
@@ -1093,6 +1110,69 @@ def test_a_worker_that_is_killed_ends_the_search_in_a_sentence_and_its_trial_is_
     found = search.run(blobs, **{**options, "workers": 1})
     assert len(found.rows) == 4
     assert found.count("running") == 0
+
+
+class Thread(threading.Thread):
+    """Stands for a process that a search starts."""
+
+    def terminate(self) -> None: ...
+
+
+def pipe() -> tuple[Any, Any]:
+    """Whose other end stays open in a thread, when the one that started it has closed it."""
+    here, there = multiprocessing.Pipe()
+    there.close = lambda: None  # type: ignore[method-assign]
+    return here, there
+
+
+def test_each_process_of_a_search_has_a_gpu_and_a_share_of_the_cores(
+    blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    lazy = LazyDataset([], nothing, nothing, nothing, (0.3,), (0.1,), min, "", num_workers=8)
+    given = task.Task(replace(blobs, train=lazy), None, "hard", "resnet8w2", None, 1, 1)
+    gpus: list[int] = []
+
+    class Runner:
+        def __init__(self, one: task.Task, cache: Path) -> None:
+            self.decoding = one.data.train.num_workers
+
+        def run(self, *given: Any, **options: Any) -> int:
+            return self.decoding
+
+    context = SimpleNamespace(Pipe=pipe, Process=Thread)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(workers, "exit_with_parent", lambda: None)
+    monkeypatch.setattr(workers, "TaskRunner", Runner)
+    monkeypatch.setattr(signal, "signal", lambda *given: None)
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", gpus.append)
+    monkeypatch.delenv("KDLIB_DEVICE", raising=False)
+    with workers.open_runners(given, tmp_path, 3) as runners:
+        decoding = [runner.run("resnet8w2", Settings(), 0) for runner in runners]
+    assert decoding == [3, 3, 3]
+    assert sorted(gpus) == [0, 0, 1]
+
+
+def test_what_was_sent_to_the_processes_is_not_kept_while_they_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Packed:
+        """Stands for the bytes of a task."""
+
+    sent: list[weakref.ref[Packed]] = []
+
+    def runner(packed: Packed, *others: Any) -> SimpleNamespace:
+        sent.append(weakref.ref(packed))
+        return SimpleNamespace(end=lambda **options: None)
+
+    monkeypatch.setattr(workers, "RemoteRunner", runner)
+    monkeypatch.setattr(workers.pickle, "dumps", lambda one: Packed())
+    with workers.open_runners(None, tmp_path, 2):  # type: ignore[arg-type]
+        assert [one() for one in sent] == [None, None]
 
 
 def test_a_worker_that_is_killed_while_it_starts_ends_the_search_in_a_sentence(

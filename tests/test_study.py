@@ -35,7 +35,7 @@ from typer.testing import CliRunner
 
 from kdlib import cli, data, files, methods, models, study, train, verdict
 from kdlib.checkpoints import Checkpointer
-from kdlib.data import DataModule
+from kdlib.data import DataModule, LazyDataset
 from kdlib.study import analysis, command, experiment, history, method_specs, plans, runner, runs_file
 from kdlib.study.experiment import Experiment, SeedRuns, WorkerPool, derangement
 from kdlib.study.history import HistoryFile
@@ -1956,6 +1956,61 @@ def test_outputs_are_computed_again_by_a_process_that_had_them(
             next(found)
             assert list((tmp_path / "cache").rglob("cache.json"))
             assert next(found, None) is None
+
+
+def undecoded(num_workers: int) -> LazyDataset:
+    """A split without images that workers would decode."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return LazyDataset([], nothing, nothing, nothing, (0.3,), (0.1,), min, "", num_workers)
+
+
+def have_cores(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: count)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(count)), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "asked", "decoding"),
+    [(8, 2, 7, 3), (64, 4, 8, 8), (2, 2, 1, 1), (8, 2, 0, 0), (8, 2, 2, 2)],
+)
+def test_processes_share_the_cores_that_decode(
+    blobs: DataModule, monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, asked: int, decoding: int
+) -> None:
+    have_cores(monkeypatch, cores)
+    module = replace(blobs, train=undecoded(asked), test=undecoded(asked))
+    shared = experiment.share_cores(module, processes)
+    assert [split.num_workers for split in (shared.train, shared.test)] == [decoding, decoding]  # type: ignore[attr-defined]
+    assert shared.validation is blobs.validation
+    assert shared.train.fingerprint == module.train.fingerprint
+
+
+def test_each_process_of_a_study_has_a_gpu_and_a_share_of_the_cores(
+    real: Budget, blobs: DataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What starts a process, called in this one."""
+    made = SimpleNamespace(data=replace(blobs, train=undecoded(8)))
+    starts: list[Callable[[], None]] = []
+
+    def executor(count: int, mp_context: Any, initializer: Any, initargs: Any) -> ThreadPoolExecutor:
+        starts.extend([partial(initializer, *initargs)] * count)
+        return ThreadPoolExecutor(count)
+
+    gpus: list[int] = []
+    have_cores(monkeypatch, 12)
+    monkeypatch.setattr(experiment, "ProcessPoolExecutor", executor)
+    monkeypatch.setattr(experiment, "exit_with_parent", lambda: None)
+    monkeypatch.setattr(experiment, "Experiment", lambda budget, cache: made)
+    monkeypatch.setattr(signal, "signal", lambda *given: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", gpus.append)
+    monkeypatch.delenv("KDLIB_DEVICE", raising=False)
+    config = cast(Experiment, SimpleNamespace(budget=replace(real, device="auto"), cache=None))
+    with WorkerPool(config, 3).open():
+        for start in starts:
+            start()
+    assert gpus == [0, 1, 0]
+    assert made.data.train.num_workers == 3
 
 
 def test_processes_of_the_caller_are_left_alone(real: Budget, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdlib import tasks, train
 from kdlib.adapters import Adapter
@@ -74,6 +77,20 @@ def hard(task: str | Task, student: Tensor, labels: Tensor) -> Tensor:
 
 def soft(task: str | Task, student: Tensor, teacher: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
     return distil(task, Logit(**{"alpha": 0.0, **options}), student, teacher, labels)[0]["soft"]
+
+
+class Looks(TorchDispatchMode):
+    """Counts the operations whose size depends on numbers, for which the host waits on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        masks = [one for one in pytree.tree_leaves(args) if isinstance(one, Tensor) and one.dtype == torch.bool]
+        name = function.overloadpacket.__name__
+        self.count += name in ("nonzero", "_local_scalar_dense", "masked_select") or (name == "index" and bool(masks))
+        return function(*args, **(kwargs or {}))
 
 
 # -------------------- several labels at once
@@ -266,10 +283,51 @@ def test_padding_of_tokens_without_labels_does_not_count(kind: torch.dtype, igno
 def test_a_mask_of_other_positions_says_nothing_of_the_logits() -> None:
     ids = torch.randint(1, 9, (B, L), generator=torch.Generator().manual_seed(2))
     distiller = Distiller(Tokens(0), Tokens(1), Logit(alpha=0), task="token-classification")
-    found = distiller({"input_ids": ids, "attention_mask": torch.zeros(B, L + 1, dtype=torch.int64)})
+    with pytest.warns(UserWarning, match="padded positions count"):
+        found = distiller({"input_ids": ids, "attention_mask": torch.zeros(B, L + 1, dtype=torch.int64)})
     assert len(found.rows) == B * L
     with pytest.raises(ValueError, match="No position of this batch counts"):
         distiller({"input_ids": ids, "attention_mask": torch.zeros(B, L, dtype=torch.int64)})
+
+
+class Frames(nn.Module):
+    """A class for every four samples of a sound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, C)
+
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.fc(input_values.unflatten(1, (-1, 4)))
+
+
+@pytest.mark.parametrize("example", [False, True])
+def test_padding_that_counts_since_its_mask_is_of_samples_is_warned_of_once(example: bool) -> None:
+    mask = torch.ones(B, 4 * L, dtype=torch.int64)
+    full = {"input_values": torch.randn(B, 4 * L), "attention_mask": mask}
+    padded = full | {"attention_mask": mask.index_fill(1, torch.arange(12, 24), 0)}
+
+    def distilled(*batches: dict[str, Tensor]) -> list[int]:
+        options: dict[str, Any] = {"task": "token-classification", "example": batches[0] if example else None}
+        distiller = Distiller(Frames(), Frames(), Logit(alpha=0), **options)
+        return [len(distiller(batch).rows) for batch in batches]
+
+    said = r"attention_mask of shape \(4, 24\).*logits of \(4, 6, 5\).*padded positions count.*labels that are -100"
+    with pytest.warns(UserWarning, match=said) as caught:
+        assert distilled(padded, padded, padded) == [B * L] * 3
+    assert [one.filename for one in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        labels = torch.where(padded["attention_mask"][:, ::4] > 0, 0, -100)
+        assert distilled(full, padded | {"labels": labels}) == [B * L, B * L // 2]
+
+
+def test_a_mask_of_which_token_sees_which_says_nothing_of_padding() -> None:
+    sees = torch.ones(L, L).tril().expand(B, 1, L, L)
+    batch = {"input_ids": torch.ones(B, L, dtype=torch.int64), "attention_mask": sees}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Distiller(Tokens(0), Tokens(1), Logit(alpha=0), task="token-classification")(batch)
 
 
 class Decoder(Tokens):
@@ -460,6 +518,33 @@ def test_the_teachers_rows_are_those_of_the_students_positions() -> None:
     assert torch.equal(kept, y[y != -100])
 
 
+@pytest.mark.parametrize("task", ["segmentation", "token-classification"])
+def test_which_positions_count_is_looked_for_once_for_both_networks(task: str) -> None:
+    z, t, y = logits(task), logits(task, 1), labels_for(task)
+    y[1, 1:] = IGNORED[task]
+    with Looks() as looks:
+        student, teacher, kept = tasks.resolve(task).prepare(ModelOutput(z), ModelOutput(t), y)
+    assert looks.count == 1
+    assert len(student.logits) == len(teacher.logits) == len(kept) == int((y != IGNORED[task]).sum())
+
+
+def test_positions_that_a_task_of_ones_own_leaves_out_are_left_out_of_both_networks() -> None:
+    class ButTheFirst(TokenClassification):
+        """The first token is that of the whole text."""
+
+        def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+            return super().rows(logits[:, 1:], None if labels is None else labels[:, 1:], role)
+
+    z, t, y = logits("token-classification"), logits("token-classification", 1), labels_for("token-classification")
+    y[2, 3:] = -100
+    student, teacher, kept = ButTheFirst().prepare(ModelOutput(z), ModelOutput(t), y)
+    counts = y[:, 1:] != -100
+    assert teacher is not None
+    assert torch.equal(student.logits, z[:, 1:][counts])
+    assert torch.equal(teacher.logits, t[:, 1:][counts])
+    assert torch.equal(kept, y[:, 1:][counts])
+
+
 # -------------------- what fits no task
 
 
@@ -483,6 +568,21 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no label known": (rows(MultiLabel(), (B, C), full(B, C, value=-100)), ValueError, "No position.*Leave such"),
     "samples for pixels": (rows(Segmentation(), (B, C), None), ValueError, r"\(4, 5\).*classes x positions"),
     "masks of another size": (rows(Segmentation(), (B, C, H, W), full(B, 6, 4)), ValueError, r"\(4, 6, 4\). Resize"),
+    "pixels with classes last": (
+        rows(Segmentation(), (B, H, W, C), full(B, H, W)),
+        ValueError,
+        r"seem to be the last.*task='token-classification'.*movedim\(-1, 1\)\.$",
+    ),
+    "tokens with classes second": (
+        rows(TokenClassification(), (B, C, L), full(B, L)),
+        ValueError,
+        r"seem to be the second.*task='segmentation'.*movedim\(1, -1\)\.$",
+    ),
+    "targets of CTC": (
+        rows(TokenClassification(), (B, L, C), full(B, 4)),
+        ValueError,
+        r"one label for each position.*CTC.*tokenizer.*loss of your own: task='regression'",
+    ),
     "masks with a channel": (rows(Segmentation(), (B, C, H, W), full(B, 1, H, W)), ValueError, r"\(4, 1, 3, 2\)"),
     "masks of other samples": (rows(Segmentation(), (B, C, H, W), full(2, H, W)), ValueError, r"\(4, 3, 2\); got"),
     "no pixel counts": (rows(Segmentation(), (B, C, H, W), full(B, H, W, value=255)), ValueError, "No position"),
@@ -544,12 +644,24 @@ def test_labels_that_are_no_classes_are_refused(labels: Any, error: type[Excepti
         hard("classification", logits("classification"), labels)
 
 
-@pytest.mark.parametrize("task", ["segmentation", "token-classification"])
-def test_a_teacher_with_other_positions_is_refused(task: str) -> None:
+@pytest.mark.parametrize(("task", "advice"), [("segmentation", "Resize"), ("token-classification", "tokenizer")])
+def test_a_teacher_with_other_positions_is_refused(task: str, advice: str) -> None:
     z, y = logits(task), labels_for(task)
     wide = torch.cat([z, z], dim=2 if task == "segmentation" else 1)
-    with pytest.raises(ValueError, match=r"The teacher gives logits.*labels.*Resize"):
+    with pytest.raises(ValueError, match=rf"The teacher gives logits.*labels.*{advice}") as refused:
         distil(task, Logit(), z, wide, y)
+    assert ("Resize" in str(refused.value)) == (task == "segmentation")
+
+
+def test_a_loss_of_ones_own_takes_sequences_of_another_length() -> None:
+    """As the error of other positions advises."""
+
+    def ctc(z: Tensor, y: Tensor) -> Tensor:
+        lengths = [torch.full((len(one),), one.shape[1]) for one in (z, y)]
+        return F.ctc_loss(z.log_softmax(-1).transpose(0, 1), y, *lengths)
+
+    z, y = logits("token-classification"), torch.tensor([[1, 2], [3, 1], [4, 4], [2, 3]])
+    torch.testing.assert_close(distil("regression", HardLabels(hard=ctc), z, None, y)[0]["hard"], ctc(z, y))
 
 
 @pytest.mark.parametrize(

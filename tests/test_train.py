@@ -22,12 +22,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from memory_blocks import MemoryBlocks
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdlib import evaluation, losses, measure, methods, models, train
-from kdlib.checkpoints import Checkpointer, plain_groups
+from kdlib.checkpoints import Checkpointer, plain_groups, trained_seconds
 from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, InMemoryDataset, LazyDataset, epoch_order
 from kdlib.described import describe, parameters_of
 from kdlib.errors import DivergedError, explain_shape_errors
@@ -665,6 +667,33 @@ def test_a_teacher_may_keep_more_than_tensors(blobs: DataModule, tmp_path: Any) 
 
     teacher = nn.Sequential(nn.Flatten(), Notes(64, 3))
     fit(small(), blobs, teacher=teacher, method=Logit(), checkpoint=tmp_path / "checkpoint")
+
+
+def test_what_a_checkpoint_says_is_read_without_its_weights(tmp_path: Path) -> None:
+    path = tmp_path / "run.checkpoint"
+    save_tensors(path, {"student/weight": torch.zeros(1000)}, {"facts": {"seconds": 2.5}})
+    with MemoryBlocks() as memory:
+        assert trained_seconds(path) == 2.5
+        Checkpointer(path).check(resume=False)
+    assert max(memory.sizes.values(), default=0) < 1000
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "pickle", "no text", "no description", "a folder"])
+def test_a_file_that_is_no_checkpoint_has_no_seconds_and_is_not_replaced(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "run.checkpoint"
+    if damage == "a folder":
+        path.mkdir()
+    elif damage == "pickle":
+        torch.save({"facts": {"seconds": 2.5}}, path)
+    elif damage in ("no text", "no description"):
+        save_file({"a": torch.zeros(2)}, path, {"kdlib": "{" if damage == "no text" else "[]"})
+    elif damage == "truncated":
+        save_tensors(path, {"a": torch.zeros(1000)}, {"facts": {"seconds": 2.5}})
+        path.write_bytes(path.read_bytes()[:-8])
+    assert trained_seconds(path) == 0
+    if damage not in ("missing", "a folder"):
+        with pytest.raises(ValueError, match="is there and is no checkpoint of a run"):
+            Checkpointer(path).check(resume=False)
 
 
 def test_what_no_checkpoint_can_hold_is_said_before_the_training(blobs: DataModule, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The numbers of the report, as pandas tables: a row for each student and measure, with interval and verdict.
 
-Columns that all tables share: network, measure, value (the mean over runs and images), std (over runs; NaN for one),
-gain (value minus the baseline's), low, high (its interval), covers (what that interval is about), family (how many
-intervals hold together), better ("higher", "lower" or ""), verdict. The baseline and the teacher have no gain.
+Columns that all tables but `pairs` and `each_run` share: network, measure, value (the mean over runs and images), std
+(over runs; NaN for one), gain (value minus the baseline's), low, high (its interval), covers (what that interval is
+about), family (how many intervals hold together), better ("higher", "lower" or ""), verdict. The baseline and the
+teacher have no gain.
 
 One table is one family, but for the two rows of `robustness` that sum it up, for each kind of scatter in `uncertainty`,
 and for each run in `pairs`. The interval of an accuracy itself (value_low, value_high) belongs to none: each holds
@@ -124,9 +125,10 @@ class _Maker:
                 *({run: float(values.mean()) for run, values in side.items()} for side in (mine, base)), **options
             )
             of_both = verdict.compare_samples(mine, base, **options)
-            value = float(np.mean(list(mine.values())))
+            means = [float(values.mean()) for values in mine.values()]
+            value, std = float(np.mean(means)), float(np.std(means, ddof=1))
             for covers, found in ((ONE_NETWORK, of_images), (SEEDS, of_seeds), (BOTH, of_both)):
-                rows.append(_row(name, "accuracy", value, math.nan, "higher", found, covers))
+                rows.append(_row(name, "accuracy", value, std, "higher", found, covers))
         return _frame(rows)
 
     def pairs(self) -> pd.DataFrame:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kdlib.data.augment import Augmentation, permutation
-from kdlib.data.datasets import InMemoryDataset, LazyDataset
+from kdlib.data.datasets import InMemoryDataset, LazyDataset, num_cores
 from kdlib.data.decode import DAMAGED, upright
 from kdlib.data.unpacked import mapped
 from kdlib.files import fingerprint
@@ -302,14 +302,14 @@ def _warn_of_unread(root: Path, classes: Sequence[str]) -> None:
 
 
 def _default_workers(num_images: int) -> int:
-    """One for each core but one, eight at most; none for a small folder where each of them begins by importing torch.
+    """One for each of `num_cores` but one, eight at most; none for a small folder where each begins by importing torch.
 
     For every pass that takes longer than to decode a small folder; only a fork (Linux, before Python 3.14) has it all.
     """
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if method != "fork" and num_images < SMALL_FOLDER:
         return 0
-    return min(8, max(0, (os.cpu_count() or 1) - 1))
+    return min(8, num_cores() - 1)
 
 
 def _open_image(path: str) -> Any:

@@ -29,6 +29,7 @@ from kdlib.doctor.setup import (
     copied,
     network_of,
 )
+from kdlib.doctor.step import leaves_of
 from kdlib.errors import check_kind, check_real, unknown_name
 from kdlib.evaluation import samplers_of
 from kdlib.hooks import batch_size_of
@@ -77,6 +78,7 @@ CHECKS: dict[str, Check] = {
 
 SAMPLES = 512  # enough to tell a teacher of 15 % above chance from none in 100 classes
 MOST_BATCHES = 64
+MOST_BYTES = 2**29  # of both networks' logits, which are kept: 512 samples of 131,072 classes in float32
 MOST_SECONDS = 20.0  # for the answers of a large teacher; what was collected by then has to do
 
 _HOW = (
@@ -111,8 +113,9 @@ def examine(
     or (student_logits, teacher_logits, labels). step: a function of a batch that calls both networks and returns the
     loss before its backward(). Either may return a dict of named terms, which are then looked at one by one. teacher: a
     network or, for a loss, a `Teacher` or a function from a batch to logits.
-    batches: a list or a loader of two or more; about 512 samples are looked at, on the student's device (a step moves
-    its batch itself). A `DataModule` gives its own, not augmented. optimizer: one or several, as they will be used.
+    batches: a list or a loader of two or more; about 512 samples are looked at, fewer where their logits fill 512 MB,
+    on the student's device (a step moves its batch itself). A `DataModule` gives its own, not augmented. optimizer: one
+    or several, as they will be used.
     temperature, alpha: what is meant, alpha being the weight of the labels. meant: "kd" makes a reversed divergence a
     fault, which is a doubt otherwise. clipped: the parameters that go to clip_grad_norm_. data: a `DataModule`, or
     splits by name, which must not share samples. adapter: see `Adapter`.
@@ -138,7 +141,7 @@ def examine(
     collected = _collect(batches)
     if step is None:  # a step moves its batch itself
         collected = _beside(setup.student, collected)
-    with preserved(setup.modules(), setup.optimizers), warnings.catch_warnings():
+    with preserved(setup.modules(), setup.optimizers) as setup.copies, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a warning would say is for a check to say
         first = _observe_first(setup, collected)
         if isinstance(first, Finding):
@@ -338,11 +341,12 @@ def _observe_first(setup: Setup, collected: list[Any]) -> Observed | Finding:
     except ValueError as error:
         if "overwritten in place" in str(error):
             name = str(error).partition("output of '")[2].partition("'")[0]
-            role = "teacher" if setup.seen_last is not None and setup.seen_last.calls["student"] == 0 else "student"
+            role = "teacher" if setup.unfinished is not None and setup.unfinished.calls["student"] == 0 else "student"
             return student.overwritten(role, name)
         raise
     _refuse_own_backward(setup)
-    setup.observed = [first]
+    setup.observed, setup.first_leaves = [first], leaves_of(first)
+    first.release_graph()
     return first
 
 
@@ -360,10 +364,10 @@ def _observe_more(setup: Setup, collected: list[Any]) -> None:
     """The other batches, for the checks that count answers."""
     started = time.perf_counter()
     for batch in collected[1:]:
-        if time.perf_counter() - started > MOST_SECONDS:
+        kept = sum(logits.nbytes for seen in setup.observed for logits in seen.logits.values())
+        if kept >= MOST_BYTES or time.perf_counter() - started > MOST_SECONDS:
             return
         seen = setup.observe(batch)
-        # The graph of each would be kept otherwise.
-        seen.terms, seen.layer_outputs = {name: one.detach() for name, one in seen.terms.items()}, []
-        seen.logits = {role: one.detach() for role, one in seen.logits.items()}
+        seen.layer_outputs = []
+        seen.release_graph()
         setup.observed.append(seen)

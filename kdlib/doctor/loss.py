@@ -24,7 +24,7 @@ from kdlib.doctor.probe import (
 from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
 from kdlib.doctor.setup import DistillerSetup, LossSetup, Setup, alpha_of, called_function, total
 from kdlib.doctor.step import gradient_norm
-from kdlib.tasks import Classification
+from kdlib.tasks import Classification, TokenClassification
 
 TORCH_IGNORES = -100  # the label that torch's cross-entropy leaves out
 NEAR = 2e-3  # relative: a weight is a known factor if it is as near as this; rounding leaves 1e-5
@@ -565,14 +565,16 @@ def padding(setup: Setup) -> Finding | None:
         one_each = isinstance(setup, DistillerSetup) and isinstance(setup.distiller.task, Classification)
         padding = not one_each and bool((labels.cpu()[apart] == TORCH_IGNORES).all())
     which, kept = ("label is below 0", "labels != -100") if mask is None else ("attention mask is 0", "mask > 0")
+    how = f"Select the positions that count before the loss: logits[{kept}]."
+    if mask is not None and isinstance(setup, DistillerSetup):
+        how = f"Give them the label that the task leaves out: labels.masked_fill(mask == 0, {_left_out_by(setup)})."
     return Finding(
         "loss-padding",
         FAULT if padding else DOUBT,
         f"Positions whose {which} get a gradient, {there / counted:.0%} of what the others get at most.",
         "Padding is learned as if it were text: a worse perplexity, and comparisons of methods whose order is "
         "reversed.",
-        f"Select the positions that count before the loss: logits[{kept}]."
-        + ("" if padding else " Leave it if these only lack a label, and are to learn from the teacher."),
+        how + ("" if padding else " Leave it if these only lack a label, and are to learn from the teacher."),
         story=f"{GITHUB}peremartra/optipfair/issues/34",
     )
 
@@ -583,19 +585,28 @@ def _attention_mask(setup: Setup, labels: Tensor) -> Tensor | None:
     That of another text (of an encoder's, padded to the length of the labels) leaves out positions with a label while
     the labels leave out others.
     """
-    batch = setup.batches[0]
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    if not isinstance(mask, Tensor) or mask.shape != labels.shape or not bool((mask == 0).any()):
+    batch, own = setup.batches[0], labels
+    if not isinstance(batch, Mapping):
         return None
-    of_another = bool((labels < 0).any()) and bool((labels[mask == 0] >= 0).any())
-    return None if of_another else mask
+    if isinstance(setup, DistillerSetup) and isinstance(setup.distiller.task, TokenClassification):
+        own = setup.adapter.labels_of(batch)  # of which the task has made rows
+    mask = batch.get("decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask")
+    if not isinstance(mask, Tensor) or mask.shape != own.shape or not bool((mask == 0).any()):
+        return None
+    of_another = bool((own < 0).any()) and bool((own[mask == 0] >= 0).any())
+    return None if of_another or mask.numel() != labels.numel() else mask.reshape(labels.shape)
+
+
+def _left_out_by(setup: DistillerSetup) -> int | None:
+    """The label of what a Distiller's task leaves out."""
+    return getattr(setup.distiller.task, "ignore_index", None)
 
 
 def _task_leaves_out(setup: Setup, rows: int) -> bool:
     """Whether a Distiller's task gives its loss these rows alone, without those whose label does not count."""
     if not isinstance(setup, DistillerSetup):
         return False
-    labels, ignored = setup.adapter.labels_of(setup.batches[0]), getattr(setup.distiller.task, "ignore_index", None)
+    labels, ignored = setup.adapter.labels_of(setup.batches[0]), _left_out_by(setup)
     if ignored is None or not isinstance(labels, Tensor):
         return False
     counted = int((labels != ignored).sum())

@@ -20,24 +20,27 @@ def preserved(
     modules: Sequence[nn.Module],
     optimizers: Sequence[torch.optim.Optimizer],
     generators: Sequence[torch.Generator] = (),
-) -> Iterator[None]:
+    outer: Copies | None = None,
+) -> Iterator[Copies]:
     """Whatever the block does to weights, buffers, modes, gradients, optimisers and random numbers is undone.
 
     Of a module that was not given only the parameters in the optimisers are known. What a training step keeps elsewhere
-    (a queue of features, a counter) is not known here and stays changed.
+    (a queue of features, a counter) is not known here and stays changed. outer: the copies of a block around this one;
+    what has not changed since is not copied again.
     """
-    networks: list[_Network | _Parameters] = [_Network(module) for module in modules]
-    networks.append(_Parameters(_held_beside(modules, optimizers)))
+    copies = Copies(outer)
+    networks: list[_Network | _Parameters] = [_Network(module, copies) for module in modules]
+    networks.append(_Parameters(_held_beside(modules, optimizers), copies))
     for network in networks:  # after all were read: two may share parameters
         network.clear_gradients()
-    states = [_OptimizerState(optimizer) for optimizer in optimizers]
+    states = [_OptimizerState(optimizer, copies) for optimizer in optimizers]
     chance = random.getstate(), np.random.get_state()
     own_chance = [(generator, generator.get_state()) for generator in generators]
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     mps = torch.backends.mps.is_available()  # fork_rng does not know it, and torch.manual_seed seeds it
     try:
         with torch.random.fork_rng(gpus), devices.isolate_rng(torch.device("mps")) if mps else nullcontext():
-            yield
+            yield copies
     finally:
         random.setstate(chance[0])
         np.random.set_state(chance[1])
@@ -62,19 +65,36 @@ def gradients_preserved(tensors: Iterable[Tensor]) -> Iterator[None]:
             one.grad = gradient
 
 
+class Copies:
+    """The values of tensors at the beginning of a block: a network may take half of the memory, so each is copied once.
+
+    outer: those of a block around this one.
+    """
+
+    def __init__(self, outer: Copies | None = None) -> None:
+        self._values: dict[Tensor, Tensor] = {} if outer is None else dict(outer._values)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The values that a tensor has now; they are for reading alone."""
+        values = self._values.get(tensor)
+        if values is None or not _same(tensor, values):
+            values = self._values[tensor] = tensor.detach().clone()
+        return values
+
+
 class _Network:
     """Tensors, modes and gradients of a module."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, copies: Copies) -> None:
         self._module, self._home = module, _device_of(module)
         self._modes = {one: one.training for one in module.modules()}
         self._buffers = [
-            (one, name, tensor, None if tensor is None else tensor.detach().clone())
+            (one, name, tensor, None if tensor is None else copies.of(tensor))
             for one in module.modules()
             for name, tensor in one._buffers.items()
         ]
         self._parameters = [
-            (one, name, p, p.detach().clone(), p.requires_grad, p.grad)
+            (one, name, p, copies.of(p), p.requires_grad, p.grad)
             for one in module.modules()
             for name, p in one._parameters.items()
             if p is not None and not nn.parameter.is_lazy(p)
@@ -113,8 +133,8 @@ def _held_beside(modules: Sequence[nn.Module], optimizers: Sequence[torch.optim.
 class _Parameters:
     """Values and gradients of parameters whose module is not known."""
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self._parameters = [(p, p.detach().clone(), p.grad) for p in parameters]
+    def __init__(self, parameters: Iterable[Tensor], copies: Copies) -> None:
+        self._parameters = [(p, copies.of(p), p.grad) for p in parameters]
 
     def clear_gradients(self) -> None:
         """So that what was accumulated is not added to."""
@@ -132,11 +152,11 @@ class _Parameters:
 class _OptimizerState:
     """The settings of an optimiser's groups, and what it remembers of each parameter."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, copies: Copies) -> None:
         self._optimizer = optimizer
         self._groups = [{k: copy.copy(v) for k, v in group.items()} for group in optimizer.param_groups]
         self._states = {
-            p: {k: (v, v.clone() if isinstance(v, Tensor) else copy.deepcopy(v)) for k, v in state.items()}
+            p: {k: (v, copies.of(v) if isinstance(v, Tensor) else copy.deepcopy(v)) for k, v in state.items()}
             for p, state in optimizer.state.items()
         }
         # A scheduler counts the steps of the optimiser by these.
@@ -169,5 +189,11 @@ def _device_of(module: nn.Module) -> torch.device | None:
 
 
 def _copy_back(tensor: Tensor, values: Tensor) -> None:
-    if tensor.device.type != "meta" and not torch.equal(tensor, values):
+    if not _same(tensor, values):
         tensor.copy_(values)
+
+
+def _same(tensor: Tensor, values: Tensor) -> bool:
+    if (tensor.shape, tensor.dtype, tensor.device) != (values.shape, values.dtype, values.device):
+        return False
+    return tensor.device.type == "meta" or torch.equal(tensor, values)

@@ -20,6 +20,7 @@ from kdlib.adapters import Adapter
 from kdlib.described import parameters_of
 from kdlib.devices import map_fields, with_items
 from kdlib.distiller import Distiller, Losses
+from kdlib.doctor.preserve import Copies
 from kdlib.doctor.report import Skip
 from kdlib.guards import writes_to
 from kdlib.hooks import ModelOutput, as_arguments
@@ -50,15 +51,14 @@ class Observed:
     """One forward pass of a training step, as it is; modes and inputs are those at the call of each network.
 
     logits: by role, as the loss received them. rows: of logits, how many the calls of a step's networks gave. inputs:
-    by role, the first tensor that the network was called with; arguments: all of them. modes: by role, the modules that
-    ran, by name, with their mode. calls: how often each network was called.
+    by role, the first tensor that the network was called with. modes: by role, the modules that ran, by name, with
+    their mode. calls: how often each network was called.
     """
 
     terms: Terms = field(default_factory=dict)
     logits: dict[str, Tensor] = field(default_factory=dict)
     rows: set[int] = field(default_factory=set)
     inputs: dict[str, Tensor] = field(default_factory=dict)
-    arguments: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     labels: Tensor | None = None
     modes: dict[str, dict[str, bool]] = field(default_factory=lambda: {role: {} for role in ROLES})
     calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
@@ -68,6 +68,13 @@ class Observed:
     def total(self) -> Tensor:
         """The loss."""
         return total(self.terms)
+
+    def release_graph(self) -> None:
+        """Keep the numbers alone: a graph holds what every layer of the student gave."""
+        self.terms = {name: one.detach() for name, one in self.terms.items()}
+        self.logits = {role: one.detach() for role, one in self.logits.items()}
+        for layer in self.layer_outputs:
+            layer.output = layer.output.detach()  # which shares its count of writes
 
 
 @dataclass
@@ -95,7 +102,9 @@ class Setup:
     splits: Mapping[str, Any] | None = None
     observed: list[Observed] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)  # what several checks need and one has computed
-    seen_last: Observed | None = None  # also of a pass that ended in an error
+    copies: Copies | None = None  # of all that a step may change, from the beginning of the examination
+    first_leaves: dict[int, Tensor] = field(default_factory=dict)  # that a gradient reached in the first pass
+    unfinished: Observed | None = None  # a pass that ended in an error
 
     def forward(self, batch: Any, logits: Mapping[str, Tensor]) -> Terms:
         """The terms of the loss of a batch, with these logits in place of those of the networks."""
@@ -122,13 +131,14 @@ class Setup:
 
     def observe(self, batch: Any) -> Observed:
         """Run one forward pass as it stands and keep what is seen of it."""
-        seen = self.seen_last = Observed(labels=self._labels(batch))
+        seen = self.unfinished = Observed(labels=self._labels(batch))
         with ExitStack() as stack:
             for role, network in self.networks():
                 not_its_own = self.within_student() if role == "student" else set()
                 stack.enter_context(_watch(role, network, seen, not_its_own))
             stack.enter_context(self._watch_loss(seen))
             seen.terms = self.losses(batch)
+        self.unfinished = None
         return seen
 
     def _labels(self, batch: Any) -> Tensor | None:
@@ -256,7 +266,7 @@ class LossSetup(Setup):
     @contextmanager
     def _watch_loss(self, seen: Observed) -> Iterator[None]:
         yield
-        seen.logits = dict(self._last)
+        seen.logits, self._last = self._last, {}
 
     def with_temperature(self, name: str, value: float) -> LossSetup:
         """The same with another argument of the loss."""
@@ -561,7 +571,6 @@ def _watch(role: str, network: nn.Module, seen: Observed, left_out: set[nn.Modul
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         if tensors:
             seen.inputs.setdefault(role, tensors[0].detach())
-        seen.arguments.setdefault(role, (args, kwargs))
 
     handles.append(network.register_forward_pre_hook(before, with_kwargs=True))
     for name, module in network.named_modules():

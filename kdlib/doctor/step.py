@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from kdlib.doctor.preserve import gradients_preserved, preserved
+from kdlib.doctor.preserve import Copies, gradients_preserved, preserved
 from kdlib.doctor.setup import Observed, Setup, copied
 
 
@@ -30,20 +31,19 @@ class Step:
 def step_taken(setup: Setup) -> Step:
     """Forward, backward and a step of the optimisers on the first batch; everything is as before afterwards."""
     if "step" not in setup.memory:
-        with preserved(setup.modules(), setup.optimizers):
-            setup.memory["step"] = _take(setup)
+        with preserved(setup.modules(), setup.optimizers, outer=setup.copies) as copies:
+            setup.memory["step"] = _take(setup, copies)
     found = setup.memory["step"]
     assert isinstance(found, Step)
     return found
 
 
-def _take(setup: Setup) -> Step:
-    before = _state(setup.teacher)
+def _take(setup: Setup, copies: Copies) -> Step:
+    before = {name: copies.of(tensor) for name, tensor in _tensors(setup.teacher)}
     seen = setup.observe(copied(setup.batches[0]))
-    leaves = _leaves(seen)
+    leaves = leaves_of(seen)
     # What the batch brings, or a step makes anew each time, is no parameter although a gradient may reach it.
-    lasting = _leaves(setup.observed[0])
-    learn = {i: leaf for i, leaf in leaves.items() if isinstance(leaf, nn.Parameter) or i in lasting}
+    learn = {i: leaf for i, leaf in leaves.items() if isinstance(leaf, nn.Parameter) or i in setup.first_leaves}
     trained = [p for p in setup.student.parameters() if p.requires_grad] if setup.student is not None else []
     norms = {name: gradient_norm(term, trained) for name, term in seen.terms.items()}
     if seen.total.requires_grad:
@@ -51,17 +51,15 @@ def _take(setup: Setup) -> Step:
             seen.total.backward()
             for optimizer in setup.optimizers:
                 optimizer.step()
-    after = _state(setup.teacher)
-    changed = [name for name, tensor in after.items() if not torch.equal(tensor, before[name])]
+    changed = [name for name, tensor in _tensors(setup.teacher) if not torch.equal(tensor, before[name])]
     held = {id(p): p for optimizer in setup.optimizers for group in optimizer.param_groups for p in group["params"]}
     return Step(learn, held, norms, {name: float(term) for name, term in seen.terms.items()}, changed)
 
 
-def _state(network: nn.Module | None) -> dict[str, Tensor]:
-    if network is None:
-        return {}
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+def _tensors(network: nn.Module | None) -> Iterator[tuple[str, Tensor]]:
+    if network is not None:
+        yield from network.named_parameters()
+        yield from network.named_buffers()
 
 
 def gradient_norm(term: Tensor, parameters: list[nn.Parameter]) -> float:
@@ -73,12 +71,12 @@ def gradient_norm(term: Tensor, parameters: list[nn.Parameter]) -> float:
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 
-def _leaves(seen: Observed) -> dict[int, Tensor]:
+def leaves_of(seen: Observed) -> dict[int, Tensor]:
     """All tensors that a gradient of a term reaches, by identity."""
-    return {id(leaf): leaf for term in seen.terms.values() for leaf in leaves_of(term)}
+    return {id(leaf): leaf for term in seen.terms.values() for leaf in _leaves_of(term)}
 
 
-def leaves_of(loss: Tensor) -> list[Tensor]:
+def _leaves_of(loss: Tensor) -> list[Tensor]:
     """The tensors that a backward pass from here would give a gradient."""
     if loss.grad_fn is None:
         return [loss] if loss.requires_grad else []

@@ -54,7 +54,7 @@ def _answers_differ(setup: Setup) -> bool:
     before = setup.observed[0].logits.get("teacher")
     if before is None or setup.teacher is None:
         return False
-    with preserved([setup.teacher], ()):
+    with preserved([setup.teacher], (), outer=setup.copies):
         setup.teacher.eval()
         after = setup.observe(setup.batches[0]).logits.get("teacher")
     return after is None or not torch.allclose(before.detach(), after.detach(), rtol=1e-4, atol=1e-5)
@@ -140,8 +140,8 @@ def _signs_of_a_fresh_build(teacher: nn.Module) -> str:
         return f"The scales and shifts of all {len(scaled)} normalisations are exactly 1 and 0"
     if any(True for _ in teacher.parameters()) and all(not p.any() for p in teacher.parameters()):
         return "All its weights are 0"
-    drawn = [_drawn_uniformly(m) for m in teacher.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Conv1d)]
-    if not scaled and len(drawn) > 0 and all(drawn):
+    layers = [m for m in teacher.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Conv1d)]
+    if not scaled and layers and all(map(_drawn_uniformly, layers)):
         return "The weights of all its layers are spread evenly between the bounds of torch's initialisation"
     return ""
 

@@ -41,7 +41,10 @@ def search(
         float | None, typer.Option(help="Largest latency in milliseconds: one image, one thread, this machine.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same one gives the same trials.")] = 0,
-    workers: Annotated[int, typer.Option(help="Trainings at a time, each in a process of its own.")] = 1,
+    workers: Annotated[
+        int,
+        typer.Option(help="Trainings at a time, each in a process of its own, on the next GPU if there are several."),
+    ] = 1,
     storage: Annotated[
         str | None,
         typer.Option(

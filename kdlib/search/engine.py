@@ -77,7 +77,8 @@ class Best:
 class Found:
     """What a search found.
 
-    rows: one dictionary a trial. importance: of each setting, summing to 1; empty for too few complete trials.
+    rows: one dictionary a trial. importance: of each setting, summing to 1; empty for too few complete trials, and
+    where the space has one setting alone.
     seconds: of this call, with what it resumed not counted.
     """
 

@@ -261,7 +261,7 @@ def _findings(found: Found) -> list[str]:
             else f" They rest on {complete} complete trials."
         )
         parts.append(f"Importance (PED-ANOVA, the share in being among the best trials): {shares}.{caveat}")
-    else:
+    elif len(found.space) > 1:
         parts.append("Too few trials were trained to their end to say which setting is important.")
     return parts
 
@@ -304,7 +304,7 @@ BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#999999", "#009E73"
 
 
 def picture(found: Found, random: Found | None = None) -> Any:
-    """A figure: the best so far against training cost, importance, and accuracy over the two most important settings.
+    """A figure: the best so far against training cost, importance, and accuracy over the four most important settings.
 
     random: a random search, drawn beside it.
     """
@@ -363,7 +363,8 @@ def _draw_importance(axes: Any, found: Found) -> None:
         f"Importance, of {complete} complete trials{' (a hint)' if complete < FEW_TRIALS else ''}", fontsize=10
     )
     if not found.importance:
-        axes.text(0.5, 0.5, "too few complete trials", ha="center", va="center", transform=axes.transAxes)
+        reason = "too few complete trials" if len(found.space) > 1 else "the space has one setting alone"
+        axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes)
         axes.set_axis_off()
         return
     names = list(found.importance)[::-1]

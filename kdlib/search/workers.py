@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any, Protocol
 
 import torch
 
+from kdlib import devices
 from kdlib.search.task import Outcome, Report, Task, TaskRunner
-from kdlib.study.experiment import exit_with_parent
+from kdlib.study.experiment import exit_with_parent, share_cores
 from kdlib.study.method_specs import Settings
 
 SECONDS_TO_END = 10
@@ -86,13 +88,16 @@ class Turns:
 
 
 class RemoteRunner:
-    """A `TaskRunner` in a process of its own. Raises ChildProcessError when that process ends."""
+    """A `TaskRunner` in a process of its own, the one of this number among so many.
 
-    def __init__(self, task: bytes, cache: Path, threads: int) -> None:
+    Raises ChildProcessError when that process ends.
+    """
+
+    def __init__(self, task: bytes, cache: Path, threads: int, number: int, workers: int) -> None:
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self._connection, other = context.Pipe()
         # No daemon: these may start no processes, and images of a folder are decoded by some.
-        self.process: BaseProcess = context.Process(target=_serve, args=(other, cache, threads))
+        self.process: BaseProcess = context.Process(target=_serve, args=(other, cache, threads, number, workers))
         self.process.start()
         other.close()  # so that the end of the process is the end of the connection
         with _explain_its_end():
@@ -154,6 +159,7 @@ def _cannot_be_sent(error: Exception) -> ValueError:
 def open_runners(task: Task, cache: Path, workers: int) -> Iterator[list[Runner]]:
     """As many runners as workers; one works in this process, with all of its threads.
 
+    Several share threads and cores, and take one GPU after the other unless the task's device has a number.
     Raises ValueError for a task that cannot be sent to another process.
     """
     if workers == 1:
@@ -167,8 +173,9 @@ def open_runners(task: Task, cache: Path, workers: int) -> Iterator[list[Runner]
     runners: list[RemoteRunner] = []
     threads = max(1, torch.get_num_threads() // workers)
     try:
-        for _ in range(workers):
-            runners.append(RemoteRunner(packed, cache, threads))
+        for number in range(workers):
+            runners.append(RemoteRunner(packed, cache, threads, number, workers))
+        del packed  # it holds all images and the teacher, and this frame stays until the search has ended
         yield list(runners)
         for runner in runners:
             runner.end(now=False)
@@ -177,7 +184,7 @@ def open_runners(task: Task, cache: Path, workers: int) -> Iterator[list[Runner]
             runner.end()
 
 
-def _serve(connection: Connection, cache: Path, threads: int) -> None:
+def _serve(connection: Connection, cache: Path, threads: int, number: int, workers: int) -> None:
     """What a process of the search does: it trains what it is sent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends these
     exit_with_parent()
@@ -188,7 +195,8 @@ def _serve(connection: Connection, cache: Path, threads: int) -> None:
         connection.recv()
         connection.send(("error", _cannot_be_sent(error)))
         return
-    runner = TaskRunner(task, cache)
+    devices.take_gpu(task.device, number)
+    runner = TaskRunner(replace(task, data=share_cores(task.data, workers)), cache)
 
     def report(epoch: int, accuracy: float) -> bool:
         connection.send(("report", (epoch, accuracy)))

@@ -62,7 +62,10 @@ def study(
             help="Scratch folder: unfinished runs, teachers' outputs of up to --workers seeds.", callback=expand_user
         ),
     ] = Path("runs/study"),
-    workers: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Runs at a time, each in a process of its own, on the next GPU if there are several."),
+    ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     again: Annotated[

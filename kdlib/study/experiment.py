@@ -22,6 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any, NoReturn, TypedDict, TypeVar, cast
 
@@ -29,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from kdlib import data, devices, evaluation, files, measure, models, train
-from kdlib.data import DataModule, IndexedDataset
+from kdlib.data import DataModule, IndexedDataset, LazyDataset
+from kdlib.data.datasets import num_cores
 from kdlib.errors import DivergedError
 from kdlib.methods import HardLabels, Method
 from kdlib.study import method_specs
@@ -392,8 +394,23 @@ def threads_of_a_worker(num_workers: int) -> int:
     return max(1, torch.get_num_threads() // num_workers)
 
 
+def share_cores(module: DataModule, num_workers: int) -> DataModule:
+    """The data for one of so many processes, which share the cores that decode images: one each, at least."""
+    most = max(1, num_cores() // num_workers - 1)
+
+    def share(split: IndexedDataset) -> IndexedDataset:
+        if not isinstance(split, LazyDataset):
+            return split
+        return replace(split, num_workers=min(split.num_workers, most))
+
+    return replace(module, train=share(module.train), validation=share(module.validation), test=share(module.test))
+
+
 class WorkerPool:
-    """Makes runs, `num_workers` at a time; with one, in this process and with all of its threads."""
+    """Makes runs, `num_workers` at a time; with one, in this process and with all of its threads.
+
+    Several share threads and cores, and take one GPU after the other unless the device has a number.
+    """
 
     def __init__(self, experiment: Experiment, num_workers: int = 1) -> None:
         self.experiment, self.num_workers = experiment, num_workers
@@ -407,11 +424,15 @@ class WorkerPool:
             return
         threads = threads_of_a_worker(self.num_workers)
         others = set(multiprocessing.active_children())  # processes of the caller, which are left alone
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        numbers: SimpleQueue[int] = context.SimpleQueue()
+        for number in range(self.num_workers):
+            numbers.put(number)
         self._executor = ProcessPoolExecutor(
             self.num_workers,
-            mp_context=multiprocessing.get_context("spawn"),  # torch's threads do not survive a fork
+            mp_context=context,
             initializer=_start_worker,
-            initargs=(self.experiment.budget, self.experiment.cache, threads),
+            initargs=(self.experiment.budget, self.experiment.cache, threads, self.num_workers, numbers),
         )
         try:
             yield self
@@ -504,13 +525,15 @@ _worker_experiment: Experiment
 _worker_runner: SeedRunner | None = None
 
 
-def _start_worker(budget: Budget, cache: Path, threads: int) -> None:
-    """Set up a worker process."""
+def _start_worker(budget: Budget, cache: Path, threads: int, num_workers: int, numbers: SimpleQueue[int]) -> None:
+    """Set up a worker process. numbers: from which each of the `num_workers` takes its own."""
     global _worker_experiment
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
     exit_with_parent()
     torch.set_num_threads(threads)
+    devices.take_gpu(budget.device, numbers.get())
     _worker_experiment = Experiment(budget, cache)
+    _worker_experiment.data = share_cores(_worker_experiment.data, num_workers)
 
 
 def refuse_without_main_guard(call: str) -> None:
