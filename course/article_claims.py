@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from course import notebooks, older_search
 from course.detection import gains as detection
@@ -31,6 +32,9 @@ from course.explorers.teacher_outputs import teacher_outputs
 from kdlib import data, study, verdict
 from kdlib.study.analysis import Estimate, Results
 from kdlib.verdict import LEAST_SEEDS, Comparison
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HOLDS, CONDITIONS, NOT_HERE, UNTESTED = "holds", "holds under conditions", "does not hold here", "not tested"
 VERDICTS = (HOLDS, CONDITIONS, NOT_HERE, UNTESTED)
@@ -296,12 +300,17 @@ def _modalities() -> str:
 
 
 def _detection() -> str:
-    table = detection.gains(detection.complete(detection.read())).set_index("method")
+    rows = detection.complete(detection.read())
     parts = []
-    for method in ("heat map", "features"):
-        row = table.loc[method]
-        parts.append(f"{method} {_points(row['gain'], row['low'], row['high'], row['verdict'])}")
-    return f"Small detectors, AP50: {'; '.join(parts)}."
+    for title, value in (("AP50", "test_ap50"), ("AP75", "test_ap75")):
+        table = detection.gains(rows, value).set_index("method")
+        each = (f"{method} {_points_of(table.loc[method])}" for method in ("heat map", "features"))
+        parts.append(f"{title}: {'; '.join(each)}")
+    return f"Small detectors, {'. '.join(parts)}."
+
+
+def _points_of(row: pd.Series) -> str:
+    return _points(row["gain"], row["low"], row["high"], row["verdict"])
 
 
 def larger_teacher(method: str) -> Comparison:
@@ -381,10 +390,12 @@ def _searched() -> str:
     whole = proxies.students.index("resnet8w16")
     at_one = {seed: float(scores[whole]) for seed, scores in proxies.accuracies.items()}
     found = {seed: judged.accuracies("found", "validation_accuracy")[seed] for seed in at_one}
+    alone, among = (verdict.compare(found, at_one, comparisons=n, same_unit=True) for n in (1, 4))  # as lesson 13
     return (
         f"A search of four settings with 1,000 pictures, over untuned defaults: {defaults}; over a random search: "
         f"{at_random}; over the usual alpha and T at a learning rate of 1, on validation: "
-        f"{_of(verdict.compare(found, at_one, same_unit=True))}. On the map of alpha and T none beat the default."
+        f"{_of(alone)} taken alone, {among.verdict} as one of {among.comparisons}. On the map of alpha and T none beat "
+        "the default."
     )
 
 

@@ -74,11 +74,11 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
             f"Answers have shape {tuple(values.shape)}; expected one row a sample and a column for each class, two or "
             "more. For a single number a sample, as in a regression, give a function from a batch to them as teacher."
         )
-    rows = max(1, CHUNK // values[0].numel())
+    values, rows = values.detach(), max(1, CHUNK // values[0].numel())
     if not all(_is_accepted(part.float(), kind) for part in values.split(rows)):
         raise ValueError("Some answers are not finite numbers. Ask for them again, or leave these samples out.")
     if kind == "logits":
-        return values if values.dtype == torch.float32 else _new_table(values.shape).copy_(values)
+        return values if values.dtype == torch.float32 else _new_table(values.shape, values.device).copy_(values)
     sums = torch.cat([_sum_of(part.float(), kind) for part in values.split(rows)])
     negative = kind == "probabilities" and any(bool((part.float() < 0).any()) for part in values.split(rows))
     if negative or bool(((sums - 1).abs() > 0.01).any()):
@@ -87,7 +87,7 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
             "the probability of a label of its own (a sigmoid), give torch.logit(p, eps=1e-6) with kind='logits'; if "
             "these are the best few alone, kind='top_k'. Only numbers before a softmax are kind='logits'."
         )
-    logits, zeros = _new_table(values.shape), 0
+    logits, zeros = _new_table(values.shape, values.device), 0
     for part, target in zip(values.split(rows), logits.split(rows), strict=True):
         logs = _logs_of(part.float(), kind)
         zeros += int((logs == -math.inf).sum())
@@ -118,7 +118,7 @@ def _logs_of(values: Tensor, kind: str) -> Tensor:
     return values if kind == "log_probabilities" else values.log()
 
 
-def _new_table(shape: Sequence[int]) -> Tensor:
+def _new_table(shape: Sequence[int], device: torch.device) -> Tensor:
     """An empty table of logits, float32; UserWarning for a large one."""
     size = 4 * math.prod(shape)  # the system grants more than there is, and kills who fills it
     if size > LARGE_TABLE:
@@ -128,7 +128,7 @@ def _new_table(shape: Sequence[int]) -> Tensor:
             "to its logits.",
             stacklevel=4,
         )
-    return torch.empty(*shape, dtype=torch.float32)
+    return torch.empty(*shape, dtype=torch.float32, device=device)
 
 
 def _without_zeros(logs: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def from_top_k(given: Any, num_classes: int | None) -> Tensor:
             "probabilities of a softmax."
         )
     rest = rest.where(rest >= SMALLEST, 0)
-    logits, rows = _new_table((len(classes), num_classes)), max(1, CHUNK // num_classes)
+    logits, rows = _new_table((len(classes), num_classes), logs.device), max(1, CHUNK // num_classes)
     parts = zip(*(one.split(rows) for one in (logits, rest.log(), classes, logs)), strict=True)
     for target, other, named, known in parts:
         target.copy_(_without_zeros(other.expand(-1, num_classes).scatter(1, named, known)))

@@ -227,7 +227,7 @@ class Distiller(nn.Module):
     ) -> tuple[ModelOutput, ModelOutput | None, Tensor | None]:
         """Logits as rows; a teacher whose logits nobody reads may have those of another task, or none."""
         marks = self.task.without_labels(batch, student.logits) if labels is None else labels
-        if labels is None and isinstance(self.task, tasks.TokenClassification) and not self._warned_of_mask:
+        if marks is None and isinstance(self.task, tasks.TokenClassification) and not self._warned_of_mask:
             self._warned_of_mask = self.task.warn_of_other_mask(batch, student.logits)
         if self.method.needs_teacher_logits:
             student, teacher, row_labels = self.task.prepare(student, teacher, marks)
@@ -309,8 +309,8 @@ class Distiller(nn.Module):
             return f"{pick}, CachedTeacher.build(..., adapter=Adapter(teacher_logits={chosen}))"
         if not isinstance(self.teacher, FrozenTeacher):
             return f"{pick}, where the teacher makes them: return answers[{before}, order]"
-        if isinstance(self.teacher, ConfidenceEnsemble):
-            return f"{pick}, ConfidenceEnsemble(..., read_logits={chosen})"
+        if isinstance(self.teacher, ConfidenceEnsemble) or self.teacher.reads_logits_itself:
+            return f"{pick}, {type(self.teacher).__name__}(..., read_logits={chosen})"
         return f"{pick}, Adapter(teacher_logits={chosen})"
 
     def _teacher_output(self, batch: Any) -> ModelOutput | None:

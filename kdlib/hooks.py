@@ -116,7 +116,7 @@ class FeatureExtractor:
         # its class is compiled for any shape, in the first step already, and convolutions are slower so.
         self._forward: Any = torch.compile(model, dynamic=False) if compile else model
         self._compiled = compile
-        self._shapes: set[tuple[torch.Size, ...]] = set()  # that a program was made for
+        self._shapes: set[tuple[Any, ...]] = set()  # of inputs that a program was made for
         self._read_logits = read_logits or find_logits
         self._needs_logits = needs_logits
         self.layers = tuple(dict.fromkeys(layers))
@@ -187,7 +187,7 @@ class FeatureExtractor:
         self._captured.clear()
         args, kwargs = as_arguments(inputs)
         if self._compiled:
-            self._note_shapes(args, kwargs)
+            self._note_shapes(inputs)
         # torch.compile cannot translate the switch, and leaves out nested tensors by itself.
         with self._guard_hooks(), nullcontext() if torch.compiler.is_compiling() else plain_encoders():
             if self.weights:
@@ -288,13 +288,14 @@ class FeatureExtractor:
             "of samples, and name that."
         )
 
-    def _note_shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note_shapes(self, inputs: Any) -> None:
         """Compile for any shape where there are more than MOST_SHAPES: torch gives up after eight programs."""
         if len(self._shapes) > MOST_SHAPES:
             return
-        self._shapes.add(tuple(one.shape for one in (*args, *kwargs.values()) if isinstance(one, Tensor)))
+        self._shapes.add(_shapes_in(inputs))
         if len(self._shapes) > MOST_SHAPES:
-            self._forward = torch.compile(self.model)
+            # Not torch's default, which takes for fixed what did not differ until now, such as the number of samples.
+            self._forward = torch.compile(self.model, dynamic=True)
 
     def _guard_hooks(self) -> AbstractContextManager[Any]:
         """Dynamo assumes that a model's hooks never change, and would run a program that was traced with others."""
@@ -372,6 +373,14 @@ def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def _shapes_in(inputs: Any) -> tuple[Any, ...]:
+    """The shapes of all tensors in a model's inputs, nested as these are."""
+    if isinstance(inputs, Tensor):
+        return tuple(inputs.shape)
+    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else ()
+    return tuple(map(_shapes_in, parts))
 
 
 def batch_size_of(inputs: Any) -> int | None:

@@ -153,12 +153,14 @@ class _ClassPerPosition(Task):
     def prepare(
         self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
     ) -> tuple[ModelOutput, ModelOutput | None, Tensor | None]:
-        own_rows = type(self).rows is not _ClassPerPosition.rows  # of a subclass, which may choose other positions
-        if own_rows or labels is None or teacher is None or teacher.logits is None:
+        if labels is None or teacher is None or teacher.logits is None:
             return super().prepare(student, teacher, labels)
+        given = replace(self, ignore_index=int(self.ignore_index))  # the teacher may have classes without labels
+        if type(self).rows is not _ClassPerPosition.rows:  # of a subclass, which may choose other positions
+            student, _, row_labels = super().prepare(student, None, labels)
+            return student, replace(teacher, logits=given.rows(teacher.logits, labels, "teacher")[0]), row_labels
         rows = self._all_rows(student.logits, labels, "student")
         index, row_labels = self._labelled(labels)  # once for both networks: each look waits for the GPU
-        given = replace(self, ignore_index=int(self.ignore_index))  # the teacher may have classes without labels
         teacher_rows = given._all_rows(teacher.logits, labels, "teacher")
         teacher = replace(teacher, logits=_take(teacher_rows, index))
         return replace(student, logits=_take(rows, index)), teacher, row_labels
@@ -339,10 +341,15 @@ def _check_positions(logits: Tensor, labels: Tensor | None, role: str, *, classe
         )
     elif tuple(labels.shape) == (positions[0], 1, *positions[1:]):
         advice = "Leave out their channel, Adapter(labels=...)"
+    elif classes_last and role == "teacher":
+        advice = (
+            "Losses on logits compare the same positions, and the student's have a label each: a teacher with another "
+            "tokenizer cannot teach so"
+        )
     elif classes_last:
         advice = (
-            "There is one label for each position. Sequences of another length (targets of CTC, a teacher with another "
-            "tokenizer) need a loss of your own: task='regression' gives it the logits and the labels as they are"
+            "There is one label for each position. Targets of another length, as of CTC, need a loss of your own: "
+            "task='regression' gives it the logits and the labels as they are"
         )
     else:
         advice = "Resize one of them to the other"

@@ -743,12 +743,7 @@ def as_teacher(teacher: Any, adapter: Adapter, *, needs_logits: bool = True) -> 
     how to read the logits of a network and there is none.
     """
     if isinstance(teacher, nn.Module):
-        return FrozenTeacher(
-            teacher,
-            read_inputs=adapter.teacher_inputs_of,
-            read_logits=adapter.teacher_logits_of,
-            needs_logits=needs_logits,
-        )
+        return FrozenTeacher(teacher, needs_logits=needs_logits).with_adapter(adapter)
     if teacher is not None and needs_logits and adapter.teacher_logits is not None:
         _refuse_to_read(teacher, adapter)
     if isinstance(teacher, CachedTeacher) and not teacher.is_of_inputs(adapter):

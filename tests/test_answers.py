@@ -266,6 +266,14 @@ def test_a_table_that_takes_much_memory_is_told(kind: str, monkeypatch: pytest.M
     assert all(one.filename == __file__ for one in caught)
 
 
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_answers_that_carry_a_gradient_are_converted_without_it(kind: str) -> None:
+    given = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    found = answers.to_logits(given.softmax(1) if kind == "probabilities" else given, kind)
+    assert not found.requires_grad
+    torch.testing.assert_close(found.softmax(1), given.detach().float().softmax(1))
+
+
 def test_a_table_that_is_in_memory_already_needs_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "LARGE_TABLE", 1.0)
     with warnings.catch_warnings(), MemoryBlocks(LOGITS) as memory:

@@ -626,6 +626,11 @@ CHOSEN: dict[str, tuple[Callable[[Tensor], Any], str, Callable[[Tensor], Any]]] 
         r"return answers\[..., order\]",
         lambda logits: lambda batch: logits[..., [4, 0, 2]],
     ),
+    "a network that is read by itself": (
+        lambda logits: FrozenTeacher(Net(4, classes=5), read_logits=lambda output: output),
+        r"FrozenTeacher\(..., read_logits=lambda output: output\[..., order\]\)",
+        lambda logits: FrozenTeacher(Net(4, classes=5), read_logits=lambda output: output[..., [4, 0, 2]]),
+    ),
     "an ensemble": (
         lambda logits: ConfidenceEnsemble([Net(4, classes=5), Net(5, classes=5)]),
         r"ConfidenceEnsemble\(..., read_logits=lambda output: output\[..., order\]\)",

@@ -1171,6 +1171,24 @@ def test_padding_with_a_label_of_a_class_is_learned_by_a_distiller(padding: int,
     assert ("loss-padding" in report.skipped) == (padding == 0 and of != "the labels")
 
 
+def test_a_task_that_leaves_no_label_out_is_not_advised_one() -> None:
+    def hard(s: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(s.transpose(1, 2), y)
+
+    def soft(s: Tensor, t: Tensor) -> Tensor:
+        return kd(s.flatten(0, 1), t.flatten(0, 1), 2.0)
+
+    mask = (torch.arange(10) < 7).long()
+    batches = [
+        {"input_ids": ids, "attention_mask": mask.expand_as(ids), "labels": y.clamp(min=0)} for ids, y in texts()
+    ]
+    own = methods.Logit(loss=soft, hard=hard)
+    distiller = Distiller(Tokens(7), Tokens(7), own, adapter=Adapter(inputs="input_ids"), task="regression")
+    (found,) = examine(distiller, batches).find("loss-padding")
+    assert "logits[mask > 0]" in found.change
+    assert "None" not in found.change
+
+
 def test_probabilities_of_tokens_are_found() -> None:
     def of_all(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return kd(s.flatten(0, 1), t.flatten(0, 1), 2.0)

@@ -575,13 +575,33 @@ def test_inputs_of_many_lengths_are_compiled_for_three_times(layers: tuple[str, 
     model = nn.Sequential(nn.Embedding(20, 4), nn.Linear(4, 3), nn.Tanh())
     made = []
     with FeatureExtractor(model, layers, compile=True) as extractor:
-        for length in range(4, 16):
-            tokens = torch.arange(3 * length).view(3, length) % 20
+        for samples, length in [*((5, length) for length in range(6, 17)), (2, 17)]:
+            tokens = torch.arange(samples * length).view(samples, length) % 20
             torch.testing.assert_close(extractor(tokens).logits, model(tokens))
             made.append(len(backend.programs))
     assert 0 < made[0] < made[1] < made[2]
     assert made[2:] == made[2:3] * 10
     assert backend.for_any_shape
+
+
+class FirstOfSeveral(nn.Module):
+    """Takes a list of images that may differ in size."""
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return torch.stack([image.mean((1, 2)) for image in images])
+
+
+@pytest.mark.slow
+def test_the_sizes_of_a_list_of_images_are_shapes_of_inputs_too(monkeypatch: pytest.MonkeyPatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=(backend := Shapes())))
+    made = []
+    with FeatureExtractor(FirstOfSeveral(), [], compile=True) as extractor:
+        for side in range(4, 10):
+            images = [torch.rand(3, side, side), torch.rand(3, side + 1, side)]
+            torch.testing.assert_close(extractor((images,)).logits, FirstOfSeveral()(images))
+            made.append(len(backend.programs))
+    assert made[2:] == made[2:3] * 4
 
 
 class Stage(nn.Module):

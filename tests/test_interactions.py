@@ -295,6 +295,23 @@ def test_gradients_of_two_modules_that_share_a_layer_come_back() -> None:
     assert layer.weight.grad.tolist() == [[1.0, 1.0], [1.0, 1.0]]
 
 
+class Uncopied:
+    """A part of an optimiser's state that cannot be copied."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError("not enough memory")
+
+
+def test_gradients_come_back_where_the_state_of_an_optimizer_cannot_be_copied() -> None:
+    layer = nn.Linear(2, 2)
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer = torch.optim.Adam(layer.parameters())
+    optimizer.state[layer.weight]["own"] = Uncopied()
+    with pytest.raises(RuntimeError, match="not enough memory"), preserved([layer], [optimizer]):
+        pytest.fail("the block is not reached")
+    assert layer.weight.grad is not None
+
+
 # -------------------- three dimensions
 
 

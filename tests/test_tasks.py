@@ -322,6 +322,19 @@ def test_padding_that_counts_since_its_mask_is_of_samples_is_warned_of_once(exam
         assert distilled(full, padded | {"labels": labels}) == [B * L, B * L // 2]
 
 
+def test_a_task_of_ones_own_that_reads_a_mask_of_samples_is_not_warned_of_it() -> None:
+    class OfFrames(TokenClassification):
+        def without_labels(self, batch: Any, logits: Tensor) -> Tensor | None:
+            return super().without_labels(batch | {"attention_mask": batch["attention_mask"][:, ::4]}, logits)
+
+    mask = torch.ones(B, 4 * L, dtype=torch.int64).index_fill(1, torch.arange(12, 24), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distiller = Distiller(Frames(), Frames(), Logit(alpha=0), task=OfFrames())
+        found = distiller({"input_values": torch.randn(B, 4 * L), "attention_mask": mask})
+    assert len(found.rows) == B * L // 2
+
+
 def test_a_mask_of_which_token_sees_which_says_nothing_of_padding() -> None:
     sees = torch.ones(L, L).tril().expand(B, 1, L, L)
     batch = {"input_ids": torch.ones(B, L, dtype=torch.int64), "attention_mask": sees}
@@ -543,6 +556,21 @@ def test_positions_that_a_task_of_ones_own_leaves_out_are_left_out_of_both_netwo
     assert torch.equal(student.logits, z[:, 1:][counts])
     assert torch.equal(teacher.logits, t[:, 1:][counts])
     assert torch.equal(kept, y[:, 1:][counts])
+
+
+def test_a_teacher_of_more_classes_has_rows_of_a_task_of_ones_own_with_the_ignored_label_of_default() -> None:
+    class OfTheFirst(Segmentation):
+        """The student's classes are the first of the teacher's."""
+
+        def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+            rows, kept = super().rows(logits, labels, role)
+            return rows[:, :C], kept
+
+    z, y = logits("segmentation"), labels_for("segmentation")
+    wide = torch.cat([z, torch.zeros(B, 300, *z.shape[2:])], dim=1)
+    _, teacher, _ = OfTheFirst().prepare(ModelOutput(z), ModelOutput(wide), y)
+    assert teacher is not None
+    assert torch.equal(teacher.logits, z.movedim(1, -1).flatten(0, -2))
 
 
 # -------------------- what fits no task

@@ -1,13 +1,15 @@
-"""The job of `make distill`: the recipes that were tried for it, and what five seeds of it give.
+"""The job of `make distill`: the recipes that were tried for it, what five seeds of it give, and its controls.
 
     python -m course.experiments.headline trials [--teacher resnet50-fashion-v2]
     python -m course.experiments.headline seeds [--teacher resnet50-fashion-v2]
+    python -m course.experiments.headline controls
 
 In about five minutes on two cores a ResNet-50 teaches a ResNet-18. The first command tries each of CANDIDATES with
 hard labels and with logits, on the validation split and with a seed that the job does not use, and the best of them
 with a second one. The second command does the job itself with seeds 0 to 4. A seed gives the images, their order and
 views, and the initial weights, the same for both students; the test set is read once for each network, when both are
-trained, and once more for what it answers for each image.
+trained, and once more for what it answers for each image. The third command trains the same students by two controls:
+label smoothing, and the teacher's logits of another image. Neither had trials: nor had the job's temperature and alpha.
 
 With another teacher the recipe is the job's. Its trials are by logits alone, at the job's temperature and a higher one:
 hard labels have no teacher, and a better teacher may be a surer one.
@@ -36,6 +38,7 @@ from kdlib.distill import Job, build, distill
 from kdlib.errors import check_whole, exit_in_a_sentence
 from kdlib.methods import HardLabels, Logit
 from kdlib.recipes import Recipe
+from kdlib.study.experiment import derangement
 from kdlib.study.predictions import PredictionsFile
 from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, read_frame, to_text
@@ -46,7 +49,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HARD, LOGITS, HIGHER = "hard labels", "logits", "logits, T = 8"
-TRIALS, SEEDS = "headline-trials.csv", "headline.csv"
+SMOOTHING, SHUFFLED = "label smoothing", "logits of another image"
+CONTROLS = (SMOOTHING, SHUFFLED)
+TRIALS, SEEDS, CONTROL_SEEDS = "headline-trials.csv", "headline.csv", "headline-controls.csv"
 TUNING_SEEDS = (1_000, 1_001)  # none of the job's
 FINALISTS = 3
 STUDENTS = {HARD: "baseline.checkpoint", LOGITS: "student.safetensors"}  # what `distill` leaves of each
@@ -77,6 +82,7 @@ PROCESS_COLUMNS = ("seconds", "device", "threads", "kdlib", "torch")
 TRIAL_COLUMNS = (*JOB_COLUMNS, *RECIPE_COLUMNS, "method", "validation_accuracy", *PROCESS_COLUMNS, "error")
 SCORES = ("teacher_accuracy", "baseline_accuracy", "student_accuracy", "agreement")
 SEED_COLUMNS = (*JOB_COLUMNS, *RECIPE_COLUMNS, *SCORES, *PROCESS_COLUMNS)
+CONTROL_COLUMNS = (*JOB_COLUMNS, *RECIPE_COLUMNS, "method", "test_accuracy", *PROCESS_COLUMNS, "error")
 
 
 def settings(job: Job) -> dict[str, Any]:
@@ -97,27 +103,30 @@ def rows_of(rows: Sequence[dict[str, str]], **values: Any) -> list[dict[str, str
     return [row for row in rows if texts.items() <= row.items()]
 
 
-# --- the trials
+def train_students(job: Job, names: Sequence[str], cache: Path, *, test: bool = False) -> Iterator[dict[str, Any]]:
+    """Train a student by each of the methods that are named; a row for each, with its accuracy on one split.
 
-
-def try_candidate(job: Job, names: Sequence[str], cache: Path) -> Iterator[dict[str, Any]]:
-    """Train a student by each of HARD, LOGITS and HIGHER that is named, and read the validation split; a row for each.
-
-    cache: a folder for the teacher's outputs, which candidates with the same images, views and seed share.
+    test: read the test set, and not the validation split. cache: a folder for the teacher's outputs, which jobs with
+    the same images, views and seed share.
     """
     images, teacher, student, logit = build(job)
-    methods = {HARD: HardLabels(), LOGITS: logit, HIGHER: Logit(temperature=8, alpha=0.1)}
-    outputs = None
-    if set(names) - {HARD}:
+    methods = {HARD: HardLabels(), SMOOTHING: HardLabels(smoothing=0.1), LOGITS: logit, SHUFFLED: logit}
+    methods[HIGHER] = Logit(temperature=8, alpha=0.1)
+    outputs = others = None
+    directory = cache / f"{Path(str(job.teacher)).stem}-{len(images.train)}-{job.views}-{job.seed}"
+    if set(names) - {HARD, SMOOTHING}:
         outputs = CachedTeacher.build(
             teacher,
             images.train,
             augmentation=images.augmentation,
             seed=job.seed,
             views=job.views or 1,
-            directory=cache / f"{Path(str(job.teacher)).stem}-{len(images.train)}-{job.views}-{job.seed}",
+            directory=directory,
             progress=False,
         )
+    if SHUFFLED in names and outputs is not None:
+        others = CachedTeacher.open(directory, outputs.metadata, derangement(images.train.indices, job.seed))
+    teachers = {HARD: None, SMOOTHING: None, SHUFFLED: others}
     for name in names:
         started = time.perf_counter()
         row = settings(job) | process() | {"method": name}
@@ -125,19 +134,23 @@ def try_candidate(job: Job, names: Sequence[str], cache: Path) -> Iterator[dict[
             result = train.fit(
                 copy.deepcopy(student),  # both begin with the same weights
                 images,
-                teacher=None if name == HARD else outputs,
+                teacher=teachers.get(name, outputs),
                 method=methods[name],
                 epochs=job.epochs,
                 recipe=job.recipe,
                 views=job.views,
                 seed=job.seed,
-                test=False,
+                test=test,
                 progress=False,
             )
-            row["validation_accuracy"] = result.validation_accuracy
+            split = "test" if test else "validation"
+            row[f"{split}_accuracy"] = getattr(result, f"{split}_accuracy")
         except FloatingPointError as error:
             row["error"] = str(error)
         yield row | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+# --- the trials
 
 
 def run_trials(
@@ -155,7 +168,7 @@ def run_trials(
     with _rows(out / TRIALS, TRIAL_COLUMNS, command, log) as (file, session):
         for job in jobs:
             missing = [one for one in methods if not rows_of(file.rows, **settings(job), method=one)]
-            for row in try_candidate(job, missing, cache) if missing else ():
+            for row in train_students(job, missing, cache) if missing else ():
                 file.append(row)
                 session.write(len(file.rows))
                 score = row.get("error") or f"{row['validation_accuracy']:.2%}"
@@ -223,6 +236,20 @@ def _key(of_the_job: Mapping[str, Any], method: str) -> str:
     return files.fingerprint([], texts, method)[:16]
 
 
+def run_controls(
+    job: Job, seeds: int, out: Path, cache: Path, command: str, log: Callable[[str], object] = print
+) -> None:
+    """Train what is missing of the job's controls with seeds 0, 1, ..., and read the test set; raises as the trials."""
+    check_whole(1, 100, seeds=seeds)
+    with _rows(out / CONTROL_SEEDS, CONTROL_COLUMNS, command, log) as (file, session):
+        for own in (replace(job, seed=seed) for seed in range(seeds)):
+            missing = [one for one in CONTROLS if not rows_of(file.rows, **settings(own), method=one)]
+            for row in train_students(own, missing, cache, test=True) if missing else ():
+                file.append(row)
+                session.write(len(file.rows))
+                log(f"seed {own.seed}: {row['method']} {row.get('error') or format(row['test_accuracy'], '.2%')}")
+
+
 def gain(rows: Sequence[dict[str, str]], folder: Path) -> tuple[Comparison, str]:
     """The gain in test accuracy over hard labels, paired by seed, and what its interval covers.
 
@@ -269,6 +296,19 @@ def done(teacher: str = str(JOB.teacher), folder: Path | None = None) -> pd.Data
     """The job with its seeds, by this teacher, a row each; accuracies, of the test images, lie in [0, 1]."""
     rows = read_frame((folder or data_dir() / "results") / SEEDS)
     return rows[rows["teacher"] == teacher].sort_values("seed", ignore_index=True)
+
+
+def scores(folder: Path | None = None) -> pd.DataFrame:
+    """Test accuracies of the job's students in per cent: a row for each seed, a column for each method and control."""
+    job = done(folder=folder).set_index("seed")
+    controls = read_frame((folder or data_dir() / "results") / CONTROL_SEEDS)
+    by_method = controls[controls["teacher"] == JOB.teacher].pivot(
+        index="seed", columns="method", values="test_accuracy"
+    )
+    table = by_method[list(CONTROLS)]
+    table.insert(0, LOGITS, job["student_accuracy"])
+    table.insert(0, HARD, job["baseline_accuracy"])
+    return (100 * table).rename_axis(columns=None)
 
 
 # --- the command
@@ -323,11 +363,22 @@ def seeds(
         print(f"\n{found}, over {over}")
 
 
+def controls(
+    count: Annotated[int, typer.Option("--seeds", min=1, help="How many: 0, 1, ...")] = 5,
+    out: Out = None,
+    cache: Annotated[Path, typer.Option(help="Scratch folder for the teacher's outputs.")] = Path("runs/headline"),
+) -> None:
+    """Train the job's students by label smoothing and by the logits of another image, and print their accuracies."""
+    folder = out or data_dir() / "results"
+    run_controls(JOB, count, folder, cache, _command(), partial(print, flush=True))
+
+
 def main() -> None:
     """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(trials)
     app.command()(seeds)
+    app.command()(controls)
     with exit_in_a_sentence():
         app()
 

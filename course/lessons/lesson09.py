@@ -248,7 +248,7 @@ REPORT = QuestionSpec(
         "What would you have to see that was not used for the choice?",
     ),
     "The choice has used up these numbers. In the stored runs the winner by one seed lost a part of its lead on the "
-    "other nine, and all of it where there was hardly anything to win. How much, one does not know beforehand: it "
+    "other nine, half of it where there was little to win. How much, one does not know beforehand: it "
     "depends on the noise, and on how close the methods are. Fresh seeds answer it, and choosing on validation "
     "pictures avoids it.",
     answer_key=MultipleChoice(

@@ -235,7 +235,7 @@ FOUNDATIONS = (
     QuizQuestion(
         "05",
         "alpha_zero",
-        "Mistake 4: a teacher in training mode",
+        "What the mistakes cost",
         "Why is a short training with alpha = 0, without any labels, a good test of a distillation script?",
         (
             wrong(

@@ -180,9 +180,10 @@ def load(
     image_size: pixels of a side, and num_workers: decoding processes, for image folders; default, one for each core
     but one of those that this process may use, eight at most, where they start quickly or the folder is large; those of
     torchrun, of a study and of a search share the cores. On macOS, on Windows and from Python 3.14 on each of them runs
-    your script's first lines again: put what trains under `if __name__ == "__main__":`, or give 0. The size may stand in the name, as in "imagefolder@32:PATH": then every command and every row of results carries it
-    along. A folder's images are trained on in random crops, and evaluated as ImageNet is: with the shorter side at
-    8/7 of the size, the centre is kept.
+    your script's first lines again: put what trains under `if __name__ == "__main__":`, or give 0. The size may
+    stand in the name, as in "imagefolder@32:PATH": then every command and every row of results carries it along. A
+    folder's images are trained on in random crops, and evaluated as ImageNet is: with the shorter side at 8/7 of the
+    size, the centre is kept.
     What a caller writes into labels, or into pairs, is not there when they are loaded again. The images of
     Fashion-MNIST are shared by all who load them in this process: change a copy.
     Raises ValueError for an unknown name, FileNotFoundError for missing files, ValueError for altered ones.

@@ -566,8 +566,9 @@ def padding(setup: Setup) -> Finding | None:
         padding = not one_each and bool((labels.cpu()[apart] == TORCH_IGNORES).all())
     which, kept = ("label is below 0", "labels != -100") if mask is None else ("attention mask is 0", "mask > 0")
     how = f"Select the positions that count before the loss: logits[{kept}]."
-    if mask is not None and isinstance(setup, DistillerSetup):
-        how = f"Give them the label that the task leaves out: labels.masked_fill(mask == 0, {_left_out_by(setup)})."
+    left_out = _left_out_by(setup) if isinstance(setup, DistillerSetup) else None
+    if mask is not None and left_out is not None:
+        how = f"Give them the label that the task leaves out: labels.masked_fill(mask == 0, {left_out})."
     return Finding(
         "loss-padding",
         FAULT if padding else DOUBT,

@@ -31,9 +31,9 @@ def preserved(
     copies = Copies(outer)
     networks: list[_Network | _Parameters] = [_Network(module, copies) for module in modules]
     networks.append(_Parameters(_held_beside(modules, optimizers), copies))
+    states = [_OptimizerState(optimizer, copies) for optimizer in optimizers]  # before anything changes: it may fail
     for network in networks:  # after all were read: two may share parameters
         network.clear_gradients()
-    states = [_OptimizerState(optimizer, copies) for optimizer in optimizers]
     chance = random.getstate(), np.random.get_state()
     own_chance = [(generator, generator.get_state()) for generator in generators]
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from course.experiments import headline
 from course.experiments.headline import CANDIDATES, HARD, JOB, LOGITS, SEEDS, TRIALS, TUNING_SEEDS
-from kdlib import cli
+from kdlib import cli, train, verdict
 from kdlib import distill as jobs
 from kdlib.data import data_dir
 from kdlib.distill import Job
+from kdlib.methods import HardLabels
 from kdlib.recipes import Recipe
 from kdlib.study.predictions import PredictionsFile
 from kdlib.study.runs_file import read_rows, to_text
@@ -69,6 +70,24 @@ def test_the_readme_has_the_table_of_the_seeds() -> None:
     for row in rows:
         assert headline.rows_of([row], **headline.settings(replace(JOB, seed=int(row["seed"]))))
     assert headline.table(rows) in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_says_what_the_controls_gave() -> None:
+    scores = headline.scores()
+    assert list(scores) == [HARD, LOGITS, *headline.CONTROLS]
+    assert scores.index.tolist() == [0, 1, 2, 3, 4]
+    for row in read_rows(data_dir() / "results" / headline.CONTROL_SEEDS, headline.CONTROL_COLUMNS):
+        assert scores.loc[int(row["seed"]), row["method"]] == pytest.approx(100 * float(row["test_accuracy"]))
+        assert headline.rows_of([row], **headline.settings(replace(JOB, seed=int(row["seed"]))))
+    smoothed, over_it = (
+        verdict.compare(scores[method], scores[baseline], comparisons=3)
+        for method, baseline in ((headline.SMOOTHING, HARD), (LOGITS, headline.SMOOTHING))
+    )
+    assert [str(found.verdict) for found in (smoothed, over_it)] == ["INCONCLUSIVE", "BEATS"]
+    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert f"gains {smoothed.mean:.1f} without any teacher ({smoothed.low:.1f} to {smoothed.high:.1f};" in text
+    assert f"logits are {over_it.mean:.1f} ahead of it ({over_it.low:.1f} to {over_it.high:.1f};" in text
+    assert f"leave {scores[headline.SHUFFLED].mean():.0f} % right" in text
 
 
 # --- how rows come about
@@ -142,6 +161,38 @@ def test_what_diverges_is_a_row_and_no_candidate(tmp_path: Path, monkeypatch: py
     rows = headline.run_trials([job], tmp_path, tmp_path / "cache", "the command", lambda line: None)
     assert [row["error"] for row in rows] == ["The loss is nan."] * 2
     assert headline.best(rows) == []
+
+
+@pytest.mark.slow
+def test_controls_are_trained_as_the_job_is_and_go_on_where_they_were_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[torch.Tensor] = []
+    read = headline.CachedTeacher.open
+
+    def watched(directory: Path, metadata: Any, indices: torch.Tensor) -> Any:
+        opened.append(indices)
+        return read(directory, metadata, indices)
+
+    monkeypatch.setattr(headline.CachedTeacher, "open", watched)
+    for seeds in (1, 2, 2):
+        headline.run_controls(SMALL, seeds, tmp_path, tmp_path / "cache", "the command", lambda line: None)
+    rows = read_rows(tmp_path / headline.CONTROL_SEEDS, headline.CONTROL_COLUMNS)
+    assert [(row["seed"], row["method"]) for row in rows] == [(s, m) for s in "01" for m in headline.CONTROLS]
+    images, _, student, _ = jobs.build(SMALL)
+    smoothed = train.fit(
+        student,
+        images,
+        method=HardLabels(smoothing=0.1),
+        epochs=SMALL.epochs,
+        recipe=SMALL.recipe,
+        views=SMALL.views,
+        progress=False,
+    )
+    assert float(rows[0]["test_accuracy"]) == smoothed.test_accuracy
+    own = images.train.indices
+    of_the_seed = [indices for indices in opened if indices.sort().values.equal(own.sort().values)]
+    assert any((indices != own).all() for indices in of_the_seed)
 
 
 # --- what they say

@@ -128,7 +128,7 @@ def test_what_is_no_share_is_not_judged(nonsense: Any) -> None:
 
 
 def test_more_pictures_help_where_more_seeds_do_not() -> None:
-    plan = planning.Plan(spread=0.3, seeds=5, images=1_000)
+    plan = planning.Plan(spread=0.4, seeds=5, images=1_000)
     found = {
         "images": planning.smallest_gain(replace(plan, images=10_000)),
         "seeds": planning.smallest_gain(replace(plan, seeds=20)),
@@ -136,10 +136,10 @@ def test_more_pictures_help_where_more_seeds_do_not() -> None:
         "now": planning.smallest_gain(plan),
     }
     assert found["images"] == min(found.values())
-    assert found["images"] < 0.75  # close to half a point
+    assert found["images"] < 0.8  # not far above half a point
     assert found["seeds"] > 0.8  # "still far above half a point"
     assert found["methods"] > found["now"]
-    assert planning.smallest_gain(planning.Plan(spread=0.3, seeds=8)) <= 0.51  # "with a few seeds more"
+    assert planning.smallest_gain(planning.Plan(spread=0.4, seeds=10)) <= 0.5  # "with a few seeds more"
     assert lesson09.REMEDY.answer_key.correct_letter() == "a"
 
 

@@ -107,7 +107,9 @@ def test_what_pairing_gains_is_what_the_rows_say() -> None:
         ]
     median = statistics.median(shares)
     assert sum(share < 1 for share in shares) < len(shares)  # hence "as a rule"
-    assert f"by {1 - median:.0%} in the median".replace("%", " %") in option("paired", "drops out").explanation
+    said = f"by {1 - median:.0%} in the median".replace("%", " %")
+    assert said in option("paired", "drops out").explanation
+    assert f"{said} of {len(shares)} comparisons" in (notebooks.NOTEBOOKS_DIR / "glossary.md").read_text("utf-8")
 
 
 def test_a_distance_has_a_derivative() -> None:
