@@ -85,7 +85,10 @@ def test_the_readme_says_what_the_controls_gave() -> None:
     )
     assert [str(found.verdict) for found in (smoothed, over_it)] == ["INCONCLUSIVE", "BEATS"]
     text = " ".join((ROOT / "README.md").read_text("utf-8").split())
-    assert f"is {smoothed.mean:.1f} ahead of hard labels without any teacher ({smoothed.low:.1f} to {smoothed.high:.1f};" in text
+    assert (
+        f"is {smoothed.mean:.1f} ahead of hard labels without any teacher ({smoothed.low:.1f} to {smoothed.high:.1f};"
+        in text
+    )
     assert f"logits are {over_it.mean:.1f} ahead of it ({over_it.low:.1f} to {over_it.high:.1f};" in text
     assert f"leave {scores[headline.SHUFFLED].mean():.0f} % right" in text
 
