@@ -113,7 +113,8 @@ class FeatureExtractor:
         self.layouts: dict[str, str] = {} if layouts is None else layouts
         self.weights = dict(weights or {})
         # A program for one shape is the fastest. By torch's default a layer whose sizes differ from those of another of
-        # its class is compiled for any shape, in the first step already, and convolutions are slower so.
+        # its class is compiled for any shape, in the first step already, and there inductor leaves the layout of
+        # convolutions as it is (pytorch 102670).
         self._forward: Any = torch.compile(model, dynamic=False) if compile else model
         self._compiled = compile
         self._shapes: set[tuple[Any, ...]] = set()  # of inputs that a program was made for
