@@ -257,8 +257,11 @@ def _sentences(text: str) -> list[str]:
 
 
 def _named(names: Collection[str], sentence: str) -> list[str]:
-    """The methods that a sentence names, in its order and as often as it does."""
-    return [word for word in re.findall(r"[\w+-]+", sentence.casefold()) if word in names]
+    """The methods that a sentence names, in its order and as often as it does; label-smoothing also in two words."""
+    text = sentence.casefold()
+    for name in names:
+        text = text.replace(name.replace("-", " "), name)
+    return [word for word in re.findall(r"[\w+-]+", text) if word in names]
 
 
 def conclusion_numbers(report: Report, evidence: Evidence) -> Iterator[str]:

@@ -181,6 +181,10 @@ class Patient:
             text += "should, or none: a number added to a probability, or a clamp, hides how wrong it is. log_softmax "
             text += "needs neither."
             return Feedback(Outcome.WRONG, text, "large logits")
+        if trial.hotter is not None and not _same_gradient(trial.hotter, self._hotter_gradient()):
+            text = "At this T the gradient is right now, but a number is written into the formula: at another T the "
+            text += "fault is back. Write T."
+            return Feedback(Outcome.WRONG, text, "written temperature")
         if trial.shuffles != cured.loader.shuffle:
             text = "Each batch is right, but now the training sees one order in every epoch. Its own loader has to "
             text += "shuffle; where answers are stored, another one need not."
@@ -189,6 +193,11 @@ class Patient:
         text = f"It trains as described. In this one run: {before:.1f} % before, {after:.1f} % now, "
         text += f"{100 * self.control().accuracies[-1]:.1f} % by hard labels alone."
         return Feedback(Outcome.CORRECT, text if self.case.faults else f"Nothing had to be changed. {text}")
+
+    def _hotter_gradient(self) -> Tensor:
+        text = script.hotter(self.cured_source)
+        assert text is not None  # the scripts set T where `hotter` looks for it
+        return script.prepare(text).first_gradient()
 
     # -------------------- help
 
@@ -215,11 +224,16 @@ def _consequences(case: Case) -> set[str]:
 
 @dataclass(frozen=True)
 class _Trial:
-    """What a changed script does. gradient: the first one. large: the same for a student's logits of +-LARGE."""
+    """What a changed script does.
+
+    gradient: the first one. large: the same for a student's logits of +-LARGE. hotter: the same at twice the
+    temperature, if the script still sets it where it did.
+    """
 
     report: Report
     gradient: Tensor
     large: Tensor
+    hotter: Tensor | None
     shuffles: bool
     course: Course
 
@@ -229,7 +243,9 @@ def _try(text: str) -> str | _Trial:
     try:
         trainer = script.prepare(text)
         report, gradient, large = trainer.examine(), trainer.first_gradient(), trainer.first_gradient(LARGE)
-        return _Trial(report, gradient, large, trainer.loader.shuffle, script.prepare(text).fit())
+        other = script.hotter(text)
+        hotter = None if other is None else script.prepare(other).first_gradient()
+        return _Trial(report, gradient, large, hotter, trainer.loader.shuffle, script.prepare(text).fit())
     except ScriptError as error:
         return str(error)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -44,6 +45,15 @@ def edited(text: str, changes: Mapping[int, str]) -> str:
         indent = "" if new[:1] == " " else old[: len(old) - len(old.lstrip())]
         lines[number - 1] = "\n".join(indent + part for part in new.splitlines())
     return "\n".join(lines) + "\n"
+
+
+TEMPERATURE = re.compile(r"^T, ALPHA = ([\d.]+)", re.MULTILINE)
+
+
+def hotter(text: str) -> str | None:
+    """The script with twice its temperature; None if the line that sets it was rewritten."""
+    changed, count = TEMPERATURE.subn(lambda found: f"T, ALPHA = {2 * float(found[1])}", text)
+    return changed if count == 1 else None
 
 
 @dataclass

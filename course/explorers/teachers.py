@@ -113,7 +113,7 @@ class Teachers(Explorer):
         everyone = [name for name in teacher_results.TITLES if name in self.results.facts]
         self._points, self._bars = {}, {}
         for name in everyone:
-            (bar,) = self._map.plot([1, 1], [0, 0], "-", color=plots.DISTILLED.colour, linewidth=1, alpha=0.45)
+            (bar,) = self._map.plot([1, 1], [0, 0], "-", color=plots.DISTILLED.colour, linewidth=0.8)
             (point,) = self._map.plot([1], [0], **plots.kind_marker(self.results.facts[name].kind, zorder=3))
             self._points[name], self._bars[name] = point, bar
         for kind in dict.fromkeys(self.results.facts[name].kind for name in everyone):

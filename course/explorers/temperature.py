@@ -146,9 +146,9 @@ class Temperature(Explorer):
     @staticmethod
     def _curve(axes: Any, role: plots.Role, label: str) -> tuple[Any, Any]:
         """A line over all temperatures, and a marker on it."""
-        look = role.line(label)
-        (line,) = axes.plot(TEMPERATURES, np.full_like(TEMPERATURES, np.nan), **{**look, "marker": ""})
-        (marker,) = axes.plot([1.0], [np.nan], **{**look, "linestyle": "", "markersize": 9, "label": ""})
+        nothing_yet = np.full_like(TEMPERATURES, np.nan)
+        (line,) = axes.plot(TEMPERATURES, nothing_yet, **role.line(label, marker=""))
+        (marker,) = axes.plot([1.0], [np.nan], **role.line("", linestyle="", markersize=9))
         return line, marker
 
     def update(self, result: Softened) -> None:

@@ -137,7 +137,7 @@ MCNEMAR = CodeSpec(
         "`from scipy import stats`. binomtest wants whole numbers of Python: int(...), around a sum.",
         "binomtest(0, 0) is an error, or NaN, so look at the number of tosses before.",
     ),
-    "That is all of it: two counts and a coin. The 9,000 pictures on which two networks agree do not enter, and so a "
+    "That is all of it: two counts and a coin. The 9,500 pictures on which two networks agree do not enter, and so a "
     "test with 500 that remain can be quite sharp. kdlib.verdict.mcnemar does the same.",
     stub="def mcnemar(first, second):\n    ...  # four or five lines",
     reference=mcnemar,

@@ -83,6 +83,10 @@ def _all_trials(promised: Tensor, kept: Tensor, orders: Tensor) -> Any:
     return sum(sum(promised[i] - kept[i] for i in order) / len(order) for order in orders) / len(orders)
 
 
+def _median(promised: Tensor, kept: Tensor, orders: Tensor) -> Any:
+    return torch.tensor([flattery(promised, kept, orders[i : i + 1]) for i in range(len(orders))]).median().item()
+
+
 MISTAKES = (
     Mistake(
         "both best",
@@ -127,6 +131,11 @@ MISTAKES = (
         "This is the sum over all searches. Divide by their number.",
     ),
     Mistake(
+        "median",
+        _median,
+        "You took the median over the searches. Take their mean.",
+    ),
+    Mistake(
         "one search",
         lambda promised, kept, orders: flattery(promised, kept, orders[:1]),
         "This is the first search alone. Take the mean over all of them.",
@@ -135,7 +144,7 @@ MISTAKES = (
 
 
 def _cases() -> list[Case]:
-    generator = torch.Generator().manual_seed(13)
+    generator = torch.Generator().manual_seed(17)  # the first search is not the median of all, either
 
     def case(settings: int, searches: int, trials: int, edge_case: str = "", advice: str = "") -> Case:
         promised, kept = (91 + torch.randn(settings, generator=generator) for _ in range(2))
@@ -144,7 +153,7 @@ def _cases() -> list[Case]:
 
     promised, kept = torch.tensor([91.0, 92.0, 91.5, 90.0]), torch.tensor([91.2, 91.1, 91.4, 90.1])
     return [
-        Case((promised, kept, torch.tensor([[3, 2, 0], [0, 1, 2]]))),
+        Case((promised, kept, torch.tensor([[0, 1, 2], [3, 2, 0]]))),
         case(25, 7, 6),
         case(12, 5, 1, "searches of one trial", "What is the best of one?"),
         case(9, 3, 9),

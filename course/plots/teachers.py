@@ -141,7 +141,7 @@ def draw_gains_against(axes: Axes, results: TeacherResults, student: str, measur
     for name in results.teachers(student):
         one, found = results.facts[name], results.gain(student, name).comparison
         x = axis_value(one.measure(measure), measure)
-        axes.plot([x, x], [found.low, found.high], "-", color=DISTILLED.colour, linewidth=1, alpha=0.45)
+        axes.plot([x, x], [found.low, found.high], "-", color=DISTILLED.colour, linewidth=0.8)
         label = None if one.kind in drawn else KINDS[one.kind][1]
         axes.plot([x], [found.mean], **kind_marker(one.kind, label=label, zorder=3))
         drawn.add(one.kind)

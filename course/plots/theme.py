@@ -15,7 +15,7 @@ Each colour has one meaning, in figures and explorers alike:
 
 Words in the colour of a role have its `Role.ink`, a darker tone where the colour itself is too pale for small text (its
 contrast to white is below the 4.5 : 1 of WCAG). LOGITS and RELATIONS are also too pale for markers and bars (below
-3 : 1), so these have an edge in INK.
+3 : 1), so these have an edge in INK, and a line without markers has the darker tone.
 
 Where one meaning is needed twice in a figure (T = 1 beside T = 4, two feature losses), `Role.variant` keeps the colour
 and changes line style, marker and hatch. Heat maps use cividis, and for gains vermilion to white to blue.
@@ -85,7 +85,9 @@ class Role:
         }
         look["markersize"] = 9 if self.marker == "*" else 6  # a star fills less of its box
         look |= {"markerfacecolor": "white"} if self.open else {}
-        look |= {"markeredgecolor": INK, "markeredgewidth": 0.5} if self.colour in EDGED else {}
+        if self.colour in EDGED:
+            look |= {"markeredgecolor": INK, "markeredgewidth": 0.5}
+            look["color"] = self.ink if options.get("marker") == "" else self.colour
         return {**look, "label": self.label if label is None else label, **options}
 
     def bar(self, label: str | None = None, **options: Any) -> dict[str, Any]:

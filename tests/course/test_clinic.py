@@ -330,6 +330,7 @@ WRONG: list[tuple[int, dict[str, str], str]] = [
     (2, {"targets =": "targets = F.softmax(output / T, dim=1)"}, "loss-extremes"),
     (3, {"soft = divergences": "soft = divergences.sum()"}, "still there"),
     (3, {"soft = divergences": "soft = divergences.mean() * 10"}, "written number"),  # for ten classes only
+    (7, {'return {"soft": soft}': 'return {"soft": 16 * soft}'}, "written temperature"),
     # The next one is right for this size of batch only.
     (3, {"divergences = F": SUMMED, "soft = ": "soft = divergences.sum() / 25"}, "written number"),
     (3, {"soft = divergences": "soft = divergences.mean() * 5"}, "still there"),

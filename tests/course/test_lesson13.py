@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,19 @@ OTHER_WRONG = (one_number_for_each_search, what_was_promised, the_luckiest_trial
 def test_wrong_answers_do_not_pass(answer: Callable[..., Any]) -> None:
     found = code_grading.grade_code(lesson13.FLATTERY, lambda *arguments: answer(*arguments))
     assert found.outcome in (Outcome.WRONG, Outcome.ERROR)
+
+
+def test_the_median_of_all_searches_is_not_called_the_first_one() -> None:
+    def median(promised: Tensor, kept: Tensor, orders: Tensor) -> Any:
+        return statistics.median(one_number_for_each_search(promised, kept, orders))
+
+    def low_median(promised: Tensor, kept: Tensor, orders: Tensor) -> Any:
+        return torch.tensor(one_number_for_each_search(promised, kept, orders)).median()
+
+    for answer in (median, low_median):
+        found = code_grading.grade_code(lesson13.FLATTERY, answer)
+        assert found.outcome is Outcome.WRONG
+        assert "first search" not in found.text, found
 
 
 @pytest.mark.parametrize(

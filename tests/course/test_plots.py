@@ -143,6 +143,12 @@ def test_a_roles_text_stands_out_from_white_and_stays_what_it_is() -> None:
     assert plots.DISTILLED.ink == plots.DISTILLED.colour  # as it is dark enough
 
 
+def test_a_line_without_markers_stands_out_from_white() -> None:
+    for role in plots.ROLES:
+        assert contrast(role.line(marker="")["color"]) >= 3
+        assert role.line()["color"] == role.colour
+
+
 def test_markers_stand_out_from_white() -> None:
     _, axes = plots.figure()
     for role in plots.ROLES:
