@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from PIL import Image
 from kdlib import cli, compare, data, distill, export, measure, models, train
 from kdlib.data import DataModule
 from kdlib.files import load_tensors
+from kdlib.recipes import Recipe
 from kdlib.run_folder import ASIDE
 from kdlib.teachers import Ensemble
 from kdlib.trainer import Trainer
@@ -369,7 +370,14 @@ def test_train_then_evaluate(small_test_set: Any, tmp_path: Path, capsys: Any) -
     assert call("evaluate", tmp_path / "model.safetensors", "--teacher", "resnet20-fashion", "--json") == 0
     measured = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert measured["accuracy"] == pytest.approx(trained["test_accuracy"], abs=0.011)
-    assert {"agreement", "teacher_accuracy", "calibration_error", "loss", "parameters"} <= measured.keys()
+    assert {"teacher_accuracy", "loss", "parameters"} <= measured.keys()
+    mine, theirs = (
+        train.evaluate(models.load(model), small_test_set.test).logits
+        for model in (tmp_path / "model.safetensors", "resnet20-fashion")
+    )
+    assert measured["agreement"] == pytest.approx(measure.agreement(mine, theirs), abs=0.021)
+    calibration = measure.calibration_error(mine, small_test_set.test.labels)
+    assert measured["calibration_error"] == pytest.approx(calibration, abs=0.021)
     assert call("evaluate", tmp_path / "model.safetensors") == 0
     assert "accuracy" in capsys.readouterr().out
 
@@ -379,6 +387,84 @@ def test_the_commands_defaults_are_the_jobs(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(distill, "distill", lambda job, out, **options: jobs.append(job) or sys.exit(0))
     assert call("distill", "--out", tmp_path) == 0
     assert jobs == [distill.Job()]
+
+
+def options_of(values: dict[str, Any]) -> list[Any]:
+    """As a shell would give them; True stands for an option without a value."""
+    return [part for name, value in values.items() for part in ([name] if value is True else [name, value])]
+
+
+RECIPE_OPTIONS = {"--optimizer": "adamw", "--learning-rate": 0.02, "--weight-decay": 0.03, "--batch-size": 64}
+RECIPE_OPTIONS |= {"--schedule": "one-cycle", "--clip": 2.5}
+RECIPE = Recipe("adamw", 0.02, weight_decay=0.03, batch_size=64, schedule="one-cycle", clip=2.5)
+
+
+def test_every_option_of_distill_reaches_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"data": "cifar10", "teacher": "resnet20-fashion", "student": "resnet8", "method": "logit+hint"}
+    given |= {"images": 700, "epochs": 3, "views": 2, "cache": "kept", "temperature": 3.0, "alpha": 0.2}
+    given |= {"image_size": 64, "stem": "stride1", "seed": 7, "device": "cpu", "precision": "fp32"}
+    flags = {"compile": True, "half": True, "checkpoint_every": 5, "other_threads": True}
+    job = distill.Job(**given, **flags, layers=("layer3:layer3",), baseline=False, recipe=RECIPE)
+    default = distill.Job()
+    assert [one.name for one in fields(job) if getattr(job, one.name) == getattr(default, one.name)] == []
+    written = {f"--{name.replace('_', '-')}": value for name, value in (given | flags).items()} | RECIPE_OPTIONS
+    found: list[Any] = []
+    monkeypatch.setattr(distill, "distill", lambda *given, **options: found.extend([*given, options]) or sys.exit(0))
+    flags_of_the_command = ["--layers", "layer3:layer3", "--no-baseline", "--resume", "--quiet"]
+    assert call("distill", *options_of(written), *flags_of_the_command, "--out", tmp_path) == 0
+    assert found == [job, tmp_path, {"resume": True, "overwrite": False, "progress": False}]
+
+
+def test_every_option_of_train_reaches_the_training(
+    small_test_set: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {}
+
+    def fit(network: torch.nn.Module, images: DataModule, **options: Any) -> None:
+        found.update(options, network=network, images=images)
+        sys.exit(0)
+
+    monkeypatch.setattr(train, "fit", fit)
+    written = {"--model": "resnet8", "--stem": "stride1", "--images": 300, "--epochs": 3, "--smoothing": 0.2}
+    written |= {"--seed": 7, "--device": "cpu", "--precision": "fp32", "--compile": True, "--checkpoint-every": 5}
+    written |= {"--other-threads": True, "--quiet": True, "--out": tmp_path}
+    assert call("train", *options_of(written | RECIPE_OPTIONS)) == 0
+    fresh = models.build("resnet8", num_classes=10, in_channels=1, image_size=28, stem="stride1", seed=7)
+    assert models.get_config(found["network"]) == models.get_config(fresh)
+    weights = fresh.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in found.pop("network").state_dict().items())
+    chosen = small_test_set.subset(300, seed=7)
+    assert torch.equal(found.pop("images").train.images, chosen.train.images)
+    assert found.pop("method").smoothing == 0.2
+    assert found == {
+        **{"epochs": 3, "recipe": RECIPE, "seed": 7, "device": "cpu", "precision": "fp32", "compile": True},
+        **{"checkpoint": tmp_path / "checkpoint", "checkpoint_every": 5, "resume": False, "other_threads": True},
+        "progress": False,
+    }
+
+
+def test_every_option_of_export_reaches_the_files(
+    small_test_set: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(export, "export_all", lambda *given, **options: found.update(options) or sys.exit(0))
+    written = {"--images": 30, "--validation": True, "--least-agreement": 0.7, "--overwrite": True, "--out": tmp_path}
+    assert call("export", "resnet8-fashion", *options_of(written)) == 0
+    assert found == {"images": 30, "validation": True, "least_agreement": 0.7, "overwrite": True}
+
+
+def test_evaluate_measures_on_the_split_that_is_asked_for(
+    small_test_set: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = replace(small_test_set.validation, labels=(small_test_set.validation.labels + 1) % 10)
+    apart = replace(small_test_set, validation=wrong)
+    monkeypatch.setattr(data, "load", lambda name, **options: apart)
+    accuracies = []
+    for options in ((), ("--validation",)):
+        assert call("evaluate", "resnet20-fashion", *options, "--json") == 0
+        accuracies.append(json.loads(capsys.readouterr().out.strip().splitlines()[-1])["accuracy"])
+    assert accuracies[0] > 0.85
+    assert accuracies[1] < 0.15
 
 
 # --- every kind of method ----------------------------------------------------------------------------------------

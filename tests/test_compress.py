@@ -135,6 +135,20 @@ def test_a_zero_has_no_gradient_and_the_others_have_the_one_of_before() -> None:
         assert torch.equal(masked[weight != 0], free[weight != 0])
 
 
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+def test_convolutions_of_any_dimension_are_pruned_and_rounded(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(2, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    model(torch.randn(1, 2, *[4] * (model[0].weight.ndim - 2)))
+    sparse = compress.finalize(compress.prune_weights(model, 0.5))
+    assert (sparse[0].weight == 0).sum() + (sparse[2].weight == 0).sum() == sum(
+        layer.weight.numel() // 2 for layer in (model[0], model[2])
+    )
+    assert (sparse[0].weight == 0).any()
+    coarse = compress.quantize_weights(model, 2)[0].weight
+    assert all(len(channel.unique()) <= 3 for channel in coarse)
+
+
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 def test_weights_may_lie_in_any_order_in_memory(memory: torch.memory_format) -> None:
     model = build("article-student")
@@ -335,8 +349,9 @@ def test_activations_are_rounded_between_the_limits_that_were_seen() -> None:
     assert ready(free).flatten().tolist() == pytest.approx([-1.0, 0.0, 2.0])
     assert torch.equal(model(free), free)
     follows = copy.deepcopy(ready).train()
-    follows(torch.tensor([[0.0], [12.0]]))  # a tenth of the way, Jacob's moving average
+    follows(torch.tensor([[-5.0], [12.0]]))  # a tenth of the way, Jacob's moving average
     assert float(follows[0].input_rounding.high) == pytest.approx(2.0 + 0.1 * 10.0)
+    assert float(follows[0].input_rounding.low) == pytest.approx(-1.0 - 0.1 * 4.0)
     assert float(ready[0].input_rounding.high) == 2.0
 
 

@@ -549,6 +549,8 @@ def test_columns_of_the_test_images_are_what_they_are_called(
     assert row["agreement"] == (said == teacher).float().mean()
     assert row["agreement"] != row["test_accuracy"]
     assert row["excluded_class_accuracy"] == (said == labels)[labels == 1].float().mean()
+    sure = math.exp(5.0) / (math.exp(5.0) + 2)  # of every image, so there is one bin
+    assert row["calibration_error"] == pytest.approx(abs(sure - row["test_accuracy"]))
 
 
 def test_a_run_of_the_study_is_measured_on_the_whole_validation_split(
