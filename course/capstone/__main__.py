@@ -17,6 +17,7 @@ from pathlib import Path
 
 from course.capstone import check, read_evidence, read_report
 from course.grading import wrap
+from kdlib.errors import escape_unprintable
 
 # What an entry that is missing, or is of another kind, leads to where it is read.
 EDITED = (LookupError, TypeError, AttributeError, ArithmeticError)
@@ -30,6 +31,7 @@ WRITTEN_BY = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 1 for a report with faults, 2 for what cannot be read."""
+    escape_unprintable()
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
