@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdlib.allocator import keep_freed_memory
+from kdlib.errors import escape_unprintable
 
 # Default settings: what a learner has set in JupyterLab has priority.
 SETTINGS = {
@@ -71,6 +72,7 @@ def launch(lesson: Path, arguments: Sequence[str], folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 1 if JupyterLab cannot be started."""
+    escape_unprintable()
     keep_freed_memory()  # its kernels as well
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):

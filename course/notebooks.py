@@ -39,7 +39,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from kdlib.allocator import keep_freed_memory
-from kdlib.errors import unknown_name
+from kdlib.errors import escape_unprintable, unknown_name
 
 NOTEBOOKS_DIR = Path(__file__).resolve().parents[1] / "notebooks"
 IGNORE_TAG, HIDE_TAG = "nbval-ignore-output", "hide-output"
@@ -302,6 +302,7 @@ def _markdown_cells(text: str) -> list[NotebookNode]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 1 after an error."""
+    escape_unprintable()
     keep_freed_memory()  # its kernels as well
     usage, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -324,6 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         chosen = [find(name) for name in options.lessons] or list_notebooks()
         if options.text:
+            if hasattr(sys.stdout, "reconfigure"):
+                sys.stdout.reconfigure(encoding="utf-8")  # in which --from reads, whatever the console's encoding is
             print("\n".join(to_text(read(path)) for path in chosen), end="")
             return 0
         return _check(chosen) if options.check else _write_all(chosen)

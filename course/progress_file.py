@@ -27,7 +27,7 @@ STATES = ("tried", "done")
 
 
 def path() -> Path | None:
-    """The path of the progress file, or None if it is switched off."""
+    """The path of the progress file, or None if it is switched off; ValueError for one in the home of nobody."""
     setting = os.environ.get("KDLIB_PROGRESS", "").strip()
     if setting.lower() == "off":
         return None
@@ -38,8 +38,14 @@ def path() -> Path | None:
         home = Path.home()
     except RuntimeError:  # a user without a home folder
         return clone / (setting or FILE_NAME) if (clone / "pyproject.toml").is_file() else None
+    try:
+        name = Path(setting or FILE_NAME).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"KDLIB_PROGRESS is {setting}, and there is no such user: set it to the path of a file, or to off"
+        ) from error
     # Not in the current folder: the kernels of lessons and `python -m course.quiz` run in different ones.
-    return (clone if _is_own(clone, home) else home) / Path(setting or FILE_NAME).expanduser()
+    return (clone if _is_own(clone, home) else home) / name
 
 
 def _is_own(clone: Path, home: Path) -> bool:
@@ -69,7 +75,10 @@ def _account_home() -> Path | None:
 
 def read() -> tuple[dict[str, str], str]:
     """The states by exercise ("04.soften" -> "done"), and a sentence if the file exists but cannot be read, else ""."""
-    file = path()
+    try:
+        file = path()
+    except ValueError as error:
+        return {}, f"{error}."
     try:
         if file is None or not file.exists():
             return {}, ""
@@ -83,8 +92,11 @@ def read() -> tuple[dict[str, str], str]:
 
 def forget(lesson: str, exercises: Collection[str] | None = None) -> str:
     """Forget exercises of one lesson, such as the quiz, default all; returns "", or a sentence if that failed."""
-    with _alone() as file:
-        return _forget(file, lesson, exercises)
+    try:
+        with _alone() as file:
+            return _forget(file, lesson, exercises)
+    except (OSError, ValueError) as error:
+        return f"(Nothing could be forgotten: {_reason(error)}.)"
 
 
 def _forget(file: Path | None, lesson: str, exercises: Collection[str] | None) -> str:
@@ -92,38 +104,33 @@ def _forget(file: Path | None, lesson: str, exercises: Collection[str] | None) -
     of_lesson = {name for name in entries if name.startswith(f"{lesson}.")}
     gone = of_lesson if exercises is None else of_lesson & {f"{lesson}.{one}" for one in exercises}
     kept = {name: state for name, state in entries.items() if name not in gone}
-    if file is None or problem or kept == entries:
-        return problem
-    try:
+    if file is not None and not problem and kept != entries:
         _write(file, kept)
-    except (OSError, ValueError) as error:
-        return f"(Nothing could be forgotten: {_reason(error)}.)"
-    return ""
+    return problem
 
 
 def save(lesson: str, exercise: str, state: str) -> str:
     """Store that an exercise was "tried" or "done"; returns "", or a sentence if that failed."""
-    with _alone() as file:
-        return _save(file, lesson, exercise, state)
-
-
-def _save(file: Path | None, lesson: str, exercise: str, state: str) -> str:
-    if file is None:
-        return ""
-    entries, problem = read()
-    name = f"{lesson}.{exercise}"
-    if entries.get(name) in ("done", state):  # an exercise that was done once stays done
-        return ""
     try:
-        if file.exists() and not file.is_file():
-            raise OSError("it is no regular file")
-        if problem and file.is_file():
-            file.replace(file.with_name(f"{file.name}.unreadable"))
-        entries[name] = state
-        _write(file, entries)
+        with _alone() as file:
+            if file is not None:
+                _save(file, lesson, exercise, state)
     except (OSError, ValueError) as error:
         return f"(Your progress could not be saved: {_reason(error)}. The exercises work without it.)"
     return ""
+
+
+def _save(file: Path, lesson: str, exercise: str, state: str) -> None:
+    entries, problem = read()
+    name = f"{lesson}.{exercise}"
+    if entries.get(name) in ("done", state):  # an exercise that was done once stays done
+        return
+    if file.exists() and not file.is_file():
+        raise OSError("it is no regular file")
+    if problem and file.is_file():
+        file.replace(file.with_name(f"{file.name}.unreadable"))
+    entries[name] = state
+    _write(file, entries)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from course import plots
 from kdlib import files
+from kdlib.errors import escape_unprintable
 
 if TYPE_CHECKING:
     from course.explorers import Playground
@@ -54,6 +55,7 @@ def draw_study(out: Path, student: str, teacher: str, images: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: write an image and print what it shows."""
+    escape_unprintable()
     parser = argparse.ArgumentParser("python -m course.readme_images", description="Draw an image for the README.")
     commands = parser.add_subparsers(dest="command", required=True)
     playground = commands.add_parser("playground", help="the distillation playground after some steps")

@@ -21,6 +21,8 @@ from kdlib.errors import unknown_name
 PRECISIONS = ("auto", "fp32", "bf16")
 AUTOCAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # what autocast runs in bfloat16, of the usual layers
 
+NARROWER = {torch.float64: torch.float32, torch.complex128: torch.complex64}
+
 
 @dataclass(frozen=True)
 class DeviceConfig:
@@ -150,12 +152,20 @@ def memory_order(device: torch.device | str) -> torch.memory_format:
     return torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last
 
 
-def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on the device. To a GPU the copy may still run when this returns; torch keeps what it reads from.
+def has_float64(device: torch.device | str) -> bool:
+    """Whether tensors of float64 can lie there: not on MPS."""
+    return torch.device(device).type != "mps"
 
-    Elsewhere it would not: on MPS a source that is freed before the copy has run is read all the same.
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on the device, float64 and complex128 as their 32-bit kinds where the device has none.
+
+    To a GPU the copy may still run when this returns; torch keeps what it reads from. Elsewhere it would not: on MPS a
+    source that is freed before the copy has run is read all the same.
     """
     device = torch.device(device)
+    if tensor.dtype in NARROWER and not has_float64(device):  # as of labels that a dataset gives as Python's floats
+        tensor = tensor.to(NARROWER[tensor.dtype])
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 

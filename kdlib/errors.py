@@ -97,12 +97,23 @@ _OF_DEVICES = r"same device|has not been allocated on MPS"
 _KINDS_OF_TENSORS = (r"torch\.\w+Tensor", r"torch\.cuda\.\w+Tensor", r"MPS\w+Type")  # on a CPU, a GPU and MPS
 
 
+def escape_unprintable() -> None:
+    """Let stdout and stderr write what their encoding lacks as escapes, such as \\u0434: a name ends no command.
+
+    On Windows the encoding of what is redirected or piped is a code page of 256 characters.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # in a notebook they are streams of another kind, which write everything
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def exit_in_a_sentence() -> Iterator[None]:
     """A command: whatever goes wrong inside ends in one sentence on stderr and exit code 2, not in a traceback.
 
-    With KDLIB_TRACEBACK=1 the traceback is printed before it.
+    With KDLIB_TRACEBACK=1 the traceback is printed before it. It begins with `escape_unprintable`.
     """
+    escape_unprintable()
     try:
         yield
     except Exception as error:

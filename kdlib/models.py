@@ -407,7 +407,7 @@ def load(name: str | Path) -> nn.Module:
     text = str(name)
     if text.startswith("timm:"):
         return create(text, pretrained=True)
-    if text.endswith("-imagenet"):
+    if text.endswith("-imagenet") and not is_file(text):
         return _load_torchvision(text.removesuffix("-imagenet"))
     path = Path(text) if is_file(text) else data_dir() / f"{text}.safetensors"
     if not is_file(text) and not path.is_file():

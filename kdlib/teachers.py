@@ -591,7 +591,9 @@ class CachedTeacher(Teacher):
             names = () if differ else ("", *metadata["layers"])
             size = metadata["views"], len(indices)
             stored = {name: _map(directory, name, size, metadata["half"], found.get("files")) for name in names}
-        except (OSError, ValueError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # NumPy trips over a damaged header in many ways
             if isinstance(error, OSError) and error.errno == errno.ENOMEM:
                 raise MemoryError(
                     f"The files of the cache in {directory} cannot be mapped ({error}), which says nothing against "

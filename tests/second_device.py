@@ -73,7 +73,7 @@ class SecondDeviceTensor(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> SecondDeviceTensor:
-        if inner.dtype == torch.float64 and not _float64:
+        if inner.dtype in (torch.float64, torch.complex128) and not _float64:
             raise _said(TypeError(f"{NO_FLOAT64} (made in {_place()})"))
         made = Tensor._make_wrapper_subclass(
             cls,
@@ -211,6 +211,7 @@ def _let_kdlib_know() -> None:
     devices.resolve = with_second
     if not _float64:
         off_mps.__code__ = _off_this.__code__  # not its name, which others have imported
+        devices.has_float64 = lambda device: torch.device(device).type != KIND
 
 
 def _off_this(tensor: Tensor) -> Tensor:

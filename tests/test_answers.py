@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import warnings
@@ -528,6 +529,26 @@ def test_a_file_that_holds_no_answers_is_refused_in_a_sentence(tmp_path: Path, n
     write, error, words = WRONG_FILES[name]
     with pytest.raises(error, match=re.compile(words, re.DOTALL)):
         CachedTeacher.from_logits(write(tmp_path))
+
+
+@pytest.mark.parametrize("compressed", [None, False, True], ids=["npy", "npz", "compressed npz"])
+def test_a_file_with_a_wrong_byte_is_read_or_refused_in_a_sentence(tmp_path: Path, compressed: bool | None) -> None:
+    path = tmp_path / ("a.npy" if compressed is None else "a.npz")
+    if compressed is None:
+        np.save(path, LOGITS[:4].numpy())
+    else:
+        (np.savez_compressed if compressed else np.savez)(path, logits=LOGITS[:4].numpy())
+    whole, said = path.read_bytes(), []
+    for position, bit in itertools.product(range(len(whole)), (0, 4, 6)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << bit
+        path.write_bytes(damaged)
+        try:
+            answers.read_file(path)
+        except ValueError as error:  # nothing else
+            said.append(str(error))
+    assert said
+    assert all(str(path) in one for one in said)
 
 
 def test_no_file_runs_code(tmp_path: Path) -> None:

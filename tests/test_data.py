@@ -23,16 +23,17 @@ import numpy as np
 import pytest
 import torch
 from memory_blocks import MemoryBlocks
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import nn
 from torchvision import datasets as torchvision_sets
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import pil_to_tensor
 
 from kdlib import data, evaluation, methods, models, train
 from kdlib.data import NO_AUGMENTATION, Augmentation, DataModule, InMemoryDataset, LazyDataset, datasets, own, sources
 from kdlib.data.augment import permutation
-from kdlib.data.decode import upright
+from kdlib.data.decode import FORMATS, upright
 from kdlib.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from kdlib.ensembles import ConfidenceEnsemble
 from kdlib.files import fingerprint
@@ -1366,6 +1367,37 @@ def test_whatever_pil_says_of_a_file_the_file_is_named(tmp_path: Path, damage: C
     with pytest.raises(OSError, match="cannot be read as an image.*Copy it again or remove it") as caught:
         list(found.test.iter_batches(2))
     assert str(bad) in str(caught.value)
+
+
+def as_postscript(path: Path) -> None:
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 24 24\n%%EndComments\nshowpage\n")
+
+
+def as_gif(path: Path) -> None:
+    noise((24, 24), 1).save(path, "GIF")
+
+
+@pytest.mark.parametrize("write", [as_postscript, as_gif])
+def test_a_file_of_another_format_is_not_decoded_whatever_its_ending(
+    tmp_path: Path, write: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PIL hands PostScript to Ghostscript, a program that has run what pictures told it to."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript is called"))
+    write_folder(tmp_path, "train", 4)
+    write_folder(tmp_path, "val", 2)
+    write(tmp_path / "val" / "cat" / "000.jpg")
+    found = data.load(f"imagefolder:{tmp_path}", image_size=16, num_workers=0)
+    words = r"000\.jpg cannot be read as an image \(it is none of JPEG, PNG, .*\)\. Copy it again or remove it"
+    with pytest.raises(OSError, match=words):
+        list(found.test.iter_batches(2))
+
+
+def test_the_formats_that_are_decoded_are_those_of_the_endings_that_are_read(tmp_path: Path) -> None:
+    Image.init()
+    assert {Image.EXTENSION[ending] for ending in IMG_EXTENSIONS} == set(FORMATS)
+    pictures = [noise((24, 24), seed) for seed in range(2)]
+    pictures[0].save(tmp_path / "two.jpg", "MPO", save_all=True, append_images=pictures[1:])  # as many phones do
+    assert sources._open_image(str(tmp_path / "two.jpg")).size == (24, 24)
 
 
 def opened(path: Path) -> LazyDataset:

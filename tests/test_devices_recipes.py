@@ -216,6 +216,8 @@ def test_an_expanded_buffer_is_given_back():
 class Recorder:
     """Instead of a tensor: gives back the call that it gets."""
 
+    dtype = torch.float32
+
     def to(self, device: torch.device, **options: object) -> tuple[torch.device, dict[str, object]]:
         return device, options
 

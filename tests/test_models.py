@@ -646,6 +646,16 @@ def test_cached_imagenet_weights_are_used(hub: Path):
     assert loaded.normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
+def test_a_file_whose_name_ends_like_torchvisions_weights_is_that_file(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    models.save(models.build("resnet8", num_classes=3, in_channels=1, seed=0), tmp_path / "mine.safetensors")
+    (tmp_path / "mine.safetensors").rename(tmp_path / "mine-imagenet")
+    assert models.load(tmp_path / "mine-imagenet").config["num_classes"] == 3
+    monkeypatch.chdir(tmp_path)
+    assert models.load("mine-imagenet").config["architecture"] == "resnet8"
+
+
 @pytest.mark.slow
 def test_torchvisions_resnet_can_be_trained_on_and_saved(hub: Path, tmp_path: Path):
     from torchvision import models as zoo

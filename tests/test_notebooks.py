@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -586,6 +587,16 @@ def test_the_command_line(
     shutil.copy(tiny, tmp_path)
     assert notebooks.main(["--check"]) == 0
     assert capsys.readouterr().out == "2 notebooks in canonical form\n"
+
+
+@pytest.mark.slow
+def test_the_text_of_a_lesson_is_utf_8_whatever_the_console_is(tmp_path: Path) -> None:
+    text = "ResNet \u2265 \u03b1\n\n```python\n1 + 1\n```\n"
+    (tmp_path / "01_a.ipynb").write_text(notebooks.dumps(notebooks.from_text(text)), encoding="utf-8")
+    command = [sys.executable, "-m", "course.notebooks", "--text", str(tmp_path / "01_a.ipynb")]
+    environ = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, env=environ, timeout=300)
+    assert done.stdout.decode("utf-8").replace("\r\n", "\n") == text
 
 
 @pytest.mark.parametrize("options", [["--check"], ["--text", "01"], ["01"]])

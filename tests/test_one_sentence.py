@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import struct
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from course import capstone
 from kdlib import cli, environment, models
 from kdlib.study import command
 
@@ -217,3 +220,17 @@ def test_the_command_of_the_study_ends_the_same_way(
 def test_a_name_is_not_opened_as_a_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("evaluate", models.list_pretrained()[0], "--device", "gpu") == 2
     assert "no device 'gpu'" in said(capsys)
+
+
+@pytest.mark.slow
+def test_a_name_that_the_encoding_of_the_output_lacks_ends_no_command(tmp_path: Path) -> None:
+    """On Windows stdout has the encoding cp1252 where it is redirected or piped."""
+    place = tmp_path / "данные"
+    shutil.copytree(Path(capstone.__file__).parent / "example", place)
+    (place / "SHA256SUMS").write_text("")
+    environ = {**os.environ, "KDLIB_DATA": str(place), "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    for module, *rest in (("kdlib", "check"), ("course.capstone", "check", str(place / "report.md"))):
+        command = [sys.executable, "-m", module, *rest]
+        done = subprocess.run(command, capture_output=True, env=environ, timeout=300)
+        assert r"\u0434\u0430\u043d\u043d\u044b\u0435" in done.stdout.decode("cp1252"), done.stderr.decode("cp1252")
+        assert not done.stderr

@@ -339,3 +339,42 @@ def test_answers_in_float64_teach_where_there_is_none() -> None:
         float64=False,
     )
     assert found == ["True"]
+
+
+def test_labels_that_python_gave_as_floats_are_learnt_and_evaluated_where_there_is_no_float64() -> None:
+    """The loader makes float64 of them, and complex128 of complex numbers."""
+    found = run(
+        """
+        import torch.nn.functional as F
+        from torch.utils.data import DataLoader
+        from kdlib import devices
+
+        images = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        loader = DataLoader([(image, float(image.mean())) for image in images], batch_size=4)
+        print(next(iter(loader))[1].dtype)
+
+        def numbers(device):
+            student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1), torch.nn.Flatten(0))
+            for parameter in student.parameters():
+                torch.nn.init.constant_(parameter, 0.01)
+            options = {"validation": loader, "method": methods.HardLabels(hard=F.mse_loss), "task": "regression"}
+            done = train.fit(student, loader, epochs=1, progress=False, precision="fp32", device=device, **options)
+            told = train.evaluate(done.student, loader, loss=F.mse_loss, task="regression", device=device)
+            return torch.tensor([done.rows[-1]["hard"], done.rows[-1]["validation_loss"], told.loss])
+
+        torch.testing.assert_close(numbers("auto"), numbers("cpu"))
+        wide = {"number": torch.ones(2, dtype=torch.float64), "pair": torch.ones(2, dtype=torch.complex128)}
+        print(*(one.dtype for one in devices.move_batch(wide, DEVICE).values()))
+        print(*(one.dtype for one in devices.move_batch(wide, "cpu").values()))
+        """,
+        float64=False,
+    )
+    assert found == ["torch.float64", "torch.float32 torch.complex64", "torch.float64 torch.complex128"]
+
+
+def test_a_device_with_float64_gets_it() -> None:
+    code = """
+        from kdlib import devices
+        print(devices.to_device(torch.ones(2, dtype=torch.float64), DEVICE).dtype)
+    """
+    assert run(code) == ["torch.float64"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import itertools
 import json
 import math
 import mmap
@@ -788,6 +789,21 @@ def test_missing_or_damaged_outputs_are_refused(
         build(net, dataset, **options)
     if damage == "shape":
         assert f"{name} holds (2, 10, 4) of float16, not 2 views of 11 samples in 16 bits" in str(error.value)
+
+
+def test_outputs_with_a_wrong_byte_in_their_header_are_refused(net: Net, dataset: InMemoryDataset, tmp_path: Path):
+    cache = build(net, dataset, directory=tmp_path)
+    path = tmp_path / "logits.npy"
+    whole = path.read_bytes()
+    path.unlink()  # the cache maps it
+    for position, bit in itertools.product(range(128), (0, 4, 6)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << bit
+        path.write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match=rf"^The cache in {re.escape(str(tmp_path))} cannot be read \([\s\S]*Delete the folder\.$"
+        ):
+            CachedTeacher.open(tmp_path, cache.metadata, dataset.indices)
 
 
 def test_outputs_that_were_altered_are_refused(net: Net, dataset: InMemoryDataset, tmp_path: Path):

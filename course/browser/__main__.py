@@ -15,7 +15,7 @@ from typing import NoReturn
 from course.browser.networks import export_network, labels_of, open_network
 from course.browser.runtime import cache_dir, runtime_files
 from course.browser.server import Server
-from course.browser.site import Site, build_site, write_site
+from course.browser.site import Site, build_site, check_folder, write_site
 from kdlib import data
 from kdlib.errors import exit_in_a_sentence
 
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_in_a_sentence():
         options = parser().parse_args(arguments)
         if options.out is not None:
+            check_folder(options.out)  # before the work
             write_site(prepare(options.teacher, options.student or [STUDENT]), options.out)
             print(f"The page is in {options.out}. Any host of static files can serve it.")
             return

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from course.capstone import check, read_evidence, read_report
 from course.grading import wrap
+from kdlib.errors import escape_unprintable
 
 # What an entry that is missing, or is of another kind, leads to where it is read.
 EDITED = (LookupError, TypeError, AttributeError, ArithmeticError)
@@ -30,6 +31,7 @@ WRITTEN_BY = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, 1 for a report with faults, 2 for what cannot be read."""
+    escape_unprintable()
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -106,7 +108,7 @@ def _draft(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.out} is there already, and its words are yours. Choose another name with --out.")
     paths = {name: getattr(options, name) for name in ("study", "student", "export", "cost")}
     folder = options.out.absolute().parent
-    from_report = {name: Path(os.path.relpath(path.absolute(), folder)).as_posix() for name, path in paths.items()}
+    from_report = {name: _seen_from(folder, path) for name, path in paths.items()}
     try:
         text = draft.write(collect(**paths), from_report)
     except EDITED as error:
@@ -116,6 +118,14 @@ def _draft(options: argparse.Namespace) -> int:
         f"Written to {options.out}. Put words where it says TODO, then: python -m course.capstone check {options.out}"
     )
     return 0
+
+
+def _seen_from(folder: Path, path: Path) -> str:
+    """A path relative to a folder; the whole one where there is no way, as between the drives of Windows."""
+    try:
+        return Path(os.path.relpath(path.absolute(), folder)).as_posix()
+    except ValueError:
+        return path.absolute().as_posix()
 
 
 def _check(options: argparse.Namespace) -> int:

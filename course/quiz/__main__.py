@@ -16,10 +16,12 @@ from collections.abc import Sequence
 
 from course.grading import wrap
 from course.quiz.engine import Quiz, load
+from kdlib.errors import escape_unprintable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns 0, or 2 for a lesson without questions."""
+    escape_unprintable()
     options = _parser().parse_args(arguments)
     try:
         quiz = load(*options.lesson)

@@ -7,6 +7,8 @@ import warnings
 from typing import Any
 
 WHITE = (255, 255, 255, 255)
+# Those of the endings that torchvision's ImageFolder reads. PIL knows others, and hands PostScript to Ghostscript.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 # What PIL raises for a damaged file besides OSError, SyntaxError and EOFError.
 DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error)
 

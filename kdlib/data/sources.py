@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kdlib.data.augment import Augmentation, permutation
 from kdlib.data.datasets import InMemoryDataset, LazyDataset, num_cores
-from kdlib.data.decode import DAMAGED, upright
+from kdlib.data.decode import DAMAGED, FORMATS, upright
 from kdlib.data.unpacked import mapped
 from kdlib.files import fingerprint
 
@@ -315,14 +315,16 @@ def _default_workers(num_images: int) -> int:
 def _open_image(path: str) -> Any:
     """As torchvision's own loader, but what is not 8 bits a channel, upright and opaque is not flattened in silence.
 
-    Raises OSError for a damaged file, and ValueError as `upright` does.
+    Raises OSError for a damaged file and for one that is none of FORMATS, and ValueError as `upright` does.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     with Path(path).open("rb") as file:
         try:
-            image = Image.open(file)
+            image = Image.open(file, formats=FORMATS)
             image.load()
+        except UnidentifiedImageError as error:
+            raise OSError(f"it is none of {', '.join(FORMATS)}, whatever its name") from error
         except DAMAGED as error:
             raise OSError(f"{error}") from error
         return upright(image, path).convert("RGB")

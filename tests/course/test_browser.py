@@ -333,6 +333,39 @@ def test_a_folder_holds_what_the_server_gives(small: site.Site, tmp_path: Path) 
     assert written == {url: one if isinstance(one, bytes) else one.read_bytes() for url, one in small.items()}
 
 
+@pytest.mark.parametrize("contents", [None, "[]", '{"page": []}', "not JSON"])
+def test_a_page_of_the_users_own_is_not_replaced(
+    contents: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "prepare", lambda *_: pytest.fail("the folder is looked at before the work"))
+    written = {"index.html": b"mine", "notes.txt": b"mine", "sw.js": (site.PAGE / "sw.js").read_bytes()}
+    written |= {} if contents is None else {"contents.json": contents.encode()}
+    for name, content in written.items():
+        (tmp_path / name).write_bytes(content)
+    said = run(capsys, "--out", tmp_path)
+    assert "index.html" in said
+    assert ("contents.json" in said) == (contents is not None)
+    assert not {"notes.txt", "sw.js"} & set(re.findall(r"[\w.]+", said))  # nothing of these would be lost
+    assert "another folder" in said
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written
+
+
+def test_a_page_of_this_command_is_written_anew(
+    small: site.Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "prepare", lambda *_: small)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")  # a folder need not be empty
+    command.main(["--out", str(out)])
+    (out / "index.html").write_text("of an older version")
+    command.main(["--out", str(out)])
+    assert "The page is in" in capsys.readouterr().out
+    assert (out / "index.html").read_bytes() == (site.PAGE / "index.html").read_bytes()
+    (out / "contents.json").unlink()  # as where the first call was interrupted
+    command.main(["--out", str(out)])
+
+
 def test_the_page_names_no_other_host() -> None:
     for path in site.PAGE.iterdir():
         text = path.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -520,6 +521,24 @@ def test_a_draft_is_refused_until_it_has_words_and_never_replaced(
     assert f"TODO is left in {places}" in " ".join(capsys.readouterr().out.split())
     assert main(["draft", *options, "--out", str(path)]) == 2
     assert "is there already, and its words are yours" in capsys.readouterr().err
+
+
+def test_a_draft_names_files_on_another_drive_by_their_whole_paths(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def relpath(path: object, start: object) -> str:  # as on Windows
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    path = copy_of(good, tmp_path)
+    files = {"study": path.parent / "runs" / "study" / study_name(path)}
+    files |= {name: path.parent / "runs" / f"{name}.json" for name in ("student", "export", "cost")}
+    options = [word for name, one in files.items() for word in (f"--{name}", str(one))]
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    assert main(["draft", *options, "--out", str(tmp_path / "new.md")]) == 0
+    written = capstone.read_report(tmp_path / "new.md")
+    assert {name: written.file(name) for name in files} == files
+    assert main(["check", str(tmp_path / "new.md")]) == 1  # the words are missing, the files are not
+    assert "TODO" in capsys.readouterr().out
 
 
 def test_the_command_that_repeats_a_student_has_the_settings_of_its_row(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from course import article_claims, code_grading, notebooks, peers, plots
 from course.article_claims import CLAIMS, VERDICTS, Claim
+from course.detection import gains
 from course.experiments import claims, claims_length, claims_results
 from course.grading import Outcome, grade_question
 from course.lessons import lesson16
@@ -130,6 +131,20 @@ def test_every_claim_names_lessons_and_rows_that_are_there() -> None:
         assert (claim.verdict == article_claims.UNTESTED) == (not claim.lessons)
     assert len({claim.claim for claim in CLAIMS}) == len(CLAIMS)
     assert {claim.verdict for claim in CLAIMS} == set(VERDICTS)
+
+
+@pytest.mark.parametrize("kind", ["diverged", "not run"])
+def test_a_detector_of_which_a_seed_is_missing_has_no_verdict(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To judge by the other seeds would be to choose them."""
+    (claim,) = [claim for claim in CLAIMS if any(name.startswith("detection") for name in claim.rows)]
+    rows = gains.read()
+    assert claim.found()
+    lost = next(row for row in rows if row["method"] == "features")
+    changed = [row for row in rows if row is not lost]
+    changed += [lost | dict.fromkeys(gains.METRICS, "")] if kind == "diverged" else []
+    monkeypatch.setattr(gains, "read", lambda: changed)
+    with pytest.raises(ValueError, match="features"):
+        claim.found()
 
 
 @pytest.mark.slow

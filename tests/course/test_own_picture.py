@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from PIL.PngImagePlugin import PngInfo
 
 from course import own_picture
@@ -105,3 +105,13 @@ def test_a_picture_that_pil_refuses_by_another_error_is_named(tmp_path: Path) ->
     for name in ("note.png", "header.ppm"):
         with pytest.raises(ValueError, match=f"{name} is not a picture that can be read"):
             own_picture.read(tmp_path / name)
+
+
+def test_no_other_program_is_called_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL hands PostScript to Ghostscript, whatever the file's ending."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript is called"))
+    (tmp_path / "shirt.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 24 24\n%%EndComments\nshowpage\n"
+    )
+    with pytest.raises(ValueError, match=r"shirt\.jpg is not a picture that can be read.*expected a PNG or JPEG file"):
+        own_picture.read(tmp_path / "shirt.jpg")

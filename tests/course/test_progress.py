@@ -272,3 +272,17 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.setenv("KDLIB_PROGRESS", "~/mine.json")
     assert progress_file.path() == tmp_path / "mine.json"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there the home of a user is not looked up")
+def test_the_home_folder_of_nobody_is_said_and_lessons_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KDLIB_PROGRESS", "~no-such-user/mine.json")
+    exercises.load("04").law.check("b")
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.startswith("Correct")
+    assert "could not be saved" in out
+    assert "KDLIB_PROGRESS" in out
+    assert "~no-such-user" in " ".join(table(capsys, "04").split())
+    assert "~no-such-user" in progress_file.forget("04")
