@@ -300,9 +300,7 @@ def _modalities() -> str:
 
 
 def _detection() -> str:
-    rows = (
-        detection.read()
-    )  # all: where a seed diverged, `gains` says so, and to judge by the others would choose seeds
+    rows = detection.read()  # all: to leave out a seed that diverged, as `complete` does, would be to choose seeds
     parts = []
     for title, value in (("AP50", "test_ap50"), ("AP75", "test_ap75")):
         table = detection.gains(rows, value).set_index("method")
