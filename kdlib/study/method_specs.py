@@ -36,13 +36,13 @@ HARD = "hard"  # among the losses of a spec: cross-entropy with the labels, smoo
 class Settings:
     """The hyper-parameters of one run; None for those that its method does not have.
 
-    learning_rate: for a batch of 128; its default and that of weight_decay are for SGD. alpha: the weight of the hard
+    learning_rate: for a batch of 128; its default and that of weight_decay are those of SGD. alpha: the weight of the hard
     labels. beta: of dkd. weight: of the feature or relation term. layers: which layers that term compares, a word of
     `models.pair_layers`.
     """
 
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
+    learning_rate: float = Recipe(SGD).learning_rate
+    weight_decay: float = Recipe(SGD).weight_decay
     smoothing: float | None = None
     alpha: float | None = None
     temperature: float | None = None
@@ -116,7 +116,10 @@ class MethodSpec:
 
     def start_with(self, optimizer: str) -> Settings:
         """The settings that are used with this optimiser where nothing was tuned."""
-        return self.start if optimizer == SGD else replace(self.start, learning_rate=2e-3, weight_decay=0.05)
+        if optimizer == SGD:
+            return self.start
+        own = Recipe(optimizer)
+        return replace(self.start, learning_rate=own.learning_rate, weight_decay=own.weight_decay)
 
     def search_space(self, optimizer: str = SGD) -> SearchSpace:
         """Where all of its settings are searched for."""
