@@ -1175,6 +1175,35 @@ def test_what_was_sent_to_the_processes_is_not_kept_while_they_work(
         assert [one() for one in sent] == [None, None]
 
 
+def test_ctrl_c_while_a_worker_is_sent_the_task_leaves_no_process_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that reaches this process alone: Python would wait for the other one when the script ends."""
+    spawn, made = multiprocessing.get_context("spawn"), []
+
+    class Interrupted:
+        def send_bytes(self, sent: bytes) -> None:
+            raise KeyboardInterrupt
+
+        def close(self) -> None: ...
+
+    def process(**given: Any) -> Any:
+        made.append(spawn.Process(target=time.sleep, args=(60,)))
+        return made[-1]
+
+    context = SimpleNamespace(Pipe=lambda: (Interrupted(), Interrupted()), Process=process)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+    sent: Any = "a task"
+    try:
+        with pytest.raises(KeyboardInterrupt), workers.open_runners(sent, tmp_path, 2):
+            pass
+        assert [one.is_alive() for one in made] == [False]
+    finally:
+        for one in made:
+            one.terminate()
+            one.join()
+
+
 def test_a_worker_that_is_killed_while_it_starts_ends_the_search_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

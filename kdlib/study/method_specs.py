@@ -36,9 +36,9 @@ HARD = "hard"  # among the losses of a spec: cross-entropy with the labels, smoo
 class Settings:
     """The hyper-parameters of one run; None for those that its method does not have.
 
-    learning_rate: for a batch of 128; its default and that of weight_decay are those of SGD. alpha: the weight of the hard
-    labels. beta: of dkd. weight: of the feature or relation term. layers: which layers that term compares, a word of
-    `models.pair_layers`.
+    learning_rate: for a batch of 128; its default and that of weight_decay are those of SGD. alpha: the weight of the
+    hard labels. beta: of dkd. weight: of the feature or relation term. layers: which layers that term compares, a word
+    of `models.pair_layers`.
     """
 
     learning_rate: float = Recipe(SGD).learning_rate
