@@ -1360,6 +1360,10 @@ def test_each_run_of_the_judge_reads_the_test_set_once_and_the_seeds_draw_their_
     assert sum(split is blobs.test for split in splits) == 4
     assert drawn[0] == drawn[1] != drawn[2] == drawn[3]
     assert all(0 <= row["test_accuracy"] <= 1 for row in judged.rows)
+    for arm in judged.arms:
+        right = judged.right(arm.name)
+        assert {seed: one.mean() for seed, one in right.items()} == pytest.approx(judged.accuracies(arm.name))
+        assert {len(one) for one in right.values()} == {len(blobs.test)}
 
 
 @pytest.mark.slow
@@ -1379,6 +1383,68 @@ def runs(arm: str, accuracies: list[float | None]) -> list[dict[str, Any]]:
         {"arm": arm, "seed": seed, "test_accuracy": one, "validation_accuracy": one, "error": "" if one else "nan"}
         for seed, one in enumerate(accuracies)
     ]
+
+
+@pytest.fixture
+def judged_by_images(blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path) -> search.Judged:
+    """A judgement whose students are right about three quarters of the test images, each about its own."""
+    plain = task.TaskRunner.run
+
+    def run(self: Any, student: str, settings: Any, seed: int, **options: Any) -> Outcome:
+        outcome = plain(self, student, settings, seed, **options)
+        luck = torch.Generator().manual_seed(random.Random(f"{settings} {seed}").getrandbits(32))
+        right = torch.rand(len(blobs.test), generator=luck) < 0.75
+        kept = {"test_accuracy": right.float().mean().item(), "right": task.pack(right)}
+        return replace(outcome, **kept) if outcome.test_accuracy else outcome
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task.TaskRunner, "run", run)
+        found = search.run(blobs, teacher=teacher, trials=2, epochs=1, storage=tmp_path, **TINY)
+        return search.judge(found, range(3), random_search=False, progress=False)
+
+
+def test_the_verdicts_hold_the_scatter_of_the_test_images_too(
+    judged_by_images: search.Judged, blobs: DataModule, tmp_path: Path
+) -> None:
+    sides = {
+        arm.name: {row["seed"]: task.unpack(row["right"], len(blobs.test)) for row in judged_by_images.rows
+                   if row["arm"] == arm.name}
+        for arm in judged_by_images.arms
+    }  # fmt: skip
+    assert judged_by_images.verdicts == {"defaults": verdict.compare_samples(sides["found"], sides["defaults"])}
+    judged_by_images.save(tmp_path / "report")
+    assert "interval over seeds and test images" in (tmp_path / "report" / "report.md").read_text()
+    assert "over seeds and test images: " in str(judged_by_images)
+    facts = json.loads((tmp_path / "report" / "search.json").read_text())
+    assert facts["judged"]["verdicts"]["defaults"]["over"] == "seeds and test images"
+    assert "right" not in pd.read_csv(tmp_path / "report" / "judged.csv")
+
+
+def test_runs_of_an_older_kdlib_are_judged_by_their_accuracies_over_seeds_alone(
+    judged_by_images: search.Judged, tmp_path: Path
+) -> None:
+    """They are in the storage without what their students had right; the same judgement goes on with them."""
+    import optuna
+
+    with storage.open_storage(judged_by_images.found.storage) as (store, _):
+        study = optuna.load_study(study_name="judged", storage=store)
+        for key, kept in study.user_attrs.items():
+            if key.startswith("seed 1,"):
+                study.set_user_attr(key, {name: kept[name] for name in kept if name != "right"})
+    judged = search.judge(judged_by_images.found, range(3), random_search=False, progress=False)
+    accuracies = [judged.accuracies(name) for name in ("found", "defaults")]
+    assert accuracies == [judged_by_images.accuracies(name) for name in ("found", "defaults")]
+    assert judged.verdicts == {"defaults": verdict.compare(*accuracies)}
+    judged.save(tmp_path / "report")
+    assert "interval over seeds alone" in (tmp_path / "report" / "report.md").read_text()
+    assert "over seeds alone: " in str(judged)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 10_000])
+def test_what_was_right_is_stored_in_a_bit_an_image(count: int) -> None:
+    right = torch.rand(count, generator=torch.Generator().manual_seed(count)) < 0.9
+    assert task.unpack(task.pack(right), count).tolist() == right.int().tolist()
+    assert len(task.pack(right)) < 40 + count / 5
 
 
 def test_seeds_that_agree_give_the_winners_curse_no_interval() -> None:
