@@ -41,7 +41,7 @@ from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
 
 DATA, TEACHER, STUDENT, METHOD = "fashion-mnist", "resnet20-fashion", "resnet8", "kd"
-FOUND, DEFAULTS, RANDOM, CONTROL = judging.FOUND, judging.DEFAULTS, judging.RANDOM, "defaults, tuned"
+FOUND, DEFAULTS, RANDOM, CONTROL = judging.FOUND, "defaults", judging.RANDOM, "defaults, tuned"
 COMMAND = "python -m course.experiments.search_rows"
 _BUDGET = ("study", "data", "student", "teacher", "images", "epochs", "views", "method")
 _SETTINGS = ("learning_rate", "weight_decay", "alpha", "temperature")
@@ -129,6 +129,9 @@ def _train(
         {**row, **_settings(arms[row["arm"]].settings), "search_cost": arms[row["arm"]].search_cost}
         for row in judged.rows
     ]
+    for row in runs:
+        if row["arm"] == judging.START:  # of this method they are the defaults of `kdlib distill` as well
+            row["arm"] = DEFAULTS
     runs += _control(found, _missing_seeds(file, seeds), cache)
     for row in runs:
         row |= budget.columns("search-judged")

@@ -1,4 +1,4 @@
-"""What a found setting is worth: fresh paired seeds, against the defaults and random search at the same cost."""
+"""What a found setting is worth: fresh paired seeds, against start settings and random search at the same cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from kdlib.verdict import Comparison
 if TYPE_CHECKING:
     import pandas as pd
 
-FOUND, DEFAULTS, RANDOM = "found", "defaults", "random search"
+FOUND, START, RANDOM = "found", "start settings", "random search"
 BOTH, SEEDS = "seeds and test images", "seeds alone"  # what the interval of a verdict is over
 
 
@@ -38,7 +38,7 @@ BOTH, SEEDS = "seeds and test images", "seeds alone"  # what the interval of a v
 class Arm:
     """One side of the judgement. search_cost: epochs that finding its setting took. reported: what its search reported.
 
-    reported is a validation accuracy, None for the defaults.
+    reported is a validation accuracy, None for the start settings.
     """
 
     name: str
@@ -191,11 +191,13 @@ def judge(
     random_search: bool = True,
     progress: bool = True,
 ) -> Judged:
-    """Train the found setting, the defaults and the best of random search with fresh paired seeds, and test them.
+    """Train the found setting, the start settings and the best of random search with fresh paired seeds, and test them.
 
-    The defaults are the method's start settings (kd: T 4, alpha 0.1), for the same student; where the student was
-    searched, for the largest network within the limits. Random search trains whole trials, without Hyperband, until
-    it has cost as much as the search, its last trial included: it gets a little more rather than less.
+    The start settings are those of the study where nothing was tuned (kd: T 4, alpha 0.1), for the same student; where
+    the student was searched, for the largest network within the limits. For some methods, attention for instance, they
+    are not the defaults of `kdlib distill`, which the study's older search has chosen. Random search trains whole
+    trials, without Hyperband, until it has cost as much as the search, its last trial included: it gets a little more
+    rather than less.
     seeds: of images, order, views and initial weights, the same for all arms; not the one that the search trained with.
     workers: default, as many as the search had. random_search: False leaves that arm out.
     The same call goes on with what a killed one has left in the search's storage. Each run reads the test set once.
@@ -210,7 +212,7 @@ def judge(
     started = time.perf_counter()
     arms = [
         Arm(FOUND, found.best.student, found.best.settings, found.cost, found.best.validation_accuracy),
-        Arm(DEFAULTS, found.task.student, found.task.spec.start, 0.0),
+        Arm(START, found.task.student, found.task.spec.start, 0.0),
     ]
     random = None
     if random_search and not (found.strategy.sampler == "random" and found.strategy.pruner is None):

@@ -13,7 +13,7 @@ from typing import Any
 
 from kdlib import files, schemas
 from kdlib.search.engine import Found, identity_of
-from kdlib.search.judging import DEFAULTS, FOUND, RANDOM, SEEDS, Curse, Judged
+from kdlib.search.judging import FOUND, RANDOM, SEEDS, START, Curse, Judged
 from kdlib.search.space import Choice, Distribution, LogUniform, Whole
 from kdlib.search.storage import FILE as DATABASE
 from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED, differences
@@ -155,7 +155,7 @@ def text(found: Found, judged: Judged | None, command: str | None) -> str:
     else:
         parts.append(
             "This search has not been judged: the best of many single runs is flattered by luck. "
-            "`search.judge(found)` trains it anew with fresh seeds, beside the defaults and random search."
+            "`search.judge(found)` trains it anew with fresh seeds, beside the start settings and random search."
         )
     parts += ["## What was found", *_findings(found), f"![Best so far, importance and trials]({PICTURE})"]
     parts += ["## Trials", _trials_table(found), "## Where", _where(found)]
@@ -223,7 +223,7 @@ def _judgement(found: Found, judged: Judged) -> list[str]:
             "interval over seeds alone leaves out that another test set would give other accuracies. Judge in another "
             "folder for one over both."
         )
-    lacking = {DEFAULTS, RANDOM} - {arm.name for arm in judged.arms}
+    lacking = {START, RANDOM} - {arm.name for arm in judged.arms}
     if RANDOM in lacking and judged.random is not None:
         parts.append("All trials of random search diverged: it found nothing to compare with.")
     elif RANDOM in lacking:

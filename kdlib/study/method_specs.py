@@ -102,8 +102,9 @@ class MethodSpec:
     """One method of the study.
 
     name: as rows call it. title: as figures and tables call it. family: one of FAMILIES. losses: HARD and names in
-    `loss_table.LOSSES`, added up in this order. start: the settings that are used where nothing was tuned, with SGD.
-    own_space: where its own settings are searched for, beside those of SHARED_SPACES. teacher: which network teaches.
+    `loss_table.LOSSES`, added up in this order. start: the settings that are used where nothing was tuned, with SGD;
+    older than the defaults of `kdlib distill`, which a search has chosen, and for five methods others. own_space: where
+    its own settings are searched for, beside those of SHARED_SPACES. teacher: which network teaches.
     """
 
     name: str
