@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from kdlib.errors import exit_in_a_sentence
 from kdlib.paths import expand_user
 from kdlib.search.command import search
 from kdlib.study.command import study
+
+if TYPE_CHECKING:
+    from kdlib.recipes import Recipe
 
 app = typer.Typer(
     add_completion=False,
@@ -48,8 +51,17 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an ea
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 Optimizer = Annotated[str, typer.Option(help="sgd, adamw or rmsprop.")]
-Rate = Annotated[float, typer.Option("--learning-rate", help="The peak of the learning rate.")]
-Decay = Annotated[float, typer.Option(help="Weight decay of matrices and filters.")]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--learning-rate",
+        help="The peak of the learning rate; default: 0.1 for sgd, 0.002 for adamw, 0.001 for rmsprop.",
+    ),
+]
+Decay = Annotated[
+    float | None,
+    typer.Option(help="Weight decay of matrices and filters; default: 0.0005 for sgd and rmsprop, 0.05 for adamw."),
+]
 BatchSize = Annotated[int, typer.Option(help="Images in a batch.")]
 Schedule = Annotated[str, typer.Option(help="cosine, one-cycle or constant.")]
 Clip = Annotated[float | None, typer.Option(help="Largest norm of the gradient; default: no clipping.")]
@@ -110,8 +122,8 @@ def train(
     images: Images = None,
     epochs: Epochs = 10,
     optimizer: Optimizer = "sgd",
-    learning_rate: Rate = 0.1,
-    weight_decay: Decay = 5e-4,
+    learning_rate: Rate = None,
+    weight_decay: Decay = None,
     batch_size: BatchSize = 128,
     schedule: Schedule = "cosine",
     clip: Clip = None,
@@ -134,12 +146,9 @@ def train(
     from kdlib import data as datasets
     from kdlib import distributed, files, methods, models
     from kdlib import train as training
-    from kdlib.recipes import Recipe
     from kdlib.run_folder import claim, locate
 
-    recipe = Recipe(
-        optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
-    )
+    recipe = _recipe(optimizer, learning_rate, weight_decay, batch_size, schedule, clip)
     with _interruptible(out, overwrite):
         with distributed.local_main_process_first():
             loaded = datasets.load_images(data, image_size=image_size).subset(images, seed=seed)
@@ -211,8 +220,8 @@ def distill(
     image_size: ImageSize = 224,
     stem: Stem = "stride2",
     optimizer: Optimizer = "sgd",
-    learning_rate: Rate = 0.1,
-    weight_decay: Decay = 5e-4,
+    learning_rate: Rate = None,
+    weight_decay: Decay = None,
     batch_size: BatchSize = 128,
     schedule: Schedule = "cosine",
     clip: Clip = None,
@@ -233,7 +242,6 @@ def distill(
     """Distil a teacher into a student, compare it with its twin on hard labels, and write a report."""
     from kdlib import distill as jobs
     from kdlib import distributed
-    from kdlib.recipes import Recipe
 
     teachers = tuple(teacher) if teacher else jobs.Job().teachers
     job = jobs.Job(
@@ -258,9 +266,7 @@ def distill(
         half=half,
         checkpoint_every=checkpoint_every,
         other_threads=other_threads,
-        recipe=Recipe(
-            optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
-        ),
+        recipe=_recipe(optimizer, learning_rate, weight_decay, batch_size, schedule, clip),
     )
     with _interruptible(out, overwrite):
         report = jobs.distill(job, out, resume=resume, overwrite=overwrite, progress=not quiet)
@@ -284,8 +290,8 @@ def doctor(
     image_size: ImageSize = 224,
     stem: Stem = "stride2",
     optimizer: Optimizer = "sgd",
-    learning_rate: Rate = 0.1,
-    weight_decay: Decay = 5e-4,
+    learning_rate: Rate = None,
+    weight_decay: Decay = None,
     batch_size: BatchSize = 128,
     schedule: Schedule = "cosine",
     clip: Clip = None,
@@ -296,7 +302,6 @@ def doctor(
     """Examine the set-up of a distillation for mistakes that let its loss fall and mean nothing; nothing is trained."""
     from kdlib import distill as jobs
     from kdlib.doctor.job import examine_job
-    from kdlib.recipes import Recipe
 
     teachers = tuple(teacher) if teacher else jobs.Job().teachers
     job = jobs.Job(
@@ -312,9 +317,7 @@ def doctor(
         stem=stem,
         seed=seed,
         device=device,
-        recipe=Recipe(
-            optimizer, learning_rate, weight_decay=weight_decay, batch_size=batch_size, schedule=schedule, clip=clip
-        ),
+        recipe=_recipe(optimizer, learning_rate, weight_decay, batch_size, schedule, clip),
     )
     report = examine_job(job)
     print(json.dumps(report.to_dict()) if json_ else report)
@@ -515,6 +518,22 @@ def check(
     else:
         print(report)
     raise typer.Exit(0 if report.ready else 1)
+
+
+def _recipe(
+    optimizer: str,
+    learning_rate: float | None,
+    weight_decay: float | None,
+    batch_size: int,
+    schedule: str,
+    clip: float | None,
+) -> Recipe:
+    """The recipe of these options; None: not given."""
+    from kdlib.recipes import Recipe
+
+    numbers = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    given: dict[str, Any] = {name: number for name, number in numbers.items() if number is not None}
+    return Recipe(optimizer, batch_size=batch_size, schedule=schedule, clip=clip, **given)
 
 
 @contextmanager

@@ -37,8 +37,8 @@ PLAIN = (  # a job's numbers, and what is on or off
 class Job:
     """What `distill` is asked to do; the command line has one option for each field.
 
-    teacher: a shipped name or a file; several of them teach together, by the mean of their softened probabilities. It,
-    student and cache are strings once the job is made, whether they were paths or not.
+    teacher: a shipped name or a file; several of them teach together, by the mean of their probabilities. It, student
+    and cache are strings once the job is made, whether they were paths or not.
     method: a sum of losses, see `method_parser.parse`, as are temperature, alpha (None: those of each loss) and layers.
     images: training images to use (None: all). views: augmented views of each image whose teacher outputs are
     stored in advance and that the epochs, of the baseline too, go through in turn; 0 runs the teacher live, with a new

@@ -92,9 +92,9 @@ class LossSpec:
     projector: the module between each pair of layers, made from the pair's name and two example outputs.
     between_layers: whether it relates the layers of a network to each other, and so needs two.
     needs_labels: whether the function takes the labels after the logits.
-    weight, layers, temperature, alpha, options: the defaults of the command line and of `methods.create`, chosen by the
-    study's older search for a ResNet-8 taught by a ResNet-20 with 10,000 images (data/results/older-search), except
-    where a comment says otherwise. layers is a word of `models.pair_layers`.
+    weight, layers, temperature, alpha, options: the defaults of the command line, the last three of `methods.create` as
+    well, chosen by the study's older search for a ResNet-8 taught by a ResNet-20 with 10,000 images
+    (data/results/older-search), except where a comment says otherwise. layers is a word of `models.pair_layers`.
     """
 
     family: Family

@@ -234,11 +234,11 @@ class AnswerTogether(nn.Module):
 
 
 class Ensemble(AnswerTogether):
-    """Several networks as one teacher: the mean of their softened probabilities, of their logits, or their votes.
+    """Several networks as one teacher: the mean of their probabilities, of their logits, or their votes.
 
         teacher = Ensemble([a, b, c], weights=[2, 1, 1], temperatures=[1, 1, 2])
 
-    Its logits are log sum_i w_i softmax(z_i / T_i), so a loss softens the mean once more with its own T; with
+    Its logits are log sum_i w_i softmax(z_i / T_i), so a loss softens the mean afterwards, with its own T; with
     mean="geometric" they are sum_i w_i z_i / T_i. With mean="vote" each network has one vote, w_i, for its best class,
     and the logits are log((1 - e) v_c + e / C) of the shares v of the votes among C classes; e = 1e-6, so that a class
     without a vote has a finite one.

@@ -23,9 +23,11 @@ import typer
 from PIL import Image
 
 from kdlib import cli, compare, data, distill, export, measure, models, train
+from kdlib.cli import Decay, Rate
 from kdlib.data import DataModule
+from kdlib.doctor import job as examine
 from kdlib.files import load_tensors
-from kdlib.recipes import Recipe
+from kdlib.recipes import OPTIMIZERS, Recipe
 from kdlib.run_folder import ASIDE
 from kdlib.teachers import Ensemble
 from kdlib.trainer import Trainer
@@ -465,6 +467,27 @@ def test_evaluate_measures_on_the_split_that_is_asked_for(
         accuracies.append(json.loads(capsys.readouterr().out.strip().splitlines()[-1])["accuracy"])
     assert accuracies[0] > 0.85
     assert accuracies[1] < 0.15
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_optimizer_that_is_named_alone_trains_at_a_rate_and_decay_of_its_own(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = []
+    monkeypatch.setattr(distill, "distill", lambda job, out, **options: recipes.append(job.recipe) or sys.exit(0))
+    monkeypatch.setattr(examine, "examine_job", lambda job: recipes.append(job.recipe) or sys.exit(0))
+    monkeypatch.setattr(train, "fit", lambda *given, recipe, **options: recipes.append(recipe) or sys.exit(0))
+    for command in ("distill", "doctor", "train"):
+        out = [] if command == "doctor" else ["--out", tmp_path / command]
+        assert call(command, "--optimizer", optimizer, *out) == 0
+        assert call(command, "--optimizer", optimizer, "--weight-decay", 0, *out) == 0
+    assert recipes == [Recipe(optimizer), Recipe(optimizer, weight_decay=0)] * 3
+
+
+def test_help_names_the_rates_and_decays_of_the_optimizers() -> None:
+    for option, name in ((Rate, "learning_rate"), (Decay, "weight_decay")):
+        numbers = re.findall(r"\d+\.\d+", option.__metadata__[0].help)
+        assert {float(number) for number in numbers} == {getattr(Recipe(kind), name) for kind in OPTIMIZERS}
 
 
 # --- every kind of method ----------------------------------------------------------------------------------------

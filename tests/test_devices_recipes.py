@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -455,6 +456,24 @@ def test_kinds_and_settings():
     rmsprop = Recipe(optimizer="rmsprop", learning_rate=1e-3).make_optimizer(parameters)
     assert type(rmsprop) is torch.optim.RMSprop
     assert (rmsprop.defaults["lr"], rmsprop.defaults["alpha"]) == (1e-3, 0.9)
+
+
+@pytest.mark.parametrize(("kind", "own"), {"sgd": (0.1, 5e-4), "adamw": (2e-3, 0.05), "rmsprop": (1e-3, 5e-4)}.items())
+def test_each_optimizer_has_a_rate_and_a_decay_of_its_own_where_none_is_given(kind: str, own: tuple[float, float]):
+    recipe = Recipe(kind)
+    assert (recipe.learning_rate, recipe.weight_decay) == own
+    assert recipe == Recipe(kind, None, weight_decay=None) == Recipe(**json.loads(json.dumps(asdict(recipe))))  # type: ignore[arg-type]
+    optimizer = recipe.make_optimizer(network().parameters())
+    assert (optimizer.defaults["lr"], optimizer.param_groups[0]["weight_decay"]) == own
+    given = Recipe(kind, 0.01, weight_decay=0.0)
+    assert (given.learning_rate, given.weight_decay) == (0.01, 0.0)
+
+
+def test_a_recipe_that_is_changed_keeps_its_numbers_and_warns_of_those_of_sgd_with_another_optimizer():
+    assert replace(Recipe("adamw"), batch_size=64) == Recipe("adamw", 2e-3, weight_decay=0.05, batch_size=64)
+    with pytest.warns(UserWarning, match="of SGD, 0.1 and 0.0005, with adamw"):
+        assert replace(Recipe(), optimizer="adamw").learning_rate == 0.1
+    assert replace(Recipe(), optimizer="adamw", learning_rate=None, weight_decay=None) == Recipe("adamw")
 
 
 def test_one_step_of_nesterov_sgd_by_hand():

@@ -177,7 +177,7 @@ API: dict[str, Callable[[], Any]] = {
     "a teacher that gives too few": lambda: fit(net(), teacher=lambda batch: torch.zeros(3, 4)),
     "a checkpoint that is a folder": lambda: fit(net(), checkpoint=Path("/tmp"), resume=True),
     "a rate that is text": lambda: Recipe(learning_rate="fast"),  # type: ignore[arg-type]
-    "a rate that is missing": lambda: Recipe(learning_rate=None),  # type: ignore[arg-type]
+    "a momentum that is missing": lambda: Recipe(momentum=None),  # type: ignore[arg-type]
     "a batch that is text": lambda: Recipe(batch_size="128"),  # type: ignore[arg-type]
     "a true batch": lambda: Recipe(batch_size=True),
     "a warm-up that is text": lambda: Recipe(warmup="x"),  # type: ignore[arg-type]

@@ -1175,6 +1175,35 @@ def test_what_was_sent_to_the_processes_is_not_kept_while_they_work(
         assert [one() for one in sent] == [None, None]
 
 
+def test_ctrl_c_while_a_worker_is_sent_the_task_leaves_no_process_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that reaches this process alone: Python would wait for the other one when the script ends."""
+    spawn, made = multiprocessing.get_context("spawn"), []
+
+    class Interrupted:
+        def send_bytes(self, sent: bytes) -> None:
+            raise KeyboardInterrupt
+
+        def close(self) -> None: ...
+
+    def process(**given: Any) -> Any:
+        made.append(spawn.Process(target=time.sleep, args=(60,)))
+        return made[-1]
+
+    context = SimpleNamespace(Pipe=lambda: (Interrupted(), Interrupted()), Process=process)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+    sent: Any = "a task"
+    try:
+        with pytest.raises(KeyboardInterrupt), workers.open_runners(sent, tmp_path, 2):
+            pass
+        assert [one.is_alive() for one in made] == [False]
+    finally:
+        for one in made:
+            one.terminate()
+            one.join()
+
+
 def test_a_worker_that_is_killed_while_it_starts_ends_the_search_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1211,12 +1240,12 @@ def test_random_search_gets_the_same_cost_and_a_little_more_rather_than_less(jud
 @pytest.mark.slow
 def test_the_verdicts_are_those_of_paired_fresh_seeds_on_the_test_set(judged: search.Judged) -> None:
     arms = {arm.name: arm for arm in judged.arms}
-    assert list(arms) == ["found", "defaults", "random search"]
-    assert arms["defaults"].settings == judged.found.task.spec.start
-    assert (arms["defaults"].settings.temperature, arms["defaults"].settings.alpha) == (4, 0.1)
+    assert list(arms) == ["found", "start settings", "random search"]
+    assert arms["start settings"].settings == judged.found.task.spec.start
+    assert (arms["start settings"].settings.temperature, arms["start settings"].settings.alpha) == (4, 0.1)
     assert list(judged.accuracies("found")) == [0, 1, 2, 3]
     tested = {name: {row["seed"]: row["test_accuracy"] for row in judged.rows if row["arm"] == name} for name in arms}
-    for name in ("defaults", "random search"):
+    for name in ("start settings", "random search"):
         assert judged.verdicts[name] == verdict.compare(tested["found"], tested[name], comparisons=2)
         assert judged.verdicts[name].std > 0
 
@@ -1248,7 +1277,7 @@ def test_a_judgement_that_was_made_is_not_made_again_and_more_seeds_are_added(
 def test_random_search_is_not_compared_with_itself(blobs: DataModule, teacher: nn.Module, invented: list[Any]) -> None:
     found = search.run(blobs, teacher=teacher, trials=3, epochs=2, sampler="random", pruner=None, **TINY)
     judged = search.judge(found, range(2), progress=False)
-    assert [arm.name for arm in judged.arms] == ["found", "defaults"]
+    assert [arm.name for arm in judged.arms] == ["found", "start settings"]
     assert judged.random is None
 
 
@@ -1311,7 +1340,7 @@ def test_the_default_student_is_the_largest_one_within_the_limits(
     macs = {name: measure.macs(models.build(name, **shape), (1, 8, 8)) for name in names}
     wanted = max((name for name in names if macs[name] <= 250_000), key=lambda name: macs[name])
     judged = search.judge(found, range(2), random_search=False, progress=False)
-    assert next(arm.student for arm in judged.arms if arm.name == "defaults") == wanted
+    assert next(arm.student for arm in judged.arms if arm.name == "start settings") == wanted
 
 
 def test_each_run_of_the_judge_reads_the_test_set_once_and_the_seeds_draw_their_own_images(
@@ -1331,17 +1360,21 @@ def test_each_run_of_the_judge_reads_the_test_set_once_and_the_seeds_draw_their_
     assert sum(split is blobs.test for split in splits) == 4
     assert drawn[0] == drawn[1] != drawn[2] == drawn[3]
     assert all(0 <= row["test_accuracy"] <= 1 for row in judged.rows)
+    for arm in judged.arms:
+        right = judged.right(arm.name)
+        assert {seed: one.mean() for seed, one in right.items()} == pytest.approx(judged.accuracies(arm.name))
+        assert {len(one) for one in right.values()} == {len(blobs.test)}
 
 
 @pytest.mark.slow
 def test_a_diverged_run_is_said_and_is_in_no_mean(judged: search.Judged) -> None:
     rows = tuple({**row, "error": "The loss is nan", "test_accuracy": None} if (row["arm"], row["seed"]) ==
-                 ("defaults", 1) else row for row in judged.rows)  # fmt: skip
+                 ("start settings", 1) else row for row in judged.rows)  # fmt: skip
     partly = replace(judged, rows=rows)
-    assert partly.diverged == {"defaults": [1]}
+    assert partly.diverged == {"start settings": [1]}
     assert list(partly.verdicts) == ["random search"]
     assert partly.verdicts["random search"] == judged.verdicts["random search"]  # of two comparisons, as before
-    assert "defaults diverged at seeds 1" in str(partly)
+    assert "start settings diverged at seeds 1" in str(partly)
 
 
 def runs(arm: str, accuracies: list[float | None]) -> list[dict[str, Any]]:
@@ -1350,6 +1383,70 @@ def runs(arm: str, accuracies: list[float | None]) -> list[dict[str, Any]]:
         {"arm": arm, "seed": seed, "test_accuracy": one, "validation_accuracy": one, "error": "" if one else "nan"}
         for seed, one in enumerate(accuracies)
     ]
+
+
+@pytest.fixture
+def judged_by_images(blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path) -> search.Judged:
+    """A judgement whose students are right about three quarters of the test images, each about its own."""
+    plain = task.TaskRunner.run
+
+    def run(self: Any, student: str, settings: Any, seed: int, **options: Any) -> Outcome:
+        outcome = plain(self, student, settings, seed, **options)
+        luck = torch.Generator().manual_seed(random.Random(f"{settings} {seed}").getrandbits(32))
+        right = torch.rand(len(blobs.test), generator=luck) < 0.75
+        kept = {"test_accuracy": right.float().mean().item(), "right": task.pack(right)}
+        return replace(outcome, **kept) if outcome.test_accuracy else outcome
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task.TaskRunner, "run", run)
+        found = search.run(blobs, teacher=teacher, trials=2, epochs=1, storage=tmp_path, **TINY)
+        return search.judge(found, range(3), random_search=False, progress=False)
+
+
+def test_the_verdicts_hold_the_scatter_of_the_test_images_too(
+    judged_by_images: search.Judged, blobs: DataModule, tmp_path: Path
+) -> None:
+    sides = {
+        arm.name: {row["seed"]: task.unpack(row["right"], len(blobs.test)) for row in judged_by_images.rows
+                   if row["arm"] == arm.name}
+        for arm in judged_by_images.arms
+    }  # fmt: skip
+    assert judged_by_images.verdicts == {
+        "start settings": verdict.compare_samples(sides["found"], sides["start settings"])
+    }
+    judged_by_images.save(tmp_path / "report")
+    assert "interval over seeds and test images" in (tmp_path / "report" / "report.md").read_text()
+    assert "over seeds and test images: " in str(judged_by_images)
+    facts = json.loads((tmp_path / "report" / "search.json").read_text())
+    assert facts["judged"]["verdicts"]["start settings"]["over"] == "seeds and test images"
+    assert "right" not in pd.read_csv(tmp_path / "report" / "judged.csv")
+
+
+def test_runs_of_an_older_kdlib_are_judged_by_their_accuracies_over_seeds_alone(
+    judged_by_images: search.Judged, tmp_path: Path
+) -> None:
+    """They are in the storage without what their students had right; the same judgement goes on with them."""
+    import optuna
+
+    with storage.open_storage(judged_by_images.found.storage) as (store, _):
+        study = optuna.load_study(study_name="judged", storage=store)
+        for key, kept in study.user_attrs.items():
+            if key.startswith("seed 1,"):
+                study.set_user_attr(key, {name: kept[name] for name in kept if name != "right"})
+    judged = search.judge(judged_by_images.found, range(3), random_search=False, progress=False)
+    accuracies = [judged.accuracies(name) for name in ("found", "start settings")]
+    assert accuracies == [judged_by_images.accuracies(name) for name in ("found", "start settings")]
+    assert judged.verdicts == {"start settings": verdict.compare(*accuracies)}
+    judged.save(tmp_path / "report")
+    assert "interval over seeds alone" in (tmp_path / "report" / "report.md").read_text()
+    assert "over seeds alone: " in str(judged)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 10_000])
+def test_what_was_right_is_stored_in_a_bit_an_image(count: int) -> None:
+    right = torch.rand(count, generator=torch.Generator().manual_seed(count)) < 0.9
+    assert task.unpack(task.pack(right), count).tolist() == right.int().tolist()
+    assert len(task.pack(right)) < 40 + count / 5
 
 
 def test_seeds_that_agree_give_the_winners_curse_no_interval() -> None:
@@ -1364,17 +1461,19 @@ def test_seeds_that_agree_give_the_winners_curse_no_interval() -> None:
 
 
 def test_there_is_no_verdict_by_the_seeds_at_which_a_setting_survived() -> None:
-    arms = tuple(judging.Arm(name, "resnet8", Settings(), 9.0, 0.9) for name in ("found", "defaults", "random search"))
+    arms = tuple(
+        judging.Arm(name, "resnet8", Settings(), 9.0, 0.9) for name in ("found", "start settings", "random search")
+    )
     good, broken = [0.88, 0.881, 0.882, 0.883], [0.89, 0.8912, 0.8919, None]
-    found_diverged = [*runs("found", broken), *runs("defaults", good), *runs("random search", good)]
+    found_diverged = [*runs("found", broken), *runs("start settings", good), *runs("random search", good)]
     judged = search.Judged(None, arms, tuple(found_diverged), None, 1.0)  # type: ignore[arg-type]
     assert judged.verdicts == {}
-    assert set(judged.curses) == {"defaults", "random search"}
+    assert set(judged.curses) == {"start settings", "random search"}
     assert judged.diverged == {"found": [3]}
-    other_diverged = [*runs("found", good), *runs("defaults", good[::-1]), *runs("random search", broken)]
+    other_diverged = [*runs("found", good), *runs("start settings", good[::-1]), *runs("random search", broken)]
     judged = replace(judged, rows=tuple(other_diverged))
-    assert set(judged.verdicts) == {"defaults"}
-    assert set(judged.curses) == {"found", "defaults"}
+    assert set(judged.verdicts) == {"start settings"}
+    assert set(judged.curses) == {"found", "start settings"}
 
 
 # --- what it writes
@@ -1392,7 +1491,9 @@ def test_report_tables_facts_and_picture(judged: search.Judged, tmp_path: Path) 
     facts = json.loads((folder / "search.json").read_text())
     assert facts["cost_epochs"] == judged.found.cost
     assert facts["best"]["validation_accuracy"] == judged.found.best.validation_accuracy
-    assert facts["judged"]["verdicts"]["defaults"]["mean"] == pytest.approx(judged.verdicts["defaults"].mean)
+    assert facts["judged"]["verdicts"]["start settings"]["mean"] == pytest.approx(
+        judged.verdicts["start settings"].mean
+    )
     assert set(facts["versions"]) >= {"torch", "optuna", "kdlib"}
     assert facts["machine"]["cores"]
     report = (folder / "report.md").read_text()
@@ -1480,7 +1581,7 @@ def test_the_command_searches_judges_and_writes(
     facts = json.loads(printed.splitlines()[-1])
     assert facts["judged"]["seeds"] == [0, 1]
     assert facts["best"]["student"] == "resnet8w2"
-    assert "found against defaults" in printed
+    assert "found against start settings" in printed
     assert "kdlib search --teacher" in (out / "report.md").read_text()
     made = len(invented)
     assert call(*options) == 0  # again: nothing is left to do
@@ -1740,6 +1841,10 @@ BAD_COMMANDS: dict[str, tuple[list[Any], str]] = {
     "too fast": (["--search-student", "--max-latency", 1e-9], "on this machine"),
     "negative latency": (["--max-latency", -1], "--max-latency is a positive number of milliseconds; got -1"),
     "an endless latency": (["--max-latency", "inf"], "--max-latency is a positive number of milliseconds; got inf"),
+    "a latency of seconds": (
+        ["--max-latency", 5000],
+        "or --max-latency 5 on the command line",
+    ),
     "no latency": (["--max-latency", "nan"], "--max-latency is a positive number of milliseconds; got nan"),
     "no workers": (["--workers", 0], "workers is a whole number of at least 1"),
     "negative seed": (["--seed", -1], "seed is a whole number of at least 0"),
@@ -1809,6 +1914,7 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "no student and no width": ({"student": None, "space": {"alpha": search.Uniform(0, 1)}}, "has neither"),
     "a limit below the student": ({"max_macs": 5}, "Not even the smallest network, resnet8w2"),
     "a limit in words": ({"max_macs": "1M"}, "max_macs is a whole number"),
+    "a latency in milliseconds": ({"max_latency": 5}, "5 seconds .*give max_latency=0.005 in Python"),
     "an infinite latency": ({"max_latency": float("inf")}, "max_latency is a positive number"),
     "progress in words": ({"progress": "no"}, "progress is True or False"),
     "a storage of no kind": ({"storage": 7}, "storage is the path"),

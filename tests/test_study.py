@@ -36,6 +36,7 @@ from typer.testing import CliRunner
 from kdlib import cli, data, files, methods, models, study, train, verdict
 from kdlib.checkpoints import Checkpointer
 from kdlib.data import DataModule, LazyDataset
+from kdlib.recipes import Recipe
 from kdlib.study import analysis, command, experiment, history, method_specs, plans, runner, runs_file
 from kdlib.study.experiment import Experiment, SeedRuns, WorkerPool, derangement
 from kdlib.study.history import HistoryFile
@@ -220,13 +221,22 @@ def test_layers_are_paired_from_the_end() -> None:
     assert models.pair_layers(teacher, teacher, "late") == {"layer2": "layer2", "layer3": "layer3"}
 
 
+@pytest.mark.parametrize("optimizer", SHARED_SPACES)
+def test_where_nothing_was_tuned_the_study_trains_as_a_recipe_does(optimizer: str) -> None:
+    own = Recipe(optimizer)
+    for spec in METHODS.values():
+        start = spec.start_with(optimizer)
+        assert (start.learning_rate, start.weight_decay) == (own.learning_rate, own.weight_decay)
+        assert replace(start, learning_rate=0.1, weight_decay=5e-4) == spec.start
+
+
 def test_few_images_come_in_small_batches_with_a_learning_rate_in_proportion() -> None:
     sizes = {images: Budget(images=images).batch_size for images in (1000, 5119, 5120, 10_000, None)}
     assert sizes == {1000: 32, 5119: 32, 5120: 128, 10_000: 128, None: 128}
     recipe = Settings(learning_rate=0.2, weight_decay=1e-3).recipe(32)
     assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size) == (0.05, 1e-3, 32)
-    recipe = Settings(learning_rate=0.2).recipe(32, "adamw")
-    assert (recipe.optimizer, recipe.learning_rate) == ("adamw", 0.1)  # to the square root
+    recipe = Settings(learning_rate=0.02).recipe(32, "adamw")
+    assert (recipe.optimizer, recipe.learning_rate) == ("adamw", 0.01)  # to the square root
 
 
 def test_settings_survive_a_file_and_have_a_text() -> None:

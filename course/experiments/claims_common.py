@@ -24,6 +24,7 @@ from kdlib.teachers import CachedTeacher
 FASHION, TEACHER, STUDENT = "fashion-mnist", "resnet8-fashion", "article-student"
 TUNING_SEED = 1000  # none of the runs'
 IMAGES, EPOCHS, BATCH = 2_000, 8, 64
+WEIGHT_DECAY = 5e-4
 CHECKED = 100  # validation images that `fit` looks at after each epoch; nothing is chosen by them
 
 
@@ -160,7 +161,7 @@ def fit(
         teacher=answers,
         method=method,
         epochs=epochs,
-        recipe=train.Recipe("adamw", learning_rate=setting.learning_rate, batch_size=BATCH),
+        recipe=train.Recipe("adamw", setting.learning_rate, weight_decay=WEIGHT_DECAY, batch_size=BATCH),
         augmentation=NO_AUGMENTATION,
         seed=seed,
         test=False,

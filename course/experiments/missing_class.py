@@ -174,7 +174,8 @@ def teacher_for(labels: str, runner: SeedRunner, config: RunConfig) -> Teacher |
 def recipe_of(config: RunConfig, budget: Budget) -> train.Recipe:
     """How a student is trained."""
     if budget.student == SMALL:
-        return train.Recipe(optimizer="adamw", learning_rate=config.settings.learning_rate)
+        settings = config.settings
+        return train.Recipe("adamw", settings.learning_rate, weight_decay=settings.weight_decay)
     return config.settings.recipe(budget.batch_size, budget.optimizer)
 
 

@@ -38,10 +38,10 @@ from kdlib.search import judging
 from kdlib.search.task import TaskRunner
 from kdlib.study.method_specs import SETTING_NAMES
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, read_rows, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
 
 DATA, TEACHER, STUDENT, METHOD = "fashion-mnist", "resnet20-fashion", "resnet8", "kd"
-FOUND, DEFAULTS, RANDOM, CONTROL = judging.FOUND, judging.DEFAULTS, judging.RANDOM, "defaults, tuned"
+FOUND, DEFAULTS, RANDOM, CONTROL = judging.FOUND, "defaults", judging.RANDOM, "defaults, tuned"
 COMMAND = "python -m course.experiments.search_rows"
 _BUDGET = ("study", "data", "student", "teacher", "images", "epochs", "views", "method")
 _SETTINGS = ("learning_rate", "weight_decay", "alpha", "temperature")
@@ -90,6 +90,20 @@ def make(
     """
     check_whole(2, 1000, seeds=seeds)
     images = data.load(DATA) if images is None else images
+    paths = [budget.path(kind, out) for kind in ("search-trials", "search-judged")]
+    with RunsFile(paths[0], TRIAL_COLUMNS, log).open() as trials, RunsFile(paths[1], RUN_COLUMNS, log).open() as runs:
+        # Before anything is trained: the hours of either file are those of the searches and the judgement together.
+        sessions = [SessionLog(file.path, command, len(file.rows)) for file in (trials, runs)]
+        trial_rows, run_rows = _train(budget, cache, seeds, images, runs, log)
+        _append(trials, sessions[0], ("search", "trial"), trial_rows)
+        _append(runs, sessions[1], ("arm", "seed"), run_rows)
+    update_readme(out)
+
+
+def _train(
+    budget: Budget, cache: Path, seeds: int, images: DataModule, file: RunsFile, log: Callable[[str], object]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of both searches, and of the runs that judge them. file: of the runs, with those made before."""
     found = search.run(
         images,
         teacher=TEACHER,
@@ -110,27 +124,27 @@ def make(
     for row in trials:
         row |= {"trained_epochs": row["epochs"]}
         row |= budget.columns("search-trials")
-    _append(budget.path("search-trials", out), TRIAL_COLUMNS, ("search", "trial"), trials, command, log)
     arms = {arm.name: arm for arm in judged.arms}
     runs = [
         {**row, **_settings(arms[row["arm"]].settings), "search_cost": arms[row["arm"]].search_cost}
         for row in judged.rows
     ]
-    path = budget.path("search-judged", out)
-    runs += _control(found, _missing_seeds(path, seeds), cache)
+    for row in runs:
+        if row["arm"] == judging.START:  # of this method they are the defaults of `kdlib distill` as well
+            row["arm"] = DEFAULTS
+    runs += _control(found, _missing_seeds(file, seeds), cache)
     for row in runs:
         row |= budget.columns("search-judged")
-    _append(path, RUN_COLUMNS, ("arm", "seed"), runs, command, log)
-    update_readme(out)
+    return trials, runs
 
 
 def _settings(settings: Any) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in SETTING_NAMES}
 
 
-def _missing_seeds(path: Path, seeds: int) -> list[int]:
+def _missing_seeds(file: RunsFile, seeds: int) -> list[int]:
     """The seeds with which the control is not in the file yet."""
-    done = {row["seed"] for row in read_rows(path) if row["arm"] == CONTROL}
+    done = {row["seed"] for row in file.rows if row["arm"] == CONTROL}
     return [seed for seed in range(seeds) if str(seed) not in done]
 
 
@@ -146,38 +160,29 @@ def _control(found: search.Found, seeds: Iterable[int], cache: Path) -> list[dic
     return rows
 
 
-def _append(
-    path: Path,
-    columns: Sequence[str],
-    key: Sequence[str],
-    rows: Iterable[Mapping[str, Any]],
-    command: str,
-    log: Callable[[str], object],
-) -> None:
+def _append(file: RunsFile, session: SessionLog, key: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Add the rows that the file has not yet; ValueError for one that it has of another budget or setting."""
     versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
     process = versions | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
-    with RunsFile(path, columns, log).open() as file:
-        done = {tuple(row[name] for name in key): row for row in file.rows}
-        missing = []
-        for row in rows:
-            old = done.get(tuple(str(row[name]) for name in key))
-            if old is None:
-                missing.append(row)
-                continue
-            for name in (*_BUDGET, *_SETTINGS):
-                if name in row and old[name] != to_text(row[name]):
-                    which = " ".join(old[one] for one in key)
-                    raise ValueError(
-                        f"{path} holds {which} with {name} {old[name]}, not {to_text(row[name])}. Choose another "
-                        "folder with --out."
-                    )
-        if not missing:
-            return
-        session = SessionLog(path, command, len(file.rows))
-        for row in missing:
-            file.append({**row, **process})
-        session.write(len(file.rows))
+    done = {tuple(row[name] for name in key): row for row in file.rows}
+    missing = []
+    for row in rows:
+        old = done.get(tuple(str(row[name]) for name in key))
+        if old is None:
+            missing.append(row)
+            continue
+        for name in (*_BUDGET, *_SETTINGS):
+            if name in row and old[name] != to_text(row[name]):
+                which = " ".join(old[one] for one in key)
+                raise ValueError(
+                    f"{file.path} holds {which} with {name} {old[name]}, not {to_text(row[name])}. Choose another "
+                    "folder with --out."
+                )
+    if not missing:
+        return
+    for row in missing:
+        file.append({**row, **process})
+    session.write(len(file.rows))
 
 
 def rows_command(

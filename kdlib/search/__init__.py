@@ -1,12 +1,12 @@
 """Let the machine search the settings of a method, and the student itself, and then say what that was worth.
 
     found = search.run(fashion, teacher="resnet20-fashion", student="resnet8", method="kd", images=1_000)
-    judged = search.judge(found)  # fresh seeds: the found setting against the defaults and against random search
+    judged = search.judge(found)  # fresh seeds: the found setting against start settings and random search
     print(judged)
 
 The search chooses by one run of each trial, on the validation split, so the best of many is flattered by luck: the
-winner's curse. What it is worth shows with fresh paired seeds on the test set, beside the defaults and beside plain
-random search that was given the same training cost. `judge` makes these runs.
+winner's curse. What it is worth shows with fresh paired seeds on the test set, beside the start settings and beside
+plain random search that was given the same training cost. `judge` makes these runs.
 
 The search itself is optuna's (TPE, Hyperband, constraints, storage, importance). What is done here: trials that are the
 same for the same seed, also with several workers and after a kill; networks beyond a limit that are never trained.

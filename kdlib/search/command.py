@@ -53,7 +53,10 @@ def search(
         ),
     ] = None,
     judge_seeds: Annotated[
-        int, typer.Option(help="Fresh seeds that judge what was found, against defaults and random search; 0: none.")
+        int,
+        typer.Option(
+            help="Fresh seeds that judge what was found, against the start settings and random search; 0: none."
+        ),
     ] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",

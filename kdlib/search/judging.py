@@ -1,4 +1,4 @@
-"""What a found setting is worth: fresh paired seeds, against the defaults and random search at the same cost."""
+"""What a found setting is worth: fresh paired seeds, against start settings and random search at the same cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdlib.errors import LARGEST_WHOLE, as_whole, check_flags, check_kind, check
 from kdlib.files import fingerprint
 from kdlib.search.engine import Found, prepare, scratch_folder, search
 from kdlib.search.storage import load_optuna, open_storage
-from kdlib.search.task import TaskRunner, outputs_folder
+from kdlib.search.task import TaskRunner, outputs_folder, unpack
 from kdlib.search.trials import COMPLETE
 from kdlib.search.workers import RemoteRunner, Runner, open_runners
 from kdlib.study.experiment import first_completed, refuse_without_main_guard
@@ -30,14 +30,15 @@ from kdlib.verdict import Comparison
 if TYPE_CHECKING:
     import pandas as pd
 
-FOUND, DEFAULTS, RANDOM = "found", "defaults", "random search"
+FOUND, START, RANDOM = "found", "start settings", "random search"
+BOTH, SEEDS = "seeds and test images", "seeds alone"  # what the interval of a verdict is over
 
 
 @dataclass(frozen=True)
 class Arm:
     """One side of the judgement. search_cost: epochs that finding its setting took. reported: what its search reported.
 
-    reported is a validation accuracy, None for the defaults.
+    reported is a validation accuracy, None for the start settings.
     """
 
     name: str
@@ -78,8 +79,9 @@ class Curse:
 class Judged:
     """What the runs with fresh seeds say.
 
-    rows: one dictionary a run: arm, seed, validation_accuracy, test_accuracy, epochs, seconds, error. random: the
-    random search that was made for comparison; None where the search was one itself.
+    rows: one dictionary a run: arm, seed, validation_accuracy, test_accuracy, epochs, seconds, error, and right, which
+    test images the student was right about, packed; see the method `right`. random: the random search that was made for
+    comparison; None where the search was one itself.
     """
 
     found: Found
@@ -90,21 +92,40 @@ class Judged:
 
     @property
     def runs(self) -> pd.DataFrame:
-        """All runs as a table."""
+        """All runs as a table; which test images each had right is in `right`."""
         import pandas as pd
 
-        return pd.DataFrame(list(self.rows))
+        return pd.DataFrame([{name: row[name] for name in row if name != "right"} for row in self.rows])
 
     def accuracies(self, arm: str, column: str = "test_accuracy") -> dict[int, float]:
         """By seed, of the runs that did not diverge."""
         return {row["seed"]: row[column] for row in self.rows if row["arm"] == arm and not row["error"]}
 
+    def right(self, arm: str) -> dict[int, np.ndarray]:
+        """By seed, of the runs that did not diverge, for each test image whether the student was right.
+
+        Empty where the storage holds a run of an older kdlib, which kept no more than its accuracy.
+        """
+        rows = [row for row in self.rows if row["arm"] == arm and not row["error"]]
+        if not all(row.get("right") for row in rows):
+            return {}
+        return {row["seed"]: unpack(row["right"], len(self.found.task.data.test)) for row in rows}
+
+    def over(self, arm: str) -> str:
+        """What the interval of the verdict on this arm is over: seeds and test images, or seeds alone.
+
+        A new test set would give other accuracies, too, which an interval over seeds alone leaves out: it is too narrow
+        where test images are few.
+        """
+        return BOTH if self.right(FOUND) and self.right(arm) else SEEDS
+
     @property
     def verdicts(self) -> dict[str, Comparison]:
         """The found setting against each other arm, on the test set; the intervals hold together with 95 %.
 
-        An arm is left out where a seed of either diverged, see `diverged`: the seeds at which a setting happened to
-        survive are no fair sample. So is one with less than two seeds.
+        They are over seeds and test images together, see `verdict.compare_samples`; with runs of an older kdlib over
+        seeds alone, see `over`. An arm is left out where a seed of either diverged, see `diverged`: the seeds at which
+        a setting happened to survive are no fair sample. So is one with less than two seeds.
         """
         others = [arm.name for arm in self.arms if arm.name != FOUND]
         made = {}
@@ -113,7 +134,12 @@ class Judged:
                 continue
             ours, theirs = self.accuracies(FOUND), self.accuracies(name)
             both = sorted(ours.keys() & theirs.keys())
-            if len(both) >= 2:
+            if len(both) < 2:
+                continue
+            if self.over(name) == BOTH:
+                right = ({seed: side[seed] for seed in both} for side in (self.right(FOUND), self.right(name)))
+                made[name] = verdict.compare_samples(*right, comparisons=len(others))
+            else:
                 sides = ({seed: side[seed] for seed in both} for side in (ours, theirs))
                 made[name] = verdict.compare(*sides, comparisons=len(others))
         return made
@@ -151,7 +177,7 @@ class Judged:
             mean = f"{np.mean(values):.2%}" if values else "diverged"
             lines.append(f"{arm.name:14} {mean:>8} test, {arm.search_cost:>6,.0f} epochs of search; {arm.student}, "
                          f"{arm.settings}")  # fmt: skip
-        lines += [f"found against {name}: {comparison}" for name, comparison in self.verdicts.items()]
+        lines += [f"found against {name}, over {self.over(name)}: {one}" for name, one in self.verdicts.items()]
         lines += [f"winner's curse, {name}: {curse}" for name, curse in self.curses.items()]
         lines += [f"{name} diverged at seeds {', '.join(map(str, seeds))}" for name, seeds in self.diverged.items()]
         return "\n".join(lines)
@@ -165,11 +191,13 @@ def judge(
     random_search: bool = True,
     progress: bool = True,
 ) -> Judged:
-    """Train the found setting, the defaults and the best of random search with fresh paired seeds, and test them.
+    """Train the found setting, the start settings and the best of random search with fresh paired seeds, and test them.
 
-    The defaults are the method's start settings (kd: T 4, alpha 0.1), for the same student; where the student was
-    searched, for the largest network within the limits. Random search trains whole trials, without Hyperband, until
-    it has cost as much as the search, its last trial included: it gets a little more rather than less.
+    The start settings are those of the study where nothing was tuned (kd: T 4, alpha 0.1), for the same student; where
+    the student was searched, for the largest network within the limits. For some methods, attention for instance, they
+    are not the defaults of `kdlib distill`, which the study's older search has chosen. Random search trains whole
+    trials, without Hyperband, until it has cost as much as the search, its last trial included: it gets a little more
+    rather than less.
     seeds: of images, order, views and initial weights, the same for all arms; not the one that the search trained with.
     workers: default, as many as the search had. random_search: False leaves that arm out.
     The same call goes on with what a killed one has left in the search's storage. Each run reads the test set once.
@@ -184,7 +212,7 @@ def judge(
     started = time.perf_counter()
     arms = [
         Arm(FOUND, found.best.student, found.best.settings, found.cost, found.best.validation_accuracy),
-        Arm(DEFAULTS, found.task.student, found.task.spec.start, 0.0),
+        Arm(START, found.task.student, found.task.spec.start, 0.0),
     ]
     random = None
     if random_search and not (found.strategy.sampler == "random" and found.strategy.pruner is None):

@@ -11,13 +11,15 @@ from kdlib.errors import as_whole, check_real
 from kdlib.search.task import build_student
 
 LATENCY_SECONDS = 0.2  # for which each network is timed
+LARGEST_LATENCY = 1.0  # seconds, far beyond any network that is searched: whoever gives more means milliseconds
 
 
 @dataclass(frozen=True)
 class Limits:
     """max_macs: multiply-accumulates for one image. max_latency: seconds for one image in one thread of this machine.
 
-    None: no limit. Raises ValueError or TypeError for numbers that are not positive.
+    None: no limit. Raises ValueError or TypeError for numbers that are not positive, and for a latency of more than a
+    second, which would limit nothing.
     """
 
     max_macs: int | None = None
@@ -31,6 +33,13 @@ class Limits:
             object.__setattr__(self, "max_latency", float(self.max_latency))
             if not 0 < self.max_latency < float("inf"):
                 raise ValueError(f"max_latency is a positive number of seconds; got {self.max_latency}.")
+            if self.max_latency > LARGEST_LATENCY:
+                given = f"{self.max_latency:g}"
+                raise ValueError(
+                    f"A latency of {given} seconds for one image limits no network that is searched. For {given} "
+                    f"milliseconds give max_latency={self.max_latency / 1e3:g} in Python, where it is in seconds, or "
+                    f"--max-latency {given} on the command line, where it is in milliseconds."
+                )
 
     def violations(self, cost: Cost) -> dict[str, float]:
         """By which share a network is beyond each limit; 0 or less where it keeps to it."""

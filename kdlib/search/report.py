@@ -13,7 +13,7 @@ from typing import Any
 
 from kdlib import files, schemas
 from kdlib.search.engine import Found, identity_of
-from kdlib.search.judging import DEFAULTS, FOUND, RANDOM, Curse, Judged
+from kdlib.search.judging import FOUND, RANDOM, SEEDS, START, Curse, Judged
 from kdlib.search.space import Choice, Distribution, LogUniform, Whole
 from kdlib.search.storage import FILE as DATABASE
 from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED, differences
@@ -126,7 +126,10 @@ def to_dict(found: Found, judged: Judged | None = None) -> dict[str, Any]:
                 }
                 for arm in judged.arms
             },
-            "verdicts": {name: _finite(one) | {"verdict": str(one.verdict)} for name, one in judged.verdicts.items()},
+            "verdicts": {
+                name: _finite(one) | {"verdict": str(one.verdict), "over": judged.over(name)}
+                for name, one in judged.verdicts.items()
+            },
             "winners_curse": {name: _finite(one) | {"excess": one.excess} for name, one in judged.curses.items()},
             "diverged": judged.diverged,
         }
@@ -152,7 +155,7 @@ def text(found: Found, judged: Judged | None, command: str | None) -> str:
     else:
         parts.append(
             "This search has not been judged: the best of many single runs is flattered by luck. "
-            "`search.judge(found)` trains it anew with fresh seeds, beside the defaults and random search."
+            "`search.judge(found)` trains it anew with fresh seeds, beside the start settings and random search."
         )
     parts += ["## What was found", *_findings(found), f"![Best so far, importance and trials]({PICTURE})"]
     parts += ["## Trials", _trials_table(found), "## Where", _where(found)]
@@ -211,10 +214,16 @@ def _judgement(found: Found, judged: Judged) -> list[str]:
     for name, one in judged.verdicts.items():
         parts.append(
             f"**The found setting against {name}: {one.verdict}**, {100 * one.mean:+.2f} points of test accuracy "
-            f"({one.confidence:.0%} interval {100 * one.low:+.2f} to {100 * one.high:+.2f}; {one.n} paired seeds, "
-            f"{one.comparisons} comparison{'s' * (one.comparisons > 1)})."
+            f"({one.confidence:.0%} interval over {judged.over(name)} {100 * one.low:+.2f} to {100 * one.high:+.2f}; "
+            f"{one.n} paired seeds, {one.comparisons} comparison{'s' * (one.comparisons > 1)})."
         )
-    lacking = {DEFAULTS, RANDOM} - {arm.name for arm in judged.arms}
+    if any(judged.over(name) == SEEDS for name in judged.verdicts):
+        parts.append(
+            "Some of these runs are of an older kdlib, which did not keep which test images they had right, so an "
+            "interval over seeds alone leaves out that another test set would give other accuracies. Judge in another "
+            "folder for one over both."
+        )
+    lacking = {START, RANDOM} - {arm.name for arm in judged.arms}
     if RANDOM in lacking and judged.random is not None:
         parts.append("All trials of random search diverged: it found nothing to compare with.")
     elif RANDOM in lacking:

@@ -99,9 +99,13 @@ class RemoteRunner:
         # No daemon: these may start no processes, and images of a folder are decoded by some.
         self.process: BaseProcess = context.Process(target=_serve, args=(other, cache, threads, number, workers))
         self.process.start()
-        other.close()  # so that the end of the process is the end of the connection
-        with _explain_its_end():
-            self._connection.send_bytes(task)
+        try:
+            other.close()  # so that the end of the process is the end of the connection
+            with _explain_its_end():
+                self._connection.send_bytes(task)
+        except BaseException:  # Ctrl-C too, which may reach this process alone: nobody else knows of the other one yet
+            self.end()
+            raise
 
     def run(
         self,

@@ -36,13 +36,13 @@ HARD = "hard"  # among the losses of a spec: cross-entropy with the labels, smoo
 class Settings:
     """The hyper-parameters of one run; None for those that its method does not have.
 
-    learning_rate: for a batch of 128; its default and that of weight_decay are for SGD. alpha: the weight of the hard
-    labels. beta: of dkd. weight: of the feature or relation term. layers: which layers that term compares, a word of
-    `models.pair_layers`.
+    learning_rate: for a batch of 128; its default and that of weight_decay are those of SGD. alpha: the weight of the
+    hard labels. beta: of dkd. weight: of the feature or relation term. layers: which layers that term compares, a word
+    of `models.pair_layers`.
     """
 
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
+    learning_rate: float = Recipe(SGD).learning_rate
+    weight_decay: float = Recipe(SGD).weight_decay
     smoothing: float | None = None
     alpha: float | None = None
     temperature: float | None = None
@@ -102,8 +102,9 @@ class MethodSpec:
     """One method of the study.
 
     name: as rows call it. title: as figures and tables call it. family: one of FAMILIES. losses: HARD and names in
-    `loss_table.LOSSES`, added up in this order. start: the settings that are used where nothing was tuned, with SGD.
-    own_space: where its own settings are searched for, beside those of SHARED_SPACES. teacher: which network teaches.
+    `loss_table.LOSSES`, added up in this order. start: the settings that are used where nothing was tuned, with SGD;
+    older than the defaults of `kdlib distill`, which a search has chosen, and for five methods others. own_space: where
+    its own settings are searched for, beside those of SHARED_SPACES. teacher: which network teaches.
     """
 
     name: str
@@ -116,7 +117,10 @@ class MethodSpec:
 
     def start_with(self, optimizer: str) -> Settings:
         """The settings that are used with this optimiser where nothing was tuned."""
-        return self.start if optimizer == SGD else replace(self.start, learning_rate=2e-3, weight_decay=0.05)
+        if optimizer == SGD:
+            return self.start
+        own = Recipe(optimizer)
+        return replace(self.start, learning_rate=own.learning_rate, weight_decay=own.weight_decay)
 
     def search_space(self, optimizer: str = SGD) -> SearchSpace:
         """Where all of its settings are searched for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from course.experiments.search_rows import CONTROL, DEFAULTS, FOUND, RANDOM
 from kdlib import data, models
 from kdlib.data import DataModule
 from kdlib.study.method_specs import SETTING_NAMES
-from kdlib.study.runs_file import RunsFile, read_rows
+from kdlib.study.runs_file import RunsFile, SessionLog, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,9 @@ def test_a_search_is_judged_and_its_rows_are_written_once(tiny: DataModule, tmp_
     assert all(float(row["search_cost"]) == epochs[row["arm"]] for row in runs)
     judged = search_results.load_judged(tmp_path, 20)
     assert judged.cost(RANDOM) >= judged.cost(FOUND)  # the baseline gets no less
+    for kind in ("search-trials", "search-judged"):  # of both searches and all that judges them
+        hours = json.loads(budget.path(kind, tmp_path).with_suffix(".json").read_text())["hours"]
+        assert hours >= sum(float(row["seconds"]) for row in (*trials, *runs)) / 3600 - 1e-4
     assert make() == [trials, runs]
 
 
@@ -306,8 +310,9 @@ def test_with_two_tuning_seeds_a_choice_is_of_their_mean(tmp_path: Path) -> None
 def test_rows_of_another_budget_are_refused(tmp_path: Path) -> None:
     def add(**values: object) -> None:
         row = {"search": "found", "trial": 0, "state": "complete", "learning_rate": 0.1, **values}
-        key = ("search", "trial")
-        search_rows._append(tmp_path / "t.csv", search_rows.TRIAL_COLUMNS, key, [row], "the command", lambda line: None)
+        with RunsFile(tmp_path / "t.csv", search_rows.TRIAL_COLUMNS, lambda line: None).open() as file:
+            session = SessionLog(file.path, "the command", len(file.rows))
+            search_rows._append(file, session, ("search", "trial"), [row])
 
     add(epochs=6)
     add(epochs=6)  # once more: nothing to add
