@@ -451,7 +451,8 @@ def test_a_run_gives_every_column_and_repeats_to_the_bit(budget: Budget, tmp_pat
     assert {name for name in RUN_COLUMNS if found[0].get(name) is None} == empty
     answers = [row.pop("predicted").tolist() for row in found]
     assert answers[0] == answers[1]
-    one, two = ({name: value for name, value in row.items() if name not in TIME_COLUMNS} for row in found)
+    aside = (*TIME_COLUMNS, "checkpoint")
+    one, two = ({name: value for name, value in row.items() if name not in aside} for row in found)
     assert one == two
     assert one["extra_parameters"] == 32 * 64  # the projection of pool2 to the teacher's layer3
     assert not list((tmp_path / "a").iterdir())  # the teacher's answers are gone
@@ -589,12 +590,46 @@ def test_a_run_that_is_interrupted_goes_on_at_its_last_epoch_to_the_bit(
     for folder in (tmp_path / "a", tmp_path / "b"):
         with Experiment(budget, folder).seed_runner([one], tmp_path / "x.csv") as seed_runner:
             rows.append(timeless([seed_runner.run(one, test=True)]))
-            assert not list(seed_runner.group.outputs.glob("*.checkpoint"))
         assert not list(folder.iterdir())
     assert [path.parent.parent.name for path in saved] == ["a", "a", "b", "b"]  # one epoch was left of two
     predicted = [row.pop("predicted").tolist() for (row,) in rows]
     assert predicted[0] == predicted[1]
+    assert len({row.pop("checkpoint").name for (row,) in rows}) == 1
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    "lost", [(RunsFile, "append"), (PredictionsFile, "add"), (HistoryFile, "add")], ids=["row", "answers", "history"]
+)
+def test_a_run_whose_results_found_no_room_is_not_trained_again(
+    lost: tuple[type, str], budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "LONG_EPOCH", 1)
+    config = replace(study_config(budget, tmp_path), plan=plans.of_methods(["kd"]), seeds=(0,))
+    saved, save, append = [], Checkpointer.save, RunsFile.append
+
+    def noted(checkpointer: Checkpointer, *args: Any) -> None:
+        save(checkpointer, *args)
+        saved.append(checkpointer.path)
+
+    def looked_at(file: RunsFile, row: dict[str, Any]) -> None:
+        assert len(list(config.cache.rglob("*.checkpoint"))) == 1  # those of runs before are gone
+        append(file, row)
+
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Checkpointer, "save", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(*lost, full)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            runner.run(config, progress=False)
+    assert len(saved) == budget.epochs
+    monkeypatch.setattr(RunsFile, "append", looked_at)
+    path = runner.run(config, progress=False)
+    assert [row["method"] for row in content(path)] == ["hard", "kd"]
+    assert len(saved) == 2 * budget.epochs
+    assert not list(config.cache.iterdir())
 
 
 def test_a_checkpoint_of_other_threads_is_not_gone_on_with(budget: Budget, tmp_path: Path) -> None:
@@ -613,7 +648,7 @@ def test_a_damaged_checkpoint_does_not_stop_a_study(budget: Budget, tmp_path: Pa
         path.parent.mkdir()
         path.write_bytes(b"cut off")
         assert seed_runner.run(run_config("hard"), test=False)["validation_accuracy"] > 0
-        assert not path.exists()
+        files.load_tensors(path)  # it is one of this run now
         with pytest.raises(ValueError, match="needs a weight and layers"):  # other errors are not hidden
             seed_runner.run(run_config("hint", weight=None), test=False)
 

@@ -440,6 +440,7 @@ class _Executor:
             if "predicted" in row:
                 self._write_predictions(file, row)
             file.append(row)
+            row["checkpoint"].unlink(missing_ok=True)  # not before: on a full disk the run would be lost
             self._log(file).write(len(file.rows))
             self._count(config, row)
 
