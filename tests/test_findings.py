@@ -229,6 +229,18 @@ def test_times_of_different_machines_are_not_compared(tmp_path: Path) -> None:
     assert load(tmp_path).cost("shuffled").num_pairs == 5
 
 
+def test_times_are_not_compared_when_a_removed_row_leaves_the_machine_unknown(tmp_path: Path) -> None:
+    path = write(tmp_path, "full")
+    spans = ([1, 5], "A"), ([6, 85], "B")
+    sessions = [{"rows": span, "machine": {"processor": name}} for span, name in spans]
+    path.with_suffix(".json").write_text(json.dumps({"sessions": sessions}))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:1] + lines[2:]))
+    assert load(tmp_path).cost("kd").num_pairs == 0
+    path.with_suffix(".json").write_text(json.dumps({"sessions": [sessions[0] | {"rows": [1, 85]}]}))
+    assert load(tmp_path).cost("kd").num_pairs == 4  # of five seeds; there was no other machine
+
+
 def test_methods_that_were_tuned_otherwise_are_not_compared(tmp_path: Path) -> None:
     path = write(tmp_path / "a")
     found = read_rows(path, RUN_COLUMNS)
@@ -424,7 +436,8 @@ def test_rows_that_do_not_belong_together_are_refused(folder: Path, tmp_path: Pa
 def test_a_line_that_is_being_written_is_left_out(folder: Path, tmp_path: Path) -> None:
     path = next(folder.glob("methods-*.csv"))
     (tmp_path / path.name).write_bytes(path.read_bytes()[:-20])
-    assert load(tmp_path).problem("own-size") == "seed 4 not run"
+    with pytest.warns(UserWarning, match="left out"):
+        assert load(tmp_path).problem("own-size") == "seed 4 not run"
 
 
 def test_asking_for_results_costs_nothing_before() -> None:

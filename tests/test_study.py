@@ -328,10 +328,42 @@ def test_a_file_cut_anywhere_loses_no_whole_row(tmp_path: Path) -> None:
         assert bool(messages) == (end not in (0, *[i + 1 for i, byte in enumerate(whole) if byte == 10]))
 
 
-def test_reading_leaves_out_a_line_that_is_being_written(tmp_path: Path) -> None:
+RUN, OTHER_RUN = "hard,0,0123456789abcdef\n", "kd,0,fedcba9876543210\n"
+NAMES = ("method", "seed", "fingerprint")
+
+
+@pytest.mark.parametrize("before", ["", RUN], ids=["alone", "after another"])
+def test_a_last_row_whose_line_break_an_editor_has_left_out_is_kept(before: str, tmp_path: Path) -> None:
+    path, messages = tmp_path / "x.csv", []
+    text = f"{','.join(NAMES)}\n{before}{OTHER_RUN}"
+    path.write_text(text.removesuffix("\n"))
+    assert read_rows(path)[-1] == {"method": "kd", "seed": "0", "fingerprint": "fedcba9876543210"}
+    with RunsFile(path, NAMES, messages.append).open() as table:
+        assert table.rows == read_rows(path)
+        table.append({"method": "kd", "seed": 1, "fingerprint": "f" * 16})
+    assert path.read_text() == f"{text}kd,1,{'f' * 16}\n"
+    assert messages == []
+
+
+def test_a_last_line_that_is_no_whole_row_is_never_kept(tmp_path: Path) -> None:
+    path, start = tmp_path / "x.csv", f"{','.join(NAMES)}\n{RUN}"
+    torn = [OTHER_RUN[:end] for end in range(1, len(OTHER_RUN) - 1)]
+    for line in (*torn, "kd,many,fedcba9876543210", "kd,fedcba9876543210", 'kd,"0,fedcba9876543210'):
+        path.write_text(start + line)
+        with pytest.warns(UserWarning, match=re.escape(str(path))):
+            assert len(read_rows(path)) == 1
+        messages: list[str] = []
+        with RunsFile(path, NAMES, messages.append).open() as table:
+            assert len(table.rows) == 1
+        assert path.read_text() == start
+        assert len(messages) == 1
+
+
+def test_reading_leaves_out_a_line_that_is_being_written_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "x-1.csv").write_text("a,b\n1,0.5\n2,0.2")
     (tmp_path / "x-2.csv").write_text("a,b\n3,\n")
-    frame = read_frame(tmp_path / "x-*.csv")
+    with pytest.warns(UserWarning, match="x-1.csv"):
+        frame = read_frame(tmp_path / "x-*.csv")
     assert list(frame["a"]) == [1, 3]
     assert frame["b"].isna().tolist() == [False, True]
     with pytest.raises(FileNotFoundError, match="Run the study first"):
@@ -426,6 +458,20 @@ def test_a_row_that_was_written_after_the_log_belongs_to_the_session_before(tmp_
         sessions = runs_file.session_of_each_row(path, 5)
         assert [session["command"] for session in sessions] == ["killed"] * 3 + ["gone on"] * 2
         SessionLog(path, "nothing to do", 5).write(5)
+
+
+def test_after_a_row_was_removed_no_run_is_given_to_another_session(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    for name, before, after in (("first", 0, 2), ("second", 2, 5)):
+        SessionLog(path, name, before).write(after)
+    found = json.loads(path.with_suffix(".json").read_text())
+    found["sessions"][1]["machine"]["processor"] = "another"
+    path.with_suffix(".json").write_text(json.dumps(found))
+    assert runs_file.session_of_each_row(path, 4) == [None] * 4  # which of the five was removed, nobody knows
+    SessionLog(path, "gone on", 4).write(6)
+    sessions = runs_file.session_of_each_row(path, 6)
+    assert sessions[:4] == [None] * 4
+    assert [session["command"] for session in sessions[4:]] == ["gone on"] * 2
 
 
 def test_a_session_is_noted_before_its_first_run(

@@ -28,7 +28,7 @@ from kdlib.study.history import HistoryFile
 from kdlib.study.method_specs import FAMILIES, METHODS, SETTING_NAMES, MethodSpec, Settings
 from kdlib.study.plans import PLANS, Budget, Row
 from kdlib.study.predictions import PredictionsFile
-from kdlib.study.runs_file import BUDGET_COLUMNS, read_rows, session_of_each_row
+from kdlib.study.runs_file import BUDGET_COLUMNS, read_rows, read_sessions, session_of_each_row
 from kdlib.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ METRICS = {
     "agreement": "agreement with the teacher",
     "calibration_error": "calibration error",
 }
+NOT_KNOWN = "not known"
 LOWER_IS_BETTER = ("calibration_error",)
 PLAN_OF_KIND = {plan.kind: name for name, plan in reversed(PLANS.items())}  # the first plan that makes such a file
 _RUN = (*BUDGET_COLUMNS, "method", "spec", "seed", "excluded_class", *SETTING_NAMES, "tuned_on", "device", "threads")
@@ -76,8 +77,9 @@ def load(
 
 
 def _read_runs(path: Path, kind: str, budget: Budget, excluded_class: int | None = None) -> list[dict[str, str]]:
-    """The rows of a file, each with the processor that it was made on, "" where that is not known.
+    """The rows of a file, each with the processor that it was made on.
 
+    Where that is not known it is NOT_KNOWN; without a JSON file all are taken to come from one, whose name is "".
     excluded_class: the one that is asked for, and that the command in an error message excludes.
     """
     command = f"kdlib study {PLAN_OF_KIND[kind]} --student {budget.student} --teacher {budget.teacher}"
@@ -101,8 +103,8 @@ def _read_runs(path: Path, kind: str, budget: Budget, excluded_class: int | None
             f"{path} has no column {', '.join(missing)}: it is not a file of finished runs, or an older kdlib wrote "
             "it. (Before version 0.2 there was no column optimizer: put it behind views, with sgd in each row.)"
         )
-    sessions = session_of_each_row(path, len(rows))
-    processors = ["" if session is None else session.get("machine", {}).get("processor", "") for session in sessions]
+    sessions, unknown = session_of_each_row(path, len(rows)), NOT_KNOWN if read_sessions(path) else ""
+    processors = [unknown if one is None else one.get("machine", {}).get("processor", "") for one in sessions]
     return [row | {"processor": processor} for row, processor in zip(rows, processors, strict=True)]
 
 
@@ -163,9 +165,10 @@ class Cost:
     """What a method costs while it trains; the student that it leaves costs the same, whatever the method.
 
     relative_time: time of an epoch relative to hard labels, the median over `num_pairs` paired seeds; the teacher's
-    outputs are cached and not counted. nan where no seed of both ran on one kind of machine. With several workers a
-    run shares the cores with other runs, and with the teacher's outputs of the next seed: ratios to be quoted come
-    from one worker. seconds_per_epoch: the median. extra_parameters: of projectors, thrown away afterwards.
+    outputs are cached and not counted. nan where no seed of both is known to have run on one kind of machine. With
+    several workers a run shares the cores with other runs, and with the teacher's outputs of the next seed: ratios to
+    be quoted come from one worker. seconds_per_epoch: the median. extra_parameters: of projectors, thrown away
+    afterwards.
     """
 
     relative_time: float
@@ -385,7 +388,7 @@ class Results:
         ratios = [
             float(row["seconds_per_epoch"]) / float(baseline[seed]["seconds_per_epoch"])
             for seed, row in runs.items()
-            if seed in baseline and _machine(row) == _machine(baseline[seed])
+            if seed in baseline and _same_machine(row, baseline[seed])
         ]
         seconds = [float(row["seconds_per_epoch"]) for row in runs.values()]
         extra = [int(row["extra_parameters"]) for row in runs.values()]
@@ -519,8 +522,10 @@ def _check_comparable(rows: Sequence[Row], sources: Sequence[Path]) -> None:
             raise ValueError(f"{where}: {method} was run with {first[method]} and with {settings}.")
 
 
-def _machine(row: Row) -> tuple[str, str, str]:
-    return row["device"], row["threads"], row.get("processor", "")
+def _same_machine(one: Row, other: Row) -> bool:
+    """Whether two runs are known to come from one kind of machine."""
+    known = NOT_KNOWN not in (one.get("processor"), other.get("processor"))
+    return known and all(one.get(name) == other.get(name) for name in ("device", "threads", "processor"))
 
 
 def _median(values: Sequence[float]) -> float:
