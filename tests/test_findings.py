@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from synthetic import TEACHER, write
 
 from kdlib import study, verdict
@@ -21,6 +22,7 @@ from kdlib.study import analysis
 from kdlib.study.analysis import Results
 from kdlib.study.method_specs import FAMILIES, METHODS
 from kdlib.study.plans import FULL, PLANS, RunConfig, TunedSettings
+from kdlib.study.predictions import PredictionsFile
 from kdlib.study.runs_file import RUN_COLUMNS, RunsFile, read_frame, read_rows
 from kdlib.verdict import Verdict
 
@@ -341,6 +343,16 @@ def test_more_seeds_of_the_methods_do_not_spoil_the_grid(tmp_path: Path) -> None
     write(tmp_path, seeds=range(7))
     write(tmp_path, "grid", seeds=range(5))
     assert load(tmp_path, kind="grid").problems == {}
+
+
+def test_answers_for_different_test_images_are_not_compared(tmp_path: Path) -> None:
+    paths, answer = [write(tmp_path, plan, seeds=range(2)) for plan in ("full", "grid")], torch.tensor([0, 1])
+    for path, images in zip(paths, ("some images", "others"), strict=True):
+        for one in read_rows(path):
+            PredictionsFile(path).add(one["fingerprint"], answer, answer, images)
+    assert load(tmp_path).gain("kd").over == "seeds and test images"
+    with pytest.raises(ValueError, match="grid-.* and .*methods-.* hold answers for different test images"):
+        load(tmp_path, kind="grid").gain("kd alpha=1")
 
 
 def test_the_grid_needs_the_methods_of_its_own_budget(tmp_path: Path) -> None:

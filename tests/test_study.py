@@ -1711,6 +1711,29 @@ def test_answers_of_which_one_seed_lacks_are_not_those_of_fewer_seeds(
     assert found.gain("kd").over == "seeds"
 
 
+def test_other_test_images_of_the_same_name_are_refused_before_anything_runs(
+    budget: Budget, blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their answers would be paired, image by image, with those of the runs that are there."""
+    config = replace(study_config(budget, tmp_path), plan=plans.of_methods(["kd"]), seeds=(0,))
+    path = runner.run(config, progress=False)
+    test = replace(blobs.test, images=blobs.test.images.flip(0))  # with the same labels
+    monkeypatch.setattr(data, "load", lambda name, **options: replace(blobs, test=test))
+    more = replace(config, seeds=(0, 1))
+    for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+        with pytest.raises(ValueError, match="other test images.*choose another folder with --out"):
+            attempt(more)
+    assert len(content(path)) == 2
+    answers = PredictionsFile(path).path
+    tensors, _ = files.load_tensors(answers)
+    files.save_tensors(answers, tensors, {})  # an older version noted no test set
+    runner.run(more, progress=False)
+    assert len(content(path)) == 4
+    monkeypatch.setattr(data, "load", lambda name, **options: blobs)
+    with pytest.raises(ValueError, match="other test images"):
+        runner.dry_run(more)
+
+
 def test_an_answer_beyond_all_labels_is_kept_as_it_was(tmp_path: Path) -> None:
     """A test split of few classes, and a network that has many: 300 is not 44, which one byte would make of it."""
     file = PredictionsFile(tmp_path / "methods.csv")
@@ -1728,6 +1751,9 @@ def test_answers_for_other_images_and_damaged_files_are_refused(tmp_path: Path) 
     assert PredictionsFile(path).right("a").tolist() == [True, False, True]
     with pytest.raises(ValueError, match="answers for other test images. Choose another folder"):
         PredictionsFile(path).add("b", torch.tensor([0, 1]), labels[:2])
+    file.add("c", labels, labels, "one test set")
+    with pytest.raises(ValueError, match="answers for other test images"):
+        PredictionsFile(path).add("d", labels, labels, "another")
     many = PredictionsFile(tmp_path / "methods-many.csv")
     many.add("a", torch.tensor([300, 2]), torch.tensor([300, 999]))
     assert PredictionsFile(tmp_path / "methods-many.csv").right("a").tolist() == [True, False]
@@ -1808,7 +1834,7 @@ def test_a_damaged_file_beside_the_rows_is_refused_before_anything_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Found when the answers or epochs of a run are to be added, it would cost that run."""
+    """And not when the answers or epochs of the first run are to be added, hours later."""
     monkeypatch.setattr(experiment, "LONG_EPOCH", 1)
     monkeypatch.setattr(WorkerPool, "run", lambda *args, **options: pytest.fail("a run was begun"))
     path = beside(budget.path(kind, tmp_path)).path

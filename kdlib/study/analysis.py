@@ -338,7 +338,11 @@ class Results:
 
     @cached_property
     def _predictions(self) -> list[PredictionsFile]:
-        return [PredictionsFile(path) for path in self.sources]
+        found = [PredictionsFile(path) for path in self.sources]
+        if len({file.test_set for file in found} - {""}) > 1:
+            where = " and ".join(str(file.path) for file in found)
+            raise ValueError(f"{where} hold answers for different test images, which cannot be compared.")
+        return found
 
     def right(self, method: str) -> dict[int, np.ndarray]:
         """By seed, for each test image whether the student was right; empty where one seed's answers are not known.

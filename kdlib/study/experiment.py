@@ -37,6 +37,7 @@ from kdlib.methods import HardLabels, Method
 from kdlib.study import method_specs
 from kdlib.study.method_specs import HARD, TeacherKind
 from kdlib.study.plans import Budget, Row, RunConfig
+from kdlib.study.predictions import PredictionsFile
 from kdlib.study.runs_file import BUDGET_COLUMNS, library_versions, machine_info, to_text
 from kdlib.teachers import CachedTeacher
 
@@ -167,6 +168,18 @@ class Experiment:
                     f"{path} holds a run of {row['method']}, seed {row['seed']}, made with another teacher or other "
                     "data of the same name. Move the file away, or choose another folder with --out."
                 )
+
+    def check_test_set(self, answers: PredictionsFile) -> None:
+        """Raise ValueError where the answers of finished runs are for other test images, if these were noted.
+
+        They are in no fingerprint of a run, as a trial must not read them; but the answers of two runs are compared
+        image by image.
+        """
+        if answers.test_set and answers.test_set != self.data.test.fingerprint:
+            raise ValueError(
+                f"{answers.path} holds answers for other test images than {self.budget.data} has now; runs in one file "
+                "share one test set. Restore the images, or choose another folder with --out."
+            )
 
     @contextmanager
     def seed_runner(self, configs: Sequence[RunConfig], runs_path: Path) -> Iterator[SeedRunner]:
