@@ -158,6 +158,14 @@ def test_runs_of_which_no_session_is_known_are_counted(folder: Path) -> None:
     ]
 
 
+def test_what_macos_writes_beside_a_table_is_none(folder: Path) -> None:
+    name = next(folder.glob("*.csv")).name
+    (folder / f"._{name}").write_bytes(b"\x00\x05\x16\x07")
+    update_readme(folder)
+    assert {line[0] for line in lines(folder)[2:]} == {f"`{name}`"}
+    assert len(runs_file.read_frame(folder / "*.csv")) == 85
+
+
 def test_a_folder_without_runs_has_one_sentence_for_each_table(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(SKELETON)
     update_readme(tmp_path)

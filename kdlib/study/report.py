@@ -58,7 +58,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def runs_table(folder: Path) -> str:
     """What was run, in Markdown: a row for each file, command, machine and set of versions."""
-    rows = [row for path in sorted(folder.glob("*.csv")) for row in _rows_of_file(path)]
+    rows = [row for path in files.visible(folder, "*.csv") for row in _rows_of_file(path)]
     if not rows:
         return "No study has been run yet."
     rule = ["---"] * (len(COLUMNS) - 1) + ["--:"]

@@ -197,7 +197,7 @@ def read_frame(path: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     path = Path(path)
-    found = sorted(path.parent.glob(path.name))
+    found = files.visible(path.parent, path.name)
     if not found:
         raise FileNotFoundError(f"There is no file {path}. Run the study first: python -m kdlib.study --help")
     rows = [row for one in found for row in read_rows(one)]
