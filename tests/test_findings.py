@@ -6,13 +6,15 @@ import json
 import math
 import random
 import shutil
+import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from synthetic import TEACHER, write
@@ -140,6 +142,59 @@ def test_the_gap_recovered_by_hand(tmp_path: Path) -> None:
     assert found.mean == pytest.approx(sum(shares) / 3)
     assert found.low < found.mean < found.high
     assert found.comparisons == 16
+
+
+@pytest.fixture
+def right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[np.random.Generator, int], tuple[Results, Any]]:
+    """Makes ten seeds of hard labels and kd, and a teacher, on freshly drawn test images, and what each got right.
+
+    An image is as hard for all as it is, and harder or easier for one of the three, whatever the seed.
+    """
+    write(tmp_path, seeds=range(10), skip=lambda config: config.method not in ("hard", "kd"))
+    written = load(tmp_path)
+
+    def draw(chance: np.random.Generator, num_images: int) -> tuple[Results, Any]:
+        easy = chance.normal(size=num_images)
+        own = {name: easy + level + 0.5 * chance.normal(size=num_images) for name, level in LEVELS.items()}
+
+        def run(name: str) -> np.ndarray:
+            return own[name] + 0.02 * chance.normal() + 0.15 * chance.normal(size=num_images) > 0
+
+        answers = {name: {seed: run(name) for seed in range(10)} for name in ("hard", "kd")}
+        teacher = run("teacher")
+        rows = []
+        for one in written.rows:
+            scores = answers[one["method"]][int(one["seed"])].mean(), teacher.mean()
+            rows.append(one | dict(zip(("test_accuracy", "teacher_accuracy"), map(str, scores), strict=True)))
+        monkeypatch.setattr(Results, "right", lambda self, method: answers[method])
+        return Results("methods", tuple(rows), "hard", written.sources), teacher
+
+    return draw
+
+
+LEVELS = {"hard": 1.2, "kd": 1.35, "teacher": 1.55}
+
+
+def test_a_share_of_the_gap_is_judged_over_seeds_and_test_images(right: Any) -> None:
+    """Its interval holds the share that many images would show as often as it says, and that of the seeds does not."""
+    chance, deviation = np.random.default_rng(0), math.sqrt(1 + 0.5**2 + 0.15**2 + 0.02**2)
+    hard, kd, teacher = (statistics.NormalDist().cdf(level / deviation) for level in LEVELS.values())
+    held = {"seeds": 0, "seeds and test images": 0}
+    for _ in range(200):
+        results, of_teacher = right(chance, 1_000)
+        for found in (results.gap_recovered("kd"), results.gap_recovered("kd", of_teacher)):
+            assert found.mean == pytest.approx(results.gap_recovered("kd").mean)
+            held[found.over] += found.low <= (kd - hard) / (teacher - hard) <= found.high
+    assert held["seeds and test images"] >= 0.91 * 200
+    assert held["seeds"] <= 0.6 * 200
+
+
+def test_another_teacher_than_that_of_the_runs_is_refused(right: Any) -> None:
+    results, of_teacher = right(np.random.default_rng(0), 1_000)
+    with pytest.raises(ValueError, match="the shape .999,.; expected one value for each of the 1,000 test images"):
+        results.gap_recovered("kd", of_teacher[1:])
+    with pytest.raises(ValueError, match="has an accuracy of .* Give the answers of this teacher"):
+        results.gap_recovered("kd", ~of_teacher)
 
 
 def test_there_is_no_gap_where_the_teacher_is_not_ahead(tmp_path: Path) -> None:

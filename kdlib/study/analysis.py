@@ -325,11 +325,17 @@ class Results:
         is better, the difference is method minus baseline. The interval of a gain in test accuracy holds the scatter
         of the test images too, where the answers of every run are known."""
         gain = self._paired(method, metric)
-        sides = [self.right(name) for name in (method, self.baseline)]
-        if metric != "test_accuracy" or gain.problem or not all(sides) or method == self.baseline:
+        of_method, of_baseline = self.right(method), self.right(self.baseline)
+        if metric != "test_accuracy" or gain.problem or not of_method or not of_baseline or method == self.baseline:
             return gain
-        found = verdict.compare_samples(*sides, comparisons=max(1, self.comparisons))
-        interval = replace(gain, low=found.low, high=found.high, verdict=found.verdict)
+        return self._over_images(gain, of_method, of_baseline)
+
+    def _over_images(
+        self, estimate: Estimate, of_method: Mapping[int, np.ndarray], of_baseline: Mapping[int, np.ndarray]
+    ) -> Estimate:
+        """With the interval that holds the scatter of the test images, too. of_method, of_baseline: theirs, by seed."""
+        found = verdict.compare_samples(of_method, of_baseline, comparisons=max(1, self.comparisons))
+        interval = replace(estimate, low=found.low, high=found.high, verdict=found.verdict)
         return replace(interval, over="seeds and test images")
 
     @cached_property
@@ -371,20 +377,38 @@ class Results:
                     found[seed] = values
         return found
 
-    def gap_recovered(self, method: str) -> Estimate:
+    def gap_recovered(self, method: str, teacher_right: Sequence[float] | np.ndarray | None = None) -> Estimate:
         """The share of the gap between baseline and teacher that a method closes: 0 the baseline, 1 the teacher.
 
-        Seeds where the teacher is not ahead of the baseline are a problem.
+        teacher_right: for each test image whether the teacher was right, in the order of `right`. With it, and where
+        the answers of every run are known, the interval holds the scatter of the test images, which method, baseline
+        and teacher share, beside that of the seeds: the ratio is linearised image by image. Without it the interval is
+        over the seeds alone, as if these images were all that there are: too narrow for images in general. The
+        estimate's `over` says which.
+        Seeds where the teacher is not ahead of the baseline are a problem. Raises ValueError for another number of
+        images than the students answered, or another accuracy than this teacher's.
         """
         teacher = self._values(self.baseline, "teacher_accuracy")
-        behind = [seed for seed, x in self._values(self.baseline, "test_accuracy").items() if teacher[seed] <= x]
+        hard = self._values(self.baseline, "test_accuracy")
+        behind = [seed for seed, accuracy in hard.items() if teacher[seed] <= accuracy]
         seeds = ", ".join(map(str, behind))
         problem = f"the teacher is not ahead of the baseline at seed {seeds}" if behind else ""
 
         def share(accuracy: float, baseline: float, seed: int) -> float:
             return math.nan if seed in behind else (accuracy - baseline) / (teacher[seed] - baseline)
 
-        return self._paired(method, "test_accuracy", share, problem)
+        gap = self._paired(method, "test_accuracy", share, problem)
+        of_method, of_baseline = self.right(method), self.right(self.baseline)
+        if teacher_right is None or gap.problem or not of_method or not of_baseline or method == self.baseline:
+            return gap
+        linearised = {}
+        for seed, value in gap.by_seed.items():
+            before = of_baseline[seed].astype(float)
+            gained = of_method[seed] - before
+            missing = _of_teacher(teacher_right, teacher[seed], len(before)) - before
+            moved = gained - gained.mean() - value * (missing - missing.mean())
+            linearised[seed] = value + moved / (teacher[seed] - hard[seed])
+        return self._over_images(gap, linearised, {seed: np.zeros_like(row) for seed, row in linearised.items()})
 
     def cost(self, method: str) -> Cost:
         """What a method costs while it trains, beside hard labels (or the baseline)."""
@@ -524,6 +548,21 @@ def _check_comparable(rows: Sequence[Row], sources: Sequence[Path]) -> None:
         seen.add((method, seed))
         if first.setdefault(method, settings) != settings:
             raise ValueError(f"{where}: {method} was run with {first[method]} and with {settings}.")
+
+
+def _of_teacher(right: Sequence[float] | np.ndarray, accuracy: float, num_images: int) -> np.ndarray:
+    """What a teacher got right, as numbers; ValueError unless it has this accuracy, to rounding, on so many images."""
+    found = np.asarray(right, dtype=float)
+    if found.shape != (num_images,):
+        raise ValueError(
+            f"teacher_right has the shape {found.shape}; expected one value for each of the {num_images:,} test images."
+        )
+    if abs(found.mean() - accuracy) > max(0.005, 2 / num_images):  # other rounding turns a few answers
+        raise ValueError(
+            f"teacher_right has an accuracy of {found.mean():.2%}, and the teacher of these runs {accuracy:.2%}. Give "
+            "the answers of this teacher to the test images of the study."
+        )
+    return found
 
 
 def _same_machine(one: Row, other: Row) -> bool:
