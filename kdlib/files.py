@@ -41,6 +41,14 @@ def sweep(path: Path) -> None:
                 left.unlink()
 
 
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """What a folder holds of this pattern, by name, without hidden names unless the pattern is one.
+
+    macOS writes a ._NAME beside each file on a disk or in an archive that has no place for what it notes of it.
+    """
+    return sorted(path for path in folder.glob(pattern) if pattern.startswith(".") or not path.name.startswith("."))
+
+
 def is_alive(process: int) -> bool:
     """Whether a process of this machine is there."""
     if sys.platform == "win32":  # where os.kill would end it

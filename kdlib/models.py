@@ -21,7 +21,7 @@ from kdlib import schemas
 from kdlib.data.paired import PAIRED_FILES
 from kdlib.data.sources import data_dir
 from kdlib.errors import LARGEST_WHOLE, as_whole, check_flags, check_whole, unknown_name
-from kdlib.files import load_tensors, save_tensors
+from kdlib.files import load_tensors, save_tensors, visible
 
 LARGEST_SIZE = 100_000_000  # of classes, channels or pixels of a side
 STEMS = {
@@ -533,7 +533,7 @@ def check_fit(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: str |
 
 def list_pretrained() -> list[str]:
     """The trained models in the data folder, where data sets of pairs lie as well."""
-    return sorted(path.stem for path in data_dir().glob("*.safetensors") if path.name not in PAIRED_FILES)
+    return [path.stem for path in visible(data_dir(), "*.safetensors") if path.name not in PAIRED_FILES]
 
 
 def _load_torchvision(name: str) -> nn.Module:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from kdlib import cli, compare, data, evaluation, measure, models, verdict
 from kdlib.compare import outputs, tables
 from kdlib.compare.outputs import Outputs, log_odds
 from kdlib.compare.report import FILES, Report
+from kdlib.compare.sources import read as read_students
 from kdlib.data import DataModule, InMemoryDataset
 from kdlib.data.corruptions import DESTRUCTIONS, SEVERITIES, STRENGTHS, corrupt, destroy
 
@@ -772,6 +774,14 @@ def test_the_command_pairs_the_files_of_folders(
     assert shown == json.loads(json.dumps(expected.to_dict()))
     assert json.loads((out / "report.json").read_text()) == shown
     assert (out / "report.md").read_text("utf-8") == expected.to_markdown()
+
+
+def test_what_macos_writes_beside_the_files_of_a_folder_is_no_student(shelf: Path, tmp_path: Path) -> None:
+    for name in ("hard", "kd"):
+        shutil.copytree(shelf / name, tmp_path / name)
+        (tmp_path / name / "._seed0.safetensors").write_bytes(b"\x00\x05\x16\x07")
+    found = read_students([str(tmp_path / name) for name in ("hard", "kd")])
+    assert {name: list(runs) for name, runs in found.items()} == {name: ["seed0", "seed1"] for name in ("hard", "kd")}
 
 
 def test_the_command_prints_the_report_and_writes_nothing_unasked(

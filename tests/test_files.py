@@ -58,6 +58,14 @@ class Trap:
 # --- atomic_write
 
 
+def test_hidden_files_are_found_by_their_own_name_alone(tmp_path: Path):
+    for name in ("b.csv", "._b.csv", "a.csv", ".a.csv", "c.txt"):
+        (tmp_path / name).touch()
+    assert files.visible(tmp_path, "*.csv") == [tmp_path / "a.csv", tmp_path / "b.csv"]
+    assert files.visible(tmp_path, ".a.csv") == [tmp_path / ".a.csv"]
+    assert files.visible(tmp_path / "nowhere", "*") == []
+
+
 def test_atomic_write_makes_folders_and_leaves_only_the_file(tmp_path: Path):
     path = tmp_path / "a" / "b" / "c.txt"
     files.write_text(path, "grüße\n")

@@ -6,14 +6,17 @@ import json
 import math
 import random
 import shutil
+import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from synthetic import TEACHER, write
 
 from kdlib import study, verdict
@@ -21,6 +24,7 @@ from kdlib.study import analysis
 from kdlib.study.analysis import Results
 from kdlib.study.method_specs import FAMILIES, METHODS
 from kdlib.study.plans import FULL, PLANS, RunConfig, TunedSettings
+from kdlib.study.predictions import PredictionsFile
 from kdlib.study.runs_file import RUN_COLUMNS, RunsFile, read_frame, read_rows
 from kdlib.verdict import Verdict
 
@@ -140,6 +144,59 @@ def test_the_gap_recovered_by_hand(tmp_path: Path) -> None:
     assert found.comparisons == 16
 
 
+@pytest.fixture
+def right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[np.random.Generator, int], tuple[Results, Any]]:
+    """Makes ten seeds of hard labels and kd, and a teacher, on freshly drawn test images, and what each got right.
+
+    An image is as hard for all as it is, and harder or easier for one of the three, whatever the seed.
+    """
+    write(tmp_path, seeds=range(10), skip=lambda config: config.method not in ("hard", "kd"))
+    written = load(tmp_path)
+
+    def draw(chance: np.random.Generator, num_images: int) -> tuple[Results, Any]:
+        easy = chance.normal(size=num_images)
+        own = {name: easy + level + 0.5 * chance.normal(size=num_images) for name, level in LEVELS.items()}
+
+        def run(name: str) -> np.ndarray:
+            return own[name] + 0.02 * chance.normal() + 0.15 * chance.normal(size=num_images) > 0
+
+        answers = {name: {seed: run(name) for seed in range(10)} for name in ("hard", "kd")}
+        teacher = run("teacher")
+        rows = []
+        for one in written.rows:
+            scores = answers[one["method"]][int(one["seed"])].mean(), teacher.mean()
+            rows.append(one | dict(zip(("test_accuracy", "teacher_accuracy"), map(str, scores), strict=True)))
+        monkeypatch.setattr(Results, "right", lambda self, method: answers[method])
+        return Results("methods", tuple(rows), "hard", written.sources), teacher
+
+    return draw
+
+
+LEVELS = {"hard": 1.2, "kd": 1.35, "teacher": 1.55}
+
+
+def test_a_share_of_the_gap_is_judged_over_seeds_and_test_images(right: Any) -> None:
+    """Its interval holds the share that many images would show as often as it says, and that of the seeds does not."""
+    chance, deviation = np.random.default_rng(0), math.sqrt(1 + 0.5**2 + 0.15**2 + 0.02**2)
+    hard, kd, teacher = (statistics.NormalDist().cdf(level / deviation) for level in LEVELS.values())
+    held = {"seeds": 0, "seeds and test images": 0}
+    for _ in range(200):
+        results, of_teacher = right(chance, 1_000)
+        for found in (results.gap_recovered("kd"), results.gap_recovered("kd", of_teacher)):
+            assert found.mean == pytest.approx(results.gap_recovered("kd").mean)
+            held[found.over] += found.low <= (kd - hard) / (teacher - hard) <= found.high
+    assert held["seeds and test images"] >= 0.91 * 200
+    assert held["seeds"] <= 0.6 * 200
+
+
+def test_another_teacher_than_that_of_the_runs_is_refused(right: Any) -> None:
+    results, of_teacher = right(np.random.default_rng(0), 1_000)
+    with pytest.raises(ValueError, match="the shape .999,.; expected one value for each of the 1,000 test images"):
+        results.gap_recovered("kd", of_teacher[1:])
+    with pytest.raises(ValueError, match="has an accuracy of .* Give the answers of this teacher"):
+        results.gap_recovered("kd", ~of_teacher)
+
+
 def test_there_is_no_gap_where_the_teacher_is_not_ahead(tmp_path: Path) -> None:
     write(
         tmp_path,
@@ -227,6 +284,18 @@ def test_times_of_different_machines_are_not_compared(tmp_path: Path) -> None:
     assert found.cost("shuffled").seconds_per_epoch > 0
     path.with_suffix(".json").write_text(json.dumps({"sessions": [first | {"rows": [1, 100]}]}))
     assert load(tmp_path).cost("shuffled").num_pairs == 5
+
+
+def test_times_are_not_compared_when_a_removed_row_leaves_the_machine_unknown(tmp_path: Path) -> None:
+    path = write(tmp_path, "full")
+    spans = ([1, 5], "A"), ([6, 85], "B")
+    sessions = [{"rows": span, "machine": {"processor": name}} for span, name in spans]
+    path.with_suffix(".json").write_text(json.dumps({"sessions": sessions}))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:1] + lines[2:]))
+    assert load(tmp_path).cost("kd").num_pairs == 0
+    path.with_suffix(".json").write_text(json.dumps({"sessions": [sessions[0] | {"rows": [1, 85]}]}))
+    assert load(tmp_path).cost("kd").num_pairs == 4  # of five seeds; there was no other machine
 
 
 def test_methods_that_were_tuned_otherwise_are_not_compared(tmp_path: Path) -> None:
@@ -331,6 +400,16 @@ def test_more_seeds_of_the_methods_do_not_spoil_the_grid(tmp_path: Path) -> None
     assert load(tmp_path, kind="grid").problems == {}
 
 
+def test_answers_for_different_test_images_are_not_compared(tmp_path: Path) -> None:
+    paths, answer = [write(tmp_path, plan, seeds=range(2)) for plan in ("full", "grid")], torch.tensor([0, 1])
+    for path, images in zip(paths, ("some images", "others"), strict=True):
+        for one in read_rows(path):
+            PredictionsFile(path).add(one["fingerprint"], answer, answer, images)
+    assert load(tmp_path).gain("kd").over == "seeds and test images"
+    with pytest.raises(ValueError, match="grid-.* and .*methods-.* hold answers for different test images"):
+        load(tmp_path, kind="grid").gain("kd alpha=1")
+
+
 def test_the_grid_needs_the_methods_of_its_own_budget(tmp_path: Path) -> None:
     write(tmp_path, "grid")
     with pytest.raises(FileNotFoundError, match=r"methods-resnet8.*kdlib study full --student resnet8"):
@@ -424,7 +503,8 @@ def test_rows_that_do_not_belong_together_are_refused(folder: Path, tmp_path: Pa
 def test_a_line_that_is_being_written_is_left_out(folder: Path, tmp_path: Path) -> None:
     path = next(folder.glob("methods-*.csv"))
     (tmp_path / path.name).write_bytes(path.read_bytes()[:-20])
-    assert load(tmp_path).problem("own-size") == "seed 4 not run"
+    with pytest.warns(UserWarning, match="left out"):
+        assert load(tmp_path).problem("own-size") == "seed 4 not run"
 
 
 def test_asking_for_results_costs_nothing_before() -> None:

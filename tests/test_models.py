@@ -323,6 +323,7 @@ def test_shipped_models_are_found_by_name(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("KDLIB_DATA", str(tmp_path))
     for name in ("resnet8-fashion", "article-fashion"):
         models.save(trained(), tmp_path / f"{name}.safetensors")
+        (tmp_path / f"._{name}.safetensors").write_bytes(b"what macOS writes beside it")
     assert models.list_pretrained() == ["article-fashion", "resnet8-fashion"]
     assert models.load("resnet8-fashion").config["architecture"] == "resnet8"
     with pytest.raises(ValueError, match="no trained model named 'resnet8-fasion'. Did you mean 'resnet8-fashion'"):

@@ -144,6 +144,28 @@ def test_a_session_log_with_gaps_is_no_reason_to_fail(folder: Path) -> None:
     assert lines(folder)[2][2:] == ["`x`", "not known", "", "not known", "0.0"]
 
 
+def test_runs_of_which_no_session_is_known_are_counted(folder: Path) -> None:
+    path = next(folder.glob("*.json"))
+    log = json.loads(path.read_text())
+    for number, session in enumerate(log["sessions"][:2]):
+        del session["rows"]
+        session["machine"]["processor"] = f"number {number}"
+    path.write_text(json.dumps(log))
+    update_readme(folder)
+    assert [line[1:3] for line in lines(folder)[2:]] == [
+        ["25", "`kdlib study full --data 'imagefolder:a/b'`"],
+        ["60, 1 diverged", "not known"],
+    ]
+
+
+def test_what_macos_writes_beside_a_table_is_none(folder: Path) -> None:
+    name = next(folder.glob("*.csv")).name
+    (folder / f"._{name}").write_bytes(b"\x00\x05\x16\x07")
+    update_readme(folder)
+    assert {line[0] for line in lines(folder)[2:]} == {f"`{name}`"}
+    assert len(runs_file.read_frame(folder / "*.csv")) == 85
+
+
 def test_a_folder_without_runs_has_one_sentence_for_each_table(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(SKELETON)
     update_readme(tmp_path)

@@ -338,10 +338,42 @@ def test_a_file_cut_anywhere_loses_no_whole_row(tmp_path: Path) -> None:
         assert bool(messages) == (end not in (0, *[i + 1 for i, byte in enumerate(whole) if byte == 10]))
 
 
-def test_reading_leaves_out_a_line_that_is_being_written(tmp_path: Path) -> None:
+RUN, OTHER_RUN = "hard,0,0123456789abcdef\n", "kd,0,fedcba9876543210\n"
+NAMES = ("method", "seed", "fingerprint")
+
+
+@pytest.mark.parametrize("before", ["", RUN], ids=["alone", "after another"])
+def test_a_last_row_whose_line_break_an_editor_has_left_out_is_kept(before: str, tmp_path: Path) -> None:
+    path, messages = tmp_path / "x.csv", []
+    text = f"{','.join(NAMES)}\n{before}{OTHER_RUN}"
+    path.write_text(text.removesuffix("\n"))
+    assert read_rows(path)[-1] == {"method": "kd", "seed": "0", "fingerprint": "fedcba9876543210"}
+    with RunsFile(path, NAMES, messages.append).open() as table:
+        assert table.rows == read_rows(path)
+        table.append({"method": "kd", "seed": 1, "fingerprint": "f" * 16})
+    assert path.read_text() == f"{text}kd,1,{'f' * 16}\n"
+    assert messages == []
+
+
+def test_a_last_line_that_is_no_whole_row_is_never_kept(tmp_path: Path) -> None:
+    path, start = tmp_path / "x.csv", f"{','.join(NAMES)}\n{RUN}"
+    torn = [OTHER_RUN[:end] for end in range(1, len(OTHER_RUN) - 1)]
+    for line in (*torn, "kd,many,fedcba9876543210", "kd,fedcba9876543210", 'kd,"0,fedcba9876543210'):
+        path.write_text(start + line)
+        with pytest.warns(UserWarning, match=re.escape(str(path))):
+            assert len(read_rows(path)) == 1
+        messages: list[str] = []
+        with RunsFile(path, NAMES, messages.append).open() as table:
+            assert len(table.rows) == 1
+        assert path.read_text() == start
+        assert len(messages) == 1
+
+
+def test_reading_leaves_out_a_line_that_is_being_written_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "x-1.csv").write_text("a,b\n1,0.5\n2,0.2")
     (tmp_path / "x-2.csv").write_text("a,b\n3,\n")
-    frame = read_frame(tmp_path / "x-*.csv")
+    with pytest.warns(UserWarning, match="x-1.csv"):
+        frame = read_frame(tmp_path / "x-*.csv")
     assert list(frame["a"]) == [1, 3]
     assert frame["b"].isna().tolist() == [False, True]
     with pytest.raises(FileNotFoundError, match="Run the study first"):
@@ -438,6 +470,20 @@ def test_a_row_that_was_written_after_the_log_belongs_to_the_session_before(tmp_
         SessionLog(path, "nothing to do", 5).write(5)
 
 
+def test_after_a_row_was_removed_no_run_is_given_to_another_session(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    for name, before, after in (("first", 0, 2), ("second", 2, 5)):
+        SessionLog(path, name, before).write(after)
+    found = json.loads(path.with_suffix(".json").read_text())
+    found["sessions"][1]["machine"]["processor"] = "another"
+    path.with_suffix(".json").write_text(json.dumps(found))
+    assert runs_file.session_of_each_row(path, 4) == [None] * 4  # which of the five was removed, nobody knows
+    SessionLog(path, "gone on", 4).write(6)
+    sessions = runs_file.session_of_each_row(path, 6)
+    assert sessions[:4] == [None] * 4
+    assert [session["command"] for session in sessions[4:]] == ["gone on"] * 2
+
+
 def test_a_session_is_noted_before_its_first_run(
     budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,7 +507,8 @@ def test_a_run_gives_every_column_and_repeats_to_the_bit(budget: Budget, tmp_pat
     assert {name for name in RUN_COLUMNS if found[0].get(name) is None} == empty
     answers = [row.pop("predicted").tolist() for row in found]
     assert answers[0] == answers[1]
-    one, two = ({name: value for name, value in row.items() if name not in TIME_COLUMNS} for row in found)
+    aside = (*TIME_COLUMNS, "checkpoint")
+    one, two = ({name: value for name, value in row.items() if name not in aside} for row in found)
     assert one == two
     assert one["extra_parameters"] == 32 * 64  # the projection of pool2 to the teacher's layer3
     assert not list((tmp_path / "a").iterdir())  # the teacher's answers are gone
@@ -601,12 +648,46 @@ def test_a_run_that_is_interrupted_goes_on_at_its_last_epoch_to_the_bit(
     for folder in (tmp_path / "a", tmp_path / "b"):
         with Experiment(budget, folder).seed_runner([one], tmp_path / "x.csv") as seed_runner:
             rows.append(timeless([seed_runner.run(one, test=True)]))
-            assert not list(seed_runner.group.outputs.glob("*.checkpoint"))
         assert not list(folder.iterdir())
     assert [path.parent.parent.name for path in saved] == ["a", "a", "b", "b"]  # one epoch was left of two
     predicted = [row.pop("predicted").tolist() for (row,) in rows]
     assert predicted[0] == predicted[1]
+    assert len({row.pop("checkpoint").name for (row,) in rows}) == 1
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    "lost", [(RunsFile, "append"), (PredictionsFile, "add"), (HistoryFile, "add")], ids=["row", "answers", "history"]
+)
+def test_a_run_whose_results_found_no_room_is_not_trained_again(
+    lost: tuple[type, str], budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "LONG_EPOCH", 1)
+    config = replace(study_config(budget, tmp_path), plan=plans.of_methods(["kd"]), seeds=(0,))
+    saved, save, append = [], Checkpointer.save, RunsFile.append
+
+    def noted(checkpointer: Checkpointer, *args: Any) -> None:
+        save(checkpointer, *args)
+        saved.append(checkpointer.path)
+
+    def looked_at(file: RunsFile, row: dict[str, Any]) -> None:
+        assert len(list(config.cache.rglob("*.checkpoint"))) == 1  # those of runs before are gone
+        append(file, row)
+
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Checkpointer, "save", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(*lost, full)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            runner.run(config, progress=False)
+    assert len(saved) == budget.epochs
+    monkeypatch.setattr(RunsFile, "append", looked_at)
+    path = runner.run(config, progress=False)
+    assert [row["method"] for row in content(path)] == ["hard", "kd"]
+    assert len(saved) == 2 * budget.epochs
+    assert not list(config.cache.iterdir())
 
 
 def test_a_checkpoint_of_other_threads_is_not_gone_on_with(budget: Budget, tmp_path: Path) -> None:
@@ -625,7 +706,7 @@ def test_a_damaged_checkpoint_does_not_stop_a_study(budget: Budget, tmp_path: Pa
         path.parent.mkdir()
         path.write_bytes(b"cut off")
         assert seed_runner.run(run_config("hard"), test=False)["validation_accuracy"] > 0
-        assert not path.exists()
+        files.load_tensors(path)  # it is one of this run now
         with pytest.raises(ValueError, match="needs a weight and layers"):  # other errors are not hidden
             seed_runner.run(run_config("hint", weight=None), test=False)
 
@@ -1642,6 +1723,29 @@ def test_answers_of_which_one_seed_lacks_are_not_those_of_fewer_seeds(
     assert found.gain("kd").over == "seeds"
 
 
+def test_other_test_images_of_the_same_name_are_refused_before_anything_runs(
+    budget: Budget, blobs: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their answers would be paired, image by image, with those of the runs that are there."""
+    config = replace(study_config(budget, tmp_path), plan=plans.of_methods(["kd"]), seeds=(0,))
+    path = runner.run(config, progress=False)
+    test = replace(blobs.test, images=blobs.test.images.flip(0))  # with the same labels
+    monkeypatch.setattr(data, "load", lambda name, **options: replace(blobs, test=test))
+    more = replace(config, seeds=(0, 1))
+    for attempt in (runner.dry_run, partial(runner.run, progress=False)):
+        with pytest.raises(ValueError, match="other test images.*choose another folder with --out"):
+            attempt(more)
+    assert len(content(path)) == 2
+    answers = PredictionsFile(path).path
+    tensors, _ = files.load_tensors(answers)
+    files.save_tensors(answers, tensors, {})  # an older version noted no test set
+    runner.run(more, progress=False)
+    assert len(content(path)) == 4
+    monkeypatch.setattr(data, "load", lambda name, **options: blobs)
+    with pytest.raises(ValueError, match="other test images"):
+        runner.dry_run(more)
+
+
 def test_an_answer_beyond_all_labels_is_kept_as_it_was(tmp_path: Path) -> None:
     """A test split of few classes, and a network that has many: 300 is not 44, which one byte would make of it."""
     file = PredictionsFile(tmp_path / "methods.csv")
@@ -1659,6 +1763,9 @@ def test_answers_for_other_images_and_damaged_files_are_refused(tmp_path: Path) 
     assert PredictionsFile(path).right("a").tolist() == [True, False, True]
     with pytest.raises(ValueError, match="answers for other test images. Choose another folder"):
         PredictionsFile(path).add("b", torch.tensor([0, 1]), labels[:2])
+    file.add("c", labels, labels, "one test set")
+    with pytest.raises(ValueError, match="answers for other test images"):
+        PredictionsFile(path).add("d", labels, labels, "another")
     many = PredictionsFile(tmp_path / "methods-many.csv")
     many.add("a", torch.tensor([300, 2]), torch.tensor([300, 999]))
     assert PredictionsFile(tmp_path / "methods-many.csv").right("a").tolist() == [True, False]
@@ -1739,7 +1846,7 @@ def test_a_damaged_file_beside_the_rows_is_refused_before_anything_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Found when the answers or epochs of a run are to be added, it would cost that run."""
+    """And not when the answers or epochs of the first run are to be added, hours later."""
     monkeypatch.setattr(experiment, "LONG_EPOCH", 1)
     monkeypatch.setattr(WorkerPool, "run", lambda *args, **options: pytest.fail("a run was begun"))
     path = beside(budget.path(kind, tmp_path)).path

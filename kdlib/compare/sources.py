@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from kdlib import models
+from kdlib import files, models
 from kdlib.compare.networks import LONGEST_NAME
 
 
@@ -50,7 +50,7 @@ def _load(source: str) -> dict[str, nn.Module]:
     folder = Path(source)
     if not folder.is_dir():
         return {folder.stem: models.load(source)}
-    paths = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    paths = [path for path in files.visible(folder, "*.safetensors") if path.is_file()]
     if not paths:
         raise ValueError(f"{source} holds no .safetensors file: a folder is one student, with a file for each seed.")
     return {path.stem: models.load(path) for path in paths}

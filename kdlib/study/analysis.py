@@ -28,7 +28,7 @@ from kdlib.study.history import HistoryFile
 from kdlib.study.method_specs import FAMILIES, METHODS, SETTING_NAMES, MethodSpec, Settings
 from kdlib.study.plans import PLANS, Budget, Row
 from kdlib.study.predictions import PredictionsFile
-from kdlib.study.runs_file import BUDGET_COLUMNS, read_rows, session_of_each_row
+from kdlib.study.runs_file import BUDGET_COLUMNS, read_rows, read_sessions, session_of_each_row
 from kdlib.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ METRICS = {
     "agreement": "agreement with the teacher",
     "calibration_error": "calibration error",
 }
+NOT_KNOWN = "not known"
 LOWER_IS_BETTER = ("calibration_error",)
 PLAN_OF_KIND = {plan.kind: name for name, plan in reversed(PLANS.items())}  # the first plan that makes such a file
 _RUN = (*BUDGET_COLUMNS, "method", "spec", "seed", "excluded_class", *SETTING_NAMES, "tuned_on", "device", "threads")
@@ -76,8 +77,9 @@ def load(
 
 
 def _read_runs(path: Path, kind: str, budget: Budget, excluded_class: int | None = None) -> list[dict[str, str]]:
-    """The rows of a file, each with the processor that it was made on, "" where that is not known.
+    """The rows of a file, each with the processor that it was made on.
 
+    Where that is not known it is NOT_KNOWN; without a JSON file all are taken to come from one, whose name is "".
     excluded_class: the one that is asked for, and that the command in an error message excludes.
     """
     command = f"kdlib study {PLAN_OF_KIND[kind]} --student {budget.student} --teacher {budget.teacher}"
@@ -101,8 +103,8 @@ def _read_runs(path: Path, kind: str, budget: Budget, excluded_class: int | None
             f"{path} has no column {', '.join(missing)}: it is not a file of finished runs, or an older kdlib wrote "
             "it. (Before version 0.2 there was no column optimizer: put it behind views, with sgd in each row.)"
         )
-    sessions = session_of_each_row(path, len(rows))
-    processors = ["" if session is None else session.get("machine", {}).get("processor", "") for session in sessions]
+    sessions, unknown = session_of_each_row(path, len(rows)), NOT_KNOWN if read_sessions(path) else ""
+    processors = [unknown if one is None else one.get("machine", {}).get("processor", "") for one in sessions]
     return [row | {"processor": processor} for row, processor in zip(rows, processors, strict=True)]
 
 
@@ -163,9 +165,10 @@ class Cost:
     """What a method costs while it trains; the student that it leaves costs the same, whatever the method.
 
     relative_time: time of an epoch relative to hard labels, the median over `num_pairs` paired seeds; the teacher's
-    outputs are cached and not counted. nan where no seed of both ran on one kind of machine. With several workers a
-    run shares the cores with other runs, and with the teacher's outputs of the next seed: ratios to be quoted come
-    from one worker. seconds_per_epoch: the median. extra_parameters: of projectors, thrown away afterwards.
+    outputs are cached and not counted. nan where no seed of both is known to have run on one kind of machine. With
+    several workers a run shares the cores with other runs, and with the teacher's outputs of the next seed: ratios to
+    be quoted come from one worker. seconds_per_epoch: the median. extra_parameters: of projectors, thrown away
+    afterwards.
     """
 
     relative_time: float
@@ -322,11 +325,17 @@ class Results:
         is better, the difference is method minus baseline. The interval of a gain in test accuracy holds the scatter
         of the test images too, where the answers of every run are known."""
         gain = self._paired(method, metric)
-        sides = [self.right(name) for name in (method, self.baseline)]
-        if metric != "test_accuracy" or gain.problem or not all(sides) or method == self.baseline:
+        of_method, of_baseline = self.right(method), self.right(self.baseline)
+        if metric != "test_accuracy" or gain.problem or not of_method or not of_baseline or method == self.baseline:
             return gain
-        found = verdict.compare_samples(*sides, comparisons=max(1, self.comparisons))
-        interval = replace(gain, low=found.low, high=found.high, verdict=found.verdict)
+        return self._over_images(gain, of_method, of_baseline)
+
+    def _over_images(
+        self, estimate: Estimate, of_method: Mapping[int, np.ndarray], of_baseline: Mapping[int, np.ndarray]
+    ) -> Estimate:
+        """With the interval that holds the scatter of the test images, too. of_method, of_baseline: theirs, by seed."""
+        found = verdict.compare_samples(of_method, of_baseline, comparisons=max(1, self.comparisons))
+        interval = replace(estimate, low=found.low, high=found.high, verdict=found.verdict)
         return replace(interval, over="seeds and test images")
 
     @cached_property
@@ -335,7 +344,11 @@ class Results:
 
     @cached_property
     def _predictions(self) -> list[PredictionsFile]:
-        return [PredictionsFile(path) for path in self.sources]
+        found = [PredictionsFile(path) for path in self.sources]
+        if len({file.test_set for file in found} - {""}) > 1:
+            where = " and ".join(str(file.path) for file in found)
+            raise ValueError(f"{where} hold answers for different test images, which cannot be compared.")
+        return found
 
     def right(self, method: str) -> dict[int, np.ndarray]:
         """By seed, for each test image whether the student was right; empty where one seed's answers are not known.
@@ -364,20 +377,38 @@ class Results:
                     found[seed] = values
         return found
 
-    def gap_recovered(self, method: str) -> Estimate:
+    def gap_recovered(self, method: str, teacher_right: Sequence[float] | np.ndarray | None = None) -> Estimate:
         """The share of the gap between baseline and teacher that a method closes: 0 the baseline, 1 the teacher.
 
-        Seeds where the teacher is not ahead of the baseline are a problem.
+        teacher_right: for each test image whether the teacher was right, in the order of `right`. With it, and where
+        the answers of every run are known, the interval holds the scatter of the test images, which method, baseline
+        and teacher share, beside that of the seeds: the ratio is linearised image by image. Without it the interval is
+        over the seeds alone, as if these images were all that there are: too narrow for images in general. The
+        estimate's `over` says which.
+        Seeds where the teacher is not ahead of the baseline are a problem. Raises ValueError for another number of
+        images than the students answered, or another accuracy than this teacher's.
         """
         teacher = self._values(self.baseline, "teacher_accuracy")
-        behind = [seed for seed, x in self._values(self.baseline, "test_accuracy").items() if teacher[seed] <= x]
+        hard = self._values(self.baseline, "test_accuracy")
+        behind = [seed for seed, accuracy in hard.items() if teacher[seed] <= accuracy]
         seeds = ", ".join(map(str, behind))
         problem = f"the teacher is not ahead of the baseline at seed {seeds}" if behind else ""
 
         def share(accuracy: float, baseline: float, seed: int) -> float:
             return math.nan if seed in behind else (accuracy - baseline) / (teacher[seed] - baseline)
 
-        return self._paired(method, "test_accuracy", share, problem)
+        gap = self._paired(method, "test_accuracy", share, problem)
+        of_method, of_baseline = self.right(method), self.right(self.baseline)
+        if teacher_right is None or gap.problem or not of_method or not of_baseline or method == self.baseline:
+            return gap
+        linearised = {}
+        for seed, value in gap.by_seed.items():
+            before = of_baseline[seed].astype(float)
+            gained = of_method[seed] - before
+            missing = _of_teacher(teacher_right, teacher[seed], len(before)) - before
+            moved = gained - gained.mean() - value * (missing - missing.mean())
+            linearised[seed] = value + moved / (teacher[seed] - hard[seed])
+        return self._over_images(gap, linearised, {seed: np.zeros_like(row) for seed, row in linearised.items()})
 
     def cost(self, method: str) -> Cost:
         """What a method costs while it trains, beside hard labels (or the baseline)."""
@@ -385,7 +416,7 @@ class Results:
         ratios = [
             float(row["seconds_per_epoch"]) / float(baseline[seed]["seconds_per_epoch"])
             for seed, row in runs.items()
-            if seed in baseline and _machine(row) == _machine(baseline[seed])
+            if seed in baseline and _same_machine(row, baseline[seed])
         ]
         seconds = [float(row["seconds_per_epoch"]) for row in runs.values()]
         extra = [int(row["extra_parameters"]) for row in runs.values()]
@@ -519,8 +550,25 @@ def _check_comparable(rows: Sequence[Row], sources: Sequence[Path]) -> None:
             raise ValueError(f"{where}: {method} was run with {first[method]} and with {settings}.")
 
 
-def _machine(row: Row) -> tuple[str, str, str]:
-    return row["device"], row["threads"], row.get("processor", "")
+def _of_teacher(right: Sequence[float] | np.ndarray, accuracy: float, num_images: int) -> np.ndarray:
+    """What a teacher got right, as numbers; ValueError unless it has this accuracy, to rounding, on so many images."""
+    found = np.asarray(right, dtype=float)
+    if found.shape != (num_images,):
+        raise ValueError(
+            f"teacher_right has the shape {found.shape}; expected one value for each of the {num_images:,} test images."
+        )
+    if abs(found.mean() - accuracy) > max(0.005, 2 / num_images):  # other rounding turns a few answers
+        raise ValueError(
+            f"teacher_right has an accuracy of {found.mean():.2%}, and the teacher of these runs {accuracy:.2%}. Give "
+            "the answers of this teacher to the test images of the study."
+        )
+    return found
+
+
+def _same_machine(one: Row, other: Row) -> bool:
+    """Whether two runs are known to come from one kind of machine."""
+    known = NOT_KNOWN not in (one.get("processor"), other.get("processor"))
+    return known and all(one.get(name) == other.get(name) for name in ("device", "threads", "processor"))
 
 
 def _median(values: Sequence[float]) -> float:

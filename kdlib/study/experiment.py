@@ -37,6 +37,7 @@ from kdlib.methods import HardLabels, Method
 from kdlib.study import method_specs
 from kdlib.study.method_specs import HARD, TeacherKind
 from kdlib.study.plans import Budget, Row, RunConfig
+from kdlib.study.predictions import PredictionsFile
 from kdlib.study.runs_file import BUDGET_COLUMNS, library_versions, machine_info, to_text
 from kdlib.teachers import CachedTeacher
 
@@ -168,6 +169,18 @@ class Experiment:
                     "data of the same name. Move the file away, or choose another folder with --out."
                 )
 
+    def check_test_set(self, answers: PredictionsFile) -> None:
+        """Raise ValueError where the answers of finished runs are for other test images, if these were noted.
+
+        They are in no fingerprint of a run, as a trial must not read them; but the answers of two runs are compared
+        image by image.
+        """
+        if answers.test_set and answers.test_set != self.data.test.fingerprint:
+            raise ValueError(
+                f"{answers.path} holds answers for other test images than {self.budget.data} has now; runs in one file "
+                "share one test set. Restore the images, or choose another folder with --out."
+            )
+
     @contextmanager
     def seed_runner(self, configs: Sequence[RunConfig], runs_path: Path) -> Iterator[SeedRunner]:
         """A runner for the runs of one seed; `configs` are all of them, finished ones too.
@@ -227,9 +240,10 @@ class SeedRunner:
     def run(self, config: RunConfig, *, test: bool) -> dict[str, Any]:
         """Train one student and return its row; the test set is read once, afterwards, if `test`, else not at all.
 
-        A run that was interrupted goes on at its last epoch, on a CPU to the bit. One whose loss is not finite gives a
-        row too, without accuracies and with the reason as its error: to leave out the seeds at which a method fails
-        would be to choose seeds.
+        A run that was interrupted goes on at its last epoch, on a CPU to the bit. Its checkpoint, named in the row, is
+        left for whoever has written the row to remove: until then the run is nowhere else. One whose loss is not finite
+        gives a row too, without accuracies and with the reason as its error: to leave out the seeds at which a method
+        fails would be to choose seeds.
         """
         experiment, budget = self.experiment, self.experiment.budget
         self.teacher(config.spec.teacher)  # before the clock starts: its outputs are shared with other runs
@@ -237,19 +251,17 @@ class SeedRunner:
         row |= {"device": str(experiment.device_config), "threads": torch.get_num_threads()}
         row["fingerprint"] = experiment.run_fingerprint(config)
         started = time.perf_counter()
-        checkpoint = self.checkpoint(config)
+        row["checkpoint"] = self.checkpoint(config)  # no column
         try:
-            result = self._resume(config, checkpoint)
+            result = self._resume(config, row["checkpoint"])
             trained = time.perf_counter()
             metrics = train.evaluate(result.student, self.data.validation, **experiment.device_options)
             row["validation_accuracy"] = metrics.accuracy
             row |= {"history": result.rows} if experiment.keeps_history else {}  # no column: in a file of its own
             row |= self._test_columns(result.student) if test else {}
         except FloatingPointError as error:
-            checkpoint.unlink(missing_ok=True)
             reason = error.reason if isinstance(error, DivergedError) else str(error)
             return row | {"error": reason, "seconds": time.perf_counter() - started}
-        checkpoint.unlink(missing_ok=True)
         row["extra_parameters"] = measure.count_parameters(result.method)
         row["seconds_per_epoch"] = result.seconds / budget.epochs
         return row | {"seconds": result.seconds + time.perf_counter() - trained}

@@ -27,6 +27,7 @@ from kdlib.study.method_specs import (
 ALPHAS = (0.0, 0.1, 0.5, 0.9, 1.0)
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
 TUNING_SEEDS = (1000, 1001)  # far from the seeds of the studies, whose images and weights they must not share
+FINGERPRINT_LENGTH = 16  # of a run's, in hexadecimal digits
 TRIALS = "choose"  # the kind of the files that hold trials
 
 Row = Mapping[str, str]
@@ -143,7 +144,7 @@ class RunConfig:
         if budget.optimizer == SGD:
             del shared["optimizer"]  # the hash of rows that were made when there was no other
         own = (self.method, self.spec.name, asdict(self.settings), int(self.seed), self.excluded_class)
-        return files.fingerprint([], shared, own, inputs)[:16]
+        return files.fingerprint([], shared, own, inputs)[:FINGERPRINT_LENGTH]
 
 
 def row_key(row: Row) -> RunKey:

@@ -58,7 +58,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def runs_table(folder: Path) -> str:
     """What was run, in Markdown: a row for each file, command, machine and set of versions."""
-    rows = [row for path in sorted(folder.glob("*.csv")) for row in _rows_of_file(path)]
+    rows = [row for path in files.visible(folder, "*.csv") for row in _rows_of_file(path)]
     if not rows:
         return "No study has been run yet."
     rule = ["---"] * (len(COLUMNS) - 1) + ["--:"]
@@ -79,7 +79,9 @@ def _rows_of_file(path: Path) -> list[tuple[str, ...]]:
         if made:  # else it was stopped before its first run was finished
             machine = _machine(sessions[0], made)
             rows.append((f"`{path.name}`", _count(made), command, machine, _dates(sessions), versions, hours))
-    rows = rows or [(f"`{path.name}`", _count(runs), "not known", "", "", "", "")]
+    unknown = [run for run, session in zip(runs, session_of, strict=True) if session is None]
+    if unknown or not rows:
+        rows.append((f"`{path.name}`", _count(unknown), "not known", "", "", "", ""))
     return [tuple(cell.replace("|", "\\|") for cell in row) for row in rows]
 
 

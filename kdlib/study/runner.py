@@ -281,8 +281,8 @@ class _Study:
         """Raise ValueError, before hours of work, for rows, or files beside them, that this study cannot go on with."""
         self.experiment.check_rows(self.runs_path, rows)
         self.experiment.check_rows(self.trials_path, trial_rows)
-        # A damaged one is refused now: found when a finished run is to be added to it, it would cost that run.
-        PredictionsFile(self.runs_path)
+        # A damaged one is refused now, and not when a finished run is to be added to it.
+        self.experiment.check_test_set(PredictionsFile(self.runs_path))
         if self.experiment.keeps_history:
             for path in [self.runs_path, self.trials_path] if self.config.needs_tuning else [self.runs_path]:
                 HistoryFile(path)
@@ -440,6 +440,7 @@ class _Executor:
             if "predicted" in row:
                 self._write_predictions(file, row)
             file.append(row)
+            row["checkpoint"].unlink(missing_ok=True)  # not before: on a full disk the run would be lost
             self._log(file).write(len(file.rows))
             self._count(config, row)
 
@@ -477,8 +478,9 @@ class _Executor:
     def _write_predictions(self, file: RunsFile, row: Mapping[str, Any]) -> None:
         if file.path not in self.predictions:
             self.predictions[file.path] = PredictionsFile(file.path)
-        labels = self.experiment.data.test.labels
-        self.predictions[file.path].add(row["fingerprint"], torch.from_numpy(row["predicted"]), labels)
+        test = self.experiment.data.test
+        predicted = torch.from_numpy(row["predicted"])
+        self.predictions[file.path].add(row["fingerprint"], predicted, test.labels, test.fingerprint)
 
     def _log(self, file: RunsFile) -> SessionLog:
         """The log of this session, on the disk before the session's first row is."""

@@ -1,7 +1,8 @@
 """Finished runs as the rows of a CSV file, and the JSON file beside it that says how they came about.
 
 A row is appended by one write and brought to the disk before the next run begins. A kill can leave at most the
-beginning of a last line: it is cut off when the file is opened again, and its run is repeated.
+beginning of a last line: it is cut off when the file is opened again, and its run is repeated. A last row that is whole
+and lacks its line break, as some editors save it, gets one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -26,6 +28,7 @@ import torch
 
 from kdlib import files, schemas
 from kdlib.study.method_specs import SETTING_NAMES
+from kdlib.study.plans import FINGERPRINT_LENGTH
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +71,7 @@ class RunsFile:
         files.ensure_writable(self.path.parent)
         with self.path.open("a+b", buffering=0) as file:
             _lock(file, self.path)
-            self._cut_off_partial_line(file)
+            self._mend_last_line(file)
             file.seek(0)
             self.rows = parse(file.read(), self.columns, self.path)
             self._file = file
@@ -104,18 +107,41 @@ class RunsFile:
                 "kept. Free some space and start the same command again",
             ) from error
 
-    def _cut_off_partial_line(self, file: BinaryIO) -> None:
+    def _mend_last_line(self, file: BinaryIO) -> None:
         file.seek(0)
         content = file.read()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            file.truncate(end)
+        whole, partial = _split_off_partial_line(content)
+        if partial:
+            file.truncate(len(whole))
             self._log(f"The last line of {self.path} was not complete: it is removed, and its run is repeated.")
+        else:
+            file.write(whole[len(content) :])
+
+
+def _split_off_partial_line(content: bytes) -> tuple[bytes, bytes]:
+    """The whole lines of a file, each with its line break, and the beginning of a further one, if there is one."""
+    end = content.rfind(b"\n") + 1
+    if _is_whole_row(content[end:], content[:end]):
+        return content + b"\n", b""
+    return content[:end], content[end:]
+
+
+def _is_whole_row(line: bytes, before: bytes) -> bool:
+    """Whether nothing is missing of a line without its line break, which only a fingerprint at its end can show."""
+    try:
+        header, values = (next(csv.reader([text.decode()], strict=True)) for text in (before.partition(b"\n")[0], line))
+        schemas.check_row(dict(zip(header, values, strict=True)))
+    except (csv.Error, ValueError, StopIteration):
+        return False
+    return header[-1:] == ["fingerprint"] and len(values[-1]) == FINGERPRINT_LENGTH
 
 
 def parse(content: bytes, columns: Sequence[str] | None, path: Path) -> list[dict[str, str]]:
     """The rows in the whole lines of a file; ValueError for other columns than expected, or a damaged line."""
-    lines = csv.reader(io.StringIO(content[: content.rfind(b"\n") + 1].decode("utf-8", "replace")), strict=True)
+    whole, partial = _split_off_partial_line(content)
+    if partial:
+        warnings.warn(f"The last line of {path} is not complete, and is left out.", stacklevel=3)
+    lines = csv.reader(io.StringIO(whole.decode("utf-8", "replace")), strict=True)
     try:
         return _parse(lines, columns, path)
     except csv.Error as error:  # a value of more than 131,072 characters, for instance
@@ -157,7 +183,7 @@ def _parse(lines: Iterator[list[str]], columns: Sequence[str] | None, path: Path
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, str]]:
     """The finished runs in a file, as texts, without a line that is still being written; none if there is no file.
 
-    Raises ValueError for other columns than these (default: any), or a damaged line.
+    Warns of such a line. Raises ValueError for other columns than these (default: any), or a damaged line.
     """
     return parse(path.read_bytes(), columns, path) if path.exists() else []
 
@@ -165,13 +191,13 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str
 def read_frame(path: str | Path) -> pd.DataFrame:
     """The finished runs in a file, or in all files of one folder whose names match, as a table of numbers.
 
-    path: a CSV file, or a pattern such as data/results/methods-*.csv. A line that is still being written is left out.
-    Raises FileNotFoundError when there is none.
+    path: a CSV file, or a pattern such as data/results/methods-*.csv. A line that is still being written is left out,
+    with a warning. Raises FileNotFoundError when there is none.
     """
     import pandas as pd
 
     path = Path(path)
-    found = sorted(path.parent.glob(path.name))
+    found = files.visible(path.parent, path.name)
     if not found:
         raise FileNotFoundError(f"There is no file {path}. Run the study first: python -m kdlib.study --help")
     rows = [row for one in found for row in read_rows(one)]
@@ -250,6 +276,9 @@ class SessionLog:
         self._started = time.perf_counter()
         content = self._read()
         self.sessions: list[dict[str, Any]] = content.pop("sessions", [])
+        if not _rows_fit(self.sessions, num_rows):
+            for session in self.sessions:
+                session.pop("rows", None)
         if self.sessions and "rows" in self.sessions[-1]:  # killed after a row was written and before it was noted here
             self.sessions[-1]["rows"][1] = max(self.sessions[-1]["rows"][1], num_rows)
         self.facts = {name: value for name, value in content.items() if name not in ("runs", "hours")}
@@ -298,17 +327,24 @@ def read_sessions(path: Path) -> list[dict[str, Any]]:
 def session_of_each_row(path: Path, num_rows: int) -> list[dict[str, Any] | None]:
     """The session that wrote each of the rows of a CSV file, None where that is not known.
 
-    Sessions of older versions noted no rows; where one machine made them all, the first of them stands for all.
+    Sessions of older versions noted no rows; where one machine made them all, the first of them stands for all. So it
+    is with all sessions of a file that a row was removed from, by which those behind it have moved up.
     """
     sessions = read_sessions(path)
-    without_rows = [session for session in sessions if "rows" not in session]
+    fit = _rows_fit(sessions, num_rows)
+    without_rows = [session for session in sessions if not fit or "rows" not in session]
     same_machine = all(session.get("machine") == without_rows[0].get("machine") for session in without_rows)
     default = without_rows[0] if without_rows and same_machine else None
     found: list[dict[str, Any] | None] = [default] * num_rows
-    for session in sessions:
+    for session in sessions if fit else ():
         first, last = session.get("rows", (1, 0))
         found[first - 1 : last] = [session] * len(found[first - 1 : last])
     return found
+
+
+def _rows_fit(sessions: Sequence[Mapping[str, Any]], num_rows: int) -> bool:
+    """Whether the file has all rows that its sessions have noted; else one was removed, and nobody knows which."""
+    return all(session["rows"][1] <= num_rows for session in sessions if "rows" in session)
 
 
 def machine_info() -> dict[str, Any]:
