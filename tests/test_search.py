@@ -470,6 +470,8 @@ def test_latency_is_measured_once_and_kept_for_a_search_that_goes_on(
     assert sorted(measured) == [2, 4, 6, 8]
     assert {row["width"] for row in found.rows if row["state"] != INFEASIBLE} == {2, 4}
     assert all(row["latency"] == pytest.approx(row["width"] * 1e-3) for row in found.rows)
+    search_report.write(tmp_path, found)
+    assert "at most 5 ms for an image" in (tmp_path / "report.md").read_text()
     search.run(blobs, trials=8, **options, **{**TINY, "student": None})
     assert len(measured) == 4
     # A search that replaces it, on other images, measures anew.
@@ -1592,6 +1594,15 @@ def test_the_command_searches_judges_and_writes(
     assert call(*options, "--seed", 1, "--overwrite") == 0
     assert len(invented) > made
     assert not list(out.glob(".outputs*"))
+
+
+def test_the_command_takes_milliseconds(
+    command_data: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(engine, "check", lambda images, **options: found.update(options) or sys.exit(0))
+    assert call(*command_data, "--max-latency", 5, "--max-macs", 7_000, "--out", tmp_path / "out") == 0
+    assert (found["max_latency"], found["max_macs"]) == (0.005, 7_000)
 
 
 @pytest.mark.slow
