@@ -1600,7 +1600,7 @@ def test_the_command_takes_milliseconds(
     command_data: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: dict[str, Any] = {}
-    monkeypatch.setattr(engine, "check", lambda images, **options: found.update(options) or sys.exit(0))
+    monkeypatch.setattr(engine, "check", lambda *given, **options: found.update(options) or sys.exit(0))
     assert call(*command_data, "--max-latency", 5, "--max-macs", 7_000, "--out", tmp_path / "out") == 0
     assert (found["max_latency"], found["max_macs"]) == (0.005, 7_000)
 

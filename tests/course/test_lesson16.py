@@ -224,6 +224,15 @@ def test_a_larger_teacher_is_compared_with_the_smaller_one_by_the_same_seeds() -
     assert f"VID {gain:+.1f} points" in found("A larger teacher")
 
 
+def test_a_more_accurate_teacher_is_compared_with_the_smaller_one_by_the_same_seeds() -> None:
+    found_of = article_claims.better_teacher("kd")
+    better, smaller = (accuracies(name, method="kd") for name in (article_claims.BETTER, article_claims.MAIN))
+    gain = 100 * statistics.mean(better[seed] - smaller[seed] for seed in better)
+    assert (found_of.verdict, found_of.n) == ("INCONCLUSIVE", 5)
+    assert found_of.mean == pytest.approx(gain)
+    assert f"(93.7): logits {gain:+.1f} points" in found("A larger teacher")
+
+
 def test_no_student_of_the_study_is_ahead_of_its_teacher() -> None:
     pairs = article_claims.best_against_teacher()
     assert len(pairs) == len(article_claims.BUDGETS)
