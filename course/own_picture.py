@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from kdlib.data.decode import DAMAGED, FORMATS
+from kdlib.data.decode import DAMAGED
 
 SIDE = 28
 FAINT = 0.15  # of the brightest pixel: what is darker counts as background, such as a shadow or the noise of a camera
@@ -40,7 +40,8 @@ def _grey(path: Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Put the photo beside this notebook, or give its whole path.")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        Image.init()  # PIL hands PostScript, whatever the file is called, to Ghostscript
+        with Image.open(path, formats=[name for name in Image.ID if name != "EPS"]) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16 bits of grey, of which PIL would keep the lowest 8 levels only
                 upright = Image.fromarray((np.asarray(upright) // 256).clip(0, 255).astype(np.uint8))

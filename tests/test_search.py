@@ -1852,10 +1852,6 @@ BAD_COMMANDS: dict[str, tuple[list[Any], str]] = {
     "too fast": (["--search-student", "--max-latency", 1e-9], "on this machine"),
     "negative latency": (["--max-latency", -1], "--max-latency is a positive number of milliseconds; got -1"),
     "an endless latency": (["--max-latency", "inf"], "--max-latency is a positive number of milliseconds; got inf"),
-    "a latency of seconds": (
-        ["--max-latency", 5000],
-        "or --max-latency 5 on the command line",
-    ),
     "no latency": (["--max-latency", "nan"], "--max-latency is a positive number of milliseconds; got nan"),
     "no workers": (["--workers", 0], "workers is a whole number of at least 1"),
     "negative seed": (["--seed", -1], "seed is a whole number of at least 0"),
@@ -1925,12 +1921,16 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "no student and no width": ({"student": None, "space": {"alpha": search.Uniform(0, 1)}}, "has neither"),
     "a limit below the student": ({"max_macs": 5}, "Not even the smallest network, resnet8w2"),
     "a limit in words": ({"max_macs": "1M"}, "max_macs is a whole number"),
-    "a latency in milliseconds": ({"max_latency": 5}, "5 seconds .*give max_latency=0.005 in Python"),
     "an infinite latency": ({"max_latency": float("inf")}, "max_latency is a positive number"),
     "progress in words": ({"progress": "no"}, "progress is True or False"),
     "a storage of no kind": ({"storage": 7}, "storage is the path"),
     "data of another kind": ({"data": [1, 2]}, "data is a kdlib.data.DataModule"),
 }  # fmt: skip
+
+
+def test_a_latency_that_may_be_meant_in_milliseconds_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="5 seconds .*give max_latency=0.005 in Python"):
+        assert Limits(max_latency=5).max_latency == 5
 
 
 @pytest.mark.parametrize("name", BAD_CALLS)

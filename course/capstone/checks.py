@@ -29,6 +29,8 @@ VERDICT = re.compile(rf"\b(?:{'|'.join(VERDICTS)})\b")
 NEGATION = re.compile(
     r"\b(not(?! only| just| merely)|no(?! doubt| question)|neither|nor|nothing(?! but)|none|never)\b", re.IGNORECASE
 )
+# The method, and not the effect: "as a kind of label smoothing", "as label smoothing does".
+LABEL_SMOOTHING = re.compile(r"(?<!kind of )(?<!form of )(?<!sort of )(?<!as )(?<!like )\blabel smoothing\b")
 CLAIM = re.compile(r"\b([Bb]eats|[Oo]utperforms)\b")  # BEATS is a verdict
 GAIN = re.compile(r"\b(gains?|gained|ahead|better|higher|improves?|improved)\b", re.IGNORECASE)
 LOSS = re.compile(r"\b(loses?|lost|loss|behind|below|worse|less|fewer|lower|falls?|drops?|costs?)\b", re.IGNORECASE)
@@ -258,9 +260,7 @@ def _sentences(text: str) -> list[str]:
 
 def _named(names: Collection[str], sentence: str) -> list[str]:
     """The methods that a sentence names, in its order and as often as it does; label-smoothing also in two words."""
-    text = sentence.casefold()
-    for name in names:
-        text = text.replace(name.replace("-", " "), name)
+    text = LABEL_SMOOTHING.sub("label-smoothing", sentence.casefold())
     return [word for word in re.findall(r"[\w+-]+", text) if word in names]
 
 

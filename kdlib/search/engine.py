@@ -178,7 +178,7 @@ def run(
     teacher: a network or the name of one; it runs once on all views, and trials read its stored outputs. student: an
     architecture of `models.build`; None searches width and depth of a ResNet for small images. space: ranges by
     setting; default, `default_space`. trials: that are trained; networks beyond max_macs (for one image) or max_latency
-    (seconds, at most 1, for one image, one thread, PyTorch, this machine) are not trained and not counted.
+    (seconds for one image, one thread, PyTorch, this machine) are not trained and not counted.
     images: training images, drawn by the seed; default, all of the data. sampler: "tpe" (Bergstra et al. 2011, in
     optuna's multivariate form) or "random". pruner: "hyperband" (Li et al. 2018) stops trials after 1, 3, 9, ...
     epochs; None.

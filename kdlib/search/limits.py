@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,15 +12,15 @@ from kdlib.errors import as_whole, check_real
 from kdlib.search.task import build_student
 
 LATENCY_SECONDS = 0.2  # for which each network is timed
-LARGEST_LATENCY = 1.0  # seconds, far beyond any network that is searched: whoever gives more means milliseconds
+LARGE_LATENCY = 1.0  # seconds, beyond most networks that are searched: whoever gives more may mean milliseconds
 
 
 @dataclass(frozen=True)
 class Limits:
     """max_macs: multiply-accumulates for one image. max_latency: seconds for one image in one thread of this machine.
 
-    None: no limit. Raises ValueError or TypeError for numbers that are not positive, and for a latency of more than a
-    second, which would limit nothing.
+    None: no limit. Raises ValueError or TypeError for numbers that are not positive; warns of a latency of more than a
+    second, which may be meant in milliseconds.
     """
 
     max_macs: int | None = None
@@ -33,12 +34,13 @@ class Limits:
             object.__setattr__(self, "max_latency", float(self.max_latency))
             if not 0 < self.max_latency < float("inf"):
                 raise ValueError(f"max_latency is a positive number of seconds; got {self.max_latency}.")
-            if self.max_latency > LARGEST_LATENCY:
+            if self.max_latency > LARGE_LATENCY:
                 given = f"{self.max_latency:g}"
-                raise ValueError(
-                    f"A latency of {given} seconds for one image limits no network that is searched. For {given} "
-                    f"milliseconds give max_latency={self.max_latency / 1e3:g} in Python, where it is in seconds, or "
-                    f"--max-latency {given} on the command line, where it is in milliseconds."
+                warnings.warn(
+                    f"A latency of {given} seconds for one image limits few networks. For {given} milliseconds give "
+                    f"max_latency={self.max_latency / 1e3:g} in Python, where it is in seconds, or --max-latency "
+                    f"{given} on the command line, where it is in milliseconds.",
+                    stacklevel=3,
                 )
 
     def violations(self, cost: Cost) -> dict[str, float]:

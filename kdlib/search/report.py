@@ -220,8 +220,8 @@ def _judgement(found: Found, judged: Judged) -> list[str]:
     if any(judged.over(name) == SEEDS for name in judged.verdicts):
         parts.append(
             "Some of these runs are of an older kdlib, which did not keep which test images they had right, so an "
-            "interval over seeds alone leaves out that another test set would give other accuracies. Judge in another "
-            "folder for one over both."
+            "interval over seeds alone leaves out that another test set would give other accuracies. Fresh "
+            "seeds, as in search.judge(found, range(100, 105)), have both."
         )
     lacking = {START, RANDOM} - {arm.name for arm in judged.arms}
     if RANDOM in lacking and judged.random is not None:

@@ -276,9 +276,8 @@ class SessionLog:
         self._started = time.perf_counter()
         content = self._read()
         self.sessions: list[dict[str, Any]] = content.pop("sessions", [])
-        if not _rows_fit(self.sessions, num_rows):
-            for session in self.sessions:
-                session.pop("rows", None)
+        for session, rows in zip(self.sessions, _sure_rows(self.sessions, num_rows), strict=True):
+            session |= {} if rows is None else {"rows": list(rows)}
         if self.sessions and "rows" in self.sessions[-1]:  # killed after a row was written and before it was noted here
             self.sessions[-1]["rows"][1] = max(self.sessions[-1]["rows"][1], num_rows)
         self.facts = {name: value for name, value in content.items() if name not in ("runs", "hours")}
@@ -327,24 +326,35 @@ def read_sessions(path: Path) -> list[dict[str, Any]]:
 def session_of_each_row(path: Path, num_rows: int) -> list[dict[str, Any] | None]:
     """The session that wrote each of the rows of a CSV file, None where that is not known.
 
-    Sessions of older versions noted no rows; where one machine made them all, the first of them stands for all. So it
-    is with all sessions of a file that a row was removed from, by which those behind it have moved up.
+    Sessions of older versions noted no rows; where one machine made them all, the first of them stands for all that no
+    other has noted.
     """
     sessions = read_sessions(path)
-    fit = _rows_fit(sessions, num_rows)
-    without_rows = [session for session in sessions if not fit or "rows" not in session]
+    without_rows = [session for session in sessions if "rows" not in session]
     same_machine = all(session.get("machine") == without_rows[0].get("machine") for session in without_rows)
     default = without_rows[0] if without_rows and same_machine else None
     found: list[dict[str, Any] | None] = [default] * num_rows
-    for session in sessions if fit else ():
-        first, last = session.get("rows", (1, 0))
-        found[first - 1 : last] = [session] * len(found[first - 1 : last])
+    for session, rows in zip(sessions, _sure_rows(sessions, num_rows), strict=True):
+        if rows is not None:
+            first, last = session["rows"]
+            found[first - 1 : last] = [None] * len(found[first - 1 : last])
+            first, last = rows
+            found[first - 1 : last] = [session] * len(found[first - 1 : last])
     return found
 
 
-def _rows_fit(sessions: Sequence[Mapping[str, Any]], num_rows: int) -> bool:
-    """Whether the file has all rows that its sessions have noted; else one was removed, and nobody knows which."""
-    return all(session["rows"][1] <= num_rows for session in sessions if "rows" in session)
+def _sure_rows(sessions: Sequence[Mapping[str, Any]], num_rows: int) -> list[tuple[int, int] | None]:
+    """The first and the last row that surely are of each session, None where it has noted none.
+
+    Where k rows were removed from the file, nobody knows which, row i is one of those that were i to i + k.
+    """
+    noted = [session["rows"] for session in sessions if "rows" in session]
+    removed = max(0, max((last for _, last in noted), default=0) - num_rows)
+    found: list[tuple[int, int] | None] = []
+    for session in sessions:
+        first, last = session.get("rows", (0, 0))
+        found.append((first, max(first - 1, last - removed)) if first else None)
+    return found
 
 
 def machine_info() -> dict[str, Any]:

@@ -315,6 +315,7 @@ def test_a_wrong_verdict_is_found_beside_other_methods_and_verdicts(text: str) -
     [
         "kd LOSES, shuffled LOSES and label-smoothing is INCONCLUSIVE.",
         "kd, unlike label-smoothing, LOSES.",
+        "kd LOSES, as a kind of label smoothing may.",
         "kd LOSES to hard labels; label smoothing is INCONCLUSIVE.",
         "Label smoothing is INCONCLUSIVE (+1.1 points, -1.0 to +3.2) and the shuffled teacher LOSES. kd LOSES too.",
         "Both kd and shuffled, the control: LOSES.",
@@ -888,6 +889,11 @@ def test_what_the_files_say_may_be_said(text: str) -> None:
         ("Over hard labels, kd LOSES: +6.4 points, and the controls do worse.", "calls +6.4 a gain of kd"),
         ("label-smoothing is INCONCLUSIVE: +1.1 points, and kd LOSES: +6.4 points.", "calls +6.4 a gain of kd"),
         ("The control shuffled LOSES (+57.2 points).", "calls +57.2 a gain of shuffled"),
+        (
+            "kd BEATS hard labels, perhaps as a kind of label smoothing.",
+            "says BEATS of kd, and its interval says LOSES",
+        ),
+        ("kd gains 6.4 points, as label smoothing does. So kd LOSES.", "calls 6.4 a gain of kd"),
         ("kd LOSES. Label smoothing BEATS hard labels.", "says BEATS of label-smoothing, and its interval says INC"),
         ("kd LOSES. Label smoothing beats hard labels by 1.1 points.", "says that label-smoothing beats"),
         ("kd LOSES, but label smoothing LOSES as well.", "says LOSES of label-smoothing, and its interval says INC"),

@@ -16,6 +16,7 @@ from PIL import Image
 from synthetic import score, write
 
 from course import plots, readme_images
+from course.explorers.teacher_outputs import teacher_outputs
 from kdlib import study
 from kdlib.study.analysis import Results
 from kdlib.study.history import HistoryFile
@@ -290,6 +291,16 @@ def test_the_gap_goes_from_hard_labels_to_the_teacher(results: Results) -> None:
     names = [text.get_text() for text in fig.legends[0].get_texts()]
     assert names[:2] == ["hard labels", "teacher"]
     assert marks(fig, "logits (KD)")["o"][0] == pytest.approx(100 * results.gap_recovered("kd").mean)
+    assert "over seeds alone" in fig.axes[0].get_xlabel()
+    assert "over seeds alone" in plots.gap_recovered_alt(results)
+
+
+def test_the_gap_is_drawn_over_test_images_where_the_teachers_answers_are_given() -> None:
+    found, given = study.results("methods", student="resnet8", images=10_000), teacher_outputs("test")
+    right = (given.logits.argmax(dim=1) == given.labels).numpy()
+    fig = plots.gap_recovered(found, ["hint"], right)
+    assert "over seeds and test images" in fig.axes[0].get_xlabel()
+    assert "51.4 (43.1 to 59.7)" in words(fig)
 
 
 def test_nothing_but_trouble_can_be_drawn(tmp_path: Path) -> None:
