@@ -300,7 +300,7 @@ def test_the_gap_is_drawn_over_test_images_where_the_teachers_answers_are_given(
     right = (given.logits.argmax(dim=1) == given.labels).numpy()
     fig = plots.gap_recovered(found, ["hint"], right)
     assert "over seeds and test images" in fig.axes[0].get_xlabel()
-    assert "51.4 (43.1 to 59.7)" in words(fig)
+    assert "+51.4 (+43.1 to +59.7)" in words(fig)
 
 
 def test_nothing_but_trouble_can_be_drawn(tmp_path: Path) -> None:
