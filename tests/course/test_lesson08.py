@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -88,11 +89,12 @@ def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[st
     cells = notebooks.read(notebooks.find("08")).cells
     (source,) = [cell.source for cell in cells if cell.source.startswith("larger = study.results(")]
     older = study.results("methods", student="resnet8", images=10_000, folder=place)
-    scope = {"study": study, "verdict": verdict, "older": older}
+    wide = study.results("methods", student="resnet8", images=10_000)
+    scope = {"study": study, "verdict": verdict, "older": older, "older_search": older_search, "wide": wide}
     exec(source, scope)
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("over the same from the ResNet-20:") + 1
-    assert [tuple(line.split()[:2]) for line in lines[start:]] == [
+    assert [tuple(line.split()[:2]) for line in lines[start : start + 4]] == [
         ("kd", "INCONCLUSIVE:"),
         ("kd+rkd", "LOSES:"),
         ("vid", "LOSES:"),
@@ -100,6 +102,20 @@ def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[st
     ]
     hard = scope["larger"].score("hard").by_seed
     assert hard == {seed: older.score("hard").by_seed[seed] for seed in hard}
+    better = scope["better"]
+    for name, line in zip(("kd", "hard"), lines[-2:], strict=True):
+        ours = better.right(name)
+        over = verdict.compare_samples(ours, {seed: wide.right(name)[seed] for seed in ours}, comparisons=2)
+        assert str(over) in line
+        assert over.verdict == "INCONCLUSIVE"
+    gains = [
+        {seed: one.right("kd")[seed].astype(float) - one.right("hard")[seed] for seed in better.seeds}
+        for one in (better, wide)
+    ]
+    there, further = 100 * np.mean([gain.mean() for gain in gains[1].values()]), verdict.compare_samples(*gains)
+    assert further.verdict == "INCONCLUSIVE"
+    assert f"is {100 * better.gain('kd').mean:.2f} here and {there:.2f} there, half a point of difference" in prose()
+    assert f"({100 * further.low:+.1f} to {100 * further.high:+.1f})" in prose()
 
 
 def run_cell(beginning: str, capsys: pytest.CaptureFixture[str], **scope: Any) -> str:
@@ -149,7 +165,9 @@ def test_what_sixty_epochs_leave_is_judged_over_seeds_and_pictures(capsys: pytes
         study.results("methods", student="resnet8", images=55_000, folder=one)
         for one in (folder, folder / "sixty-epochs")
     )
-    printed = run_cell("sixty = study.results(", capsys, folder=folder, long=long)
+    given = teacher_outputs("test")
+    of_teacher = (given.logits.argmax(dim=1) == given.labels).numpy()
+    printed = run_cell("sixty = study.results(", capsys, folder=folder, long=long, of_teacher=of_teacher)
     after_twelve, after_sixty = (
         {seed: one.right("kd")[seed].astype(float) - one.right("hard")[seed] for seed in one.seeds}
         for one in (long, sixty)
@@ -157,8 +175,6 @@ def test_what_sixty_epochs_leave_is_judged_over_seeds_and_pictures(capsys: pytes
     lost = verdict.compare_samples(after_twelve, after_sixty)
     assert str(lost) in printed
     assert in_points(lost, ".2f") in prose()
-    given = teacher_outputs("test")
-    of_teacher = (given.logits.argmax(dim=1) == given.labels).numpy()
     for name in ("hard", "kd", "kd+rkd", "vid"):
         over = verdict.compare_samples(sixty.right(name), dict.fromkeys(sixty.seeds, of_teacher), comparisons=4)
         assert over.verdict == ("LOSES" if name == "vid" else "INCONCLUSIVE")
