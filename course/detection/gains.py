@@ -48,7 +48,10 @@ def gains(rows: Sequence[Mapping[str, str]], value: str = "test_ap50") -> pd.Dat
         raise ValueError(f"value is one of {', '.join(METRICS)}; got {value!r}.")
     diverged = [f"{row['method']}, seed {row['seed']}" for row in rows if not row[value]]
     if diverged:
-        raise ValueError(f"Runs without a result cannot be compared: {'; '.join(diverged)}. Leave out their seeds.")
+        raise ValueError(
+            f"Runs without a result cannot be compared: {'; '.join(diverged)}. Compare without these methods; to leave "
+            "out the seeds would be to choose seeds."
+        )
     frame = pd.DataFrame(
         [{"method": row["method"], "seed": int(row["seed"]), value: 100 * float(row[value])} for row in rows]
     )
