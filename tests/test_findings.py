@@ -288,12 +288,16 @@ def test_times_of_different_machines_are_not_compared(tmp_path: Path) -> None:
 
 def test_times_are_not_compared_when_a_removed_row_leaves_the_machine_unknown(tmp_path: Path) -> None:
     path = write(tmp_path, "full")
-    spans = ([1, 5], "A"), ([6, 85], "B")
+    seeds = [(row["method"], row["seed"]) for row in read_rows(path, RUN_COLUMNS)]
+    assert seeds[0] == ("hard", "0")  # the row that goes
+    first = seeds.index(("kd", "1")) + 1  # the first row of the second machine, to which hard labels do not belong
+    spans = ([1, first - 1], "A"), ([first, 85], "B")
     sessions = [{"rows": span, "machine": {"processor": name}} for span, name in spans]
     path.with_suffix(".json").write_text(json.dumps({"sessions": sessions}))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:1] + lines[2:]))
-    assert load(tmp_path).cost("kd").num_pairs == 0
+    # In the place where kd of seed 1 stands now stood a row of the first machine, as hard labels of that seed are.
+    assert load(tmp_path).cost("kd").num_pairs == 3
     path.with_suffix(".json").write_text(json.dumps({"sessions": [sessions[0] | {"rows": [1, 85]}]}))
     assert load(tmp_path).cost("kd").num_pairs == 4  # of five seeds; there was no other machine
 
