@@ -66,8 +66,11 @@ class Recipe:
             text = "batch_size is a whole number of at least 2 (batch statistics need more than one sample)"
             raise ValueError(f"{text}; got {self.batch_size}.")
         object.__setattr__(self, "batch_size", int(self.batch_size))
-        if not (0 <= self.warmup < 1 and 0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
-            raise ValueError("warmup and momentum lie in [0, 1), weight_decay is 0 or more.")
+        for name in ("warmup", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} lies in [0, 1); got {getattr(self, name)}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is a number of at least 0; got {self.weight_decay}.")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip is a positive norm, or None; got {self.clip}.")
         # What `dataclasses.replace(recipe, optimizer="adamw")` leaves, without a word, of a recipe by SGD.
