@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -287,7 +288,7 @@ def _groups(classes: Any, count: int) -> tuple[tuple[int, ...], ...]:
     for one in (one for group in groups for one in group):
         check_whole(0, classes=one)
     flat = [int(one) for group in groups for one in group]
-    twice = sorted({one for one in flat if flat.count(one) > 1})
+    twice = sorted(one for one, times in Counter(flat).items() if times > 1)
     if twice:
         raise ValueError(f"Each class belongs to one member; {twice[0]} is named more than once.")
     return tuple(tuple(int(one) for one in group) for group in groups)

@@ -24,6 +24,7 @@ cannot contradict each other.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -424,8 +425,7 @@ def _refuse_two_units(of_method: np.ndarray, of_baseline: np.ndarray) -> None:
 
 
 def _unique(side: Any) -> dict[Hashable, float]:
-    keys = list(side.keys())
-    twice = sorted({key for key in keys if keys.count(key) > 1}, key=str)
+    twice = sorted((key for key, times in Counter(side.keys()).items() if times > 1), key=str)
     if twice:
         raise ValueError(f"There are several results for seed {_listed(twice)}. Give one run a seed.")
     return dict(side.items())

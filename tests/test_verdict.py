@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -194,6 +195,27 @@ def test_fewer_than_two_pairs_and_values_that_are_no_numbers_are_refused() -> No
             compare({3: 0.5, 4: 0.6, 5: 0.5}, {3: 0.5, 4: bad, 5: -bad})
     with pytest.raises(ValueError, match="several results for seed 1"):
         compare(pd.Series([0.5, 0.6], index=[1, 1]), pd.Series([0.5, 0.6], index=[1, 1]))
+
+
+def test_the_work_of_pairing_grows_as_the_number_of_keys() -> None:
+    compared = 0
+
+    @dataclass(frozen=True, eq=False)
+    class Key:
+        number: int
+
+        def __hash__(self) -> int:
+            return self.number
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return isinstance(other, Key) and self.number == other.number
+
+    count = 300
+    method, baseline = ({Key(number): 0.5 + number % 7 / 100 for number in range(count)} for _ in range(2))
+    assert compare(method, baseline).n == count
+    assert compared <= 10 * count  # a look at each pair of keys would be 90,000
 
 
 @pytest.mark.parametrize(
