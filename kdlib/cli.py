@@ -382,7 +382,7 @@ def compare(
     image_size: ImageSize = 224,
     images: Annotated[int | None, typer.Option(min=2, help="Test images to compare on; default: all.")] = None,
     no_corruptions: Annotated[
-        bool, typer.Option("--no-corruptions", help="No damaged pictures: a 25th of the work.")
+        bool, typer.Option("--no-corruptions", help="No damaged pictures: a 25th of the pictures.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.md, report.json and report.png.", callback=expand_user)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from kdlib import evaluation, models
 from kdlib.data import DataModule, normalized_images
@@ -119,6 +122,26 @@ def test_a_blur_spreads_a_point_as_a_gaussian_of_its_width() -> None:
             (image.sum(0) * (place - 28) ** 2).sum() / image.sum() for image in (before, after)
         ]  # variances add up
         assert (variances[1] - variances[0]).item() == pytest.approx((sigma * 57 / 28) ** 2, rel=0.1)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 28, 28), (2, 3, 64, 48), (1, 3, 20, 70), (1, 1, 224, 224)])
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_a_blur_is_torchvisions_but_for_rounding_in_large_images(shape: tuple[int, ...], severity: int) -> None:
+    count, channels, height, width = shape
+    images = pictures(*shape)
+    sigma = STRENGTHS["blur"][severity - 1] * min(height, width) / 28
+    kernel = [2 * min(math.ceil(3 * sigma), side - 1) + 1 for side in (width, height)]
+    expected = gaussian_blur(images, kernel, [sigma, sigma])
+    found = corrupt(images, torch.arange(count), "blur", severity)
+    assert (found.int() - expected.int()).abs().max() <= (0 if height == width == 28 else 1)
+
+
+def test_the_work_of_a_blur_grows_with_the_width_of_its_kernel_and_not_with_its_square() -> None:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        corrupt(pictures(1, 3, 224, 224), torch.arange(1), "blur", 3)
+    width = 2 * math.ceil(3 * STRENGTHS["blur"][2] * 8) + 1
+    assert counter.get_total_flops() < 4 * 3 * 224 * (224 + width) * width  # of the whole kernel 30 times as many
 
 
 def test_a_shift_moves_up_down_left_or_right_and_leaves_black() -> None:

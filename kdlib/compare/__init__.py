@@ -41,7 +41,7 @@ def compare(
 
     students: by name, the baseline first, a network, or its runs as a list or as {seed: network}: runs are paired with
     those of the baseline by position or by key. teacher: for fidelity. images: at most so many test images, evenly
-    spaced; default, all. corruptions: also damaged pictures and pictures of nothing, which is 24 times the work.
+    spaced; default, all. corruptions: also damaged pictures and pictures of nothing, 24 more for each image.
     confidence: of the intervals of the gains in each table together (but for what `compare.tables` names); that of
     an accuracy itself holds alone. The temperature of each network is fitted on validation images.
     Raises TypeError for what is no network, ValueError for fewer than two entries, runs that are not paired, the same

@@ -24,6 +24,7 @@ from kdlib.errors import check_whole, unknown_name
 
 SEVERITIES = (1, 2, 3)
 STANDARD_SIDE = 28
+ONE_PASS = 11  # the widest kernel at 28 pixels: two passes round otherwise, and stored results must stay what they are
 CHUNK_SIZE = 500  # images at once: the noise of each pixel passes through 64-bit numbers
 
 # What each strength means is said by the function that takes it.
@@ -121,7 +122,12 @@ def _blur(images: Tensor, indices: Tensor, sigma: float) -> Tensor:
 
     sigma = _pixels(images, sigma)
     reach = [min(math.ceil(3 * sigma), side - 1) for side in (images.shape[3], images.shape[2])]
-    return vision.gaussian_blur(images, [2 * one + 1 for one in reach], [sigma, sigma])
+    width, height = (2 * one + 1 for one in reach)
+    if max(width, height) <= ONE_PASS:
+        return vision.gaussian_blur(images, [width, height], [sigma, sigma])
+    # torchvision's work grows with width x height: rows, then columns, are 15 times as fast at 224 pixels.
+    along_rows = vision.gaussian_blur(images.float(), [width, 1], [sigma, sigma])
+    return _as_bytes(vision.gaussian_blur(along_rows, [1, height], [sigma, sigma]))
 
 
 def _jpeg(images: Tensor, indices: Tensor, quality: float) -> Tensor:
