@@ -71,7 +71,8 @@ class Trainer:
         self.average: AveragedModel | None = None
         self.resting = _frozen_in_eval_mode(self.student)
         self.log = TrainingLog(self.config.device, self.total_steps, self.checkpointer.diverged)
-        self.run = self._describe_run()
+        # Only a checkpoint holds it, and to hash what a teacher or a function of the user's holds may take seconds.
+        self.run = {} if self.checkpointer.path is None else self._describe_run()
         self._warned = False
 
     def _check_settings(self) -> None:
@@ -400,22 +401,27 @@ class Trainer:
 
     def _describe_settings(self) -> dict[str, str]:
         """What the method's text does not show: attributes, layers, and what functions of the user's compute with."""
-        # Its weights are not those of the run that wrote a checkpoint, until that is loaded.
-        trained = names_in(student=self.student, method=self.method)
-        of_method = {
+        given = {f"adapter.{name}": value for name, value in vars(self.distiller.adapter).items() if value is not None}
+        given |= {"optimizer": self.make_optimizer} if self.make_optimizer else {}
+        known = self._trained()
+        return self._describe_method() | {name: describe(value, known) for name, value in given.items()}
+
+    def _describe_method(self) -> dict[str, str]:
+        return {
             f"method.{name}": text
-            for name, text in settings(self.method, Method, trained).items()
+            for name, text in settings(self.method, Method, self._trained()).items()
             # Projectors are made at the first step; the others follow from what is given.
             if "projectors." not in name and not name.endswith(("._spec", "._terms", "._soft", "._pairing"))
         }
-        given = {f"adapter.{name}": value for name, value in vars(self.distiller.adapter).items() if value is not None}
-        given |= {"optimizer": self.make_optimizer} if self.make_optimizer else {}
-        return of_method | {name: describe(value, trained) for name, value in given.items()}
+
+    def _trained(self) -> dict[int, str]:
+        """What is described by its name: its weights are not those of the checkpoint's run, until that is loaded."""
+        return names_in(student=self.student, method=self.method)
 
     def _teacher_fingerprint(self) -> str | None:
         teacher = self.distiller.teacher
-        if teacher is None or self.checkpointer.path is None or not self.method.needs_teacher:
-            return None  # to hash the weights of a large teacher takes a second
+        if teacher is None or not self.method.needs_teacher:
+            return None
         found = teacher.fingerprint
         if found is None:
             return None
@@ -446,7 +452,7 @@ class Trainer:
 
     def _warn_of_changes(self, kept: Collection[str]) -> None:
         """Say once what the training has changed in a method of the user's own and no checkpoint keeps."""
-        now = {name: text for name, text in self._describe_settings().items() if name.startswith("method.")}
+        now = self._describe_method()
         changed = [name.removeprefix("method.") for name in now if now[name] != self.run["settings"].get(name)]
         own = own_modules(self.method)
         lost = [name for name in changed if name.rpartition(".")[0] in own and name not in kept]

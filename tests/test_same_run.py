@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdlib import train
+from kdlib.adapters import Adapter
 from kdlib.data import NO_AUGMENTATION, DataModule
 from kdlib.methods import HardLabels, Logit
 from kdlib.teachers import CachedTeacher
@@ -104,3 +105,27 @@ def test_other_views_are_another_search(blobs: DataModule, tmp_path: Any) -> Non
     search.run(blobs, views=1, **options)
     with pytest.raises(ValueError, match=r"views 1 \(now 2\)"):
         search.run(blobs, views=2, **options)
+
+
+def test_what_a_function_of_the_users_holds_is_read_once_and_only_for_a_checkpoint(tmp_path: Any) -> None:
+    read = 0
+
+    class Inputs:
+        """A function that holds, say, a whole data set, which its text stands for."""
+
+        __slots__ = ()
+
+        def __call__(self, batch: Any) -> Tensor:
+            return batch[0]
+
+        def __repr__(self) -> str:
+            nonlocal read
+            read += 1
+            return "Inputs()"
+
+    batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))] * 2
+    adapter = Adapter(inputs=Inputs(), labels=1)
+    fit(batches, adapter=adapter)
+    assert read == 0
+    fit(batches, adapter=adapter, checkpoint=tmp_path / "a", epochs=3)
+    assert read == 1
