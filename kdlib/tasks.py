@@ -91,6 +91,26 @@ class MultiLabel(Task):
     ignore_index: int = -100
 
     def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+        flat = self._flat(logits, labels, role)
+        if labels is None:
+            return _as_pairs(flat), None
+        index, row_labels = self._known(labels)
+        return _as_pairs(_take(flat, index)), row_labels
+
+    def prepare(
+        self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
+    ) -> tuple[ModelOutput, ModelOutput | None, Tensor | None]:
+        own_rows = type(self).rows is not MultiLabel.rows  # of a subclass, which may choose other entries
+        if labels is None or teacher is None or teacher.logits is None or own_rows:
+            return super().prepare(student, teacher, labels)
+        flat = self._flat(student.logits, labels, "student")
+        index, row_labels = self._known(labels)  # once for both networks: each look waits for the GPU
+        teacher_flat = self._flat(teacher.logits, labels, "teacher")
+        teacher = replace(teacher, logits=_as_pairs(_take(teacher_flat, index)))
+        return replace(student, logits=_as_pairs(_take(flat, index))), teacher, row_labels
+
+    def _flat(self, logits: Tensor, labels: Tensor | None, role: str) -> Tensor:
+        """The logits of every entry, B * K; ValueError for shapes that are not those of the task."""
         _check_labels(labels)
         if logits.ndim < 2 or (labels is not None and labels.shape != logits.shape):
             got = "" if labels is None else f" and labels {tuple(labels.shape)}"
@@ -98,22 +118,20 @@ class MultiLabel(Task):
                 f"The {role} gives logits {tuple(logits.shape)}{got}; several labels at once are batch x labels in "
                 "both."
             )
-        flat = logits.flatten()
-        if labels is None:
-            return _as_pairs(flat), None
-        flat_labels = labels.flatten()
-        counts = flat_labels != self.ignore_index
-        wrong = counts & ~((flat_labels >= 0) & (flat_labels <= 1))
-        index, any_wrong = _which_count(counts, wrong)
-        flat, flat_labels = _take(flat, index), _take(flat_labels, index)
+        return logits.flatten()
+
+    def _known(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The entries that count, None where all do, and the labels of their rows."""
+        flat = labels.flatten()
+        counts = flat != self.ignore_index
+        index, any_wrong = _which_count(counts, counts & ~((flat >= 0) & (flat <= 1)))
+        kept = _take(flat, index)
         if any_wrong:
             raise ValueError(
-                f"Labels of several at once lie in [0, 1]; these run from {float(flat_labels.min()):g} "
-                f"to {float(flat_labels.max()):g}. What is not known is marked by {self.ignore_index}."
+                f"Labels of several at once lie in [0, 1]; these run from {float(kept.min()):g} "
+                f"to {float(kept.max()):g}. What is not known is marked by {self.ignore_index}."
             )
-        if flat_labels.is_floating_point():
-            return _as_pairs(flat), torch.stack((1 - flat_labels, flat_labels), dim=1)
-        return _as_pairs(flat), flat_labels.long()
+        return index, torch.stack((1 - kept, kept), dim=1) if kept.is_floating_point() else kept.long()
 
     def warn_if_probabilities(self, rows: Tensor, role: str) -> None:
         """UserWarning when all logits, the second column of these rows, lie in [0, 1] as after a sigmoid.

@@ -541,6 +541,33 @@ def test_which_positions_count_is_looked_for_once_for_both_networks(task: str) -
     assert len(student.logits) == len(teacher.logits) == len(kept) == int((y != IGNORED[task]).sum())
 
 
+def test_which_of_several_labels_are_known_is_looked_for_once_for_both_networks() -> None:
+    z, t, y = logits("multilabel"), logits("multilabel", 1), labels_for("multilabel").float()
+    y[1, 1:] = -100
+    with Looks() as looks:
+        student, teacher, kept = MultiLabel().prepare(ModelOutput(z), ModelOutput(t), y)
+    assert looks.count == 1
+    for found, given in ((student, z), (teacher, t)):
+        assert found is not None
+        assert torch.equal(found.logits, MultiLabel().rows(given, y)[0])
+    assert torch.equal(kept, MultiLabel().rows(z, y)[1])
+
+
+def test_entries_that_a_task_of_ones_own_leaves_out_are_left_out_of_both_networks() -> None:
+    class ButTheFirst(MultiLabel):
+        """The first label is that of something else."""
+
+        def rows(self, logits: Tensor, labels: Tensor | None, role: str = "student") -> tuple[Tensor, Tensor | None]:
+            return super().rows(logits[:, 1:], None if labels is None else labels[:, 1:], role)
+
+    z, t, y = logits("multilabel"), logits("multilabel", 1), labels_for("multilabel")
+    student, teacher, kept = ButTheFirst().prepare(ModelOutput(z), ModelOutput(t), y)
+    assert teacher is not None
+    assert torch.equal(student.logits[:, 1], z[:, 1:].flatten())
+    assert torch.equal(teacher.logits[:, 1], t[:, 1:].flatten())
+    assert torch.equal(kept, y[:, 1:].flatten())
+
+
 def test_positions_that_a_task_of_ones_own_leaves_out_are_left_out_of_both_networks() -> None:
     class ButTheFirst(TokenClassification):
         """The first token is that of the whole text."""
