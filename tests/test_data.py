@@ -11,8 +11,10 @@ import multiprocessing
 import os
 import pickle
 import re
+import sys
 import urllib.error
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -1135,6 +1137,57 @@ def test_a_large_folder_goes_by_names_sizes_and_times(tmp_path: Path, monkeypatc
     for file in (path / "train").rglob("*.bmp"):
         os.utime(file, ns=(1, 1))
     assert data.load(f"imagefolder:{path}", image_size=16, num_workers=0).train.fingerprint != before
+
+
+def folder_of_files(path: Path, count: int) -> Path:
+    """Files that are named as pictures, in two classes with a folder each, of fixed times; and hidden ones."""
+    for part in ("train", "val"):
+        for folder in ("cat", "cat/deep", "cat/.thumbnails", "dog", "dog/deep", ".hidden"):
+            (path / part / folder).mkdir(parents=True)
+            for number in range(count if part == "train" else 2):
+                file = path / part / folder / f"{number}.png"
+                file.write_bytes(f"{part} {folder} {number}".encode())
+                os.utime(file, ns=(10**18 + number,) * 2)
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a name is UTF-8, or has no backslash")
+def test_the_fingerprint_of_a_folder_is_the_same_in_every_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = os.fsencode(folder_of_files(tmp_path, 2) / "train" / "cat") + b"/caf\xe9 \\1.png"
+    Path(os.fsdecode(odd)).write_bytes(b"named in Latin-1, with a backslash")
+    os.utime(odd, ns=(10**18,) * 2)
+    source = f"imagefolder:{tmp_path}"
+    assert (
+        data.load(source, image_size=16, num_workers=0).train.fingerprint
+        == "79ef82e5d13b9d7b31459d1125cd26f19cff261b1da3661e5e35599c66d250bc"
+    )
+    monkeypatch.setattr(sources, "HASHED_WHOLE", 0)
+    assert (
+        data.load(source, image_size=16, num_workers=0).train.fingerprint
+        == "2d79c28073f23b0ddc98334448ae2bb4a5fa2e7cd73a545aadcdd79b6068f630"
+    )
+
+
+def test_a_file_of_a_folder_costs_few_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "HASHED_WHOLE", 0)
+    few, many = (folder_of_files(tmp_path / str(count), count) for count in (10, 60))
+    calls: Counter[Path] = Counter()
+    for folder in (few, many, few, many):  # the first time modules are loaded
+        calls[folder] = 0
+
+        def count(frame: Any, event: str, argument: Any, folder: Path = folder) -> None:
+            calls[folder] += event == "call"
+
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            data.load(f"imagefolder:{folder}", image_size=16, num_workers=0)
+        finally:
+            sys.setprofile(before)
+    # With a Path for each file, visible or hidden, they were more than 40; that is slower than finding the files.
+    assert (calls[many] - calls[few]) / (50 * 6) < 20
 
 
 def test_sixteen_bits_are_scaled_and_an_image_is_turned_as_its_tag_says(tmp_path: Path) -> None:
