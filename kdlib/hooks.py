@@ -134,8 +134,10 @@ class FeatureExtractor:
         self._modules = tuple(dict.fromkeys(name.module for name in self._names.values()))
         self._captured: dict[str, list[Any]] = {}  # of each module, what its calls in this forward pass gave
         self._handles: list[Any] = []
+        self._lines: dict[tuple[str, torch.Size], bool] = {}  # what `is_line` said, by layer and size without the batch
 
     def __enter__(self) -> FeatureExtractor:
+        self._lines.clear()
         for name in self._modules:  # by name: a module may have been replaced since, by SyncBatchNorm or an adapter
             self._handles.append(self.model.get_submodule(name).register_forward_hook(self._hook(name)))
         return self
@@ -268,7 +270,10 @@ class FeatureExtractor:
 
         Without one, as what such layers give by themselves: a line after 1-D convolutions, else tokens.
         """
-        line = is_line(self.model.get_submodule(self._names[name].module), output)
+        key = (name, output.shape[1:])
+        if key not in self._lines:  # it looks through all modules of the layer
+            self._lines[key] = is_line(self.model.get_submodule(self._names[name].module), output)
+        line = self._lines[key]
         first = samples is not None and len(output) != samples == output.shape[1]
         equal = len(output) == samples == output.shape[1] or output.shape[1] == output.shape[2]
         if equal and not first:

@@ -7,9 +7,9 @@ import shutil
 import types
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -850,6 +850,33 @@ def test_a_block_that_gives_tokens_is_read_so_whatever_is_inside_it(block: nn.Mo
     x = torch.randn(5, tokens, 6)
     with FeatureExtractor(nn.Sequential(block, nn.Flatten(2)), ["0"], needs_logits=False) as extractor:
         assert torch.equal(extractor(x).features["0"], block(x))
+
+
+def test_the_modules_of_a_layer_are_looked_through_once_for_each_size() -> None:
+    class Counted(nn.Sequential):
+        looks = 0
+
+        def named_modules(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Module]]:
+            Counted.looks += 1
+            return super().named_modules(*args, **options)
+
+    model = nn.Sequential(Counted(nn.Linear(6, 6), nn.ReLU()), nn.Flatten(2))
+    with FeatureExtractor(model, ["0"], needs_logits=False) as extractor:
+        before = Counted.looks
+        for batch, tokens in ((5, 10), (5, 10), (3, 10), (5, 12), (5, 10)):
+            extractor(torch.randn(batch, tokens, 6))
+        assert Counted.looks - before == 2
+
+
+def test_a_layer_that_was_replaced_between_two_blocks_is_looked_at_anew() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(10, 10)), nn.Flatten(2))
+    x = torch.randn(5, 6, 10)
+    extractor = FeatureExtractor(model, ["0"], needs_logits=False)
+    with extractor:
+        assert torch.equal(extractor(x).features["0"], model[0](x))
+    model[0] = nn.Sequential(nn.Conv1d(6, 6, 1))
+    with extractor:
+        assert torch.equal(extractor(x).features["0"], model[0](x)[:, :, None])
 
 
 def test_a_layer_without_a_gradient_is_warned_about():
