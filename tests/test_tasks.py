@@ -774,6 +774,42 @@ def test_one_logit_a_sample_is_no_classification() -> None:
         Distiller(network, None, HardLabels(hard=nn.BCEWithLogitsLoss()), example=batch)
 
 
+def log_loss_of_one(z: Tensor, y: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(z[:, 0], y.float())
+
+
+ONE_LOGIT: dict[
+    str, tuple[nn.Module, Tensor, int, int]
+] = {  # network, inputs, the dimension of classes, what is ignored
+    "segmentation": (nn.Conv2d(3, 1, 1), torch.randn(2, 3, 4, 4), 1, 255),
+    "token-classification": (nn.Linear(3, 1), torch.randn(2, 4, 3), 2, -100),
+}
+
+
+@pytest.mark.parametrize("task", ONE_LOGIT)
+def test_one_logit_a_position_is_no_class_but_a_label(task: str) -> None:
+    """Of one class each is 0, so the accuracy was the share of background; what the error advises is right."""
+    network, x, dim, ignored = ONE_LOGIT[task]
+    with torch.no_grad():
+        z = network(x)
+    labels = (z > 0).long().squeeze(dim)  # so every answer is right
+    labels[0, 0] = ignored
+    advice = rf"one logit for each position.*tasks\.MultiLabel\(ignore_index={ignored}\).*labels\.unsqueeze\({dim}\)"
+    with pytest.raises(ValueError, match=advice):
+        train.evaluate(network, [(x, labels)], task=task, loss=log_loss_of_one)
+    with pytest.raises(ValueError, match=advice):
+        Distiller(network, None, HardLabels(hard=log_loss_of_one), task=task, example=(x, labels))
+    with pytest.raises(ValueError, match="The teacher gives one logit for each position"):
+        Distiller(Given(torch.cat([z, -z], dim)), lambda batch: z, Logit(), task=task, example=(x, labels))
+
+    batch, of_labels = (x, labels.unsqueeze(dim)), MultiLabel(ignore_index=ignored)
+    counts = labels != ignored
+    expected = F.binary_cross_entropy_with_logits(z.squeeze(dim)[counts], labels[counts].float())
+    found = train.evaluate(network, [batch], task=of_labels, precision="fp32")
+    assert (found.accuracy, found.loss) == (1.0, pytest.approx(expected.item(), rel=1e-5))
+    torch.testing.assert_close(distil(of_labels, HardLabels(), z, None, batch[1])[0]["hard"], expected)
+
+
 def test_the_warning_of_an_evaluation_points_to_the_callers_line() -> None:
     ids = torch.ones(2, 4, dtype=torch.int64)
     batch = {"input_ids": ids, "labels": ids}
