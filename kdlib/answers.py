@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlib.errors import unknown_name
+from kdlib.errors import INSTEAD_OF_MASKS, unknown_name
 from kdlib.files import load_tensors
 
 KINDS = ("logits", "probabilities", "log_probabilities")
@@ -77,7 +77,10 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
         )
     values, rows = values.detach(), max(1, CHUNK // values[0].numel())
     if not all(_is_accepted(part.float(), kind) for part in values.split(rows)):
-        raise ValueError("Some answers are not finite numbers. Ask for them again, or leave these samples out.")
+        raise ValueError(
+            "Some answers are not finite numbers. Ask for them again, or leave these samples out. "
+            f"{INSTEAD_OF_MASKS if kind == 'logits' else ''}".rstrip()
+        )
     if kind == "logits":
         return values if values.dtype == torch.float32 else _new_table(values.shape, values.device).copy_(values)
     sums = torch.cat([_sum_of(part.float(), kind) for part in values.split(rows)])

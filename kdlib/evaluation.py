@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from kdlib import devices, distributed, losses, models, tasks
 from kdlib.adapters import Adapter
 from kdlib.data import DataModule, IndexedDataset
-from kdlib.errors import as_whole, check_flags, check_kind, explain_shape_errors
+from kdlib.errors import INSTEAD_OF_MASKS, as_whole, check_flags, check_kind, explain_shape_errors
 from kdlib.losses.logits import check_labels
 from kdlib.methods import refuse_binary_cross_entropy
 from kdlib.tasks import Classification, Task
@@ -69,9 +70,9 @@ def evaluate(
     that is given: it sees all rows at once.
     Under torchrun every process must call it: of a split each computes its shard, of a loader the whole, and all get
     the same metrics.
-    Raises ValueError for an empty dataset, inputs that the model cannot take, labels of classes that it has not, or,
-    among several processes, a loader with a DistributedSampler; TypeError for what gives no batches; FloatingPointError
-    for logits that are not finite.
+    Raises ValueError for an empty dataset, inputs that the model cannot take, labels of classes that it has not or
+    masks by -inf, or, among several processes, a loader with a DistributedSampler; TypeError for what gives no batches;
+    FloatingPointError for logits that are not finite, but for some that are -inf, as of masked classes.
     """
     check_kind("an nn.Module", nn.Module, model=model)
     batch_size = None if batch_size is None else as_whole(batch_size=batch_size)
@@ -142,13 +143,18 @@ def _evaluate_split(
                     "classes."
                 )
             labels = batch.labels.cpu()
-            parts = F.cross_entropy(rows, labels, reduction="none"), is_right(rows, labels), _not_finite(rows)
+            parts = (
+                F.cross_entropy(rows, labels, reduction="none"),
+                is_right(rows, labels),
+                Classification().damaged(rows),
+            )
             sums += torch.stack([part.double().sum() for part in parts])
             if keep_logits:
                 kept.append(rows)
     distributed.all_reduce(sums)
     total, right, bad = sums.tolist()
-    _refuse_non_finite(int(bad), count, "images", role)
+    _refuse_damaged(int(bad), count, "images", role)
+    _refuse_masks(role, total)
     logits = None
     if keep_logits:
         own = torch.cat(kept)
@@ -192,12 +198,15 @@ def _evaluate_batches(
             except tasks.NothingCounts:  # as of a picture that is all background
                 continue
             assert row_labels is not None  # as the labels are there
-            bad += int(_not_finite(rows).sum())
+            damaged = int(task.damaged(rows).sum())
+            bad += damaged
             elsewhere = isinstance(row_labels, Tensor) and row_labels.device.type != "cpu"
             if loss is None and elsewhere and not row_labels.is_floating_point():
                 check_labels(row_labels.cpu(), rows)  # here: a wrong one would stop the program on CUDA
             # Not torch's own cross-entropy, which leaves out labels of -100 and is silent about it.
             value = losses.label_smoothing(rows, row_labels, 0.0) if loss is None else loss(rows, row_labels)
+            if not damaged and bool(rows.isneginf().any()):
+                _refuse_masks(role, value.item())
             judged = is_judged(row_labels, rows, task)
             counted = int(has_label(row_labels).sum()) if judged else len(rows)
             if counted:
@@ -215,7 +224,7 @@ def _evaluate_batches(
             else "The loader gives no batch"
         )
         raise tasks.NothingCounts(f"{nothing}: there is nothing to evaluate on.")
-    _refuse_non_finite(bad, seen, "samples", role)
+    _refuse_damaged(bad, seen, "samples", role)
     mean = total / count
     pairs = zip(kept, kept_labels, strict=True)
     within_batch = all(len(rows) == rows.shape[1] and _are_own_classes(labels) for rows, labels in pairs)
@@ -319,13 +328,16 @@ def has_label(labels: Tensor) -> Tensor:
     return torch.ones(len(labels), dtype=torch.bool, device=labels.device) if labels.ndim == 2 else labels >= 0
 
 
-def _not_finite(rows: Tensor) -> Tensor:
-    """Which rows have a number that is not finite, N."""
-    found = ~rows.isfinite()
-    return found.flatten(1).any(1) if found.ndim > 1 else found
+def _refuse_masks(role: str, loss: float) -> None:
+    """Raise ValueError for a loss that is not finite, of logits that are numbers or, where masked, -inf."""
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"The {role}'s logits are -inf for some classes, and their loss is {loss}: a class that is a label, or has "
+            f"a share in one, cannot be masked so. {INSTEAD_OF_MASKS}"
+        )
 
 
-def _refuse_non_finite(bad: int, count: int, what: str, role: str) -> None:
+def _refuse_damaged(bad: int, count: int, what: str, role: str) -> None:
     # argmax takes NaN for the largest logit, so a broken network would be right about one class.
     if bad:
         raise FloatingPointError(

@@ -38,6 +38,14 @@ class Task:
         """What stands in for the labels of a batch that has none, to say which positions count; None: all do."""
         return None
 
+    def damaged(self, rows: Tensor) -> Tensor:
+        """Which rows, N, are no answer: with NaN or infinity, but for classes, not all of them, masked by -inf."""
+        rows = rows.flatten(1) if rows.ndim > 1 else rows[:, None]
+        found = ~rows.isfinite()
+        if not self.has_classes:
+            return found.any(1)
+        return (found & ~rows.isneginf()).any(1) | rows.isneginf().all(1)
+
     def precision(self, chosen: str) -> str:
         """The precision to compute in: "auto" is float32 for numbers, which bfloat16 would round to three digits."""
         return "fp32" if chosen == "auto" and not self.has_classes else chosen
