@@ -60,12 +60,14 @@ def evaluate(
     dataset: a split of a `DataModule`, a torch Dataset of samples, or a loader: anything that gives batches, and ends.
     batch_size: for a split or a Dataset; default 250, and fewer of a split's images above 224 x 224 pixels. precision:
     as for `train.fit`. role: what an error calls the model; "teacher" also reads the adapter's teacher_inputs and
-    teacher_logits. adapter, task: what a loader's batches are, as for `Distiller`. loss: of output and labels, for a
-    task without classes, or one that leaves out samples without a label: labels below 0 do not count then. In a
-    classification it is that of all rows at once, as weights of classes need it, so one that relates samples to each
-    other takes the whole dataset for one batch; where batches differ in their classes, or each sample is a class of
-    its own (B x B), it is a mean over batches. In a task without classes a batch has the weight of its samples, however
-    many of their targets the loss leaves out.
+    teacher_logits. adapter, task: what a loader's batches are, as for `Distiller`. loss: of output, as rows N x C (see
+    `tasks`; of several labels the pairs (0, z)), and labels, for a task without classes, or one that leaves out samples
+    without a label: labels below 0 do not count then. In a classification it is that of all rows at once, as weights of
+    classes need it, so one that relates samples to each other takes the whole dataset for one batch; where batches
+    differ in their classes, or each sample is a class of its own (B x B), and in other tasks it is a mean over batches.
+    There a batch has the weight of its rows, in a task without classes of its samples, however many of their targets
+    the loss leaves out; for an nn.CrossEntropyLoss(weight=...) it has the weight of its labels, as if all were one
+    batch, and of another loss with weights of classes the mean depends on the size of the batches.
     keep_logits: False where accuracy and loss are enough; then the logits of all samples take no memory, but for a loss
     that is given: it sees all rows at once.
     Under torchrun every process must call it: of a split each computes its shard, of a loader the whole, and all get
@@ -179,7 +181,7 @@ def _evaluate_batches(
         raise ValueError(
             "This task has no classes, so no cross-entropy: say what is measured, evaluate(..., loss=F.mse_loss)."
         )
-    total, right, count, seen, bad, kept, kept_labels = 0.0, 0.0, 0, 0, 0, [], []
+    total, weights, right, count, seen, bad, kept, kept_labels = 0.0, 0.0, 0.0, 0, 0, 0, [], []
     given = None
     with frozen.activate((), config):
         for number, given in enumerate(loader):
@@ -210,7 +212,9 @@ def _evaluate_batches(
             judged = is_judged(row_labels, rows, task)
             counted = int(has_label(row_labels).sum()) if judged else len(rows)
             if counted:
-                total += value.item() * counted
+                weight = _divisor(loss, row_labels, counted)
+                total += value.item() * weight if weight else 0.0
+                weights += weight
                 right += int(is_right(rows, row_labels).sum()) if judged else float("nan")
             count += counted
             seen += len(rows)
@@ -225,7 +229,7 @@ def _evaluate_batches(
         )
         raise tasks.NothingCounts(f"{nothing}: there is nothing to evaluate on.")
     _refuse_damaged(bad, seen, "samples", role)
-    mean = total / count
+    mean = total / weights if weights else float("nan")
     pairs = zip(kept, kept_labels, strict=True)
     within_batch = all(len(rows) == rows.shape[1] and _are_own_classes(labels) for rows, labels in pairs)
     all_rows, all_labels = _joined(kept), _joined(kept_labels)
@@ -234,6 +238,15 @@ def _evaluate_batches(
         # At once: with weights of classes a mean over batches would depend on their size.
         mean = loss(all_rows.to(config.device), all_labels).item()
     return Metrics(right / count, mean, all_rows if keep_logits else None)  # type: ignore[arg-type]
+
+
+def _divisor(loss: HardLoss | None, labels: Any, rows: int) -> float:
+    """What a mean over a batch was divided by: its rows, or the weights of their labels."""
+    if not isinstance(loss, nn.CrossEntropyLoss) or loss.weight is None or loss.reduction != "mean":
+        return rows
+    if labels.is_floating_point():  # the shares of the classes, whose loss torch divides by the rows
+        return rows
+    return loss.weight[labels[labels != loss.ignore_index]].sum().item()
 
 
 def _joined(parts: list[Any]) -> Tensor | None:
