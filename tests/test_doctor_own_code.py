@@ -471,6 +471,17 @@ def test_answers_that_nobody_takes_for_the_labels_classes_are_not_compared_with_
         assert check in report.skipped
 
 
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_a_loss_of_counts_need_not_be_finite_at_logits_of_ten_thousand(task: str) -> None:
+    """exp(200) counts are none; a loss on the logits of classes that takes their exp is a fault as ever."""
+    batches = [(torch.randn(32, 4), torch.rand(32, 2).softmax(1)) for _ in range(2)]
+    student, teacher = nn.Linear(4, 2), nn.Sequential(nn.Linear(4, 2), nn.Identity())
+    method = methods.Logit(alpha=0.5, loss=F.mse_loss, hard=F.poisson_nll_loss)
+    report = examine(Distiller(student, teacher, method, task=task, example=batches[0]), batches)
+    assert bool(report.find("loss-extremes")) == (task == "classification")
+    assert ("loss-extremes" in report.skipped) == (task == "regression")
+
+
 def test_answers_of_other_classes_are_found_where_the_method_reads_them() -> None:
     assert of_other_classes(methods.Logit() + methods.Feature({"0": "0"})).find("class-order")
 
