@@ -87,10 +87,10 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
     negative = kind == "probabilities" and any(bool((part.float() < 0).any()) for part in values.split(rows))
     if negative or bool(((sums - 1).abs() > 0.01).any()):
         if values.ndim > 2 and bool(((_sum_of(values[:1].float(), kind, 1) - 1).abs() <= 0.01).all()):
-            logs = "p.clamp(min=1e-8).log()" if kind == "probabilities" else "log_p.clamp(min=-18)"
+            advice = "p.clamp(min=1e-8).log()" if kind == "probabilities" else "log_p.clamp(min=-18)"
             raise ValueError(
                 f"In {kind} the classes are last, and of shape {tuple(values.shape)} they seem to be second, as in "
-                f"maps of pixels. Give {logs} with kind='logits', which may be of any shape."
+                f"maps of pixels. Give {advice} with kind='logits', which may be of any shape."
             )
         raise ValueError(
             f"These are no {kind}: a row sums to between {sums.min():.4g} and {sums.max():.4g}, not to 1. If each is "
