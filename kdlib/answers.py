@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlib.errors import unknown_name
+from kdlib.errors import INSTEAD_OF_MASKS, unknown_name
 from kdlib.files import load_tensors
 
 KINDS = ("logits", "probabilities", "log_probabilities")
@@ -77,12 +77,21 @@ def to_logits(values: Tensor, kind: str) -> Tensor:
         )
     values, rows = values.detach(), max(1, CHUNK // values[0].numel())
     if not all(_is_accepted(part.float(), kind) for part in values.split(rows)):
-        raise ValueError("Some answers are not finite numbers. Ask for them again, or leave these samples out.")
+        raise ValueError(
+            "Some answers are not finite numbers. Ask for them again, or leave these samples out. "
+            f"{INSTEAD_OF_MASKS if kind == 'logits' else ''}".rstrip()
+        )
     if kind == "logits":
         return values if values.dtype == torch.float32 else _new_table(values.shape, values.device).copy_(values)
     sums = torch.cat([_sum_of(part.float(), kind) for part in values.split(rows)])
     negative = kind == "probabilities" and any(bool((part.float() < 0).any()) for part in values.split(rows))
     if negative or bool(((sums - 1).abs() > 0.01).any()):
+        if values.ndim > 2 and bool(((_sum_of(values[:1].float(), kind, 1) - 1).abs() <= 0.01).all()):
+            advice = "p.clamp(min=1e-8).log()" if kind == "probabilities" else "log_p.clamp(min=-18)"
+            raise ValueError(
+                f"In {kind} the classes are last, and of shape {tuple(values.shape)} they seem to be second, as in "
+                f"maps of pixels. Give {advice} with kind='logits', which may be of any shape."
+            )
         raise ValueError(
             f"These are no {kind}: a row sums to between {sums.min():.4g} and {sums.max():.4g}, not to 1. If each is "
             "the probability of a label of its own (a sigmoid), give torch.logit(p, eps=1e-6) with kind='logits'; if "
@@ -109,9 +118,9 @@ def _is_accepted(values: Tensor, kind: str) -> bool:
     return bool(accepted.all())
 
 
-def _sum_of(values: Tensor, kind: str) -> Tensor:
+def _sum_of(values: Tensor, kind: str, classes: int = -1) -> Tensor:
     """The sum of each row's probabilities."""
-    return (values.exp() if kind == "log_probabilities" else values).sum(dim=-1)
+    return (values.exp() if kind == "log_probabilities" else values).sum(dim=classes)
 
 
 def _logs_of(values: Tensor, kind: str) -> Tensor:

@@ -24,7 +24,7 @@ from torch.func import functional_call
 from kdlib import losses, tasks
 from kdlib.adapters import Adapter
 from kdlib.ensembles import ConfidenceEnsemble, Specialists
-from kdlib.errors import check_kind, explain_shape_errors, few
+from kdlib.errors import INSTEAD_OF_MASKS, check_kind, explain_shape_errors, few
 from kdlib.guards import keep_modes, shared_tensors, writes_to
 from kdlib.hooks import FeatureExtractor, ModelOutput, refuse_writes, where_logits_are
 from kdlib.methods import LayerMethod, Method, WeightedSum
@@ -71,7 +71,7 @@ class Distiller(nn.Module):
     layer whose output the method reads; torch.compile(distiller) gives the same in a dozen parts. setup_later: `setup`
     is called before the first step, as `fit` does.
     Raises ValueError where the pieces do not fit together, TypeError for a teacher that is none, FloatingPointError for
-    one whose answer to the example is not finite.
+    one whose answer to the example is not finite, but for classes, not all of them, that are masked by -inf.
     """
 
     accepts_loss_kwargs = False  # else transformers' Trainer takes **fields for arguments that scale the loss
@@ -204,6 +204,7 @@ class Distiller(nn.Module):
             )
         self.method.setup(student, teacher)
         self.method.to(student.logits.device)
+        self._refuse_masks(rows, teacher_rows, row_labels)
 
     def _refuse_different_views(self, example: Any) -> None:
         """Raise ValueError where both networks read their inputs by one function, which changes from call to call."""
@@ -244,7 +245,7 @@ class Distiller(nn.Module):
         for role, one in logits.items():
             if check is not None:
                 check(role, one)
-            if role == "teacher" and not bool(one.isfinite().all()):
+            if role == "teacher" and bool(self.task.damaged(one).any()):
                 raise FloatingPointError(
                     "The teacher's logits are not finite: its weights may be damaged, or the batch is. Evaluate it "
                     "with train.evaluate, and load or train it anew."
@@ -254,6 +255,25 @@ class Distiller(nn.Module):
             if isinstance(self.task, tasks.MultiLabel):
                 self.task.warn_if_probabilities(one, role)
         self._check_shapes(student, teacher)
+
+    def _refuse_masks(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> None:
+        """Raise ValueError where classes are masked by -inf and a term of the method is not finite for that."""
+        read = [student.logits]
+        if teacher is not None and self.method.needs_teacher_logits:
+            read.append(teacher.logits)
+        if not any(bool(one.isneginf().any()) for one in read) or bool(self.task.damaged(student.logits).any()):
+            return
+        device = student.logits.device
+        with torch.autocast(device.type, enabled=False):
+            terms = self._terms(student, teacher, labels)
+        self._check_terms(terms, device)
+        bad = [name for name, term in terms.items() if not bool(term.isfinite())]
+        if bad:
+            raise ValueError(
+                f"There are logits of -inf, and of these {' and '.join(bad)} of the loss cannot be computed. "
+                f"{INSTEAD_OF_MASKS} Or choose a loss that takes such masks, as dist does where both networks have "
+                "them, and labels that are not masked."
+            )
 
     def _check_labels(self, rows: Tensor, labels: Tensor | None) -> None:
         """Raise as the losses do for wrong labels, at whose values they do not look on CUDA."""

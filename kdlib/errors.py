@@ -27,6 +27,9 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+INSTEAD_OF_MASKS = "Where classes are masked by -inf, take a large negative number: logits.clamp(min=-6e4)."
+
+
 class DivergedError(FloatingPointError):
     """A training that went wrong. reason: what is not finite, and at which step; the text says what to do, too."""
 

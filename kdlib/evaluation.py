@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from kdlib import devices, distributed, losses, models, tasks
 from kdlib.adapters import Adapter
 from kdlib.data import DataModule, IndexedDataset
-from kdlib.errors import as_whole, check_flags, check_kind, explain_shape_errors
+from kdlib.errors import INSTEAD_OF_MASKS, as_whole, check_flags, check_kind, explain_shape_errors
 from kdlib.losses.logits import check_labels
 from kdlib.methods import refuse_binary_cross_entropy
 from kdlib.tasks import Classification, Task
@@ -59,19 +60,21 @@ def evaluate(
     dataset: a split of a `DataModule`, a torch Dataset of samples, or a loader: anything that gives batches, and ends.
     batch_size: for a split or a Dataset; default 250, and fewer of a split's images above 224 x 224 pixels. precision:
     as for `train.fit`. role: what an error calls the model; "teacher" also reads the adapter's teacher_inputs and
-    teacher_logits. adapter, task: what a loader's batches are, as for `Distiller`. loss: of output and labels, for a
-    task without classes, or one that leaves out samples without a label: labels below 0 do not count then. In a
-    classification it is that of all rows at once, as weights of classes need it, so one that relates samples to each
-    other takes the whole dataset for one batch; where batches differ in their classes, or each sample is a class of
-    its own (B x B), it is a mean over batches. In a task without classes a batch has the weight of its samples, however
-    many of their targets the loss leaves out.
+    teacher_logits. adapter, task: what a loader's batches are, as for `Distiller`. loss: of output, as rows N x C (see
+    `tasks`; of several labels the pairs (0, z)), and labels, for a task without classes, or one that leaves out samples
+    without a label: labels below 0 do not count then. In a classification it is that of all rows at once, as weights of
+    classes need it, so one that relates samples to each other takes the whole dataset for one batch; where batches
+    differ in their classes, or each sample is a class of its own (B x B), and in other tasks it is a mean over batches.
+    There a batch has the weight of its rows, in a task without classes of its samples, however many of their targets
+    the loss leaves out; for an nn.CrossEntropyLoss(weight=...) it has the weight of its labels, as if all were one
+    batch, and of another loss with weights of classes the mean depends on the size of the batches.
     keep_logits: False where accuracy and loss are enough; then the logits of all samples take no memory, but for a loss
     that is given: it sees all rows at once.
     Under torchrun every process must call it: of a split each computes its shard, of a loader the whole, and all get
     the same metrics.
-    Raises ValueError for an empty dataset, inputs that the model cannot take, labels of classes that it has not, or,
-    among several processes, a loader with a DistributedSampler; TypeError for what gives no batches; FloatingPointError
-    for logits that are not finite.
+    Raises ValueError for an empty dataset, inputs that the model cannot take, labels of classes that it has not or
+    masks by -inf, or, among several processes, a loader with a DistributedSampler; TypeError for what gives no batches;
+    FloatingPointError for logits that are not finite, but for some that are -inf, as of masked classes.
     """
     check_kind("an nn.Module", nn.Module, model=model)
     batch_size = None if batch_size is None else as_whole(batch_size=batch_size)
@@ -142,13 +145,18 @@ def _evaluate_split(
                     "classes."
                 )
             labels = batch.labels.cpu()
-            parts = F.cross_entropy(rows, labels, reduction="none"), is_right(rows, labels), _not_finite(rows)
+            parts = (
+                F.cross_entropy(rows, labels, reduction="none"),
+                is_right(rows, labels),
+                Classification().damaged(rows),
+            )
             sums += torch.stack([part.double().sum() for part in parts])
             if keep_logits:
                 kept.append(rows)
     distributed.all_reduce(sums)
     total, right, bad = sums.tolist()
-    _refuse_non_finite(int(bad), count, "images", role)
+    _refuse_damaged(int(bad), count, "images", role)
+    _refuse_masks(role, total)
     logits = None
     if keep_logits:
         own = torch.cat(kept)
@@ -173,7 +181,7 @@ def _evaluate_batches(
         raise ValueError(
             "This task has no classes, so no cross-entropy: say what is measured, evaluate(..., loss=F.mse_loss)."
         )
-    total, right, count, seen, bad, kept, kept_labels = 0.0, 0.0, 0, 0, 0, [], []
+    total, weights, right, count, seen, bad, kept, kept_labels = 0.0, 0.0, 0.0, 0, 0, 0, [], []
     given = None
     with frozen.activate((), config):
         for number, given in enumerate(loader):
@@ -192,16 +200,21 @@ def _evaluate_batches(
             except tasks.NothingCounts:  # as of a picture that is all background
                 continue
             assert row_labels is not None  # as the labels are there
-            bad += int(_not_finite(rows).sum())
+            damaged = int(task.damaged(rows).sum())
+            bad += damaged
             elsewhere = isinstance(row_labels, Tensor) and row_labels.device.type != "cpu"
             if loss is None and elsewhere and not row_labels.is_floating_point():
                 check_labels(row_labels.cpu(), rows)  # here: a wrong one would stop the program on CUDA
             # Not torch's own cross-entropy, which leaves out labels of -100 and is silent about it.
             value = losses.label_smoothing(rows, row_labels, 0.0) if loss is None else loss(rows, row_labels)
+            if not damaged and bool(rows.isneginf().any()):
+                _refuse_masks(role, value.item())
             judged = is_judged(row_labels, rows, task)
             counted = int(has_label(row_labels).sum()) if judged else len(rows)
             if counted:
-                total += value.item() * counted
+                weight = _divisor(loss, row_labels, counted)
+                total += value.item() * weight if weight else 0.0
+                weights += weight
                 right += int(is_right(rows, row_labels).sum()) if judged else float("nan")
             count += counted
             seen += len(rows)
@@ -215,8 +228,8 @@ def _evaluate_batches(
             else "The loader gives no batch"
         )
         raise tasks.NothingCounts(f"{nothing}: there is nothing to evaluate on.")
-    _refuse_non_finite(bad, seen, "samples", role)
-    mean = total / count
+    _refuse_damaged(bad, seen, "samples", role)
+    mean = total / weights if weights else float("nan")
     pairs = zip(kept, kept_labels, strict=True)
     within_batch = all(len(rows) == rows.shape[1] and _are_own_classes(labels) for rows, labels in pairs)
     all_rows, all_labels = _joined(kept), _joined(kept_labels)
@@ -225,6 +238,15 @@ def _evaluate_batches(
         # At once: with weights of classes a mean over batches would depend on their size.
         mean = loss(all_rows.to(config.device), all_labels).item()
     return Metrics(right / count, mean, all_rows if keep_logits else None)  # type: ignore[arg-type]
+
+
+def _divisor(loss: HardLoss | None, labels: Any, rows: int) -> float:
+    """What a mean over a batch was divided by: its rows, or the weights of their labels."""
+    if not isinstance(loss, nn.CrossEntropyLoss) or loss.weight is None or loss.reduction != "mean":
+        return rows
+    if labels.is_floating_point():  # the shares of the classes, whose loss torch divides by the rows
+        return rows
+    return loss.weight[labels[labels != loss.ignore_index]].sum().item()
 
 
 def _joined(parts: list[Any]) -> Tensor | None:
@@ -319,13 +341,16 @@ def has_label(labels: Tensor) -> Tensor:
     return torch.ones(len(labels), dtype=torch.bool, device=labels.device) if labels.ndim == 2 else labels >= 0
 
 
-def _not_finite(rows: Tensor) -> Tensor:
-    """Which rows have a number that is not finite, N."""
-    found = ~rows.isfinite()
-    return found.flatten(1).any(1) if found.ndim > 1 else found
+def _refuse_masks(role: str, loss: float) -> None:
+    """Raise ValueError for a loss that is not finite, of logits that are numbers or, where masked, -inf."""
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"The {role}'s logits are -inf for some classes, and their loss is {loss}: a class that is a label, or has "
+            f"a share in one, cannot be masked so. {INSTEAD_OF_MASKS}"
+        )
 
 
-def _refuse_non_finite(bad: int, count: int, what: str, role: str) -> None:
+def _refuse_damaged(bad: int, count: int, what: str, role: str) -> None:
     # argmax takes NaN for the largest logit, so a broken network would be right about one class.
     if bad:
         raise FloatingPointError(

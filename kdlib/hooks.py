@@ -31,7 +31,9 @@ class ModelOutput:
     """What a network gives for a batch: its logits and, by layer name, the outputs of the layers asked for.
 
     logits: batch first, B x C for a classifier; None where the network gives none, which only methods accept that look
-    at its layers alone. raw: what the network returned, as it was and in its dtype, for methods of one's own.
+    at its layers alone. raw: what the network returned, as it was and in its dtype, for methods of one's own. An
+    `Ensemble` and `Specialists` return their logits alone, and a `ConfidenceEnsemble` and stored answers have no raw: a
+    second head is read as a layer there, "members.0.head", or "head" of CachedTeacher.build(..., layers=["head"]).
     """
 
     logits: Tensor
@@ -213,7 +215,7 @@ class FeatureExtractor:
             raise ValueError(
                 f"A {type(self.model).__name__} returned a {kind}; expected one tensor of logits, or a "
                 "dict or object with 'logits'. Wrap the model in a module whose forward returns its logits, or say "
-                "where they are: Adapter(logits=...)."
+                "where they are: Adapter(logits=...), of a teacher Adapter(teacher_logits=...)."
             )
         samples = len(logits) if logits is not None else batch_size_of(inputs)
         features = {name: self._feature(name, samples) for name in self.layers}

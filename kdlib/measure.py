@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kdlib import files
-from kdlib.errors import check_flags, may_be_of_shape
+from kdlib.errors import INSTEAD_OF_MASKS, check_flags, may_be_of_shape
 from kdlib.guards import keep_modes
 from kdlib.hooks import plain_encoders
 from kdlib.losses._common import sum_to_one
@@ -403,7 +403,7 @@ def _finite_logits(logits: Tensor, name: str = "logits") -> Tensor:
     if bad:
         raise ValueError(
             f"{name} are NaN or infinite in {bad} of {len(logits)} rows. The model has diverged or its "
-            "precision is too low: lower the learning rate or compute in fp32."
+            f"precision is too low: lower the learning rate or compute in fp32. {INSTEAD_OF_MASKS}"
         )
     logits = logits.detach().cpu()
     return logits.float() if logits.element_size() < 4 else logits

@@ -445,12 +445,21 @@ def _check_hard(method: Method, hard: LossFunction | None, task: Task) -> None:
 
 
 def refuse_binary_cross_entropy(name: str, loss: LossFunction | None, task: Task) -> None:
-    """Raise ValueError for this loss on several labels, whose rows are pairs (0, z). name: of the argument."""
+    """Raise ValueError for this loss, or the focal one, on several labels, whose rows are pairs (0, z).
+
+    name: of the argument.
+    """
+    while isinstance(loss, partial):  # with a weight, say
+        loss = loss.func
     binary = isinstance(loss, nn.BCEWithLogitsLoss) or loss is F.binary_cross_entropy_with_logits
-    if binary and isinstance(task, MultiLabel):  # of the two logits of a pair one is 0: half of the gradient
+    focal = getattr(loss, "__module__", None) == "torchvision.ops.focal_loss"
+    if (binary or focal) and isinstance(task, MultiLabel):  # of the two logits of a pair one is 0: half of the gradient
         raise ValueError(
             f"With several labels leave {name} out: binary cross-entropy is the default. pos_weight=w is "
-            f"{name}=nn.CrossEntropyLoss(weight=torch.tensor([1.0, w])) with labels that are floats."
+            f"{name}=nn.CrossEntropyLoss(weight=torch.tensor([1.0, w])) with labels that are floats. Any other loss "
+            "takes the logits from the pairs (0, z), and a weight for each of K labels, of which none is ignored, is "
+            f"{name}=lambda z, y: F.binary_cross_entropy_with_logits(z[:, 1].view(-1, K), y[:, 1].view(-1, K), "
+            "pos_weight=w)."
         )
 
 

@@ -38,6 +38,14 @@ class Task:
         """What stands in for the labels of a batch that has none, to say which positions count; None: all do."""
         return None
 
+    def damaged(self, rows: Tensor) -> Tensor:
+        """Which rows, N, are no answer: with NaN or infinity, but for classes, not all of them, masked by -inf."""
+        rows = rows.flatten(1) if rows.ndim > 1 else rows[:, None]
+        found = ~rows.isfinite()
+        if not self.has_classes:
+            return found.any(1)
+        return (found & ~rows.isneginf()).any(1) | rows.isneginf().all(1)
+
     def precision(self, chosen: str) -> str:
         """The precision to compute in: "auto" is float32 for numbers, which bfloat16 would round to three digits."""
         return "fp32" if chosen == "auto" and not self.has_classes else chosen
@@ -84,6 +92,7 @@ class Classification(Task):
 class MultiLabel(Task):
     """Several labels at once, each present or not: logits and labels B x K; the losses are means over B x K.
 
+    One label of each pixel or token is B x 1 x H x W, or B x L x 1, in both.
     A logit z is written as the pair (0, z), so cross-entropy becomes binary cross-entropy and KL the binary one, with T
     and T^2 as ever. labels: 0 or 1, or a share between; entries equal to ignore_index do not count.
     """
@@ -210,7 +219,7 @@ class Segmentation(_ClassPerPosition):
     ignore_index: int = _Default(255)
 
     def _all_rows(self, logits: Tensor, labels: Tensor | None, role: str) -> Tensor:
-        _check_positions(logits, labels, role, classes_last=False)
+        _check_positions(logits, labels, role, self.ignore_index, classes_last=False)
         if labels is not None and isinstance(self.ignore_index, _Default) and logits.shape[1] > self.ignore_index:
             raise ValueError(
                 f"The {role} gives logits of {logits.shape[1]} classes, and class {self.ignore_index} is one of them; "
@@ -247,7 +256,7 @@ class TokenClassification(_ClassPerPosition):
             )
 
     def _all_rows(self, logits: Tensor, labels: Tensor | None, role: str) -> Tensor:
-        _check_positions(logits, labels, role, classes_last=True)
+        _check_positions(logits, labels, role, self.ignore_index, classes_last=True)
         return logits.flatten(0, -2)
 
     def without_labels(self, batch: Any, logits: Tensor) -> Tensor | None:
@@ -340,14 +349,23 @@ def _mask_of(batch: Any) -> tuple[str, Tensor | None]:
     return name, mask if isinstance(mask, Tensor) else None
 
 
-def _check_positions(logits: Tensor, labels: Tensor | None, role: str, *, classes_last: bool) -> None:
-    """Raise ValueError unless there are positions, and a label for each."""
+def _check_positions(
+    logits: Tensor, labels: Tensor | None, role: str, ignore_index: int, *, classes_last: bool
+) -> None:
+    """Raise ValueError unless there are positions, several classes at each, and a label for each."""
     _check_labels(labels)
     expected = "batch x positions x classes" if classes_last else "batch x classes x positions"
     if logits.ndim < 3:
         raise ValueError(f"The {role} gives logits of shape {tuple(logits.shape)}; expected {expected}.")
     last, second = tuple(logits.shape[:-1]), (len(logits), *logits.shape[2:])  # positions, by where the classes are
     positions, others = (last, second) if classes_last else (second, last)
+    dim = logits.ndim - 1 if classes_last else 1
+    if logits.shape[dim] == 1 and (labels is None or tuple(labels.shape) != others):
+        raise ValueError(
+            f"The {role} gives one logit for each position, and of one class every answer is right. For yes or no "
+            f"choose task=tasks.MultiLabel(ignore_index={ignore_index}) with labels of the logits' shape, "
+            f"labels.unsqueeze({dim}), or build it with two classes; for a number task='regression'."
+        )
     if labels is None or tuple(labels.shape) == positions:
         return
     if tuple(labels.shape) == others:

@@ -25,6 +25,7 @@ from kdlib.adapters import Adapter
 from kdlib.data import NO_AUGMENTATION, Augmentation, Batch, IndexedDataset, view_fingerprint
 from kdlib.described import describe
 from kdlib.errors import (
+    INSTEAD_OF_MASKS,
     LARGEST_WHOLE,
     check_flags,
     check_kind,
@@ -975,7 +976,9 @@ def _store(target: Tensor, values: Tensor, name: str) -> None:
         raise ValueError(
             f"{what} are too large for 16 bits. Build the cache without --cache, in memory, or with half=False."
         )
-    raise ValueError(f"{what} are not finite. Evaluate the teacher: its weights may be damaged.")
+    advice = "Evaluate the teacher: its weights may be damaged."
+    only_masks = not name and not bool((values.isnan() | values.isposinf()).any())
+    raise ValueError(f"{what} are not finite. {INSTEAD_OF_MASKS if only_masks else advice}")
 
 
 def _map(directory: Path, name: str, size: tuple[int, int], half: bool, checksums: Any) -> np.ndarray:

@@ -126,9 +126,10 @@ def fit(
     samples of a batch then see the shard of one process. A mean over labelled samples, tokens or pixels is taken in
     each process and then averaged: a shard with few of them weighs as much as one with many. One without a labelled
     sample lowers the term; of tokens and pixels at least one has to count in each process.
-    Raises ValueError when the pieces do not fit together, TypeError for data or a teacher of another kind, OSError
-    where the checkpoint could not be written, `errors.DivergedError`, a FloatingPointError, when a loss or a weight is
-    not finite.
+    Raises ValueError when the pieces do not fit together, `tasks.NothingCounts`, a ValueError, also in the middle of an
+    epoch, for a training batch of which no pixel or token counts (in `validation` such a batch is left out): leave it
+    out of the data; TypeError for data or a teacher of another kind, OSError where the checkpoint could not be written,
+    `errors.DivergedError`, a FloatingPointError, when a loss or a weight is not finite.
     """
     distributed.warn_if_alone()
     check_flags(compile=compile, resume=resume, other_threads=other_threads, progress=progress)

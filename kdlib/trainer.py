@@ -262,7 +262,7 @@ class Trainer:
                 "name."
             )
         values = {"loss": losses.total.detach(), **{name: term.detach() for name, term in losses.terms.items()}}
-        self.log.check_step(self.step, values, partial(self._parts, batch))
+        self.log.check_step(self.step, values, partial(self._parts, batch, losses.rows))
         first, size = self._accumulation_group()
         if self.step == first:
             self.optimizer.zero_grad(set_to_none=True)
@@ -275,9 +275,12 @@ class Trainer:
             values[LABELLED] = has_label(losses.labels).float().sum()
         return values
 
-    def _parts(self, batch: Any) -> dict[str, Any]:
+    def _parts(self, batch: Any, rows: Tensor) -> dict[str, Any]:
         adapter = self.distiller.adapter
-        return {"inputs": adapter.student_inputs_of(batch), "labels": adapter.labels_of(batch)}
+        parts = {"inputs": adapter.student_inputs_of(batch), "labels": adapter.labels_of(batch)}
+        if not bool(self.distiller.task.damaged(rows).any()):  # else they say no more than the loss
+            parts["logits of classes that are masked by -inf (-6e4 is finite)"] = rows
+        return parts
 
     def _accumulation_group(self) -> tuple[int, int]:
         """The first of the steps whose gradients are added up with this one's, and how many they are."""

@@ -37,7 +37,8 @@ class TrainingLog:
     def check_step(self, step: int, values: dict[str, Tensor], parts: Callable[[], Mapping[str, Any]]) -> None:
         """Refuse a loss that is not finite before the weights are updated, where that costs nothing.
 
-        parts: those of the batch by name, its inputs and labels; asked for only where the loss is not finite.
+        parts: those of the batch by name, its inputs, labels and masked logits; asked for only where the loss is not
+        finite.
         """
         if self.checks_every_step:
             self._refuse_non_finite(step, values, parts)

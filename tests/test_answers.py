@@ -464,6 +464,22 @@ def test_what_is_no_answer_is_refused_in_a_sentence(name: str) -> None:
     assert re.search(r"^\S.{20,}[.]$", str(caught.value), re.DOTALL)
 
 
+@pytest.mark.parametrize("kind", ["probabilities", "log_probabilities"])
+def test_what_probabilities_of_pixels_are_told_teaches_them(kind: str) -> None:
+    """Not the advice for sigmoids, whose softmax is another."""
+    p = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).softmax(1)
+    logs = p.clamp(min=1e-8).log() if kind == "probabilities" else p.log().clamp(min=-18)
+    advice = r"classes are last.*second.*(p\.clamp\(min=1e-8\)\.log\(\)|log_p\.clamp\(min=-18\)).*kind='logits'"
+    with pytest.raises(ValueError, match=advice) as raised:
+        CachedTeacher.from_logits(p if kind == "probabilities" else p.log(), kind=kind)
+    assert "sigmoid" not in str(raised.value)
+    teacher = CachedTeacher.from_logits(logs, kind="logits")
+    found = teacher({"index": torch.arange(4)}).logits
+    torch.testing.assert_close(found.softmax(1), p)
+    with pytest.raises(ValueError, match="sigmoid"):
+        CachedTeacher.from_logits(torch.rand(4, 3, 8, 8), kind="probabilities")
+
+
 def test_what_sigmoids_are_told_to_do_works_where_a_service_has_rounded_them() -> None:
     given = torch.tensor([[1.0, 0.0, 0.5], [0.9, 0.2, 0.1]])
     with pytest.raises(ValueError, match="torch.logit") as caught:

@@ -443,6 +443,49 @@ def test_one_logit_for_each_sample_is_not_compared_with_the_labels() -> None:
         assert "one logit" in report.skipped[check]
 
 
+def of_other_classes(method: methods.Method, task: str = "classification") -> Report:
+    """Of a teacher whose class 1 is the student's class 0, and so on."""
+    x = torch.randn(512, 4)
+    student, teacher = (nn.Sequential(nn.Linear(4, 4), nn.Identity()) for _ in range(2))
+    teacher[0].weight.data = 9 * torch.eye(4).roll(1, 0)
+    batches = list(zip(x.split(128), x.argmax(1).split(128), strict=True))
+    return examine(Distiller(student, teacher, method, task=task, example=batches[0]), batches)
+
+
+@pytest.mark.parametrize(
+    ("method", "task"),
+    [
+        (methods.HardLabels() + methods.Feature({"0": "0"}), "classification"),
+        (methods.Relation({"1": "1"}, "rkd"), "classification"),
+        (methods.Relation({"1": "1"}, "rkd"), "regression"),
+        (methods.Logit(loss=F.mse_loss, hard=lambda z, y: z.square().mean()), "regression"),
+    ],
+)
+def test_answers_that_nobody_takes_for_the_labels_classes_are_not_compared_with_them(
+    method: methods.Method, task: str
+) -> None:
+    """A teacher of features has classes of its own; embeddings and numbers are no classes."""
+    report = of_other_classes(method, task)
+    assert report.sound, str(report)
+    for check in ("class-order", "teacher-accuracy", "teacher-pairing", "teacher-worse", "teacher-smoothing"):
+        assert check in report.skipped
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_a_loss_of_counts_need_not_be_finite_at_logits_of_ten_thousand(task: str) -> None:
+    """exp(200) counts are none; a loss on the logits of classes that takes their exp is a fault as ever."""
+    batches = [(torch.randn(32, 4), torch.rand(32, 2).softmax(1)) for _ in range(2)]
+    student, teacher = nn.Linear(4, 2), nn.Sequential(nn.Linear(4, 2), nn.Identity())
+    method = methods.Logit(alpha=0.5, loss=F.mse_loss, hard=F.poisson_nll_loss)
+    report = examine(Distiller(student, teacher, method, task=task, example=batches[0]), batches)
+    assert bool(report.find("loss-extremes")) == (task == "classification")
+    assert ("loss-extremes" in report.skipped) == (task == "regression")
+
+
+def test_answers_of_other_classes_are_found_where_the_method_reads_them() -> None:
+    assert of_other_classes(methods.Logit() + methods.Feature({"0": "0"})).find("class-order")
+
+
 @pytest.mark.parametrize("others", [0, 3])
 def test_samples_of_hardly_more_than_one_class_say_nothing_of_a_teachers_accuracy(others: int) -> None:
     """As from folders that nobody shuffled; a teacher of many classes that is right about every other sample."""

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdlib import devices, train, verdict
+from kdlib import devices, measure, train, verdict
 from kdlib.adapters import Adapter
 from kdlib.data import DataModule, InMemoryDataset
 from kdlib.data.augment import NO_AUGMENTATION
@@ -91,6 +91,73 @@ def test_one_broken_answer_is_found_among_good_ones() -> None:
 
     with pytest.raises(FloatingPointError, match="teacher's logits are not finite for 1 of 24 samples"):
         evaluate(Fragile(), loader(), role="teacher", **CPU)
+
+
+class Masking(nn.Module):
+    """A network that rules out the last class where the first pixel is positive, as of positions that are padding."""
+
+    def __init__(self, mask: float = -math.inf, seed: int = 0) -> None:
+        super().__init__()
+        self.inner, self.mask = net(seed), mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = torch.arange(CLASSES) == CLASSES - 1
+        return self.inner(x).masked_fill((x[:, 0, 0, :1] > 0) & last, self.mask)
+
+
+NOT_MASKED = DataLoader(TensorDataset(IMAGES, LABELS.clamp(max=CLASSES - 2)), 8)  # no label is
+
+
+def test_masked_classes_are_no_damage() -> None:
+    """One was said to be, also of a student that had trained well for an epoch."""
+    found, finite = (evaluate(Masking(mask), NOT_MASKED, **CPU) for mask in (-math.inf, -6e4))
+    assert (found.accuracy, found.loss) == (finite.accuracy, finite.loss)
+    assert math.isfinite(fit(Masking(), NOT_MASKED, validation=NOT_MASKED, method=HardLabels()).rows[-1]["loss"])
+    images = split(0, 12)
+    images.labels.clamp_(max=CLASSES - 2)
+    assert evaluate(Masking(), images, **CPU).loss == evaluate(Masking(-6e4), images, **CPU).loss
+
+
+def test_a_teacher_that_masks_classes_is_refused_where_the_loss_cannot_take_it() -> None:
+    batch = next(iter(NOT_MASKED))
+    found = Distiller(Masking(), Masking(seed=1), Logit(1.0, loss="dist"), example=batch)(batch)
+    assert all(bool(term.isfinite()) for term in found.terms.values())
+    student = Masking()
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(ValueError, match="-inf.*soft of the loss.*-6e4"):  # and not after a step
+        fit(student, NOT_MASKED, teacher=Masking(seed=1), method=Logit())
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    fit(Masking(-6e4), NOT_MASKED, teacher=Masking(-6e4, seed=1), method=Logit())  # what it advises
+
+
+def test_a_masked_class_has_no_share_in_a_label() -> None:
+    masked = [(IMAGES, LABELS)]
+    for given, method in ((masked, HardLabels()), (NOT_MASKED, HardLabels(0.1))):
+        with pytest.raises(ValueError, match="-inf.*hard of the loss.*-6e4"):
+            fit(Masking(), given, method=method)
+    later = [*NOT_MASKED, *masked]
+    with pytest.raises(FloatingPointError, match="Not finite in this batch: logits of classes that are masked.*-6e4"):
+        fit(Masking(), later, method=HardLabels())
+    with pytest.raises(ValueError, match="model's logits are -inf.*loss is inf.*-6e4"):
+        evaluate(Masking(), loader(), **CPU)
+    with pytest.raises(ValueError, match="model's logits are -inf.*loss is inf.*-6e4"):
+        evaluate(Masking(), split(0, 12), **CPU)
+    given = [(IMAGES, F.one_hot(LABELS.clamp(max=CLASSES - 2), CLASSES).float())]  # 0 times infinity
+    with pytest.raises(ValueError, match="model's logits are -inf.*loss is nan.*-6e4"):
+        evaluate(Masking(), given, task="multilabel", **CPU)
+
+
+def test_what_takes_no_masks_says_what_to_write_instead() -> None:
+    logits = evaluate(Masking(), NOT_MASKED, **CPU).logits
+    labels = LABELS.clamp(max=CLASSES - 2)
+    with pytest.raises(ValueError, match="-inf.*-6e4"):
+        measure.calibration_error(logits, labels)
+    with pytest.raises(ValueError, match="-inf.*-6e4"):
+        CachedTeacher.from_logits(logits)
+    with pytest.raises(ValueError, match="teacher's logits are not finite.*-inf.*-6e4"):
+        CachedTeacher.build(Masking(), split(0, 12), progress=False, **CPU)
+    assert math.isfinite(measure.calibration_error(logits.clamp(min=-6e4), labels))
+    assert CachedTeacher.from_logits(logits.clamp(min=-6e4)) is not None
 
 
 def test_a_validation_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path) -> None:

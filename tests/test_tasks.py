@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import sigmoid_focal_loss
 
 from kdlib import tasks, train
 from kdlib.adapters import Adapter
@@ -96,11 +98,23 @@ class Looks(TorchDispatchMode):
 # -------------------- several labels at once
 
 
-@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), F.binary_cross_entropy_with_logits])
+BINARY = {
+    "a module": nn.BCEWithLogitsLoss(),
+    "a function": F.binary_cross_entropy_with_logits,
+    "with a weight": partial(F.binary_cross_entropy_with_logits, pos_weight=torch.tensor(5.0)),
+    "bound twice": partial(partial(F.binary_cross_entropy_with_logits), pos_weight=torch.tensor(5.0)),
+    "focal": sigmoid_focal_loss,
+    "focal, its mean": partial(sigmoid_focal_loss, reduction="mean"),
+}
+
+
+@pytest.mark.parametrize("loss", BINARY.values(), ids=BINARY)
 @pytest.mark.parametrize("method", [HardLabels, Logit])
 def test_binary_cross_entropy_is_refused_where_it_is_the_default(loss: Any, method: Any) -> None:
     with pytest.raises(ValueError, match="leave hard out.*pos_weight"):
         Distiller(nn.Linear(2, 3), nn.Linear(2, 3), method(hard=loss), task="multilabel")
+    with pytest.raises(ValueError, match="leave loss out.*pos_weight"):
+        train.evaluate(nn.Linear(2, 3), [(torch.zeros(1, 2), torch.zeros(1, 3))], task="multilabel", loss=loss)
     Distiller(nn.Linear(2, 3), nn.Linear(2, 3), Logit(loss=F.mse_loss, hard=loss), task="regression")
 
 
@@ -109,6 +123,21 @@ def test_a_weight_of_the_labels_that_are_there_is_one_of_the_cross_entropy() -> 
     method = HardLabels(hard=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])))
     expected = F.binary_cross_entropy_with_logits(z, y, pos_weight=torch.tensor(3.0))
     torch.testing.assert_close(distil("multilabel", method, z, None, y)[0]["hard"], expected)
+
+
+def test_a_weight_for_each_label_is_torchs_own_where_none_is_ignored() -> None:
+    z, y, w = logits("multilabel"), labels_for("multilabel").float(), torch.arange(1.0, C + 1)
+
+    def weighted(rows: Tensor, labels: Tensor) -> Tensor:  # as the error of binary cross-entropy advises
+        return F.binary_cross_entropy_with_logits(rows[:, 1].view(-1, C), labels[:, 1].view(-1, C), pos_weight=w)
+
+    expected = F.binary_cross_entropy_with_logits(z, y, pos_weight=w)
+    torch.testing.assert_close(distil("multilabel", HardLabels(hard=weighted), z, None, y)[0]["hard"], expected)
+    found = [
+        train.evaluate(nn.Identity(), batches, task="multilabel", loss=weighted, precision="fp32").loss
+        for batches in ([(z, y)], [(z[:1], y[:1]), (z[1:], y[1:])])
+    ]
+    assert found == [pytest.approx(expected.item(), rel=1e-6)] * 2
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.float64])
@@ -783,6 +812,42 @@ def test_a_batch_of_a_regression_has_the_weight_of_its_samples() -> None:
     assert found.loss == pytest.approx(F.mse_loss(x, y).item(), rel=1e-6)
 
 
+def of_pairs(loss: nn.Module, z: Tensor, y: Tensor) -> Tensor:
+    return loss(torch.stack((torch.zeros_like(z), z), -1).flatten(0, -2), y.flatten())
+
+
+@pytest.mark.parametrize("least", [0.5, 0.0])
+@pytest.mark.parametrize("task", ["multilabel", "segmentation", "token-classification"])
+def test_the_loss_of_weighted_classes_does_not_depend_on_the_batches(task: str, least: float) -> None:
+    """It is that of one batch, the mean over all labels, each with its class's weight; some batches may have none."""
+    classes = 2 if task == "multilabel" else C
+    z, y = logits(task), labels_for(task) // 2
+    y[0].flatten()[0], y[1] = classes - 1, 0
+    if task in IGNORED:
+        y[2].flatten()[:3] = IGNORED[task]
+    loss = nn.CrossEntropyLoss(weight=torch.linspace(least, 6.0, classes), ignore_index=IGNORED.get(task, -100))
+    expected = of_pairs(loss, z, y) if task == "multilabel" else loss(z if task == "segmentation" else z.mT, y)
+    plain = train.evaluate(nn.Identity(), [(z, y)], task=task, precision="fp32")
+    for size in (1, 3, B):
+        batches = list(zip(z.split(size), y.split(size), strict=True))
+        found = train.evaluate(nn.Identity(), batches, task=task, loss=loss, precision="fp32")
+        assert found.loss == pytest.approx(expected.item(), rel=1e-5)
+        assert found.accuracy == pytest.approx(plain.accuracy)
+
+
+def test_the_loss_of_labels_that_are_shares_is_a_mean_over_rows_whatever_the_weights() -> None:
+    """As torch has it, and pos_weight needs it."""
+    z, y, w = logits("multilabel"), labels_for("multilabel").float(), torch.tensor([1.0, 3.0])
+    found = train.evaluate(
+        nn.Identity(),
+        list(zip(z.split(3), y.split(3), strict=True)),
+        task="multilabel",
+        loss=nn.CrossEntropyLoss(weight=w),
+        precision="fp32",
+    )
+    assert found.loss == pytest.approx(F.binary_cross_entropy_with_logits(z, y, pos_weight=w[1]).item(), rel=1e-5)
+
+
 def test_labels_that_are_shares_are_smoothed_too() -> None:
     torch.manual_seed(0)
     shares, logits = torch.rand(4, 3).softmax(1), torch.randn(4, 3)
@@ -799,6 +864,42 @@ def test_one_logit_a_sample_is_no_classification() -> None:
     assert train.evaluate(network, [batch], task="multilabel").accuracy <= 1
     with pytest.raises(ValueError, match="one logit for each sample"):
         Distiller(network, None, HardLabels(hard=nn.BCEWithLogitsLoss()), example=batch)
+
+
+def log_loss_of_one(z: Tensor, y: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(z[:, 0], y.float())
+
+
+ONE_LOGIT: dict[
+    str, tuple[nn.Module, Tensor, int, int]
+] = {  # network, inputs, the dimension of classes, what is ignored
+    "segmentation": (nn.Conv2d(3, 1, 1), torch.randn(2, 3, 4, 4), 1, 255),
+    "token-classification": (nn.Linear(3, 1), torch.randn(2, 4, 3), 2, -100),
+}
+
+
+@pytest.mark.parametrize("task", ONE_LOGIT)
+def test_one_logit_a_position_is_no_class_but_a_label(task: str) -> None:
+    """Of one class each is 0, so the accuracy was the share of background; what the error advises is right."""
+    network, x, dim, ignored = ONE_LOGIT[task]
+    with torch.no_grad():
+        z = network(x)
+    labels = (z > 0).long().squeeze(dim)  # so every answer is right
+    labels[0, 0] = ignored
+    advice = rf"one logit for each position.*tasks\.MultiLabel\(ignore_index={ignored}\).*labels\.unsqueeze\({dim}\)"
+    with pytest.raises(ValueError, match=advice):
+        train.evaluate(network, [(x, labels)], task=task, loss=log_loss_of_one)
+    with pytest.raises(ValueError, match=advice):
+        Distiller(network, None, HardLabels(hard=log_loss_of_one), task=task, example=(x, labels))
+    with pytest.raises(ValueError, match="The teacher gives one logit for each position"):
+        Distiller(Given(torch.cat([z, -z], dim)), lambda batch: z, Logit(), task=task, example=(x, labels))
+
+    batch, of_labels = (x, labels.unsqueeze(dim)), MultiLabel(ignore_index=ignored)
+    counts = labels != ignored
+    expected = F.binary_cross_entropy_with_logits(z.squeeze(dim)[counts], labels[counts].float())
+    found = train.evaluate(network, [batch], task=of_labels, precision="fp32")
+    assert (found.accuracy, found.loss) == (1.0, pytest.approx(expected.item(), rel=1e-5))
+    torch.testing.assert_close(distil(of_labels, HardLabels(), z, None, batch[1])[0]["hard"], expected)
 
 
 def test_the_warning_of_an_evaluation_points_to_the_callers_line() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdlib.doctor.report import Skip
-from kdlib.doctor.setup import Setup, mixes_samples
+from kdlib.doctor.setup import DistillerSetup, Setup, mixes_samples
 
 
 class Mixed(Skip):
@@ -78,6 +78,8 @@ class Samples:
 
 def samples(setup: Setup, role: str) -> Samples:
     """What the teacher or the student answers; Skip where that cannot be compared with labels."""
+    if isinstance(setup, DistillerSetup):
+        _skip_what_is_no_answer(setup, role)
     found = [seen for seen in setup.observed if seen.logits.get(role) is not None]
     if not found:
         raise Skip(f"the {role}'s logits are not seen")
@@ -103,6 +105,17 @@ def samples(setup: Setup, role: str) -> Samples:
     if mixes_samples(setup, role):
         raise Mixed(f"the step makes each of the {role}'s inputs of several samples, as Mixup does")
     return Samples(logits, labels, batches, named)
+
+
+def _skip_what_is_no_answer(setup: DistillerSetup, role: str) -> None:
+    """Skip where the outputs are no classes, or nobody takes them for those of the labels: of features, embeddings."""
+    method = setup.distiller.method
+    if not setup.distiller.task.has_classes:
+        raise Skip("the task has no classes")
+    if role == "teacher" and not method.needs_teacher_logits:
+        raise Skip("the method does not read the teacher's logits, which may be of other classes")
+    if role == "student" and not method.trains_logits:
+        raise Skip("the method does not train the student's logits")
 
 
 def chance_of(answers: Tensor, labels: Tensor) -> float:
