@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -36,7 +36,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from course.workers import in_processes
-from kdlib import compress, data, devices, measure, models, train, verdict
+from kdlib import compress, data, devices, measure, models, train
 from kdlib.data import DataModule, data_dir
 from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
 from kdlib.methods import HardLabels, Logit, Method
@@ -44,9 +44,6 @@ from kdlib.study.experiment import threads_of_a_worker
 from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
 from kdlib.teachers import CachedTeacher
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NETWORK, DATA = "resnet20-fashion", "fashion-mnist"
 TUNING_SEED = 1000  # none of the runs'
@@ -58,7 +55,6 @@ BUDGET_COLUMNS = ("data", "network", "images", "epochs")
 CONFIG_COLUMNS = (*BUDGET_COLUMNS, "technique", "amount", "bits", "training", "seed", "learning_rate")
 PROCESS_COLUMNS = ("seconds", "device", "threads", "kdlib", "torch", "error")
 TRIAL_COLUMNS = (*CONFIG_COLUMNS, "validation_accuracy", *PROCESS_COLUMNS)  # nothing of the test set
-GAIN_COLUMNS = ("technique", "raw", "hard", "kd", "gain", "low", "high", "n", "verdict")
 RUN_COLUMNS = (
     *CONFIG_COLUMNS,
     *("parameters", "nonzero", "bytes", "zipped_bytes", "macs", "validation_accuracy", "test_accuracy"),
@@ -434,37 +430,6 @@ def _neighbours(rate: float) -> tuple[float, ...]:
     return RATES[max(0, position - 1) : position + 2]
 
 
-def gains(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
-    """What KD adds to hard labels for each technique whose runs are paired: points of test accuracy, and the interval.
-
-    Columns: technique, raw, hard, kd (means in per cent, raw without a value for fresh weights), gain, low, high (95 %,
-    each on its own), n, verdict. Where a seed diverged there are no numbers: the others would be a choice of seeds.
-    """
-    import pandas as pd
-
-    made = []
-    for name in dict.fromkeys(row["technique"] for row in rows):
-        of_technique = [row for row in rows if row["technique"] == name]
-        diverged = [f"seed {row['seed']} of {row['training']}" for row in of_technique if not row["test_accuracy"]]
-        if diverged:
-            made.append({"technique": name, "verdict": f"none: {', '.join(diverged)} diverged"})
-            continue
-        scores: dict[str, dict[int, float]] = {}
-        for row in of_technique:
-            scores.setdefault(row["training"], {})[int(row["seed"])] = 100 * float(row["test_accuracy"])
-        shared = sorted(scores.get(HARD, {}).keys() & scores.get(KD, {}).keys())
-        if len(shared) < 2:
-            continue
-        pair = [{seed: scores[way][seed] for seed in shared} for way in (KD, HARD)]
-        found = verdict.compare(*pair, same_unit=True)
-        means = {way: pd.Series(scores.get(way, {}), dtype=float).mean() for way in (RAW, HARD, KD)}
-        made.append(
-            {"technique": name, "raw": means[RAW], "hard": means[HARD], "kd": means[KD], "gain": found.mean}
-            | {"low": found.low, "high": found.high, "n": found.n, "verdict": str(found.verdict)}
-        )
-    return pd.DataFrame(made, columns=GAIN_COLUMNS)
-
-
 def compression(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Give more to add some.")] = 5,
     only: Annotated[list[str] | None, typer.Option(help="One technique; repeat it for more. Default: all.")] = None,
@@ -478,6 +443,8 @@ def compression(
 
     Stopped at any moment, the same command goes on with what is missing.
     """
+    from course.experiments import compression_results  # which imports this module
+
     command = shlex.join(["python", "-m", "course.experiments.compression", *sys.argv[1:]])
     experiment = Experiment(Budget(images, epochs), out or data_dir() / "results", cache, workers)
     try:
@@ -485,7 +452,11 @@ def compression(
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
         raise typer.Exit(130) from None
-    print(gains(rows).round(2).to_string(index=False))
+    try:
+        networks = compression_results.summarize(rows)
+        print(*compression_results.CompressionResults(networks, networks[0], experiment.budget).gains(), sep="\n")
+    except ValueError as error:  # a seed diverged: without it the others would be a choice of seeds
+        print(error)
 
 
 def main() -> None:
