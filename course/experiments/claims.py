@@ -13,8 +13,6 @@ on.
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,9 +37,10 @@ from course.experiments.claims_common import (
     fashion,
     logits_of,
 )
+from course.experiments.command import called, run_command
 from kdlib import devices
 from kdlib.data import data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
+from kdlib.errors import check_whole, unknown_name
 from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
 
@@ -202,28 +201,16 @@ def claims(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
 ) -> None:
     """Put claims to the test for which no other rows exist. Stopped at any moment, the same command goes on."""
-    command = shlex.join(["python", "-m", "course.experiments.claims", *sys.argv[1:]])
+    command = called("course.experiments.claims")
     folder = out or data_dir() / "results"
     for name in only or list(PARTS):
         if name not in PARTS:
             raise unknown_name("part", name, PARTS)
-    try:
-        for name in only or list(PARTS):
-            run_part(PARTS[name], seeds, folder, command, log=partial(print, flush=True))
-            update_readme(folder)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    torch.set_num_threads(1)  # small networks: a second thread costs more than it gives
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(claims)
-    with exit_in_a_sentence():
-        app()
+    for name in only or list(PARTS):
+        run_part(PARTS[name], seeds, folder, command, log=partial(print, flush=True))
+        update_readme(folder)
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)  # small networks: a second thread costs more than it gives
+    run_command(claims=claims)

@@ -8,8 +8,6 @@ half a second. The rows are data/results/clinic.csv; stopped at any moment, the 
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +20,10 @@ import typer
 
 from course import clinic
 from course.clinic import ward
+from course.experiments.command import called, run_command
 from kdlib import verdict
 from kdlib.data import data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence
+from kdlib.errors import check_whole
 from kdlib.study.runs_file import RunsFile, SessionLog, read_rows
 
 CAME, CURED, CONTROL = "as it came", "cured", "hard labels"
@@ -147,22 +146,10 @@ def experiment(
     Stopped at any moment, the same command goes on with what is missing.
     """
     torch.set_num_threads(1)
-    command = shlex.join(["python", "-m", "course.experiments.clinic", *sys.argv[1:]])
-    try:
-        rows = make(out or data_dir() / "results", seeds, command, log=partial(print, flush=True))
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
+    command = called("course.experiments.clinic")
+    rows = make(out or data_dir() / "results", seeds, command, log=partial(print, flush=True))
     print("\n".join(map(str, effects(rows))))
 
 
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(experiment)
-    with exit_in_a_sentence():
-        app()
-
-
 if __name__ == "__main__":
-    main()
+    run_command(clinic=experiment)

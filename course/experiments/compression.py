@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,10 +33,11 @@ import typer
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from course.experiments.command import called, run_command
 from course.workers import in_processes
 from kdlib import compress, data, devices, measure, models, train
 from kdlib.data import DataModule, data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
+from kdlib.errors import check_whole, unknown_name
 from kdlib.methods import HardLabels, Logit, Method
 from kdlib.study.experiment import threads_of_a_worker
 from kdlib.study.report import update_readme
@@ -445,13 +444,9 @@ def compression(
     """
     from course.experiments import compression_results  # which imports this module
 
-    command = shlex.join(["python", "-m", "course.experiments.compression", *sys.argv[1:]])
+    command = called("course.experiments.compression")
     experiment = Experiment(Budget(images, epochs), out or data_dir() / "results", cache, workers)
-    try:
-        rows = experiment.run(only or list(TECHNIQUES), seeds, command, log=partial(print, flush=True))
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
+    rows = experiment.run(only or list(TECHNIQUES), seeds, command, log=partial(print, flush=True))
     try:
         networks = compression_results.summarize(rows)
         print(*compression_results.CompressionResults(networks, networks[0], experiment.budget).gains(), sep="\n")
@@ -459,13 +454,5 @@ def compression(
         print(error)
 
 
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(compression)
-    with exit_in_a_sentence():
-        app()
-
-
 if __name__ == "__main__":
-    main()
+    run_command(compression=compression)

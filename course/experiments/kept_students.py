@@ -12,7 +12,6 @@ The test set is read once for each student, when its training is over.
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -27,9 +26,10 @@ import typer
 from torch import nn
 
 from course import older_search
+from course.experiments.command import called, run_command
 from kdlib import measure, models, study, train
 from kdlib.data import data_dir, load
-from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
+from kdlib.errors import check_whole, unknown_name
 from kdlib.study.analysis import Results
 from kdlib.study.experiment import Experiment, SeedRunner
 from kdlib.study.method_specs import SETTING_NAMES
@@ -201,7 +201,7 @@ def kept_students(
 
     Stopped at any moment, the same command goes on with what is missing.
     """
-    command = shlex.join(["python", "-m", "course.experiments.kept_students", *sys.argv[1:]])
+    command = called("course.experiments.kept_students")
     experiment = KeptStudents(out or data_dir() / "results", students or data_dir() / "students", cache)
     try:
         experiment.make(wanted(only or METHODS, seeds), command, log=partial(print, flush=True))
@@ -211,13 +211,5 @@ def kept_students(
         raise typer.Exit(130) from None
 
 
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(kept_students)
-    with exit_in_a_sentence():
-        app()
-
-
 if __name__ == "__main__":
-    main()
+    run_command(kept_students=kept_students)

@@ -19,9 +19,7 @@ a constant was added to its logit, the one that gives the best accuracy for all 
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -34,10 +32,11 @@ import torch
 import typer
 from torch import Tensor
 
+from course.experiments.command import called, run_command
 from course.experiments.several_results import refuse_twice
 from kdlib import data, losses, measure, train, verdict
 from kdlib.data import IndexedDataset, data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
+from kdlib.errors import check_whole, unknown_name
 from kdlib.hooks import ModelOutput
 from kdlib.study import method_specs
 from kdlib.study.experiment import Experiment, SeedGroup, SeedRunner, derangement
@@ -362,7 +361,7 @@ def interval(values: Sequence[float]) -> str:
     return f"{mean:.1f} ± {found.high - mean:.1f}"
 
 
-def main(
+def missing_class(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ...")] = 5,
     missing: Annotated[int, typer.Option("--left-out", help="The class that the student never sees.")] = 0,
     only: Annotated[list[str] | None, typer.Option(help="A kind of labels; repeat it for more; default: all.")] = None,
@@ -375,7 +374,7 @@ def main(
 ) -> None:
     """Train students of a missing class on three kinds of soft labels; started again, it goes on."""
     results = data_dir() / "results"
-    command = shlex.join(["python", "-m", "course.experiments.missing_class", *sys.argv[1:]])
+    command = called("course.experiments.missing_class")
     for name in student or [SMALL]:
         if name not in BUDGETS:
             raise unknown_name("student", name, BUDGETS)
@@ -394,7 +393,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_in_a_sentence():
-        app()
+    run_command(missing_class=missing_class)

@@ -14,8 +14,6 @@ Stopped at any moment, the same command goes on with what is missing.
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -29,10 +27,11 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from course.experiments.command import called, run_command
 from kdlib import train
 from kdlib.adapters import Adapter
 from kdlib.data import PairedBatches, PairedData, PairedDataset, data_dir, labelled_cross_entropy, load_paired
-from kdlib.errors import check_whole, exit_in_a_sentence
+from kdlib.errors import check_whole
 from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
 from kdlib.recipes import Recipe
 from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
@@ -367,22 +366,10 @@ def modalities(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
 ) -> None:
     """Train students of one modality by teachers of another, and the controls."""
-    command = shlex.join(["python", "-m", "course.experiments.modalities", *sys.argv[1:]])
+    command = called("course.experiments.modalities")
     torch.set_num_threads(1)  # the networks are too small to gain by more
-    try:
-        run_all(out or data_dir() / "results", command, grid=grid, splits=splits, log=partial(print, flush=True))
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(modalities)
-    with exit_in_a_sentence():
-        app()
+    run_all(out or data_dir() / "results", command, grid=grid, splits=splits, log=partial(print, flush=True))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(modalities=modalities)

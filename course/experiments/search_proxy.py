@@ -16,8 +16,6 @@ not read.
 from __future__ import annotations
 
 import copy
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -30,9 +28,10 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from course.experiments.command import called, run_command
 from kdlib import data, devices, losses, measure, models, train
 from kdlib.data import DataModule, data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence
+from kdlib.errors import check_whole
 from kdlib.hooks import FeatureExtractor
 from kdlib.methods import Logit
 from kdlib.study.method_specs import Settings
@@ -294,23 +293,9 @@ def proxy(
 
     Stopped at any moment, the same command goes on with what is missing.
     """
-    command = shlex.join(["python", "-m", "course.experiments.search_proxy", *sys.argv[1:]])
-    try:
-        make(
-            Budget(images, epochs), out or data_dir() / "results", seeds, command, log=partial(print, flush=True)
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(proxy)
-    with exit_in_a_sentence():
-        app()
+    command = called("course.experiments.search_proxy")
+    make(Budget(images, epochs), out or data_dir() / "results", seeds, command, log=partial(print, flush=True))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(search_proxy=proxy)

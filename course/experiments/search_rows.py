@@ -20,8 +20,6 @@ Searches and finished runs are kept in a folder (--cache); stopped at any moment
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,9 +29,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from course.experiments.command import called, run_command
 from kdlib import data, devices, search
 from kdlib.data import DataModule, data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence
+from kdlib.errors import check_whole
 from kdlib.search import judging
 from kdlib.search.task import TaskRunner
 from kdlib.study.method_specs import SETTING_NAMES
@@ -197,22 +196,10 @@ def rows_command(
 
     Stopped at any moment, the same command goes on with what is missing.
     """
-    command = shlex.join([*COMMAND.split(), *sys.argv[1:]])
+    command = called("course.experiments.search_rows")
     budget = Budget(images, epochs, trials=trials)
-    try:
-        make(budget, out or data_dir() / "results", cache, seeds, command, log=partial(print, flush=True))
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(rows_command)
-    with exit_in_a_sentence():
-        app()
+    make(budget, out or data_dir() / "results", cache, seeds, command, log=partial(print, flush=True))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(search_rows=rows_command)

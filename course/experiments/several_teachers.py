@@ -14,8 +14,6 @@ they are a variant of. The test set is read once in a run, at the end.
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,10 +25,11 @@ import torch
 import typer
 
 from course.experiments import several_mutual, several_own, several_same
+from course.experiments.command import called, run_command
 from course.experiments.several_common import TUNING_SEEDS, Chosen, Part, Setting, accuracy, fashion, logits_of
 from kdlib import devices
 from kdlib.data import data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
+from kdlib.errors import check_whole, unknown_name
 from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
 
@@ -169,27 +168,15 @@ def several_teachers(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
 ) -> None:
     """Teach students by several teachers and by one. Stopped at any moment, the same command goes on."""
-    command = shlex.join(["python", "-m", "course.experiments.several_teachers", *sys.argv[1:]])
+    command = called("course.experiments.several_teachers")
     folder = out or data_dir() / "results"
     for name in only or list(PARTS):
         if name not in PARTS:
             raise unknown_name("part", name, PARTS)
-    try:
-        for name in only or list(PARTS):
-            run_part(PARTS[name], seeds, folder, command, log=partial(print, flush=True))
-            update_readme(folder)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(several_teachers)
-    with exit_in_a_sentence():
-        app()
+    for name in only or list(PARTS):
+        run_part(PARTS[name], seeds, folder, command, log=partial(print, flush=True))
+        update_readme(folder)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(several_teachers=several_teachers)
