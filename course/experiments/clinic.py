@@ -21,10 +21,12 @@ import typer
 from course import clinic
 from course.clinic import ward
 from course.experiments.command import called, run_command
+from course.experiments.rows import make_missing
 from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.errors import check_whole
-from kdlib.study.runs_file import RunsFile, SessionLog, read_rows
+from kdlib.study.report import update_readme
+from kdlib.study.runs_file import RunsFile, read_rows
 
 CAME, CURED, CONTROL = "as it came", "cured", "hard labels"
 COLUMNS = ("patient", "arm", "seed", "accuracy", "teacher_before", "teacher_after", "largest_term", "seconds", "torch")
@@ -67,14 +69,15 @@ def make(
         done = {(row["patient"], row["arm"], row["seed"]) for row in file.rows}
         wanted = [(n, arm, seed) for seed in range(seeds) for n in numbers or tuple(clinic.CASES) for arm in arms(n)]
         missing = [one for one in wanted if tuple(map(str, one)) not in done]
-        if missing:
-            session = SessionLog(file.path, command, len(file.rows))
-            for number, arm, seed in missing:
-                row = run(number, arm, seed)
-                file.append(row)
-                session.write(len(file.rows))
-                log(f"patient {number}, {arm}, seed {seed}: {row['accuracy']:.1%} in {row['seconds']:.1f} s")
-        return file.rows
+        make_missing(file, missing, lambda one: run(*one), _describe, command, log)
+        rows = file.rows
+    update_readme(out)
+    return rows
+
+
+def _describe(one: tuple[int, str, int], row: dict[str, Any]) -> str:
+    number, arm, seed = one
+    return f"patient {number}, {arm}, seed {seed}: {row['accuracy']:.1%} in {row['seconds']:.1f} s"
 
 
 # -------------------- what the rows say

@@ -20,9 +20,8 @@ Networks are trained in the precision of this machine and evaluated in float32, 
 from __future__ import annotations
 
 import copy
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -34,14 +33,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from course.experiments.command import called, run_command
-from course.workers import in_processes
+from course.experiments.rows import make_missing, refuse_other_budget, score, versions
 from kdlib import compress, data, devices, measure, models, train
 from kdlib.data import DataModule, data_dir
 from kdlib.errors import check_whole, unknown_name
 from kdlib.methods import HardLabels, Logit, Method
-from kdlib.study.experiment import threads_of_a_worker
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, holds
 from kdlib.teachers import CachedTeacher
 
 NETWORK, DATA = "resnet20-fashion", "fashion-mnist"
@@ -184,6 +182,11 @@ class Budget:
         check_whole(10, images=self.images)
         check_whole(2, 1000, epochs=self.epochs)  # one order trains in two phases
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What every row of a file says of it."""
+        return {"data": DATA, "network": NETWORK, "images": self.images, "epochs": self.epochs}
+
     def path(self, kind: str, folder: Path) -> Path:
         """The file of the runs (kind "compression") or of the trials ("choose-compression")."""
         return folder / f"{kind}-{NETWORK}-{self.images}.csv"
@@ -201,8 +204,7 @@ class Run:
     def columns(self, budget: Budget) -> dict[str, Any]:
         """What the row says of the settings."""
         technique = TECHNIQUES[self.technique]
-        shared = {"data": DATA, "network": NETWORK, "images": budget.images, "epochs": budget.epochs}
-        return shared | vars(self) | {"amount": technique.amount, "bits": technique.bits}
+        return budget.columns | vars(self) | {"amount": technique.amount, "bits": technique.bits}
 
     def is_in(self, rows: Sequence[dict[str, str]]) -> bool:
         """Whether these rows of a file hold it."""
@@ -217,8 +219,7 @@ def execute(run: Run, budget: Budget, cache: Path, *, test: bool) -> dict[str, A
     started = time.perf_counter()
     technique, images, network = TECHNIQUES[run.technique], _images(run.seed, budget.images), _network()
     config = devices.resolve()
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
-    row = run.columns(budget) | versions | {"device": str(config), "threads": torch.get_num_threads()}
+    row = run.columns(budget) | versions() | {"device": str(config), "threads": torch.get_num_threads()}
     model = copy.deepcopy(network)
     left = 0 if run.training == RAW else budget.epochs
     try:
@@ -342,16 +343,6 @@ class Experiment:
                 update_readme(self.out)
         return runs.rows
 
-    def _refuse_other_budget(self, file: RunsFile) -> None:
-        expected = Run(next(iter(TECHNIQUES)), RAW, 0).columns(self.budget)
-        for row in file.rows:
-            differ = [name for name in BUDGET_COLUMNS if row[name] != to_text(expected[name])]
-            if differ:
-                raise ValueError(
-                    f"{file.path} holds runs with {', '.join(f'{name} {row[name]}' for name in differ)}: runs in one "
-                    "file share one budget. Give the same options, or choose another folder with --out."
-                )
-
     def _run_technique(
         self,
         technique: Technique,
@@ -363,12 +354,12 @@ class Experiment:
     ) -> None:
         tuned = TECHNIQUES[technique.rates_of or technique.name]
         with trials.open():
-            self._refuse_other_budget(trials)
+            refuse_other_budget(trials, self.budget.columns)
             rates = self._choose(tuned, trials, command, log)
         trainings = (HARD, KD) if technique.fresh else (RAW, HARD, KD)
         wanted = [Run(technique.name, way, seed, rates.get(way)) for seed in range(seeds) for way in trainings]
         with runs.open():
-            self._refuse_other_budget(runs)
+            refuse_other_budget(runs, self.budget.columns)
             self._execute(wanted, runs, command, log, test=True)
 
     def _choose(
@@ -388,25 +379,14 @@ class Experiment:
     def _execute(
         self, wanted: Sequence[Run], file: RunsFile, command: str, log: Callable[[str], object], *, test: bool
     ) -> None:
-        missing = [run for run in wanted if not run.is_in(file.rows)]
-        if not missing:
-            return
-        session = SessionLog(file.path, command, len(file.rows))
-        session.facts["workers"] = self.workers
-        for run, row in self._results(missing, test):
-            file.append(row)
-            session.write(len(file.rows))
-            score = row.get("test_accuracy" if test else "validation_accuracy", math.nan)
+        def describe(run: Run, row: dict[str, Any]) -> str:
             rate = "" if run.learning_rate is None else f", rate {run.learning_rate:g}"
-            log(f"{run.technique}, {run.training}, seed {run.seed}{rate}: {score:.2%} in {row['seconds']:.0f} s")
+            name = f"{run.technique}, {run.training}, seed {run.seed}{rate}"
+            return f"{name}: {score(row):.2%} in {row['seconds']:.0f} s"
 
-    def _results(self, runs: Sequence[Run], test: bool) -> Iterator[tuple[Run, dict[str, Any]]]:
-        if self.workers == 1:
-            for run in runs:
-                yield run, execute(run, self.budget, self.cache, test=test)
-            return
-        execute_one = partial(execute, budget=self.budget, cache=self.cache, test=test)
-        yield from in_processes(execute_one, runs, self.workers, threads=threads_of_a_worker(self.workers))
+        missing = [run for run in wanted if not run.is_in(file.rows)]
+        make = partial(execute, budget=self.budget, cache=self.cache, test=test)
+        make_missing(file, missing, make, describe, command, log, workers=self.workers)
 
 
 def best_rate(rows: Sequence[dict[str, str]], technique: str, training: str) -> float:

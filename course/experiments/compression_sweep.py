@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from course.experiments.command import called, run_command
 from course.experiments.compression import CALIBRATION_IMAGES, DATA, NETWORK
+from course.experiments.rows import versions
 from kdlib import compress, data, devices, measure, models, train
 from kdlib.data import DataModule, data_dir
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions
+from kdlib.study.runs_file import RunsFile, SessionLog
 
 COLUMNS = (
     *("data", "network", "technique", "amount", "bits"),
@@ -83,8 +84,7 @@ def run(folder: Path, fashion: DataModule, command: str, log: Callable[[str], ob
     calibration = data.normalized_images(
         fashion.train.select(torch.arange(min(CALIBRATION_IMAGES, len(fashion.train))))
     )
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
-    process = versions | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
+    process = versions() | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
     with RunsFile(path_in(folder), COLUMNS, log).open() as file:
         session = SessionLog(file.path, command, len(file.rows))
         known = {row["technique"] for row in file.rows}

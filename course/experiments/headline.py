@@ -31,6 +31,7 @@ import torch
 import typer
 
 from course.experiments.command import called, run_command
+from course.experiments.rows import versions
 from kdlib import devices, files, models, train
 from kdlib.data import data_dir, load_images
 from kdlib.distill import Job, build, distill
@@ -40,7 +41,7 @@ from kdlib.recipes import Recipe
 from kdlib.study.experiment import derangement
 from kdlib.study.predictions import PredictionsFile
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, read_frame, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog, read_frame, to_text
 from kdlib.teachers import CachedTeacher
 from kdlib.verdict import Comparison, compare, compare_samples
 
@@ -92,8 +93,7 @@ def settings(job: Job) -> dict[str, Any]:
 
 def process() -> dict[str, Any]:
     """The columns that say where a row comes from, but for the time."""
-    versions = {name: version for name, version in library_versions().items() if name in PROCESS_COLUMNS}
-    return {"device": str(devices.resolve()), "threads": torch.get_num_threads(), **versions}
+    return {"device": str(devices.resolve()), "threads": torch.get_num_threads(), **versions()}
 
 
 def rows_of(rows: Sequence[dict[str, str]], **values: Any) -> list[dict[str, str]]:

@@ -27,6 +27,7 @@ from torch import nn
 
 from course import older_search
 from course.experiments.command import called, run_command
+from course.experiments.rows import versions
 from kdlib import measure, models, study, train
 from kdlib.data import data_dir, load
 from kdlib.errors import check_whole, unknown_name
@@ -36,7 +37,7 @@ from kdlib.study.method_specs import SETTING_NAMES
 from kdlib.study.plans import Budget, RunConfig
 from kdlib.study.predictions import PredictionsFile
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import BUDGET_COLUMNS, RunsFile, SessionLog, library_versions
+from kdlib.study.runs_file import BUDGET_COLUMNS, RunsFile, SessionLog
 
 LONGER = "hard-longer"  # hard labels, with the cost of the teacher's outputs as further epochs
 FURTHER_EPOCHS = 6  # 5 views by a ResNet-20 cost as many MACs as 5.5 epochs of a ResNet-8, three passes each
@@ -156,7 +157,7 @@ class KeptStudents:
         experiment, config = runner.experiment, replace(self.config(run), study="students", method=run.method)
         row = config.to_row(experiment.budget) | {"weights": run.weights}
         row |= {"device": str(experiment.device_config), "threads": torch.get_num_threads()}
-        row |= {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
+        row |= versions()
         row["fingerprint"] = experiment.run_fingerprint(config)
         runner.teacher(config.spec.teacher)  # before the clock starts
         started = time.perf_counter()

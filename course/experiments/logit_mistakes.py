@@ -24,12 +24,13 @@ import typer
 from torch import Tensor, nn
 
 from course.experiments.command import called, run_command
+from course.experiments.rows import versions
 from course.workers import in_processes
 from kdlib import data, losses, models, verdict
 from kdlib.data import data_dir
 from kdlib.errors import check_whole
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, read_rows
+from kdlib.study.runs_file import RunsFile, SessionLog, holds, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,13 +154,12 @@ class Pictures:
         """Train one student and measure it."""
         started = time.perf_counter()
         found = self.predictions(self.learn("article-student", self.loss_of(run.way, run.alpha), run.seed))
-        versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
         return run.columns() | {
             "validation_accuracy": (found == self.validation_labels).double().mean().item(),
             "agreement": (found == self.predictions(self.teacher)).double().mean().item(),
             "seconds": round(time.perf_counter() - started, 1),
             "threads": torch.get_num_threads(),
-            **versions,
+            **versions(),
         }
 
 

@@ -33,7 +33,7 @@ import typer
 from torch import Tensor
 
 from course.experiments.command import called, run_command
-from course.experiments.several_results import refuse_twice
+from course.experiments.rows import refuse_twice, versions
 from kdlib import data, losses, measure, train, verdict
 from kdlib.data import IndexedDataset, data_dir
 from kdlib.errors import check_whole, unknown_name
@@ -43,7 +43,7 @@ from kdlib.study.experiment import Experiment, SeedGroup, SeedRunner, derangemen
 from kdlib.study.method_specs import Settings, TeacherKind
 from kdlib.study.plans import Budget, RunConfig
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, read_rows
+from kdlib.study.runs_file import RunsFile, SessionLog, holds, read_rows
 from kdlib.teachers import CachedTeacher, Teacher
 
 if TYPE_CHECKING:
@@ -206,7 +206,6 @@ def execute(labels: str, runner: SeedRunner, config: RunConfig) -> dict[str, Any
     logits = train.evaluate(result.student, test, **experiment.device_options).logits
     recognised, others = shares(logits, test.labels, missing)
     recognised_with, others_with = shares(with_constant(logits, missing, constant), test.labels, missing)
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
     return columns_of(labels, config, experiment.budget) | {
         "recognised": recognised,
         "others": others,
@@ -216,7 +215,7 @@ def execute(labels: str, runner: SeedRunner, config: RunConfig) -> dict[str, Any
         "seconds": round(time.perf_counter() - started, 1),
         "device": str(experiment.device_config),
         "threads": torch.get_num_threads(),
-        **versions,
+        **versions(),
     }
 
 

@@ -28,13 +28,15 @@ import typer
 from torch import Tensor, nn
 
 from course.experiments.command import called, run_command
+from course.experiments.rows import make_missing, versions
 from kdlib import train
 from kdlib.adapters import Adapter
 from kdlib.data import PairedBatches, PairedData, PairedDataset, data_dir, labelled_cross_entropy, load_paired
 from kdlib.errors import check_whole
 from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
 from kdlib.recipes import Recipe
-from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
+from kdlib.study.report import update_readme
+from kdlib.study.runs_file import RunsFile, holds, to_text
 
 STEPS, BATCH, LABELLED = 200, 64, 32
 RATES = (0.003, 0.01, 0.03)
@@ -277,7 +279,6 @@ def execute(arm: Arm, pair: Pair, split: int, rates: Sequence[float] = RATES) ->
     persons = (
         {} if test.groups is None else {int(one): correct[test.groups == one].mean() for one in test.groups.unique()}
     )
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
     return {
         **key_of(arm, pair, split),
         "learning_rate": rate,
@@ -286,7 +287,7 @@ def execute(arm: Arm, pair: Pair, split: int, rates: Sequence[float] = RATES) ->
         "test_accuracy": round(correct.mean().item(), 6),
         "by_person": " ".join(f"{person}:{accuracy:.6f}" for person, accuracy in persons.items()),
         "seconds": round(time.perf_counter() - started, 1),
-        **versions,
+        **versions(),
     }
 
 
@@ -316,17 +317,21 @@ def run_all(
     with file.open():
         wanted = [(arm, pair, split) for split in range(splits) for pair, arm in _work(grid)]
         missing = [one for one in wanted if not _is_in(one, file.rows)]
-        if not missing:
-            return file.rows
-        rates = rates_of_pairs(folder) if grid else {}
-        session = SessionLog(file.path, command, len(file.rows))
-        for arm, pair, split in missing:
-            row = execute(arm, pair, split, (rates[split],) if grid else RATES)
-            file.append(row)
-            session.write(len(file.rows))
-            log(f"split {split}, {pair}, {arm.name} {arm.labels} {arm.shuffled:g} {arm.temperature:g}: "
-                f"{row['test_accuracy']:.1%} in {row['seconds']:.0f} s")  # fmt: skip
+        rates = rates_of_pairs(folder) if grid and missing else {}
+
+        def make(one: tuple[Arm, Pair, int]) -> dict[str, Any]:
+            arm, pair, split = one
+            return execute(arm, pair, split, (rates[split],) if grid else RATES)
+
+        make_missing(file, missing, make, _describe, command, log)
+    update_readme(folder)
     return file.rows
+
+
+def _describe(one: tuple[Arm, Pair, int], row: dict[str, Any]) -> str:
+    arm, pair, split = one
+    name = f"split {split}, {pair}, {arm.name} {arm.labels} {arm.shuffled:g} {arm.temperature:g}"
+    return f"{name}: {row['test_accuracy']:.1%} in {row['seconds']:.0f} s"
 
 
 def _work(grid: bool) -> list[tuple[Pair, Arm]]:

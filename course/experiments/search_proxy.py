@@ -29,6 +29,7 @@ import typer
 from torch import Tensor, nn
 
 from course.experiments.command import called, run_command
+from course.experiments.rows import refuse_other_budget, versions
 from kdlib import data, devices, losses, measure, models, train
 from kdlib.data import DataModule, data_dir
 from kdlib.errors import check_whole
@@ -36,7 +37,7 @@ from kdlib.hooks import FeatureExtractor
 from kdlib.methods import Logit
 from kdlib.study.method_specs import Settings
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog
 from kdlib.teachers import CachedTeacher
 
 DATA, TEACHER, TEACHER_FORM = "fashion-mnist", "resnet20-fashion", "resnet20"
@@ -194,13 +195,12 @@ class SeedRuns:
         started = time.perf_counter()
         student = network.build(self.images, self.seed)
         own = features(student, self.batch, trained=False)
-        versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
         row = {"data": DATA, "teacher": TEACHER, **budget_columns(self.budget), **vars(network)}
         row |= {"student": network.name, "seed": self.seed, **vars(SETTINGS)}
         row |= {"parameters": measure.count_parameters(student), "macs": measure.macs(student, self._shape)}
         row["relation_score"] = relation_score(own, self.teacher_features)
         row["relation_score_untrained"] = relation_score(own, self.untrained_features)
-        row |= versions | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
+        row |= versions() | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
         try:
             row["validation_accuracy"] = self._accuracy(student)
         except FloatingPointError as error:
@@ -253,7 +253,7 @@ def make(
     check_whole(1, 1000, seeds=seeds)
     forms = list(networks() if wanted is None else wanted)
     with RunsFile(budget.path(out), COLUMNS, log).open() as file:
-        _refuse_other_budget(file, budget)
+        refuse_other_budget(file, budget_columns(budget))
         done = {(row["student"], row["seed"]) for row in file.rows}
         missing = [(seed, one) for seed in range(seeds) for one in forms if (one.name, str(seed)) not in done]
         if missing:
@@ -271,16 +271,6 @@ def make(
         rows = file.rows
     update_readme(out)
     return rows
-
-
-def _refuse_other_budget(file: RunsFile, budget: Budget) -> None:
-    for row in file.rows:
-        for name, value in budget_columns(budget).items():
-            if row[name] != to_text(value):
-                raise ValueError(
-                    f"{file.path} holds runs with {name} {row[name]}: runs in one file share one budget. Give the same "
-                    "options, or choose another folder with --out."
-                )
 
 
 def proxy(

@@ -30,6 +30,7 @@ import torch
 import typer
 
 from course.experiments.command import called, run_command
+from course.experiments.rows import versions
 from kdlib import data, devices, search
 from kdlib.data import DataModule, data_dir
 from kdlib.errors import check_whole
@@ -37,7 +38,7 @@ from kdlib.search import judging
 from kdlib.search.task import TaskRunner
 from kdlib.study.method_specs import SETTING_NAMES
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog, to_text
 
 DATA, TEACHER, STUDENT, METHOD = "fashion-mnist", "resnet20-fashion", "resnet8", "kd"
 FOUND, DEFAULTS, RANDOM, CONTROL = judging.FOUND, "defaults", judging.RANDOM, "defaults, tuned"
@@ -161,8 +162,7 @@ def _control(found: search.Found, seeds: Iterable[int], cache: Path) -> list[dic
 
 def _append(file: RunsFile, session: SessionLog, key: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Add the rows that the file has not yet; ValueError for one that it has of another budget or setting."""
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
-    process = versions | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
+    process = versions() | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
     done = {tuple(row[name] for name in key): row for row in file.rows}
     missing = []
     for row in rows:

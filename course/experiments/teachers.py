@@ -25,12 +25,13 @@ import typer
 from torch import Tensor, nn
 
 from course.experiments.command import called, run_command
+from course.experiments.rows import versions
 from kdlib import data, devices, files, measure, models, train
 from kdlib.data import DataModule, data_dir
 from kdlib.errors import check_whole, unknown_name
 from kdlib.methods import HardLabels, Logit, Method
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions
+from kdlib.study.runs_file import RunsFile, SessionLog
 from kdlib.teachers import Ensemble, FrozenTeacher
 
 DATA = "fashion-mnist"
@@ -235,7 +236,6 @@ def row_of(teacher: Teacher, fashion: DataModule, folder: Path, epochs: int) -> 
     if teacher.training is not None:
         train_network(teacher.training, fashion, folder, epochs)
     model = load_teacher(teacher, fashion, folder)
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
     return {
         **{"data": DATA, "teacher": teacher.name, "kind": teacher.kind},
         "epochs": None if plan is None else teacher.epoch or epochs,
@@ -243,7 +243,7 @@ def row_of(teacher: Teacher, fashion: DataModule, folder: Path, epochs: int) -> 
         **facts_of(model, fashion),
         "fingerprint": FrozenTeacher(model).fingerprint[:16],
         **{"seconds": round(time.perf_counter() - started, 1), "device": str(devices.resolve())},
-        **versions,
+        **versions(),
     }
 
 

@@ -135,8 +135,8 @@ def test_a_seed_that_diverged_leaves_no_verdict(
 ) -> None:
     invent = compression.execute
 
-    def execute(run: Run, *inputs: Any, test: bool) -> dict[str, Any]:
-        row = invent(run, *inputs, test=test)
+    def execute(run: Run, budget: Budget, cache: Path, *, test: bool) -> dict[str, Any]:
+        row = invent(run, budget, cache, test=test)
         diverged = (run.training, run.seed) == (KD, 3)
         if not diverged:
             return row
