@@ -6,8 +6,8 @@
 Each part is described in its own file (claims_pictures, claims_faults, claims_noise, claims_length), with what was
 expected before the first run. Runs of one seed share images, their order and the student's initial weights. All arms of
 a part have equally many trials on the validation split, with a seed of their own, or take over the settings of the arm
-that they are a variant of. The test set is read once in a run, at the end. Stopped at any moment, the same command goes
-on.
+that they are a variant of, or are not tuned. The test set is read once in a run, at the end. Stopped at any moment, the
+same command goes on.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ features and in the teacher's? This is one half of DisWOT's proxy (Dong et al. 2
 semantic maps; that paper takes an untrained teacher, so the score is there for a trained and an untrained one.
 
 The other columns are the comparators, MACs and parameters: a score that ranks networks no better than their size has
-said nothing about the teacher. The learning rate is that of the study's search for a ResNet-8, alpha and T the usual
-ones; none was tuned for these networks. Nothing is chosen here, so the validation split is enough, and the test set is
-not read.
+said nothing about the teacher. The learning rate is that of the study's older search for a ResNet-8, alpha and T the
+usual ones; none was tuned for these networks. Nothing is chosen here, so the validation split is enough, and the test
+set is not read.
 """
 
 from __future__ import annotations
