@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kdlib.errors import exit_in_a_sentence
+from course.experiments.command import called, run_command
 
 
 def detection(
@@ -41,24 +39,12 @@ def detection(
         teacher_scenes=teacher_scenes,
         teacher_epochs=teacher_epochs,
     )
-    command = shlex.join(["python", "-m", "course.detection", *sys.argv[1:]])
+    command = called("course.detection")
     experiment = Experiment(budget, out or default_folder(), cache, workers)
-    try:
-        rows = experiment.run(seeds, command, log=lambda text: print(text, flush=True))
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
+    rows = experiment.run(seeds, command, log=lambda text: print(text, flush=True))
     print(describe(rows))
     print(f"All runs are in {experiment.runs_path}")
 
 
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(detection)
-    with exit_in_a_sentence():
-        app()
-
-
 if __name__ == "__main__":
-    main()
+    run_command(detection=detection)

@@ -6,15 +6,12 @@
 Each part is described in its own file (claims_pictures, claims_faults, claims_noise, claims_length), with what was
 expected before the first run. Runs of one seed share images, their order and the student's initial weights. All arms of
 a part have equally many trials on the validation split, with a seed of their own, or take over the settings of the arm
-that they are a variant of. The test set is read once in a run, at the end. Stopped at any moment, the same command goes
-on.
+that they are a variant of, or are not tuned. The test set is read once in a run, at the end. Stopped at any moment, the
+same command goes on.
 """
 
 from __future__ import annotations
 
-import math
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,15 +32,16 @@ from course.experiments.claims_common import (
     Chosen,
     Part,
     Setting,
-    accuracy,
     fashion,
     logits_of,
 )
+from course.experiments.command import called, run_command
+from course.experiments.rows import accuracy, make_missing, refuse_other_budget, score, versions
 from kdlib import devices
 from kdlib.data import data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
+from kdlib.errors import check_whole, unknown_name
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, holds
 
 PARTS = {
     part.name: part
@@ -97,8 +95,7 @@ class Run:
 def execute(run: Run, part: Part, chosen: Chosen, *, test: bool) -> dict[str, Any]:
     """Train one arm and measure it; the row, with an error in place of accuracies where training diverged."""
     started = time.perf_counter()
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
-    row = run.columns(part) | versions | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
+    row = run.columns(part) | versions() | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
     try:
         network = part.arms[run.arm].train(run.seed, run.setting, chosen)
         split: Any = fashion().test if test else fashion().validation
@@ -141,11 +138,11 @@ def run_part(
     runs = RunsFile(path(part.name, out), columns(part, trials=False), log)
     chosen: dict[str, Setting] = {}
     with trials.open():
-        _refuse_other_budget(trials, part)
+        refuse_other_budget(trials, budget_of(part), advice="Choose another folder with --out.")
         for name, arm in part.arms.items():
             chosen[name] = _choose(name, arm, part, chosen, trials, command, log)
     with runs.open():
-        _refuse_other_budget(runs, part)
+        refuse_other_budget(runs, budget_of(part), advice="Choose another folder with --out.")
         for seed in range(seeds):  # one seed after the other: its teachers are trained once
             wanted = [Run(name, seed, setting) for name, setting in chosen.items()]
             _execute(wanted, part, chosen, runs, command, log, test=True)
@@ -164,16 +161,6 @@ def _choose(
     return best(trials.rows, name, arm.settings)
 
 
-def _refuse_other_budget(file: RunsFile, part: Part) -> None:
-    for row in file.rows:
-        differ = [name for name, value in budget_of(part).items() if row[name] != to_text(value)]
-        if differ:
-            raise ValueError(
-                f"{file.path} holds runs with {', '.join(f'{name} {row[name]}' for name in differ)}: runs in one file "
-                "share one budget. Choose another folder with --out."
-            )
-
-
 def _execute(
     wanted: Sequence[Run],
     part: Part,
@@ -184,16 +171,11 @@ def _execute(
     *,
     test: bool,
 ) -> None:
+    def describe(run: Run, row: dict[str, Any]) -> str:
+        return f"{part.name}: {run.arm}, seed {run.seed}, {run.setting}: {score(row):.2%} in {row['seconds']:.1f} s"
+
     missing = [run for run in wanted if not run.is_in(file.rows, part)]
-    if not missing:
-        return
-    session = SessionLog(file.path, command, len(file.rows))
-    for run in missing:
-        row = execute(run, part, chosen, test=test)
-        file.append(row)
-        session.write(len(file.rows))
-        score = row.get("test_accuracy" if test else "validation_accuracy", math.nan)
-        log(f"{part.name}: {run.arm}, seed {run.seed}, {run.setting}: {score:.2%} in {row['seconds']:.1f} s")
+    make_missing(file, missing, lambda run: execute(run, part, chosen, test=test), describe, command, log)
 
 
 def claims(
@@ -202,28 +184,16 @@ def claims(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
 ) -> None:
     """Put claims to the test for which no other rows exist. Stopped at any moment, the same command goes on."""
-    command = shlex.join(["python", "-m", "course.experiments.claims", *sys.argv[1:]])
+    command = called("course.experiments.claims")
     folder = out or data_dir() / "results"
     for name in only or list(PARTS):
         if name not in PARTS:
             raise unknown_name("part", name, PARTS)
-    try:
-        for name in only or list(PARTS):
-            run_part(PARTS[name], seeds, folder, command, log=partial(print, flush=True))
-            update_readme(folder)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    torch.set_num_threads(1)  # small networks: a second thread costs more than it gives
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(claims)
-    with exit_in_a_sentence():
-        app()
+    for name in only or list(PARTS):
+        run_part(PARTS[name], seeds, folder, command, log=partial(print, flush=True))
+        update_readme(folder)
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)  # small networks: a second thread costs more than it gives
+    run_command(claims=claims)

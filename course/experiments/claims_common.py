@@ -125,11 +125,6 @@ def logits_of(network: nn.Module, split: InMemoryDataset) -> Tensor:
     return train.evaluate(network, split).logits
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of right answers."""
-    return (logits.argmax(dim=1) == labels).double().mean().item()
-
-
 def new_student(seed: int) -> nn.Module:
     """The article's student with the initial weights of a seed."""
     return models.build(STUDENT, num_classes=10, in_channels=1, image_size=28, seed=seed)

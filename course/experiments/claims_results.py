@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from course.experiments import claims
-from course.experiments.several_results import Gain, refuse_twice
+from course.experiments.rows import refuse_twice
+from course.experiments.several_results import Gain
 from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.errors import unknown_name

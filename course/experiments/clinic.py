@@ -8,8 +8,6 @@ half a second. The rows are data/results/clinic.csv; stopped at any moment, the 
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +20,13 @@ import typer
 
 from course import clinic
 from course.clinic import ward
+from course.experiments.command import called, run_command
+from course.experiments.rows import make_missing
 from kdlib import verdict
 from kdlib.data import data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence
-from kdlib.study.runs_file import RunsFile, SessionLog, read_rows
+from kdlib.errors import check_whole
+from kdlib.study.report import update_readme
+from kdlib.study.runs_file import RunsFile, read_rows
 
 CAME, CURED, CONTROL = "as it came", "cured", "hard labels"
 COLUMNS = ("patient", "arm", "seed", "accuracy", "teacher_before", "teacher_after", "largest_term", "seconds", "torch")
@@ -68,14 +69,15 @@ def make(
         done = {(row["patient"], row["arm"], row["seed"]) for row in file.rows}
         wanted = [(n, arm, seed) for seed in range(seeds) for n in numbers or tuple(clinic.CASES) for arm in arms(n)]
         missing = [one for one in wanted if tuple(map(str, one)) not in done]
-        if missing:
-            session = SessionLog(file.path, command, len(file.rows))
-            for number, arm, seed in missing:
-                row = run(number, arm, seed)
-                file.append(row)
-                session.write(len(file.rows))
-                log(f"patient {number}, {arm}, seed {seed}: {row['accuracy']:.1%} in {row['seconds']:.1f} s")
-        return file.rows
+        make_missing(file, missing, lambda one: run(*one), _describe, command, log)
+        rows = file.rows
+    update_readme(out)
+    return rows
+
+
+def _describe(one: tuple[int, str, int], row: dict[str, Any]) -> str:
+    number, arm, seed = one
+    return f"patient {number}, {arm}, seed {seed}: {row['accuracy']:.1%} in {row['seconds']:.1f} s"
 
 
 # -------------------- what the rows say
@@ -147,22 +149,10 @@ def experiment(
     Stopped at any moment, the same command goes on with what is missing.
     """
     torch.set_num_threads(1)
-    command = shlex.join(["python", "-m", "course.experiments.clinic", *sys.argv[1:]])
-    try:
-        rows = make(out or data_dir() / "results", seeds, command, log=partial(print, flush=True))
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
+    command = called("course.experiments.clinic")
+    rows = make(out or data_dir() / "results", seeds, command, log=partial(print, flush=True))
     print("\n".join(map(str, effects(rows))))
 
 
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(experiment)
-    with exit_in_a_sentence():
-        app()
-
-
 if __name__ == "__main__":
-    main()
+    run_command(clinic=experiment)

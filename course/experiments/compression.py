@@ -20,33 +20,27 @@ Networks are trained in the precision of this machine and evaluated in float32, 
 from __future__ import annotations
 
 import copy
-import math
-import shlex
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 import typer
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from course.workers import in_processes
-from kdlib import compress, data, devices, measure, models, train, verdict
+from course.experiments.command import called, run_command
+from course.experiments.rows import make_missing, refuse_other_budget, score, versions
+from kdlib import compress, data, devices, measure, models, train
 from kdlib.data import DataModule, data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
+from kdlib.errors import check_whole, unknown_name
 from kdlib.methods import HardLabels, Logit, Method
-from kdlib.study.experiment import threads_of_a_worker
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, holds
 from kdlib.teachers import CachedTeacher
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NETWORK, DATA = "resnet20-fashion", "fashion-mnist"
 TUNING_SEED = 1000  # none of the runs'
@@ -58,7 +52,6 @@ BUDGET_COLUMNS = ("data", "network", "images", "epochs")
 CONFIG_COLUMNS = (*BUDGET_COLUMNS, "technique", "amount", "bits", "training", "seed", "learning_rate")
 PROCESS_COLUMNS = ("seconds", "device", "threads", "kdlib", "torch", "error")
 TRIAL_COLUMNS = (*CONFIG_COLUMNS, "validation_accuracy", *PROCESS_COLUMNS)  # nothing of the test set
-GAIN_COLUMNS = ("technique", "raw", "hard", "kd", "gain", "low", "high", "n", "verdict")
 RUN_COLUMNS = (
     *CONFIG_COLUMNS,
     *("parameters", "nonzero", "bytes", "zipped_bytes", "macs", "validation_accuracy", "test_accuracy"),
@@ -189,6 +182,11 @@ class Budget:
         check_whole(10, images=self.images)
         check_whole(2, 1000, epochs=self.epochs)  # one order trains in two phases
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What every row of a file says of it."""
+        return {"data": DATA, "network": NETWORK, "images": self.images, "epochs": self.epochs}
+
     def path(self, kind: str, folder: Path) -> Path:
         """The file of the runs (kind "compression") or of the trials ("choose-compression")."""
         return folder / f"{kind}-{NETWORK}-{self.images}.csv"
@@ -206,8 +204,7 @@ class Run:
     def columns(self, budget: Budget) -> dict[str, Any]:
         """What the row says of the settings."""
         technique = TECHNIQUES[self.technique]
-        shared = {"data": DATA, "network": NETWORK, "images": budget.images, "epochs": budget.epochs}
-        return shared | vars(self) | {"amount": technique.amount, "bits": technique.bits}
+        return budget.columns | vars(self) | {"amount": technique.amount, "bits": technique.bits}
 
     def is_in(self, rows: Sequence[dict[str, str]]) -> bool:
         """Whether these rows of a file hold it."""
@@ -222,8 +219,7 @@ def execute(run: Run, budget: Budget, cache: Path, *, test: bool) -> dict[str, A
     started = time.perf_counter()
     technique, images, network = TECHNIQUES[run.technique], _images(run.seed, budget.images), _network()
     config = devices.resolve()
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
-    row = run.columns(budget) | versions | {"device": str(config), "threads": torch.get_num_threads()}
+    row = run.columns(budget) | versions() | {"device": str(config), "threads": torch.get_num_threads()}
     model = copy.deepcopy(network)
     left = 0 if run.training == RAW else budget.epochs
     try:
@@ -347,16 +343,6 @@ class Experiment:
                 update_readme(self.out)
         return runs.rows
 
-    def _refuse_other_budget(self, file: RunsFile) -> None:
-        expected = Run(next(iter(TECHNIQUES)), RAW, 0).columns(self.budget)
-        for row in file.rows:
-            differ = [name for name in BUDGET_COLUMNS if row[name] != to_text(expected[name])]
-            if differ:
-                raise ValueError(
-                    f"{file.path} holds runs with {', '.join(f'{name} {row[name]}' for name in differ)}: runs in one "
-                    "file share one budget. Give the same options, or choose another folder with --out."
-                )
-
     def _run_technique(
         self,
         technique: Technique,
@@ -368,12 +354,12 @@ class Experiment:
     ) -> None:
         tuned = TECHNIQUES[technique.rates_of or technique.name]
         with trials.open():
-            self._refuse_other_budget(trials)
+            refuse_other_budget(trials, self.budget.columns)
             rates = self._choose(tuned, trials, command, log)
         trainings = (HARD, KD) if technique.fresh else (RAW, HARD, KD)
         wanted = [Run(technique.name, way, seed, rates.get(way)) for seed in range(seeds) for way in trainings]
         with runs.open():
-            self._refuse_other_budget(runs)
+            refuse_other_budget(runs, self.budget.columns)
             self._execute(wanted, runs, command, log, test=True)
 
     def _choose(
@@ -393,25 +379,14 @@ class Experiment:
     def _execute(
         self, wanted: Sequence[Run], file: RunsFile, command: str, log: Callable[[str], object], *, test: bool
     ) -> None:
-        missing = [run for run in wanted if not run.is_in(file.rows)]
-        if not missing:
-            return
-        session = SessionLog(file.path, command, len(file.rows))
-        session.facts["workers"] = self.workers
-        for run, row in self._results(missing, test):
-            file.append(row)
-            session.write(len(file.rows))
-            score = row.get("test_accuracy" if test else "validation_accuracy", math.nan)
+        def describe(run: Run, row: dict[str, Any]) -> str:
             rate = "" if run.learning_rate is None else f", rate {run.learning_rate:g}"
-            log(f"{run.technique}, {run.training}, seed {run.seed}{rate}: {score:.2%} in {row['seconds']:.0f} s")
+            name = f"{run.technique}, {run.training}, seed {run.seed}{rate}"
+            return f"{name}: {score(row):.2%} in {row['seconds']:.0f} s"
 
-    def _results(self, runs: Sequence[Run], test: bool) -> Iterator[tuple[Run, dict[str, Any]]]:
-        if self.workers == 1:
-            for run in runs:
-                yield run, execute(run, self.budget, self.cache, test=test)
-            return
-        execute_one = partial(execute, budget=self.budget, cache=self.cache, test=test)
-        yield from in_processes(execute_one, runs, self.workers, threads=threads_of_a_worker(self.workers))
+        missing = [run for run in wanted if not run.is_in(file.rows)]
+        make = partial(execute, budget=self.budget, cache=self.cache, test=test)
+        make_missing(file, missing, make, describe, command, log, workers=self.workers)
 
 
 def best_rate(rows: Sequence[dict[str, str]], technique: str, training: str) -> float:
@@ -434,37 +409,6 @@ def _neighbours(rate: float) -> tuple[float, ...]:
     return RATES[max(0, position - 1) : position + 2]
 
 
-def gains(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
-    """What KD adds to hard labels for each technique whose runs are paired: points of test accuracy, and the interval.
-
-    Columns: technique, raw, hard, kd (means in per cent, raw without a value for fresh weights), gain, low, high (95 %,
-    each on its own), n, verdict. Where a seed diverged there are no numbers: the others would be a choice of seeds.
-    """
-    import pandas as pd
-
-    made = []
-    for name in dict.fromkeys(row["technique"] for row in rows):
-        of_technique = [row for row in rows if row["technique"] == name]
-        diverged = [f"seed {row['seed']} of {row['training']}" for row in of_technique if not row["test_accuracy"]]
-        if diverged:
-            made.append({"technique": name, "verdict": f"none: {', '.join(diverged)} diverged"})
-            continue
-        scores: dict[str, dict[int, float]] = {}
-        for row in of_technique:
-            scores.setdefault(row["training"], {})[int(row["seed"])] = 100 * float(row["test_accuracy"])
-        shared = sorted(scores.get(HARD, {}).keys() & scores.get(KD, {}).keys())
-        if len(shared) < 2:
-            continue
-        pair = [{seed: scores[way][seed] for seed in shared} for way in (KD, HARD)]
-        found = verdict.compare(*pair, same_unit=True)
-        means = {way: pd.Series(scores.get(way, {}), dtype=float).mean() for way in (RAW, HARD, KD)}
-        made.append(
-            {"technique": name, "raw": means[RAW], "hard": means[HARD], "kd": means[KD], "gain": found.mean}
-            | {"low": found.low, "high": found.high, "n": found.n, "verdict": str(found.verdict)}
-        )
-    return pd.DataFrame(made, columns=GAIN_COLUMNS)
-
-
 def compression(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Give more to add some.")] = 5,
     only: Annotated[list[str] | None, typer.Option(help="One technique; repeat it for more. Default: all.")] = None,
@@ -478,23 +422,17 @@ def compression(
 
     Stopped at any moment, the same command goes on with what is missing.
     """
-    command = shlex.join(["python", "-m", "course.experiments.compression", *sys.argv[1:]])
+    from course.experiments import compression_results  # which imports this module
+
+    command = called("course.experiments.compression")
     experiment = Experiment(Budget(images, epochs), out or data_dir() / "results", cache, workers)
+    rows = experiment.run(only or list(TECHNIQUES), seeds, command, log=partial(print, flush=True))
     try:
-        rows = experiment.run(only or list(TECHNIQUES), seeds, command, log=partial(print, flush=True))
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
-    print(gains(rows).round(2).to_string(index=False))
-
-
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(compression)
-    with exit_in_a_sentence():
-        app()
+        networks = compression_results.summarize(rows)
+        print(*compression_results.CompressionResults(networks, networks[0], experiment.budget).gains(), sep="\n")
+    except ValueError as error:  # a seed diverged: without it the others would be a choice of seeds
+        print(error)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(compression=compression)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from course.experiments.compression import HARD, KD, RAW, Budget
 from course.experiments.compression_sweep import BITS, WHOLE, ZEROS, path_in
-from course.experiments.several_results import refuse_diverged, refuse_twice
+from course.experiments.rows import refuse_diverged, refuse_twice
 from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.errors import unknown_name

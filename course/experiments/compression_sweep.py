@@ -9,8 +9,6 @@ so there are no seeds. The test set is read once for each.
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,12 +19,13 @@ import typer
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from course.experiments.command import called, run_command
 from course.experiments.compression import CALIBRATION_IMAGES, DATA, NETWORK
+from course.experiments.rows import versions
 from kdlib import compress, data, devices, measure, models, train
 from kdlib.data import DataModule, data_dir
-from kdlib.errors import exit_in_a_sentence
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions
+from kdlib.study.runs_file import RunsFile, SessionLog
 
 COLUMNS = (
     *("data", "network", "technique", "amount", "bits"),
@@ -85,8 +84,7 @@ def run(folder: Path, fashion: DataModule, command: str, log: Callable[[str], ob
     calibration = data.normalized_images(
         fashion.train.select(torch.arange(min(CALIBRATION_IMAGES, len(fashion.train))))
     )
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
-    process = versions | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
+    process = versions() | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
     with RunsFile(path_in(folder), COLUMNS, log).open() as file:
         session = SessionLog(file.path, command, len(file.rows))
         known = {row["technique"] for row in file.rows}
@@ -108,17 +106,9 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
 ) -> None:
     """Compress the shipped ResNet-20 more and more, and measure each network without any further training."""
-    command = shlex.join(["python", "-m", "course.experiments.compression_sweep", *sys.argv[1:]])
+    command = called("course.experiments.compression_sweep")
     run(out or data_dir() / "results", data.load(DATA), command, log=lambda text: print(text, flush=True))
 
 
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(sweep)
-    with exit_in_a_sentence():
-        app()
-
-
 if __name__ == "__main__":
-    main()
+    run_command(compression_sweep=sweep)

@@ -18,8 +18,6 @@ hard labels have no teacher, and a better teacher may be a surer one.
 from __future__ import annotations
 
 import copy
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,16 +30,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 
+from course.experiments.command import called, run_command
+from course.experiments.rows import versions
 from kdlib import devices, files, models, train
 from kdlib.data import data_dir, load_images
 from kdlib.distill import Job, build, distill
-from kdlib.errors import check_whole, exit_in_a_sentence
+from kdlib.errors import check_whole
 from kdlib.methods import HardLabels, Logit
 from kdlib.recipes import Recipe
 from kdlib.study.experiment import derangement
 from kdlib.study.predictions import PredictionsFile
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, read_frame, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog, read_frame, to_text
 from kdlib.teachers import CachedTeacher
 from kdlib.verdict import Comparison, compare, compare_samples
 
@@ -93,8 +93,7 @@ def settings(job: Job) -> dict[str, Any]:
 
 def process() -> dict[str, Any]:
     """The columns that say where a row comes from, but for the time."""
-    versions = {name: version for name, version in library_versions().items() if name in PROCESS_COLUMNS}
-    return {"device": str(devices.resolve()), "threads": torch.get_num_threads(), **versions}
+    return {"device": str(devices.resolve()), "threads": torch.get_num_threads(), **versions()}
 
 
 def rows_of(rows: Sequence[dict[str, str]], **values: Any) -> list[dict[str, str]]:
@@ -328,10 +327,6 @@ def _rows(
     update_readme(path.parent)
 
 
-def _command() -> str:
-    return shlex.join(["python", "-m", "course.experiments.headline", *sys.argv[1:]])
-
-
 def trials(
     out: Out = None,
     cache: Annotated[Path, typer.Option(help="Scratch folder for the teacher's outputs.")] = Path("runs/headline"),
@@ -339,7 +334,11 @@ def trials(
 ) -> None:
     """Try every candidate by hard labels and by logits, on the validation split; or the job with another teacher."""
     run = partial(
-        run_trials, out=out or data_dir() / "results", cache=cache, command=_command(), log=partial(print, flush=True)
+        run_trials,
+        out=out or data_dir() / "results",
+        cache=cache,
+        command=called("course.experiments.headline"),
+        log=partial(print, flush=True),
     )
     if teacher is not None:
         run([replace(JOB, teacher=teacher, seed=seed) for seed in TUNING_SEEDS], methods=(LOGITS, HIGHER))
@@ -356,7 +355,7 @@ def seeds(
     """Do the job of `make distill` with several seeds, and print a table."""
     folder = out or data_dir() / "results"
     job = JOB if teacher is None else replace(JOB, teacher=teacher)
-    rows = run_seeds(job, count, folder, _command(), partial(print, flush=True))
+    rows = run_seeds(job, count, folder, called("course.experiments.headline"), partial(print, flush=True))
     print(f"\n{table(rows)}")
     if len(rows) > 1:
         found, over = gain(rows, folder)
@@ -370,18 +369,8 @@ def controls(
 ) -> None:
     """Train the job's students by label smoothing and by the logits of another image, and print their accuracies."""
     folder = out or data_dir() / "results"
-    run_controls(JOB, count, folder, cache, _command(), partial(print, flush=True))
-
-
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(trials)
-    app.command()(seeds)
-    app.command()(controls)
-    with exit_in_a_sentence():
-        app()
+    run_controls(JOB, count, folder, cache, called("course.experiments.headline"), partial(print, flush=True))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(trials=trials, seeds=seeds, controls=controls)

@@ -12,7 +12,6 @@ The test set is read once for each student, when its training is over.
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -27,16 +26,18 @@ import typer
 from torch import nn
 
 from course import older_search
+from course.experiments.command import called, run_command
+from course.experiments.rows import versions
 from kdlib import measure, models, study, train
 from kdlib.data import data_dir, load
-from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
+from kdlib.errors import check_whole, unknown_name
 from kdlib.study.analysis import Results
 from kdlib.study.experiment import Experiment, SeedRunner
 from kdlib.study.method_specs import SETTING_NAMES
 from kdlib.study.plans import Budget, RunConfig
 from kdlib.study.predictions import PredictionsFile
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import BUDGET_COLUMNS, RunsFile, SessionLog, library_versions
+from kdlib.study.runs_file import BUDGET_COLUMNS, RunsFile, SessionLog
 
 LONGER = "hard-longer"  # hard labels, with the cost of the teacher's outputs as further epochs
 FURTHER_EPOCHS = 6  # 5 views by a ResNet-20 cost as many MACs as 5.5 epochs of a ResNet-8, three passes each
@@ -156,7 +157,7 @@ class KeptStudents:
         experiment, config = runner.experiment, replace(self.config(run), study="students", method=run.method)
         row = config.to_row(experiment.budget) | {"weights": run.weights}
         row |= {"device": str(experiment.device_config), "threads": torch.get_num_threads()}
-        row |= {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
+        row |= versions()
         row["fingerprint"] = experiment.run_fingerprint(config)
         runner.teacher(config.spec.teacher)  # before the clock starts
         started = time.perf_counter()
@@ -201,7 +202,7 @@ def kept_students(
 
     Stopped at any moment, the same command goes on with what is missing.
     """
-    command = shlex.join(["python", "-m", "course.experiments.kept_students", *sys.argv[1:]])
+    command = called("course.experiments.kept_students")
     experiment = KeptStudents(out or data_dir() / "results", students or data_dir() / "students", cache)
     try:
         experiment.make(wanted(only or METHODS, seeds), command, log=partial(print, flush=True))
@@ -211,13 +212,5 @@ def kept_students(
         raise typer.Exit(130) from None
 
 
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(kept_students)
-    with exit_in_a_sentence():
-        app()
-
-
 if __name__ == "__main__":
-    main()
+    run_command(kept_students=kept_students)

@@ -11,8 +11,6 @@ eval mode, once in training mode. Nothing is chosen here: the validation split i
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +23,14 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
+from course.experiments.command import called, run_command
+from course.experiments.rows import versions
 from course.workers import in_processes
 from kdlib import data, losses, models, verdict
 from kdlib.data import data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence
+from kdlib.errors import check_whole
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, read_rows
+from kdlib.study.runs_file import RunsFile, SessionLog, holds, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,13 +154,12 @@ class Pictures:
         """Train one student and measure it."""
         started = time.perf_counter()
         found = self.predictions(self.learn("article-student", self.loss_of(run.way, run.alpha), run.seed))
-        versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
         return run.columns() | {
             "validation_accuracy": (found == self.validation_labels).double().mean().item(),
             "agreement": (found == self.predictions(self.teacher)).double().mean().item(),
             "seconds": round(time.perf_counter() - started, 1),
             "threads": torch.get_num_threads(),
-            **versions,
+            **versions(),
         }
 
 
@@ -266,20 +265,17 @@ def table(rows: Sequence[Mapping[str, str]]) -> pd.DataFrame:
     return pd.DataFrame(means).T
 
 
-def main(
+def logit_mistakes(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ...")] = 5,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Students at a time, each in a process.")] = 1,
 ) -> None:
     """Train students with every mistake of lesson 05; started again, it goes on."""
     torch.set_num_threads(1)  # for networks this small, several threads mostly wait for each other
-    command = shlex.join(["python", "-m", "course.experiments.logit_mistakes", *sys.argv[1:]])
+    command = called("course.experiments.logit_mistakes")
     rows = run(seeds, out or data_dir() / "results", command, workers, log=lambda text: print(text, flush=True))
     print(table(rows))
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_in_a_sentence():
-        app()
+    run_command(logit_mistakes=logit_mistakes)

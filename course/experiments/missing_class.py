@@ -19,9 +19,7 @@ a constant was added to its logit, the one that gives the best accuracy for all 
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -34,17 +32,18 @@ import torch
 import typer
 from torch import Tensor
 
-from course.experiments.several_results import refuse_twice
+from course.experiments.command import called, run_command
+from course.experiments.rows import refuse_twice, versions
 from kdlib import data, losses, measure, train, verdict
 from kdlib.data import IndexedDataset, data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
+from kdlib.errors import check_whole, unknown_name
 from kdlib.hooks import ModelOutput
 from kdlib.study import method_specs
 from kdlib.study.experiment import Experiment, SeedGroup, SeedRunner, derangement
 from kdlib.study.method_specs import Settings, TeacherKind
 from kdlib.study.plans import Budget, RunConfig
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, read_rows
+from kdlib.study.runs_file import RunsFile, SessionLog, holds, read_rows
 from kdlib.teachers import CachedTeacher, Teacher
 
 if TYPE_CHECKING:
@@ -207,7 +206,6 @@ def execute(labels: str, runner: SeedRunner, config: RunConfig) -> dict[str, Any
     logits = train.evaluate(result.student, test, **experiment.device_options).logits
     recognised, others = shares(logits, test.labels, missing)
     recognised_with, others_with = shares(with_constant(logits, missing, constant), test.labels, missing)
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
     return columns_of(labels, config, experiment.budget) | {
         "recognised": recognised,
         "others": others,
@@ -217,7 +215,7 @@ def execute(labels: str, runner: SeedRunner, config: RunConfig) -> dict[str, Any
         "seconds": round(time.perf_counter() - started, 1),
         "device": str(experiment.device_config),
         "threads": torch.get_num_threads(),
-        **versions,
+        **versions(),
     }
 
 
@@ -362,7 +360,7 @@ def interval(values: Sequence[float]) -> str:
     return f"{mean:.1f} ± {found.high - mean:.1f}"
 
 
-def main(
+def missing_class(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ...")] = 5,
     missing: Annotated[int, typer.Option("--left-out", help="The class that the student never sees.")] = 0,
     only: Annotated[list[str] | None, typer.Option(help="A kind of labels; repeat it for more; default: all.")] = None,
@@ -375,7 +373,7 @@ def main(
 ) -> None:
     """Train students of a missing class on three kinds of soft labels; started again, it goes on."""
     results = data_dir() / "results"
-    command = shlex.join(["python", "-m", "course.experiments.missing_class", *sys.argv[1:]])
+    command = called("course.experiments.missing_class")
     for name in student or [SMALL]:
         if name not in BUDGETS:
             raise unknown_name("student", name, BUDGETS)
@@ -394,7 +392,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    with exit_in_a_sentence():
-        app()
+    run_command(missing_class=missing_class)

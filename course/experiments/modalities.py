@@ -14,8 +14,6 @@ Stopped at any moment, the same command goes on with what is missing.
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -29,13 +27,16 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from course.experiments.command import called, run_command
+from course.experiments.rows import make_missing, versions
 from kdlib import train
 from kdlib.adapters import Adapter
 from kdlib.data import PairedBatches, PairedData, PairedDataset, data_dir, labelled_cross_entropy, load_paired
-from kdlib.errors import check_whole, exit_in_a_sentence
+from kdlib.errors import check_whole
 from kdlib.methods import Feature, HardLabels, Logit, Method, Relation
 from kdlib.recipes import Recipe
-from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
+from kdlib.study.report import update_readme
+from kdlib.study.runs_file import RunsFile, holds, to_text
 
 STEPS, BATCH, LABELLED = 200, 64, 32
 RATES = (0.003, 0.01, 0.03)
@@ -278,7 +279,6 @@ def execute(arm: Arm, pair: Pair, split: int, rates: Sequence[float] = RATES) ->
     persons = (
         {} if test.groups is None else {int(one): correct[test.groups == one].mean() for one in test.groups.unique()}
     )
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
     return {
         **key_of(arm, pair, split),
         "learning_rate": rate,
@@ -287,7 +287,7 @@ def execute(arm: Arm, pair: Pair, split: int, rates: Sequence[float] = RATES) ->
         "test_accuracy": round(correct.mean().item(), 6),
         "by_person": " ".join(f"{person}:{accuracy:.6f}" for person, accuracy in persons.items()),
         "seconds": round(time.perf_counter() - started, 1),
-        **versions,
+        **versions(),
     }
 
 
@@ -317,17 +317,21 @@ def run_all(
     with file.open():
         wanted = [(arm, pair, split) for split in range(splits) for pair, arm in _work(grid)]
         missing = [one for one in wanted if not _is_in(one, file.rows)]
-        if not missing:
-            return file.rows
-        rates = rates_of_pairs(folder) if grid else {}
-        session = SessionLog(file.path, command, len(file.rows))
-        for arm, pair, split in missing:
-            row = execute(arm, pair, split, (rates[split],) if grid else RATES)
-            file.append(row)
-            session.write(len(file.rows))
-            log(f"split {split}, {pair}, {arm.name} {arm.labels} {arm.shuffled:g} {arm.temperature:g}: "
-                f"{row['test_accuracy']:.1%} in {row['seconds']:.0f} s")  # fmt: skip
+        rates = rates_of_pairs(folder) if grid and missing else {}
+
+        def make(one: tuple[Arm, Pair, int]) -> dict[str, Any]:
+            arm, pair, split = one
+            return execute(arm, pair, split, (rates[split],) if grid else RATES)
+
+        make_missing(file, missing, make, _describe, command, log)
+    update_readme(folder)
     return file.rows
+
+
+def _describe(one: tuple[Arm, Pair, int], row: dict[str, Any]) -> str:
+    arm, pair, split = one
+    name = f"split {split}, {pair}, {arm.name} {arm.labels} {arm.shuffled:g} {arm.temperature:g}"
+    return f"{name}: {row['test_accuracy']:.1%} in {row['seconds']:.0f} s"
 
 
 def _work(grid: bool) -> list[tuple[Pair, Arm]]:
@@ -367,22 +371,10 @@ def modalities(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
 ) -> None:
     """Train students of one modality by teachers of another, and the controls."""
-    command = shlex.join(["python", "-m", "course.experiments.modalities", *sys.argv[1:]])
+    command = called("course.experiments.modalities")
     torch.set_num_threads(1)  # the networks are too small to gain by more
-    try:
-        run_all(out or data_dir() / "results", command, grid=grid, splits=splits, log=partial(print, flush=True))
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(modalities)
-    with exit_in_a_sentence():
-        app()
+    run_all(out or data_dir() / "results", command, grid=grid, splits=splits, log=partial(print, flush=True))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(modalities=modalities)

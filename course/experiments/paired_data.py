@@ -24,8 +24,8 @@ import torch
 import typer
 from torch import Tensor
 
+from course.experiments.command import run_command
 from kdlib.data import data_dir
-from kdlib.errors import exit_in_a_sentence
 from kdlib.files import save_tensors
 
 EXERCISES = {  # the short names in the data, written out
@@ -110,13 +110,5 @@ def paired_data(
         print(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path} ({path.stat().st_size:,} bytes)")
 
 
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(paired_data)
-    with exit_in_a_sentence():
-        app()
-
-
 if __name__ == "__main__":
-    main()
+    run_command(stopped="The same command begins anew.", paired_data=paired_data)

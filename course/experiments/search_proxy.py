@@ -8,16 +8,14 @@ features and in the teacher's? This is one half of DisWOT's proxy (Dong et al. 2
 semantic maps; that paper takes an untrained teacher, so the score is there for a trained and an untrained one.
 
 The other columns are the comparators, MACs and parameters: a score that ranks networks no better than their size has
-said nothing about the teacher. The learning rate is that of the study's search for a ResNet-8, alpha and T the usual
-ones; none was tuned for these networks. Nothing is chosen here, so the validation split is enough, and the test set is
-not read.
+said nothing about the teacher. The learning rate is that of the study's older search for a ResNet-8, alpha and T the
+usual ones; none was tuned for these networks. Nothing is chosen here, so the validation split is enough, and the test
+set is not read.
 """
 
 from __future__ import annotations
 
 import copy
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -30,14 +28,16 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from course.experiments.command import called, run_command
+from course.experiments.rows import refuse_other_budget, versions
 from kdlib import data, devices, losses, measure, models, train
 from kdlib.data import DataModule, data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence
+from kdlib.errors import check_whole
 from kdlib.hooks import FeatureExtractor
 from kdlib.methods import Logit
 from kdlib.study.method_specs import Settings
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog
 from kdlib.teachers import CachedTeacher
 
 DATA, TEACHER, TEACHER_FORM = "fashion-mnist", "resnet20-fashion", "resnet20"
@@ -195,13 +195,12 @@ class SeedRuns:
         started = time.perf_counter()
         student = network.build(self.images, self.seed)
         own = features(student, self.batch, trained=False)
-        versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
         row = {"data": DATA, "teacher": TEACHER, **budget_columns(self.budget), **vars(network)}
         row |= {"student": network.name, "seed": self.seed, **vars(SETTINGS)}
         row |= {"parameters": measure.count_parameters(student), "macs": measure.macs(student, self._shape)}
         row["relation_score"] = relation_score(own, self.teacher_features)
         row["relation_score_untrained"] = relation_score(own, self.untrained_features)
-        row |= versions | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
+        row |= versions() | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
         try:
             row["validation_accuracy"] = self._accuracy(student)
         except FloatingPointError as error:
@@ -254,7 +253,7 @@ def make(
     check_whole(1, 1000, seeds=seeds)
     forms = list(networks() if wanted is None else wanted)
     with RunsFile(budget.path(out), COLUMNS, log).open() as file:
-        _refuse_other_budget(file, budget)
+        refuse_other_budget(file, budget_columns(budget))
         done = {(row["student"], row["seed"]) for row in file.rows}
         missing = [(seed, one) for seed in range(seeds) for one in forms if (one.name, str(seed)) not in done]
         if missing:
@@ -274,16 +273,6 @@ def make(
     return rows
 
 
-def _refuse_other_budget(file: RunsFile, budget: Budget) -> None:
-    for row in file.rows:
-        for name, value in budget_columns(budget).items():
-            if row[name] != to_text(value):
-                raise ValueError(
-                    f"{file.path} holds runs with {name} {row[name]}: runs in one file share one budget. Give the same "
-                    "options, or choose another folder with --out."
-                )
-
-
 def proxy(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Give more to add some.")] = 2,
     images: Annotated[int, typer.Option(min=10, help="Training images of each run.")] = Budget.images,
@@ -294,23 +283,9 @@ def proxy(
 
     Stopped at any moment, the same command goes on with what is missing.
     """
-    command = shlex.join(["python", "-m", "course.experiments.search_proxy", *sys.argv[1:]])
-    try:
-        make(
-            Budget(images, epochs), out or data_dir() / "results", seeds, command, log=partial(print, flush=True)
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(proxy)
-    with exit_in_a_sentence():
-        app()
+    command = called("course.experiments.search_proxy")
+    make(Budget(images, epochs), out or data_dir() / "results", seeds, command, log=partial(print, flush=True))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(search_proxy=proxy)

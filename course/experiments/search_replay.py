@@ -14,8 +14,6 @@ known then and costs nothing, so only new settings count. Both rules are in favo
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,9 +27,10 @@ import torch
 import typer
 
 from course import older_search
+from course.experiments.command import called, run_command
 from kdlib import study
 from kdlib.data import data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence
+from kdlib.errors import check_whole
 from kdlib.search.storage import load_optuna
 from kdlib.search.trials import STARTUP_TRIALS
 from kdlib.study.report import update_readme
@@ -257,22 +256,10 @@ def replay(
 
     Stopped at any moment, the same command goes on with what is missing.
     """
-    command = shlex.join([*COMMAND.split(), *sys.argv[1:]])
+    command = called("course.experiments.search_replay")
     torch.set_num_threads(1)
-    try:
-        make(load_map(), out or data_dir() / "results", repetitions, command, partial(print, flush=True))
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(replay)
-    with exit_in_a_sentence():
-        app()
+    make(load_map(), out or data_dir() / "results", repetitions, command, partial(print, flush=True))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(search_replay=replay)

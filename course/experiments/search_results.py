@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from course.experiments import search_proxy, search_rows
+from course.experiments.rows import refuse_diverged
 from course.experiments.search_rows import CONTROL, DEFAULTS, FOUND, RANDOM
-from course.experiments.several_results import refuse_diverged
 from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.study.method_specs import Settings

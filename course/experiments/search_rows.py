@@ -20,8 +20,6 @@ Searches and finished runs are kept in a folder (--cache); stopped at any moment
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,14 +29,16 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from course.experiments.command import called, run_command
+from course.experiments.rows import versions
 from kdlib import data, devices, search
 from kdlib.data import DataModule, data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence
+from kdlib.errors import check_whole
 from kdlib.search import judging
 from kdlib.search.task import TaskRunner
 from kdlib.study.method_specs import SETTING_NAMES
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, SessionLog, to_text
 
 DATA, TEACHER, STUDENT, METHOD = "fashion-mnist", "resnet20-fashion", "resnet8", "kd"
 FOUND, DEFAULTS, RANDOM, CONTROL = judging.FOUND, "defaults", judging.RANDOM, "defaults, tuned"
@@ -162,8 +162,7 @@ def _control(found: search.Found, seeds: Iterable[int], cache: Path) -> list[dic
 
 def _append(file: RunsFile, session: SessionLog, key: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Add the rows that the file has not yet; ValueError for one that it has of another budget or setting."""
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
-    process = versions | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
+    process = versions() | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
     done = {tuple(row[name] for name in key): row for row in file.rows}
     missing = []
     for row in rows:
@@ -197,22 +196,10 @@ def rows_command(
 
     Stopped at any moment, the same command goes on with what is missing.
     """
-    command = shlex.join([*COMMAND.split(), *sys.argv[1:]])
+    command = called("course.experiments.search_rows")
     budget = Budget(images, epochs, trials=trials)
-    try:
-        make(budget, out or data_dir() / "results", cache, seeds, command, log=partial(print, flush=True))
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(rows_command)
-    with exit_in_a_sentence():
-        app()
+    make(budget, out or data_dir() / "results", cache, seeds, command, log=partial(print, flush=True))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(search_rows=rows_command)

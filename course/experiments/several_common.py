@@ -177,8 +177,3 @@ def teacher_logits(network: nn.Module, split: IndexedDataset) -> Tensor:
     if split.fingerprint not in kept:
         kept[split.fingerprint] = logits_of(network, split)
     return kept[split.fingerprint]
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of right answers."""
-    return (logits.argmax(dim=1) == labels).float().mean().item()

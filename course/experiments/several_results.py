@@ -10,13 +10,14 @@ Accuracies are of the test images, in per cent; gains in points. A way of which 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from course.experiments import several_teachers
+from course.experiments.rows import refuse_diverged, refuse_twice
 from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.errors import unknown_name
@@ -24,29 +25,6 @@ from kdlib.study.runs_file import read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def refuse_diverged(name: str, diverged: Mapping[int, str]) -> None:
-    """Raise ValueError, with seeds and error, where there are any: to judge by the others would be to choose seeds.
-
-    name: of what was trained, as the sentence begins. diverged: errors by seed.
-    """
-    if diverged:
-        seeds = f"seed{'s' * (len(diverged) > 1)} {', '.join(map(str, diverged))}"
-        raise ValueError(
-            f"{name} diverged at {seeds}: {next(iter(diverged.values())).rstrip('.') or 'no error noted'}. The other "
-            "seeds alone give no mean and no verdict. Run all of its seeds anew, with a smaller learning rate."
-        )
-
-
-def refuse_twice(name: str, seeds: Sequence[int]) -> None:
-    """Raise ValueError where a seed is there twice, as after a row was lost and made anew with another setting."""
-    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
-    if twice:
-        raise ValueError(
-            f"{name} has more than one row for seed {twice[0]}, perhaps with different settings. Keep one of them in "
-            "the file, or run all of its seeds anew."
-        )
 
 
 @dataclass(frozen=True)

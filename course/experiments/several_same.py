@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
+from course.experiments.rows import accuracy
 from course.experiments.several_common import (
     Chosen,
     Given,
@@ -24,7 +25,6 @@ from course.experiments.several_common import (
     Part,
     Setting,
     Way,
-    accuracy,
     fashion,
     fit,
     hard_settings,

@@ -14,8 +14,6 @@ they are a variant of. The test set is read once in a run, at the end.
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,12 +25,14 @@ import torch
 import typer
 
 from course.experiments import several_mutual, several_own, several_same
-from course.experiments.several_common import TUNING_SEEDS, Chosen, Part, Setting, accuracy, fashion, logits_of
+from course.experiments.command import called, run_command
+from course.experiments.rows import accuracy, make_missing, refuse_other_budget, score, versions
+from course.experiments.several_common import TUNING_SEEDS, Chosen, Part, Setting, fashion, logits_of
 from kdlib import devices
 from kdlib.data import data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
+from kdlib.errors import check_whole, unknown_name
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, holds
 
 PARTS = {part.name: part for part in (several_own.PART, several_same.PART, several_mutual.PART)}
 SEEDS = 5
@@ -48,6 +48,11 @@ def path(part: str, folder: Path, *, trials: bool = False) -> Path:
     return folder / f"several-{part}{'-trials' if trials else ''}.csv"
 
 
+def budget_of(part: Part) -> dict[str, Any]:
+    """The columns that all rows of a part's files share."""
+    return {name: getattr(part, name) for name in BUDGET_COLUMNS}
+
+
 @dataclass(frozen=True)
 class Run:
     """One way with one seed and setting."""
@@ -58,8 +63,7 @@ class Run:
 
     def columns(self, part: Part) -> dict[str, Any]:
         """What the row says of the settings."""
-        budget = {name: getattr(part, name) for name in BUDGET_COLUMNS}
-        return {"part": part.name, "way": self.way, "seed": self.seed} | budget | vars(self.setting)
+        return {"part": part.name, "way": self.way, "seed": self.seed} | budget_of(part) | vars(self.setting)
 
     def is_in(self, rows: Sequence[dict[str, str]], part: Part) -> bool:
         """Whether these rows of a file hold it."""
@@ -69,8 +73,7 @@ class Run:
 def execute(run: Run, part: Part, chosen: Chosen, *, test: bool) -> dict[str, Any]:
     """Train one way and measure it; the row, with an error in place of accuracies where training diverged."""
     started = time.perf_counter()
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
-    row = run.columns(part) | versions | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
+    row = run.columns(part) | versions() | {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
     try:
         outcome = part.ways[run.way].train(run.seed, run.setting, chosen)
         split = fashion().test if test else fashion().validation
@@ -114,7 +117,7 @@ def run_part(
     runs = RunsFile(path(part.name, out), RUN_COLUMNS, log)
     chosen: dict[str, Setting] = {}
     with trials.open():
-        _refuse_other_budget(trials, part)
+        refuse_other_budget(trials, budget_of(part), advice="Choose another folder with --out.")
         for name, way in part.ways.items():
             if way.as_in is None:
                 wanted = [Run(name, seed, setting) for seed in TUNING_SEEDS for setting in way.settings]
@@ -124,21 +127,11 @@ def run_part(
         if way.as_in is not None:
             chosen[name] = chosen[way.as_in]
     with runs.open():
-        _refuse_other_budget(runs, part)
+        refuse_other_budget(runs, budget_of(part), advice="Choose another folder with --out.")
         for seed in range(seeds):  # one seed after the other: its teachers are trained once
             wanted = [Run(name, seed, chosen[name]) for name, way in part.ways.items() if not way.trials_only]
             _execute(wanted, part, chosen, runs, command, log, test=True)
     return runs.rows
-
-
-def _refuse_other_budget(file: RunsFile, part: Part) -> None:
-    for row in file.rows:
-        differ = [name for name in BUDGET_COLUMNS if row[name] != to_text(getattr(part, name))]
-        if differ:
-            raise ValueError(
-                f"{file.path} holds runs with {', '.join(f'{name} {row[name]}' for name in differ)}: runs in one file "
-                "share one budget. Choose another folder with --out."
-            )
 
 
 def _execute(
@@ -151,16 +144,11 @@ def _execute(
     *,
     test: bool,
 ) -> None:
+    def describe(run: Run, row: dict[str, Any]) -> str:
+        return f"{part.name}: {run.way}, seed {run.seed}, {run.setting}: {score(row):.2%} in {row['seconds']:.1f} s"
+
     missing = [run for run in wanted if not run.is_in(file.rows, part)]
-    if not missing:
-        return
-    session = SessionLog(file.path, command, len(file.rows))
-    for run in missing:
-        row = execute(run, part, chosen, test=test)
-        file.append(row)
-        session.write(len(file.rows))
-        score = row.get("test_accuracy" if test else "validation_accuracy", math.nan)
-        log(f"{part.name}: {run.way}, seed {run.seed}, {run.setting}: {score:.2%} in {row['seconds']:.1f} s")
+    make_missing(file, missing, lambda run: execute(run, part, chosen, test=test), describe, command, log)
 
 
 def several_teachers(
@@ -169,27 +157,15 @@ def several_teachers(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
 ) -> None:
     """Teach students by several teachers and by one. Stopped at any moment, the same command goes on."""
-    command = shlex.join(["python", "-m", "course.experiments.several_teachers", *sys.argv[1:]])
+    command = called("course.experiments.several_teachers")
     folder = out or data_dir() / "results"
     for name in only or list(PARTS):
         if name not in PARTS:
             raise unknown_name("part", name, PARTS)
-    try:
-        for name in only or list(PARTS):
-            run_part(PARTS[name], seeds, folder, command, log=partial(print, flush=True))
-            update_readme(folder)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on with what is missing.", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(several_teachers)
-    with exit_in_a_sentence():
-        app()
+    for name in only or list(PARTS):
+        run_part(PARTS[name], seeds, folder, command, log=partial(print, flush=True))
+        update_readme(folder)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(several_teachers=several_teachers)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from course.experiments.several_results import refuse_twice
+from course.experiments.rows import refuse_twice
 from course.experiments.teacher_students import HARD, RUN_COLUMNS, SMOOTHED, STUDENTS, TRIAL_COLUMNS, Budget, unpack
 from course.experiments.teachers import TEACHER_COLUMNS, teachers_path
 from kdlib import verdict

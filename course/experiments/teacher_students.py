@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from course.experiments.rows import make_missing, refuse_other_budget, score, versions
 from course.experiments.teachers import DATA, TEACHERS, Calibrated, load_teacher, path_of, teacher_named
 from kdlib import data, devices, measure, models, train
 from kdlib.data import Augmentation, DataModule, IndexedDataset
@@ -36,7 +37,7 @@ from kdlib.errors import check_whole, unknown_name
 from kdlib.hooks import ModelOutput
 from kdlib.methods import HardLabels, Logit, Method
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
+from kdlib.study.runs_file import RunsFile, holds
 from kdlib.teachers import CachedTeacher, Teacher
 
 HARD, SMOOTHED = "hard labels", "label smoothing"  # in place of a teacher's name: without one
@@ -107,8 +108,7 @@ def execute(run: Run, budget: Budget, fashion: DataModule, folder: Path, *, test
     """
     started = time.perf_counter()
     subset = fashion.subset(budget.images, seed=run.seed)
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
-    row = budget.columns() | vars(run) | versions
+    row = budget.columns() | vars(run) | versions()
     row |= {"device": str(devices.resolve()), "threads": torch.get_num_threads()}
     shape: dict[str, Any] = {
         "num_classes": fashion.num_classes,
@@ -254,7 +254,7 @@ class Experiment:
         runs = RunsFile(self.budget.path("teachers-students", self.out), RUN_COLUMNS, log)
         with trials.open(), runs.open():
             for file in (trials, runs):
-                self._refuse_other_budget(file)
+                refuse_other_budget(file, self.budget.columns())
             for teacher in (HARD, *teachers):
                 for student in students:
                     self._run_arm(student, teacher, seeds, fashion, (trials, runs), command, log)
@@ -282,16 +282,6 @@ class Experiment:
         chosen = best(trials.rows, tried)
         self._execute([replace(chosen, seed=seed) for seed in range(seeds)], runs, fashion, command, log, test=True)
 
-    def _refuse_other_budget(self, file: RunsFile) -> None:
-        expected = {name: to_text(value) for name, value in self.budget.columns().items()}
-        for row in file.rows:
-            differ = [name for name in BUDGET_COLUMNS if row[name] != expected[name]]
-            if differ:
-                raise ValueError(
-                    f"{file.path} holds runs with {', '.join(f'{name} {row[name]}' for name in differ)}: runs in one "
-                    "file share one budget. Give the same options, or choose another folder with --out."
-                )
-
     def _execute(
         self,
         wanted: Sequence[Run],
@@ -302,17 +292,15 @@ class Experiment:
         *,
         test: bool,
     ) -> None:
-        missing = [run for run in wanted if not run.is_in(file.rows)]
-        if not missing:
-            return
-        session = SessionLog(file.path, command, len(file.rows))
-        for run in missing:
-            row = execute(run, self.budget, fashion, self.folder, test=test)
-            file.append(row)
-            session.write(len(file.rows))
-            score = row.get("test_accuracy" if test else "validation_accuracy", math.nan)
+        def make(run: Run) -> dict[str, Any]:
+            return execute(run, self.budget, fashion, self.folder, test=test)
+
+        def describe(run: Run, row: dict[str, Any]) -> str:
             settings = f"rate {run.learning_rate:g}, T {run.temperature or 0:g}"
-            log(f"{run.student} of {run.teacher}, seed {run.seed}, {settings}: {score:.2%} in {row['seconds']:.0f} s")
+            name = f"{run.student} of {run.teacher}, seed {run.seed}, {settings}"
+            return f"{name}: {score(row):.2%} in {row['seconds']:.0f} s"
+
+        make_missing(file, [run for run in wanted if not run.is_in(file.rows)], make, describe, command, log)
 
 
 def best(rows: Sequence[dict[str, str]], tried: Sequence[Run]) -> Run:

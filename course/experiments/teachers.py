@@ -14,8 +14,6 @@ What is trained stays in a scratch folder; the rows are what is kept.
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,12 +24,14 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor, nn
 
+from course.experiments.command import called, run_command
+from course.experiments.rows import versions
 from kdlib import data, devices, files, measure, models, train
 from kdlib.data import DataModule, data_dir
-from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
+from kdlib.errors import check_whole, unknown_name
 from kdlib.methods import HardLabels, Logit, Method
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog, library_versions
+from kdlib.study.runs_file import RunsFile, SessionLog
 from kdlib.teachers import Ensemble, FrozenTeacher
 
 DATA = "fashion-mnist"
@@ -236,7 +236,6 @@ def row_of(teacher: Teacher, fashion: DataModule, folder: Path, epochs: int) -> 
     if teacher.training is not None:
         train_network(teacher.training, fashion, folder, epochs)
     model = load_teacher(teacher, fashion, folder)
-    versions = {name: version for name, version in library_versions().items() if name in ("kdlib", "torch")}
     return {
         **{"data": DATA, "teacher": teacher.name, "kind": teacher.kind},
         "epochs": None if plan is None else teacher.epoch or epochs,
@@ -244,7 +243,7 @@ def row_of(teacher: Teacher, fashion: DataModule, folder: Path, epochs: int) -> 
         **facts_of(model, fashion),
         "fingerprint": FrozenTeacher(model).fingerprint[:16],
         **{"seconds": round(time.perf_counter() - started, 1), "device": str(devices.resolve())},
-        **versions,
+        **versions(),
     }
 
 
@@ -301,7 +300,7 @@ def teachers_command(
     cache: Cache = Path("runs/teachers"),
 ) -> None:
     """Train the teachers that are not shipped and write what is known of each."""
-    command = shlex.join(["python", "-m", "course.experiments.teachers", *sys.argv[1:]])
+    command = called("course.experiments.teachers")
     run_teachers(
         only or list(TEACHERS), epochs, cache, out or data_dir() / "results", command, partial(print, flush=True)
     )
@@ -319,20 +318,10 @@ def students_command(
     """Train students of labels, hard and smoothed, and of each teacher; the teachers must have been trained before."""
     from course.experiments.teacher_students import SMOOTHED, STUDENTS, Budget, Experiment  # it imports this module
 
-    command = shlex.join(["python", "-m", "course.experiments.teachers", *sys.argv[1:]])
+    command = called("course.experiments.teachers")
     experiment = Experiment(Budget(images, epochs), out or data_dir() / "results", cache)
     experiment.run(only or [SMOOTHED, *TEACHERS], student or STUDENTS, seeds, command, log=partial(print, flush=True))
 
 
-def main() -> None:
-    """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command("teachers")(teachers_command)
-    app.command("students")(students_command)
-
-    with exit_in_a_sentence():
-        app()
-
-
 if __name__ == "__main__":
-    main()
+    run_command(teachers=teachers_command, students=students_command)

@@ -6,9 +6,9 @@
     plots.show(fig, alt="The distilled student is ahead of the baseline from the third epoch on.")
 
 theme           what each colour stands for, figures, alt texts
-charts          bars of probabilities, class matrices, images, lines on log axes
+charts          bars of probabilities, class matrices, images in rows
 diagram         teacher, student, data and losses, with the active parts lit
-forest_plot     methods of a study below each other: gains over hard labels, gap recovered
+forest_plot     methods of a study below each other: gains over hard labels
 claims          arms of the experiments on claims, and accuracy against passes
 compression     accuracy against cost, and gains, for ways of compressing
 mistakes        what mistakes in a loss cost, with labels and without
@@ -16,7 +16,7 @@ modalities      recordings in two modalities, and each person
 learning_curve  accuracy against the number of training images
 epochs          validation accuracy after each epoch of long runs
 relations       matrices of relations and their differences, the triangle of three pictures
-heatmap         a study over alpha and temperature
+heatmap         cells over alpha and temperature, for the explorer of both
 simplex         answers over three classes in a triangle, at several temperatures
 several         ways of teaching by several teachers: teacher, student, gain over a baseline
 searching       what a search promises and keeps, proxies against accuracy
@@ -24,7 +24,7 @@ teachers        what each teacher was worth to its students
 clinic          what each fault of the clinic did to accuracy
 """
 
-from course.plots.charts import class_matrix, diverging_cmap, loglog, pictures, probability_bars, text_colours
+from course.plots.charts import class_matrix, diverging_cmap, pictures, probability_bars, text_colours
 from course.plots.claims import claim_arms, claim_arms_alt, claim_lengths, claim_lengths_alt
 from course.plots.clinic import fault_effects, fault_effects_alt
 from course.plots.compression import (
@@ -39,16 +39,14 @@ from course.plots.compression import (
     plain_log_ticks,
     stretch_accuracy,
 )
-from course.plots.diagram import FAMILIES, PARTS, schematic, schematic_alt
+from course.plots.diagram import FAMILIES, schematic, schematic_alt
 from course.plots.epochs import accuracy_by_epoch, accuracy_by_epoch_alt
-from course.plots.forest_plot import forest, forest_alt, gap_recovered, gap_recovered_alt
+from course.plots.forest_plot import forest, forest_alt
 from course.plots.heatmap import (
     MAP_METRICS,
     AnnotatedHeatmap,
     heatmap_caption,
     heatmap_cells,
-    temperature_map,
-    temperature_map_alt,
 )
 from course.plots.learning_curve import accuracy_against_images, accuracy_against_images_alt
 from course.plots.mistakes import mistakes, mistakes_alt
@@ -69,9 +67,7 @@ from course.plots.simplex import shrinking_answers, shrinking_answers_alt
 from course.plots.teachers import (
     KINDS,
     MEASURE_LABELS,
-    STUDENT_WORDS,
     axis_value,
-    draw_gains_against,
     gain_against,
     gain_against_alt,
     kind_marker,
@@ -91,7 +87,6 @@ from course.plots.theme import (
     OTHER,
     RELATIONS,
     ROLES,
-    STYLE,
     TEACHER,
     Role,
     blank,
@@ -122,11 +117,8 @@ __all__ = [
     "MEASURE_LABELS",
     "NEUTRAL",
     "OTHER",
-    "PARTS",
     "RELATIONS",
     "ROLES",
-    "STUDENT_WORDS",
-    "STYLE",
     "TEACHER",
     "AnnotatedHeatmap",
     "Role",
@@ -149,7 +141,6 @@ __all__ = [
     "compression_point",
     "compression_role",
     "diverging_cmap",
-    "draw_gains_against",
     "fault_effects",
     "fault_effects_alt",
     "figure",
@@ -157,8 +148,6 @@ __all__ = [
     "forest_alt",
     "gain_against",
     "gain_against_alt",
-    "gap_recovered",
-    "gap_recovered_alt",
     "heatmap_caption",
     "heatmap_cells",
     "kept_promises",
@@ -166,7 +155,6 @@ __all__ = [
     "kind_marker",
     "legend",
     "log_size",
-    "loglog",
     "mistakes",
     "mistakes_alt",
     "normalize_alt",
@@ -198,8 +186,6 @@ __all__ = [
     "style",
     "teacher_gains",
     "teacher_gains_alt",
-    "temperature_map",
-    "temperature_map_alt",
     "text_colours",
     "triangles",
     "triangles_alt",

@@ -1,4 +1,4 @@
-"""Charts that several lessons draw: bars of probabilities, class matrices, images in rows, lines on log axes."""
+"""Charts that several lessons draw: bars of probabilities, class matrices, images in rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from course.plots.theme import BASELINE, DISTILLED, NEUTRAL, OTHER, TEACHER, Role, figure, legend
+from course.plots.theme import BASELINE, DISTILLED, NEUTRAL, TEACHER, Role, figure, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.container import BarContainer
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
-    from matplotlib.lines import Line2D
 
 
 def probability_bars(
@@ -125,19 +124,3 @@ def pictures(images: Any, captions: Sequence[str] = (), columns: int = 5, size: 
         if captions:
             axes.set_title(captions[number], fontsize=9, loc="center")
     return fig
-
-
-def loglog(
-    axes: Axes, x: Any, series: Mapping[str, Any], *, xlabel: str, ylabel: str, roles: Sequence[Role] = (OTHER, NEUTRAL)
-) -> dict[str, Line2D]:
-    """Lines on two logarithmic axes, one per role. Returns them by name."""
-    x = np.asarray(x, dtype=float)
-    every = max(1, len(x) // 8)  # markers on each of a hundred points would hide the line
-    lines = {}
-    for number, (name, values) in enumerate(series.items()):
-        look = roles[number % len(roles)].line(name, markevery=every)
-        (lines[name],) = axes.plot(x, np.asarray(values, dtype=float), **look)
-    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
-    if len(series) > 1:
-        legend(axes)
-    return lines

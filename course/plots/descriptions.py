@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,13 +24,3 @@ def describe_intervals(results: Results) -> str:
     """The confidence of a study's intervals, all together."""
     count = results.comparisons
     return f"95 % intervals that hold together for all {count} comparisons" if count > 1 else "95 % interval"
-
-
-def describe_cell(setting: tuple[float, float]) -> str:
-    """A cell of the heat map, by its alpha and T."""
-    return f"alpha {setting[0]:g}, T {setting[1]:g}"
-
-
-def in_brackets(items: Sequence[str]) -> str:
-    """The items in brackets, or "" if there are none."""
-    return f" ({'; '.join(items)})" if items else ""

@@ -1,4 +1,4 @@
-"""Forest plots of a study: a line with an interval for each method, its gain over hard labels or the gap recovered.
+"""Forest plots of a study: a line with an interval for each method, its gain over hard labels.
 
     results = study.results("methods", student="resnet8", images=10_000)
     plots.show(plots.forest(results), alt=plots.forest_alt(results))
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from course.plots.descriptions import describe_intervals, describe_setting
-from course.plots.theme import BASELINE, DISTILLED, INK, NEUTRAL, TEACHER, Role, figure
+from course.plots.theme import BASELINE, DISTILLED, INK, NEUTRAL, Role, figure
 from kdlib.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ HEADINGS = {
 }
 VERDICT_ROLES = {Verdict.BEATS: DISTILLED, Verdict.LOSES: BASELINE, Verdict.INCONCLUSIVE: NEUTRAL}
 NO_VERDICT = Role("no verdict", INK, "", "x", "")
-GAIN, SHARE = "{:+.2f}", "{:+.1f}"  # formats of points and of per cent
+GAIN = "{:+.2f}"  # format of points
 
 
 def forest(results: Results, methods: Sequence[str] | None = None, value: str = "test_accuracy") -> Figure:
@@ -51,7 +51,7 @@ def forest(results: Results, methods: Sequence[str] | None = None, value: str = 
     rows = [results.gain(name, value) for name in methods or results.methods]
     name = results.title(results.baseline)
     title = f"Gain over {name}: {describe_setting(results)}"
-    fig, axes = _forest_axes(rows, title, "gain, points (interval)", GAIN, {0.0: replace(BASELINE, label=name)})
+    fig, axes = _forest_axes(rows, title, replace(BASELINE, label=name))
     axes.set_xlabel(f"gain over {name} (points of {results.label(value)})\n{describe_intervals(results)}")
     return fig
 
@@ -60,59 +60,20 @@ def forest_alt(results: Results, methods: Sequence[str] | None = None, value: st
     """What `forest` shows, in words."""
     rows = [results.gain(name, value) for name in methods or results.methods]
     title = f"Gain over {results.title(results.baseline)} in points of {results.label(value)}"
-    return f"{title}, {describe_setting(results)}. {describe_intervals(results)}. {_describe_verdicts(rows, GAIN)}"
+    return f"{title}, {describe_setting(results)}. {describe_intervals(results)}. {_describe_verdicts(rows)}"
 
 
-def gap_recovered(
-    results: Results, methods: Sequence[str] | None = None, teacher_right: np.ndarray | None = None
-) -> Figure:
-    """The share of the gap between hard labels (0 %) and the teacher (100 %) that each method closes, as `forest`.
-
-    teacher_right: see `Results.gap_recovered`; without it the intervals are over seeds alone, and the figure says so.
-    """
-    rows = [results.gap_recovered(name, teacher_right) for name in methods or results.methods]
-    name = results.title(results.baseline)
-    lines = {0.0: replace(BASELINE, label=name), 100.0: TEACHER}
-    title = f"Gap recovered: {describe_setting(results)}"
-    fig, axes = _forest_axes(rows, title, "share, % (interval)", SHARE, lines)
-    intervals = f"{describe_intervals(results)}, {_over(rows)}"
-    axes.set_xlabel(f"share of the gap from {name} (0 %) to the teacher (100 %)\n{intervals}")
-    return fig
-
-
-def gap_recovered_alt(
-    results: Results, methods: Sequence[str] | None = None, teacher_right: np.ndarray | None = None
-) -> str:
-    """What `gap_recovered` shows, in words."""
-    rows = [results.gap_recovered(name, teacher_right) for name in methods or results.methods]
-    name = results.title(results.baseline)
-    share = f"Share in % of the gap from {name} (0) to the teacher (100), {describe_setting(results)}"
-    return f"{share}. {describe_intervals(results)}, {_over(rows)}. {_describe_verdicts(rows, SHARE)}"
-
-
-def _over(rows: Sequence[Estimate]) -> str:
-    """What the scatter in the intervals is that of."""
-    return (
-        "over seeds and test images" if all(row.over == "seeds and test images" for row in rows) else "over seeds alone"
-    )
-
-
-def _forest_axes(
-    rows: Sequence[Estimate], title: str, column: str, number: str, guides: dict[float, Role]
-) -> tuple[Figure, Axes]:
-    """A line for each measured quantity, by family and falling mean, with the numbers beside it.
-
-    column: the heading of the numbers. number: their format. guides: values on the x axis that have a meaning.
-    """
+def _forest_axes(rows: Sequence[Estimate], title: str, baseline: Role) -> tuple[Figure, Axes]:
+    """A line for each gain, by family and falling mean, with the numbers beside it; baseline: what 0 stands for."""
     lines = _group_by_family(rows)
     fig, (axes, beside) = figure(9.4, 0.26 * len(lines) + 1.7, columns=2, width_ratios=(1.25, 1), sharey=True)
     beside.axis("off")
     beside.set_xlim(0, 1)
-    axes.set_xlim(*_x_limits([row for row in lines if not isinstance(row, str)], guides))
+    axes.set_xlim(*_x_limits([row for row in lines if not isinstance(row, str)]))
     for y, row in enumerate(lines):
         if not isinstance(row, str):
             _draw_row(axes, y, row)
-            _write_numbers(beside, y, row, number)
+            _write_numbers(beside, y, row)
     axes.set_yticks(range(len(lines)), [row if isinstance(row, str) else row.title for row in lines])
     for label, row in zip(axes.get_yticklabels(), lines, strict=True):
         label.set_fontweight("bold" if isinstance(row, str) else "normal")
@@ -120,11 +81,11 @@ def _forest_axes(
     axes.set_ylabel("method, by family")
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    for x, text in ((0, column), (0.68, "verdict")):
+    for x, text in ((0, "gain, points (interval)"), (0.68, "verdict")):
         beside.text(x, -0.05, text, va="center", fontweight="bold", fontsize=9)
     fig.suptitle(title, x=0.01, ha="left", fontsize=10)
-    for value, role in guides.items():
-        axes.axvline(value, label=role.label, color=role.colour, linestyle=role.linestyle, linewidth=1.5, zorder=1)
+    look = {"color": baseline.colour, "linestyle": baseline.linestyle, "linewidth": 1.5, "zorder": 1}
+    axes.axvline(0, label=baseline.label, **look)
     _add_legend(fig, axes, rows)
     return fig, axes
 
@@ -140,14 +101,14 @@ def _group_by_family(rows: Iterable[Estimate]) -> list[str | Estimate]:
     return lines
 
 
-def _x_limits(rows: Sequence[Estimate], guides: Iterable[float]) -> tuple[float, float]:
+def _x_limits(rows: Sequence[Estimate]) -> tuple[float, float]:
     """Limits of the x axis that hold most intervals and seeds, and are not stretched by the widest few."""
     bounded = [row for row in rows if math.isfinite(row.half_width)]
     ends = [100 * end for row in bounded for end in (row.low, row.high)]
     most = float(np.quantile(np.abs(ends), 0.85)) if ends else 1.0
     values = [*ends, *(100 * value for row in bounded for value in row.by_seed.values()), 0.0]
     left, right = max(min(values), -1.5 * most), min(max(values), 1.5 * most)
-    left, right = min(left, *guides, 0.0), max(right, *guides, 0.0)
+    left, right = min(left, 0.0), max(right, 0.0)
     return left - 0.06 * (right - left + 0.1), right + 0.06 * (right - left + 0.1)
 
 
@@ -176,12 +137,12 @@ def _draw_row(axes: Axes, y: float, row: Estimate) -> None:
         axes.plot([end], [y], marker, markersize=9, **look)
 
 
-def _write_numbers(beside: Axes, y: float, row: Estimate, number: str) -> None:
+def _write_numbers(beside: Axes, y: float, row: Estimate) -> None:
     look: dict[str, Any] = {"va": "center", "fontsize": 9}
     if row.problem:
         beside.text(0, y, f"no verdict: {_shorten(row.problem, 46)}", fontstyle="italic", **look)
         return
-    beside.text(0, y, _numbers(row, number), **look)
+    beside.text(0, y, _numbers(row), **look)
     weight = "normal" if row.verdict is Verdict.INCONCLUSIVE else "bold"
     beside.text(0.68, y, str(row.verdict), color=_role_of(row).ink, fontweight=weight, **look)
 
@@ -199,19 +160,19 @@ def _role_of(row: Estimate) -> Role:
     return VERDICT_ROLES[row.verdict] if row.verdict else NO_VERDICT
 
 
-def _numbers(row: Estimate, number: str) -> str:
+def _numbers(row: Estimate) -> str:
     """Mean and interval of a measured quantity."""
-    mean, low, high = (number.format(100 * value) for value in (row.mean, row.low, row.high))
+    mean, low, high = (GAIN.format(100 * value) for value in (row.mean, row.low, row.high))
     return f"{mean} ({f'{low} to {high}' if math.isfinite(row.half_width) else 'all seeds equal'})"
 
 
-def _describe_verdicts(rows: Sequence[Estimate], number: str) -> str:
-    """All quantities with their intervals, sorted by verdict; number: their format."""
+def _describe_verdicts(rows: Sequence[Estimate]) -> str:
+    """All quantities with their intervals, sorted by verdict."""
     sentences = []
     ordered = [row for row in _group_by_family(rows) if not isinstance(row, str)]
     for verdict in Verdict:
         members = [row for row in ordered if row.verdict is verdict]
-        texts = [f"{row.title} {_numbers(row, number)}" for row in members]
+        texts = [f"{row.title} {_numbers(row)}" for row in members]
         sentences += [f"{verdict}: {'; '.join(texts)}."] if members else []
     lost = [f"{row.title} ({row.problem})" for row in ordered if row.problem]
     sentences += [f"No verdict: {'; '.join(lost)}."] if lost else []

@@ -1,4 +1,4 @@
-"""A heat map of the study over alpha and temperature."""
+"""What the explorer of alpha and temperature draws: a heat map of the study with texts on its cells."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from course.plots.charts import diverging_cmap, text_colours
-from course.plots.descriptions import describe_cell, describe_setting, in_brackets
-from course.plots.theme import INK, figure
+from course.plots.theme import INK
 from kdlib.errors import unknown_name
 from kdlib.verdict import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from kdlib.study.analysis import Estimate, Results
 
@@ -113,57 +111,9 @@ class AnnotatedHeatmap:
             self.frames[setting].set_visible(bool(cell.arrow))
 
 
-def temperature_map(results: Results, metric: str = "gain over hard labels") -> Figure:
-    """The mean of a metric over alpha and T, with half the width of its interval.
-
-    metric: a name in MAP_METRICS. A frame and an arrow mark the cells whose difference from hard labels has an interval
-    that excludes zero. Raises ValueError for results that are no grid, and for an unknown metric.
-    """
-    fig, axes = figure(7.4, 4.8)
-    heatmap = AnnotatedHeatmap(axes, results.alphas, results.temperatures)
-    heatmap.fill(heatmap_cells(results, metric), MAP_METRICS[metric][1])
-    title = (f"{metric.capitalize()}: {describe_setting(results)}", heatmap_caption(results, metric))
-    fig.suptitle("\n".join(title), x=0.01, ha="left", fontsize=9)
-    unit = "points" if MAP_METRICS[metric][1] else "%"
-    fig.colorbar(heatmap.image, ax=axes, label=f"{metric} ({unit})")
-    return fig
-
-
-def temperature_map_alt(results: Results, metric: str = "gain over hard labels") -> str:
-    """What `temperature_map` shows, in words."""
-    cells = heatmap_cells(results, metric)
-    valid = {setting: cell for setting, cell in cells.items() if not cell.gain.problem}
-    unit = "points" if MAP_METRICS[metric][1] else "%"
-    sentences = [f"Heat map of the mean {metric} in {unit} over alpha and T, {describe_setting(results)}"]
-    if valid:
-        means = {setting: cell.value.mean for setting, cell in valid.items()}
-        extremes = {"highest": max(means, key=means.__getitem__), "lowest": min(means, key=means.__getitem__)}
-        for word, setting in extremes.items():
-            value = valid[setting].value.format(MAP_METRICS[metric][1])
-            sentences.append(f"The {word} is {value} at {describe_cell(setting)}")
-    for word, arrow in (("above", "▲ "), ("below", "▼ ")):
-        settings = [describe_cell(setting) for setting, cell in cells.items() if cell.arrow == arrow]
-        count = f"{len(settings)} of {len(cells)} cells{in_brackets(settings)}"
-        sentences.append(
-            f"{word.capitalize()} hard labels, with an interval of the difference that excludes zero: {count}"
-        )
-    texts = [
-        f"{describe_cell(setting)}: {' '.join(cell.text.removeprefix(cell.arrow).split())}"
-        for setting, cell in valid.items()
-    ]
-    sentences.append(f"The cells, {_describe_numbers(results, metric)}: {'; '.join(texts)}")
-    lost = [f"{describe_cell(setting)}: {cell.gain.problem}" for setting, cell in cells.items() if cell.gain.problem]
-    if lost:
-        sentences.append(f"No verdict{in_brackets(lost)}")
-    return ". ".join(sentences) + "."
-
-
 def heatmap_caption(results: Results, metric: str) -> str:
     """How to read the cells of the heat map."""
-    excludes = "it excludes 0" if MAP_METRICS[metric][1] else "that of the difference from hard labels excludes 0"
-    return f"{_describe_numbers(results, metric)}; ▲ ▼ and frame: {excludes}"
-
-
-def _describe_numbers(results: Results, metric: str) -> str:
-    family = f"; {results.comparisons} hold together" if MAP_METRICS[metric][1] else ""
-    return f"mean ± half of its 95 % interval{family}"
+    relative = MAP_METRICS[metric][1]
+    family = f"; {results.comparisons} hold together" if relative else ""
+    excludes = "it excludes 0" if relative else "that of the difference from hard labels excludes 0"
+    return f"mean ± half of its 95 % interval{family}; ▲ ▼ and frame: {excludes}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -14,8 +13,9 @@ import pytest
 import torch
 
 from course import workers
-from course.experiments import compression
+from course.experiments import compression, compression_results
 from course.experiments.compression import HARD, KD, RAW, TECHNIQUES, Budget, Experiment, Images, Run
+from kdlib import verdict
 from kdlib.data import DataModule
 from kdlib.study import experiment as study_experiment
 from kdlib.study.runs_file import read_rows
@@ -33,7 +33,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
         runs.append(run)
         row = run.columns(budget) | {"seconds": 1.0}
         if test:
-            return row | {"test_accuracy": 0.9 + 0.01 * (run.training == KD) + 0.001 * run.seed * len(run.training)}
+            sizes = dict.fromkeys(("parameters", "nonzero", "bytes", "zipped_bytes", "macs"), 1)
+            return (
+                row
+                | sizes
+                | {"test_accuracy": 0.9 + 0.01 * (run.training == KD) + 0.001 * run.seed * len(run.training)}
+            )
         return row | {"validation_accuracy": SCORES[run.training][run.learning_rate]}
 
     monkeypatch.setattr(compression, "execute", execute)
@@ -105,23 +110,42 @@ def test_files_of_another_budget_and_unknown_techniques_are_refused(made: list[R
         Budget(100, 1)
 
 
-def test_gains_are_paired_by_seed(made: list[Run], tmp_path: Path) -> None:
-    rows = run(tmp_path, seeds=5)
-    (line,) = compression.gains(rows).to_dict("records")
-    assert line["gain"] == pytest.approx(1.0 - 0.1 * 2 * 9)  # (2 - 11 letters) of 0.1 points for seed 2, the mean one
-    assert line["low"] < line["gain"] < line["high"]
-    assert (line["technique"], line["n"]) == ("int4", 5)
-    assert compression.gains(rows[:4]).empty  # one seed says nothing
+def print_verdicts(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What the command says of two techniques after its runs."""
+    compression.compression(5, ["int4", "channels"], 100, 2, folder, folder / "cache", 1)
+    return [line for line in capsys.readouterr().out.splitlines() if ", seed " not in line.split(":")[0]]
 
 
-def test_seeds_that_survived_give_no_gain(made: list[Run], tmp_path: Path) -> None:
-    rows = run(tmp_path, seeds=5)
-    for row in rows:
-        if (row["training"], row["seed"]) == (KD, "3"):
-            row |= {"test_accuracy": "", "error": "The loss is nan"}
-    (line,) = compression.gains(rows).to_dict("records")
-    assert math.isnan(line["gain"])
-    assert line["verdict"] == "none: seed 3 of kd diverged"
+def test_the_verdicts_of_the_command_are_those_of_the_lesson(
+    made: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = print_verdicts(tmp_path, capsys)
+    budget = Budget(100, 2)
+    networks = compression_results.summarize(read_rows(budget.path("compression", tmp_path)))
+    gains = compression_results.CompressionResults(networks, networks[0], budget).gains()
+    assert printed == [str(gain) for gain in gains]
+    hard, kd = ({seed: 90 + (way == KD) + 0.1 * seed * len(way) for seed in range(5)} for way in (HARD, KD))
+    both = verdict.compare(kd, hard, comparisons=2, same_unit=True)
+    for gain in gains:
+        assert (gain.comparison.low, gain.comparison.high) == pytest.approx((both.low, both.high))
+
+
+def test_a_seed_that_diverged_leaves_no_verdict(
+    made: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invent = compression.execute
+
+    def execute(run: Run, budget: Budget, cache: Path, *, test: bool) -> dict[str, Any]:
+        row = invent(run, budget, cache, test=test)
+        diverged = (run.training, run.seed) == (KD, 3)
+        if not diverged:
+            return row
+        return {name: row[name] for name in row if name != "test_accuracy"} | {"error": "The loss is nan"}
+
+    monkeypatch.setattr(compression, "execute", execute)
+    (line,) = print_verdicts(tmp_path, capsys)
+    assert "seed 3" in line
+    assert "The loss is nan" in line
 
 
 def test_trials_that_all_diverged_leave_no_rate() -> None:

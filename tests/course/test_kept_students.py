@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from course.experiments import kept_report, kept_results, kept_students
+from course.experiments import kept_results, kept_students
 from course.experiments.kept_students import FURTHER_EPOCHS, LONGER, METHODS, KeptRun, KeptStudents, wanted
-from kdlib import data, measure, models, study, train
+from kdlib import measure, models, study, train
 from kdlib.data import DataModule, data_dir
 from kdlib.study.experiment import SeedRunner
 from kdlib.study.plans import Budget, RunConfig
@@ -187,22 +187,3 @@ def test_the_best_trial_is_that_of_the_study() -> None:
     facts = json.loads((data_dir() / "results" / "choose-resnet8-resnet20-fashion-10000.json").read_text())
     chosen = facts["chosen"]["kd"]["validation_accuracy"]
     assert kept_results.best_trial("kd") == chosen
-
-
-# -------------------- the report
-
-
-@pytest.mark.slow
-def test_a_part_that_is_there_is_not_computed_again(
-    kept: kept_results.KeptResults, fashion: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = {name: getattr(fashion, name).select(torch.arange(60)) for name in ("validation", "test")}
-    short = replace(fashion, **few)
-    monkeypatch.setattr(kept_report, "PARTS", {"whole": kept_report.PARTS["whole"]})
-    monkeypatch.setattr(kept_report, "students", lambda kept: {n: {0: kept.model(n, 0)} for n in ("hard", "kd")})
-    first = kept_report.run(tmp_path, kept, short, "the command", log=lambda text: None)
-    assert {row["table"] for row in first} == {"fidelity", "calibration"}
-    monkeypatch.setattr(kept_report, "students", lambda kept: pytest.fail("computed again"))
-    assert kept_report.run(tmp_path, kept, short, "the command", log=lambda text: None) == first
-    assert kept_report.read(tmp_path)["value"].notna().all()
-    assert data.load("fashion-mnist").test is not short.test

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,14 @@ def test_a_more_accurate_teacher_is_compared_with_the_smaller_one_by_the_same_se
     assert (found_of.verdict, found_of.n) == ("INCONCLUSIVE", 5)
     assert found_of.mean == pytest.approx(gain)
     assert f"(93.7): logits {gain:+.1f} points" in found("A larger teacher")
+
+
+def test_the_sentence_on_larger_teachers_reads_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = replace(article_claims.larger_teacher("kd"), comparisons=9)
+    monkeypatch.setattr(article_claims, "larger_teacher", lambda method: family)
+    smaller = article_claims.main()
+    monkeypatch.setattr(article_claims, "of_teacher", lambda results: 12.3 if results is smaller else 45.6)
+    assert "each one of 9; one that is right on 45.6 % against it (12.3): logits" in found("A larger teacher")
 
 
 def test_no_student_of_the_study_is_ahead_of_its_teacher() -> None:

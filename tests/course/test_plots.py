@@ -23,7 +23,7 @@ from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 from test_explorers import contrast
 
-from course import older_search, plots
+from course import plots
 from course.experiments import (
     claims_results,
     clinic,
@@ -34,6 +34,7 @@ from course.experiments import (
     teacher_results,
 )
 from course.plots import theme
+from course.plots.diagram import PARTS
 from kdlib import distill, study
 
 pytestmark = pytest.mark.slow  # it draws
@@ -312,10 +313,6 @@ SHIPPED: dict[str, Callable[[], tuple[Any, str]]] = {
     "faults": lambda: both("fault_effects", clinic.load()),
     "forest": lambda: both("forest", study.results("methods", student="resnet8", images=10_000)),
     "gain against": lambda: both("gain_against", teacher_results.load(), "article-student"),
-    "gap recovered": lambda: both("gap_recovered", study.results("methods", student="resnet8", images=10_000)),
-    "grid": lambda: both(
-        "temperature_map", study.results("grid", student="resnet8", images=10_000, folder=older_search.folder())
-    ),
     "mistakes": lambda: both("mistakes", logit_mistakes.costs(logit_mistakes.load())),
     "proxies": lambda: (
         plots.proxies_figure(search_results.load_proxies()),
@@ -346,7 +343,7 @@ def test_every_number_in_a_picture_is_in_its_text(name: str) -> None:
     assert [(text, numbers - known) for text, numbers in drawn if numbers - known] == []
 
 
-@pytest.mark.parametrize("name", sorted(SHIPPED.keys() - {"grid"}))  # its numbers stand on cells: `text_colours`
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_text_of_a_picture_stands_out_from_white(name: str) -> None:
     fig, _ = SHIPPED[name]()
     pale = [text.get_text() for text in texts_in(fig) if contrast(text.get_color()) < 4.5]
@@ -492,17 +489,6 @@ def test_pictures_refuses_what_does_not_fit(images: Any, captions: Any) -> None:
         plots.pictures(images, captions)
 
 
-def test_loglog_draws_lines_in_roles(shown: list[tuple[dict, dict]]) -> None:
-    fig, axes = plots.figure()
-    x = 2.0 ** np.arange(20)
-    series = {"with T²": x**0, "without": torch.from_numpy(x**-2)}
-    lines = plots.loglog(axes, x, series, xlabel="temperature T (no unit)", ylabel="length of the gradient (1)")
-    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    assert lines["without"].get_color() == plots.NEUTRAL.colour
-    assert lines["without"].get_ydata()[1] == 0.25
-    plots.show(fig, alt="Two lines.")
-
-
 # The schematic.
 
 
@@ -516,12 +502,12 @@ def colours_of(fig: Any, part: str) -> set[Any]:
     return {colour[:3] for colour in colours if colour[3] > 0 and colour[:3] != (1, 1, 1)}
 
 
-@pytest.mark.parametrize("part", plots.PARTS)
+@pytest.mark.parametrize("part", PARTS)
 def test_a_part_that_is_lit_has_the_colour_of_its_role_and_all_others_are_grey(part: str) -> None:
     fig, dark = plots.schematic({part}), plots.schematic(())
-    assert to_rgb(plots.PARTS[part].colour) in colours_of(fig, part)
+    assert to_rgb(PARTS[part].colour) in colours_of(fig, part)
     assert not colours_of(fig, part) & colours_of(dark, part)
-    for other in plots.PARTS:
+    for other in PARTS:
         if other != part:
             assert colours_of(fig, other) == colours_of(dark, other), other
             assert all(max(colour) - min(colour) < 0.01 for colour in colours_of(fig, other)), other
@@ -539,7 +525,7 @@ def test_the_words_of_pale_parts_stand_out_from_their_boxes() -> None:
 
 def test_lit_parts_differ_in_colour() -> None:
     fig = plots.schematic()
-    edges = {part: patches_of(fig, part)[0].get_edgecolor() for part in plots.PARTS}
+    edges = {part: patches_of(fig, part)[0].get_edgecolor() for part in PARTS}
     different = ("data", "teacher", "student", "feature loss", "relation loss", "soft loss", "hard loss")
     assert len({edges[part] for part in different}) == len(different)
     assert edges["projector"] == edges["feature loss"]
@@ -564,14 +550,14 @@ def test_a_student_that_only_hard_labels_teach_is_the_baseline() -> None:
 )
 def test_a_family_lights_its_loss_beside_the_labels_and_no_other_family(family: str, own: set[str]) -> None:
     fig, dark = plots.schematic(family), plots.schematic(())
-    lit = {part for part in plots.PARTS if colours_of(fig, part) != colours_of(dark, part)}
+    lit = {part for part in PARTS if colours_of(fig, part) != colours_of(dark, part)}
     assert lit == {"data", "labels", "teacher", "student", "hard loss"} | own
     named = plots.schematic_alt(family).split("Lit: ")[1].split(". ")[0]
     assert set(named.split(", ")) == lit
 
 
 def test_without_a_family_all_parts_are_lit() -> None:
-    assert plots.png(plots.schematic(None)) == plots.png(plots.schematic(tuple(plots.PARTS)))
+    assert plots.png(plots.schematic(None)) == plots.png(plots.schematic(tuple(PARTS)))
     assert plots.schematic_alt(None).endswith("All parts are lit.")
     with pytest.raises(ValueError, match="named 'feature'. Did you mean 'feature"):
         plots.schematic("feature")
@@ -594,7 +580,7 @@ def test_the_schematic_is_shown_with_its_alt_text(shown: list[tuple[dict, dict]]
     assert len(base64.b64decode(data["image/png"])) < 60_000
 
 
-@pytest.mark.parametrize("active", [tuple(plots.PARTS), ()])
+@pytest.mark.parametrize("active", [tuple(PARTS), ()])
 def test_no_text_of_the_schematic_is_cut_or_lies_on_another(active: tuple[str, ...]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

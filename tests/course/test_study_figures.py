@@ -16,7 +16,6 @@ from PIL import Image
 from synthetic import score, write
 
 from course import plots, readme_images
-from course.explorers.teacher_outputs import teacher_outputs
 from kdlib import study
 from kdlib.study.analysis import Results
 from kdlib.study.history import HistoryFile
@@ -93,13 +92,20 @@ def test_the_readmes_picture_is_drawn_from_the_results(
     assert not (tmp_path / "x.png").exists()
 
 
+def draw_map(grid: Results, metric: str = "gain over hard labels") -> Any:
+    """The map of alpha and temperature as the explorer draws it, alone."""
+    fig, axes = plots.figure(7.4, 4.8)
+    heatmap = plots.AnnotatedHeatmap(axes, grid.alphas, grid.temperatures)
+    heatmap.fill(plots.heatmap_cells(grid, metric), diverging=plots.MAP_METRICS[metric][1])
+    return fig
+
+
 FIGURES = {
     "forest": lambda results, grid, several: plots.forest(results),
     "forest of a few": lambda results, grid, several: plots.forest(results, ["kd", "shuffled"]),
-    "gap": lambda results, grid, several: plots.gap_recovered(results),
     "epochs": lambda results, grid, several: plots.accuracy_by_epoch(several[0], ["kd"]),
     "images": lambda results, grid, several: plots.accuracy_against_images(several),
-    **{f"map of {m}": lambda results, grid, several, m=m: plots.temperature_map(grid, m) for m in plots.MAP_METRICS},
+    **{f"map of {m}": lambda results, grid, several, m=m: draw_map(grid, m) for m in plots.MAP_METRICS},
 }
 
 
@@ -210,14 +216,13 @@ def test_each_seed_is_a_dot(results: Results) -> None:
 
 
 def test_a_method_without_a_verdict_keeps_its_place_and_says_why(results: Results) -> None:
-    for draw, describe in ((plots.forest, plots.forest_alt), (plots.gap_recovered, plots.gap_recovered_alt)):
-        fig = draw(results)
-        assert labels(fig)[-1] == "teacher of the student's size"
-        assert "no verdict: seed 3 diverged" in words(fig)
-        assert "no verdict: seed 4 not run" in words(fig)
-        assert set(marks(fig, "flow between layers (FSP)")) == set()  # no mean
-        assert f"flow between layers (FSP) ({LOST})" in describe(results)
-        assert "teacher of the student's size (seed 4 not run)" in describe(results)
+    fig, text = plots.forest(results), plots.forest_alt(results)
+    assert labels(fig)[-1] == "teacher of the student's size"
+    assert "no verdict: seed 3 diverged" in words(fig)
+    assert "no verdict: seed 4 not run" in words(fig)
+    assert set(marks(fig, "flow between layers (FSP)")) == set()  # no mean
+    assert f"flow between layers (FSP) ({LOST})" in text
+    assert "teacher of the student's size (seed 4 not run)" in text
 
 
 def test_what_lies_beyond_the_axis_becomes_an_arrow(results: Results) -> None:
@@ -281,26 +286,6 @@ def test_the_excluded_class_can_be_drawn_too(tmp_path: Path) -> None:
     assert "BEATS: " in plots.forest_alt(results, value="excluded_class_accuracy")
     with pytest.raises(ValueError, match="no metric named 'excluded'"):
         plots.forest(results, value="excluded")
-
-
-def test_the_gap_goes_from_hard_labels_to_the_teacher(results: Results) -> None:
-    fig = plots.gap_recovered(results)
-    low, high = fig.axes[0].get_xlim()
-    assert low < 0
-    assert high > 100
-    names = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert names[:2] == ["hard labels", "teacher"]
-    assert marks(fig, "logits (KD)")["o"][0] == pytest.approx(100 * results.gap_recovered("kd").mean)
-    assert "over seeds alone" in fig.axes[0].get_xlabel()
-    assert "over seeds alone" in plots.gap_recovered_alt(results)
-
-
-def test_the_gap_is_drawn_over_test_images_where_the_teachers_answers_are_given() -> None:
-    found, given = study.results("methods", student="resnet8", images=10_000), teacher_outputs("test")
-    right = (given.logits.argmax(dim=1) == given.labels).numpy()
-    fig = plots.gap_recovered(found, ["hint"], right)
-    assert "over seeds and test images" in fig.axes[0].get_xlabel()
-    assert "+51.4 (+43.1 to +59.7)" in words(fig)
 
 
 def test_nothing_but_trouble_can_be_drawn(tmp_path: Path) -> None:
@@ -404,7 +389,7 @@ def frames(fig: Any) -> list[bool]:
 
 
 def test_cells_hold_mean_and_half_width_and_are_framed_where_sure(grid: Results) -> None:
-    fig = plots.temperature_map(grid)
+    fig = draw_map(grid)
     gains = {setting: grid.gain(name) for setting, name in grid.grid.items()}
     best = gains[0.1, 4.0]
     text = f"{100 * best.mean:+.2f}\n±{100 * best.half_width:.2f}"
@@ -419,7 +404,7 @@ def test_cells_hold_mean_and_half_width_and_are_framed_where_sure(grid: Results)
 
 
 def test_white_is_zero_and_both_sides_reach_equally_far(grid: Results) -> None:
-    image = plots.temperature_map(grid).axes[0].images[0]
+    image = draw_map(grid).axes[0].images[0]
     low, high = image.get_clim()
     assert low == -high
     assert to_hex(image.cmap(0.5)).lower() in ("#ffffff", "#fefeff", "#fffefe")
@@ -428,22 +413,19 @@ def test_white_is_zero_and_both_sides_reach_equally_far(grid: Results) -> None:
 
 
 def test_a_cell_that_diverged_or_is_equal_says_so(grid: Results) -> None:
-    texts = cell_texts(plots.temperature_map(grid))
+    texts = cell_texts(draw_map(grid))
     assert "diverged" in texts
     assert "+0.00\nall equal" in texts
-    text = plots.temperature_map_alt(grid)
-    assert f"No verdict (alpha 0, T 16: {LOST})" in text
 
 
 def test_a_cell_below_hard_labels_gets_the_other_arrow(tmp_path: Path) -> None:
     write(tmp_path)
     write(tmp_path, "grid", score=lambda config, chance: score(config, chance) - 0.05, skip=lambda c: c.seed == 3)
     grid = study.results("grid", folder=tmp_path)
-    texts = cell_texts(plots.temperature_map(grid))
+    texts = cell_texts(draw_map(grid))
     assert sum(text.startswith("▼ -") for text in texts) == 25
-    errors = cell_texts(plots.temperature_map(grid, "calibration error"))
+    errors = cell_texts(draw_map(grid, "calibration error"))
     assert not any("+" in text for text in errors)
-    assert "Below hard labels" in plots.temperature_map_alt(grid)
 
 
 def test_the_map_of_a_score_marks_its_difference_from_hard_labels(grid: Results) -> None:
@@ -454,18 +436,8 @@ def test_the_map_of_a_score_marks_its_difference_from_hard_labels(grid: Results)
     assert cells[best].text == f"▲ {100 * shown.mean:.2f}\n±{100 * shown.half_width:.2f}"
 
 
-def test_the_text_of_the_map_names_the_best_cell(grid: Results) -> None:
-    text = plots.temperature_map_alt(grid)
-    means = {setting: grid.gain(name).mean for setting, name in grid.grid.items() if not grid.problem(name)}
-    alpha, temperature = max(means, key=means.get)
-    value = grid.gain(grid.grid[alpha, temperature]).format()
-    assert f"The highest is {value} at alpha {alpha:g}, T {temperature:g}" in text
-    count = sum(grid.gain(name).verdict is Verdict.BEATS for name in grid.grid.values())
-    assert f"Above hard labels, with an interval of the difference that excludes zero: {count} of 25 cells" in text
-
-
 def test_the_map_refuses_other_results_and_metrics(results: Results, grid: Results) -> None:
     with pytest.raises(ValueError, match="holds no grid"):
-        plots.temperature_map(results)
+        draw_map(results)
     with pytest.raises(ValueError, match="no metric of the map named 'agreement'. Did you mean"):
-        plots.temperature_map(grid, "agreement")
+        plots.heatmap_cells(grid, "agreement")
