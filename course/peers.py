@@ -26,24 +26,24 @@ def read(path: Path = FILE) -> dict[str, Any]:
     return content
 
 
-def parity(path: Path = FILE) -> pd.DataFrame:
+def parity() -> pd.DataFrame:
     """One row a library: of the losses that it shares with kdlib, how many have the same value, and how many not."""
     import pandas as pd
 
     rows = {}
     for library in LIBRARIES:
-        equal = [row["equal"] for row in read(path)["parity"] if row["library"].split()[0].rstrip(",") == library]
+        equal = [row["equal"] for row in read()["parity"] if row["library"].split()[0].rstrip(",") == library]
         rows[library] = {"equal": sum(equal), "different": len(equal) - sum(equal)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def kd_factors(path: Path = FILE) -> dict[str, float]:
+def kd_factors() -> dict[str, float]:
     """What each library's distillation loss without labels gives on one input, divided by Hinton's T² KL divergence.
 
     With default settings, but for torchdistill's alpha of 0: its loss has no default, and T² with an alpha above 0.
     """
     found: dict[str, float] = {}
-    for row in read(path)["parity"]:
+    for row in read()["parity"]:
         if row["loss"] == "kd, alpha 0":
             library = row["library"].split()[0]
             setting = "with alpha = 0" if library == "torchdistill" else "by default"

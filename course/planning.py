@@ -145,9 +145,9 @@ def smallest_gain(plan: Plan, wanted: float = 80) -> float:
     return high
 
 
-def false_alarm(methods: int, confidence: float = 0.95) -> float:
+def false_alarm(methods: int) -> float:
     """The chance that at least one of so many methods without any gain gets a verdict, if none is corrected for.
 
-    It takes them as independent; methods that share a baseline are not quite.
+    Each interval alone has 95 %. The methods are taken as independent; those that share a baseline are not quite.
     """
-    return 1 - confidence**methods
+    return 1 - 0.95**methods

@@ -19,19 +19,19 @@ MIN_OVERLAP = 0.7  # intersection over union that a box moved by the Gaussian's 
 TOP_K = 20
 
 
-def encode(boxes: Tensor, classes: Tensor, size: int, num_classes: int = NUM_CLASSES) -> Tensor:
+def encode(boxes: Tensor, classes: Tensor, size: int) -> Tensor:
     """The maps that a perfect detector would give, its heat as shares in [0, 1]: N x (C + 4) x H x W.
 
     boxes: float32, N x K x 4, (x0, y0, x1, y1) in pixels. classes: int64, N x K, -1 where there is no box. size: pixels
     of a canvas's side. Raises ValueError for shapes that do not fit, classes or centres out of range.
     """
-    _check_boxes(boxes, classes, size, num_classes)
+    _check_boxes(boxes, classes, size)
     cells = size // STRIDE
     there = classes >= 0
     centers = (boxes[..., :2] + boxes[..., 2:]) / (2 * STRIDE)
     extent = (boxes[..., 2:] - boxes[..., :2]) / STRIDE
     at = centers.floor().clamp(max=cells - 1)
-    heat = torch.zeros(len(boxes), num_classes, cells, cells)
+    heat = torch.zeros(len(boxes), NUM_CLASSES, cells, cells)
     bumps = _gaussians(at, extent, cells) * there[..., None, None]
     channel = classes.clamp(min=0)[..., None, None].expand_as(bumps)
     heat.scatter_reduce_(1, channel, bumps, "amax")  # where two of a class are near, the higher counts
@@ -43,7 +43,7 @@ def encode(boxes: Tensor, classes: Tensor, size: int, num_classes: int = NUM_CLA
 
 
 @torch.no_grad()
-def decode(output: Tensor, top_k: int = TOP_K, num_classes: int = NUM_CLASSES) -> list[dict[str, Tensor]]:
+def decode(output: Tensor, top_k: int = TOP_K) -> list[dict[str, Tensor]]:
     """The `top_k` detections of each scene, best first, as torchmetrics takes them: boxes, scores and labels.
 
     output: N x (C + 4) x H x W, its heat as logits. A detection is a cell whose heat is the highest of its 3 x 3
@@ -51,13 +51,13 @@ def decode(output: Tensor, top_k: int = TOP_K, num_classes: int = NUM_CLASSES) -
     pixels, cut at the canvas; scores: in [0, 1]. Raises ValueError for another shape.
     """
     check_whole(top_k=top_k)
-    if output.ndim != 4 or output.shape[1] != num_classes + BOX_CHANNELS:
+    if output.ndim != 4 or output.shape[1] != NUM_CLASSES + BOX_CHANNELS:
         raise ValueError(
-            f"A detector's output is N x {num_classes + BOX_CHANNELS} x H x W, a channel for each class and four for "
+            f"A detector's output is N x {NUM_CLASSES + BOX_CHANNELS} x H x W, a channel for each class and four for "
             f"the box; got {tuple(output.shape)}."
         )
     output = output.float()
-    heat, values = output[:, :num_classes].sigmoid(), output[:, num_classes:]
+    heat, values = output[:, :NUM_CLASSES].sigmoid(), output[:, NUM_CLASSES:]
     peaks = torch.where(heat == F.max_pool2d(heat, 3, 1, 1), heat, 0.0)
     height, width = heat.shape[2:]
     scores, places = peaks.flatten(1).topk(min(top_k, peaks[0].numel()))
@@ -100,7 +100,7 @@ def _radius(extent: Tensor) -> Tensor:
     return torch.stack(roots).amin(0).clamp(min=0)
 
 
-def _check_boxes(boxes: Tensor, classes: Tensor, size: int, num_classes: int) -> None:
+def _check_boxes(boxes: Tensor, classes: Tensor, size: int) -> None:
     check_whole(STRIDE, 4096, size=size)
     if size % STRIDE:
         raise ValueError(f"A canvas's side is a multiple of {STRIDE} pixels; got {size}.")
@@ -110,8 +110,8 @@ def _check_boxes(boxes: Tensor, classes: Tensor, size: int, num_classes: int) ->
             "with fewer boxes up by class -1."
         )
     there = classes >= 0
-    if bool(there.any()) and int(classes.max()) >= num_classes:
-        raise ValueError(f"Classes run from 0 to {num_classes - 1}, or are -1; got {int(classes.max())}.")
+    if bool(there.any()) and int(classes.max()) >= NUM_CLASSES:
+        raise ValueError(f"Classes run from 0 to {NUM_CLASSES - 1}, or are -1; got {int(classes.max())}.")
     inside = (boxes >= 0) & (boxes <= size)
     ordered = boxes[..., :2] < boxes[..., 2:]
     if not bool(((inside.all(2) & ordered.all(2)) | ~there).all()):

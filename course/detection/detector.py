@@ -24,6 +24,7 @@ SIZE_WEIGHT, OFFSET_WEIGHT = 0.1, 1.0  # lambda of the paper
 INITIAL_LOGIT = -3.0  # of the heat: one cell in a hundred is a centre, and half of all cells would drown the others
 FEATURE_LAYER = "neck"
 METHODS = ("hard", "heat map", "features", "shuffled")
+AT_ONCE = 250  # canvases of one pass that measures
 
 
 class Detector(nn.Module):
@@ -33,9 +34,8 @@ class Detector(nn.Module):
     convolution; the stages have 2, 4 and 4 times as many. Raises ValueError for a width that is no whole number.
     """
 
-    def __init__(self, width: int, num_classes: int = NUM_CLASSES) -> None:
+    def __init__(self, width: int) -> None:
         check_whole(1, 1024, width=width)
-        check_whole(num_classes=num_classes)
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
@@ -45,8 +45,8 @@ class Detector(nn.Module):
         self.stage3 = BasicBlock(4 * width, 4 * width, 1)
         self.lateral = nn.Conv2d(4 * width, 2 * width, 1)
         self.neck = BasicBlock(2 * width, 2 * width, 1)
-        maps = nn.Conv2d(2 * width, num_classes + BOX_CHANNELS, 1)
-        maps.bias = nn.Parameter(torch.tensor([INITIAL_LOGIT] * num_classes + [0.0] * BOX_CHANNELS))
+        maps = nn.Conv2d(2 * width, NUM_CLASSES + BOX_CHANNELS, 1)
+        maps.bias = nn.Parameter(torch.tensor([INITIAL_LOGIT] * NUM_CLASSES + [0.0] * BOX_CHANNELS))
         self.head = nn.Sequential(nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.ReLU(inplace=True), maps)
 
     def forward(self, canvases: Tensor) -> Tensor:
@@ -143,8 +143,8 @@ def method_named(
 
 
 @torch.no_grad()
-def predict(model: nn.Module, canvases: Tensor, batch_size: int = 250) -> Tensor:
+def predict(model: nn.Module, canvases: Tensor) -> Tensor:
     """The maps of a detector for canvases, uint8, N x 1 x H x W, in eval mode; modes are as before afterwards."""
     with keep_modes(model):
         model.eval()
-        return torch.cat([model(normalise(part)).float() for part in canvases.split(batch_size)])
+        return torch.cat([model(normalise(part)).float() for part in canvases.split(AT_ONCE)])

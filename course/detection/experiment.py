@@ -136,7 +136,7 @@ def evaluate(model: nn.Module, drawn: Scenes) -> AveragePrecision:
 # --- the teacher
 
 
-def trained_teacher(budget: Budget, cache: Path, progress: bool = False) -> TrainedTeacher:
+def trained_teacher(budget: Budget, cache: Path) -> TrainedTeacher:
     """The teacher of a budget, from the folder `cache` or else trained and stored there; a stopped training goes on.
 
     Its test scenes are read once, when it is stored.
@@ -145,7 +145,7 @@ def trained_teacher(budget: Budget, cache: Path, progress: bool = False) -> Trai
     path = cache / f"detector-{files.fingerprint([], facts)[:12]}.safetensors"
     with files.lock(path.with_suffix(".lock"), "Another process trains the teacher; this one waits for it.", wait=True):
         if not path.exists():
-            _train_teacher(budget, path, facts, progress)
+            _train_teacher(budget, path, facts)
     tensors, metadata = files.load_tensors(path)
     if metadata.get("facts") != facts or not isinstance(metadata.get("test"), list):
         raise ValueError(f"{path} holds another teacher than its name says. Delete it: it is trained again.")
@@ -160,7 +160,7 @@ def _teacher_facts(budget: Budget) -> dict[str, Any]:
     return {**{name: getattr(budget, name) for name in names}, **drawn, "rate": TEACHER_RATE}
 
 
-def _train_teacher(budget: Budget, path: Path, facts: Mapping[str, Any], progress: bool) -> None:
+def _train_teacher(budget: Budget, path: Path, facts: Mapping[str, Any]) -> None:
     model = _initial(budget.teacher_width, budget.teacher_seed)
     result = train.fit(
         model,
@@ -171,7 +171,7 @@ def _train_teacher(budget: Budget, path: Path, facts: Mapping[str, Any], progres
         seed=budget.teacher_seed,
         checkpoint=path.with_suffix(".checkpoint"),
         resume=True,
-        progress=progress,
+        progress=False,
         **_OPTIONS,
     )
     test = evaluate(model, budget.draw("test"))

@@ -20,14 +20,12 @@ SAME_PLACE = 0.6  # intersection over union above which only the more certain of
 PANEL = 2.45  # inches of a panel's side
 
 
-def scene_figure(
-    scene: Scene, detections: Mapping[str, Detections], *, least_score: float = LEAST_SCORE, names: Sequence[str] = ()
-) -> Figure:
+def scene_figure(scene: Scene, detections: Mapping[str, Detections], *, names: Sequence[str] = ()) -> Figure:
     """The scene once with its true boxes and once for each detector, with class and score of what it finds.
 
     detections: by the detector's name ("teacher", "hard labels" and "distilled" have their colours, others are variants
-    of the last), boxes, scores and labels of this scene as `centers.decode` gives them. least_score: what is less
-    certain is not drawn; of several classes at one place the most certain is. names: of the classes.
+    of the last), boxes, scores and labels of this scene as `centers.decode` gives them. What is less certain than
+    LEAST_SCORE is not drawn; of several classes at one place the most certain is. names: of the classes.
     Raises ValueError without detections.
     """
     if not detections:
@@ -40,31 +38,29 @@ def scene_figure(
         _draw_box(panels[0, 0], box, names[label], OTHER, "white")
     for axes, (name, found) in zip(panels[0, 1:], detections.items(), strict=True):
         _draw_canvas(axes, scene, name)
-        for box, label, score in _certain(found, least_score):
+        for box, label, score in _certain(found):
             _draw_box(axes, box, f"{names[label]} {score:.0%}", roles[name], roles[name].colour)
     return fig
 
 
-def scene_alt(
-    scene: Scene, detections: Mapping[str, Detections], *, least_score: float = LEAST_SCORE, names: Sequence[str] = ()
-) -> str:
+def scene_alt(scene: Scene, detections: Mapping[str, Detections], *, names: Sequence[str] = ()) -> str:
     """What `scene_figure` shows, in words."""
     names = names or class_names()
     true = ", ".join(names[label] for label in scene.classes.tolist())
     parts = [f"A scene with {len(scene.classes)} true boxes: {true}"]
     for name, found in detections.items():
-        texts = [f"{names[label]} {score:.0%}" for _, label, score in _certain(found, least_score)]
+        texts = [f"{names[label]} {score:.0%}" for _, label, score in _certain(found)]
         parts.append(f"the {name} network finds {', '.join(texts) or 'nothing'}")
     return f"{'; '.join(parts)}."
 
 
-def _certain(found: Detections, least_score: float) -> list[tuple[list[float], int, float]]:
+def _certain(found: Detections) -> list[tuple[list[float], int, float]]:
     """Box, class and score of what is certain enough; of several classes at one place the most certain."""
     from torchvision.ops import nms
 
     kept = nms(found["boxes"], found["scores"], SAME_PLACE)
     rows = zip(*(found[name][kept].tolist() for name in ("boxes", "labels", "scores")), strict=True)
-    return [row for row in rows if row[2] >= least_score]
+    return [row for row in rows if row[2] >= LEAST_SCORE]
 
 
 def _draw_canvas(axes: Axes, scene: Scene, title: str) -> None:

@@ -95,10 +95,10 @@ def images_of(seed: int, count: int = IMAGES) -> InMemoryDataset:
 
 
 @lru_cache(maxsize=4)
-def other_images_of(seed: int, count: int = IMAGES) -> InMemoryDataset:
+def other_images_of(seed: int) -> InMemoryDataset:
     """As many training images, none of which is among those of `images_of`."""
-    more = images_of(seed, 2 * count)
-    return more.select((~torch.isin(more.indices, images_of(seed, count).indices)).nonzero()[:, 0])
+    more = images_of(seed, 2 * IMAGES)
+    return more.select((~torch.isin(more.indices, images_of(seed).indices)).nonzero()[:, 0])
 
 
 def pictures(images: Tensor) -> InMemoryDataset:

@@ -23,7 +23,6 @@ from torch import nn
 
 from course.experiments.claims_common import (
     EPOCHS,
-    IMAGES,
     Arm,
     Chosen,
     Part,
@@ -48,9 +47,9 @@ SMOOTHED = tuple(Setting(rate, smoothing=smoothing) for smoothing in (0.4, 0.7) 
 
 
 @lru_cache(maxsize=2)
-def noisy(seed: int, count: int = IMAGES) -> InMemoryDataset:
+def noisy(seed: int) -> InMemoryDataset:
     """The pictures of a seed, SHARE of them with another class than their own, any of the nine."""
-    split, stream = images_of(seed, count), generator(seed, "wrong labels")
+    split, stream = images_of(seed), generator(seed, "wrong labels")
     wrong = torch.rand(len(split), generator=stream) < SHARE
     shift = torch.randint(1, 10, (len(split),), generator=stream)
     return replace(split, labels=torch.where(wrong, (split.labels + shift) % 10, split.labels))

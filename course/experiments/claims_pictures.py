@@ -52,9 +52,9 @@ STEPS, AT_ONCE = 20, 250  # of making pictures out of the teacher
 
 
 @lru_cache(maxsize=1)
-def digits(count: int = IMAGES) -> Tensor:
+def digits() -> Tensor:
     """Handwritten digits of the shipped set (2,000 of 16 x 15 pixels), enlarged; uint8, N x 1 x 28 x 28."""
-    small = load_file(data_dir() / "digit-views.safetensors")["pixels"][:count].float().view(-1, 1, 16, 15)
+    small = load_file(data_dir() / "digit-views.safetensors")["pixels"][:IMAGES].float().view(-1, 1, 16, 15)
     large = F.interpolate(small, size=(24, 22), mode="bilinear", align_corners=False)
     return _bytes(F.pad(large, (3, 3, 2, 2)) * (255 / 6))
 

@@ -126,9 +126,9 @@ class Proxies:
         """How well a proxy orders all students; KeyError for an unknown one."""
         return bootstrap_tau(proxy, self.values[proxy], self.accuracy)
 
-    def difference(self, proxy: str, other: str = "macs") -> tuple[float, float, float]:
-        """Tau of one proxy minus tau of another, with its bootstrap interval: the same networks in both."""
-        first, second, accuracy = self.values[proxy], self.values[other], self.accuracy
+    def difference(self, proxy: str) -> tuple[float, float, float]:
+        """Tau of a proxy minus tau of the MACs, with its bootstrap interval: the same networks in both."""
+        first, second, accuracy = self.values[proxy], self.values["macs"], self.accuracy
         draws = [
             kendall(first[chosen], accuracy[chosen]) - kendall(second[chosen], accuracy[chosen])
             for chosen in _resamples(len(self.students))

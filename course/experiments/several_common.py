@@ -101,11 +101,11 @@ def with_train(base: DataModule, train_split: InMemoryDataset) -> DataModule:
     return replace(base, train=train_split)
 
 
-def mlp(width: int, seed: int, classes: int = 10) -> nn.Sequential:
+def mlp(width: int, seed: int) -> nn.Sequential:
     """A network with one hidden layer."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, classes))
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, 10))
 
 
 def thin_resnet(width: int, seed: int, classes: int = 10) -> nn.Module:

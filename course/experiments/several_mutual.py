@@ -86,13 +86,13 @@ def train_together(
 
 
 @lru_cache(maxsize=4)
-def generation(seed: int, number: int, setting: Setting, first: Setting, epochs: int = EPOCHS) -> nn.Module:
+def generation(seed: int, number: int, setting: Setting, first: Setting) -> nn.Module:
     """Generation 0 is trained alone, with `first`; each later one by the one before, with fresh weights."""
     network = thin_resnet(WIDTH, 100 * seed + number)
     if number == 0:
-        return train_together([network], seed, first, epochs)[0]
+        return train_together([network], seed, first, EPOCHS)[0]
     logits = logits_of(generation(seed, number - 1, setting, first), images_of(seed, IMAGES).train)
-    return train_together([network], seed, setting, epochs, logits)[0]
+    return train_together([network], seed, setting, EPOCHS, logits)[0]
 
 
 def alone(seed: int, setting: Setting, chosen: Chosen, units: int = 1, smoothing: float = 0.0) -> Outcome:

@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 
 AXES = (("x", "-"), ("y", "--"), ("z", ":"))
 SHOWN = (1, 5)  # classes whose movements look different
+HERTZ = 25  # of the shoulder exercises
 PERSON_ARMS = (("few labels", BASELINE), ("pairs", DISTILLED), ("all labels", BASELINE.variant(1)))
 
 
-def paired_windows(data: PairedData, classes: tuple[int, ...] = SHOWN, hertz: int = 25) -> Figure:
-    """A training window of some classes, in both modalities: a row for each modality, a column for each class."""
+def paired_windows(data: PairedData) -> Figure:
+    """A training window of two classes, in both modalities: a row for each modality, a column for each class."""
     train = data.train
-    fig, grid = figure(8.4, 4.2, len(train.fields), len(classes), sharex=True, sharey="row")
-    for column, label in enumerate(classes):
+    fig, grid = figure(8.4, 4.2, len(train.fields), len(SHOWN), sharex=True, sharey="row")
+    for column, label in enumerate(SHOWN):
         position = int((train.labels == label).nonzero()[0, 0])
         for row, field in enumerate(train.fields):
             axes, window = grid[row, column], train.inputs[field][position]
             for values, (name, style) in zip(window, AXES, strict=True):
-                seconds = [step / hertz for step in range(len(values))]
+                seconds = [step / HERTZ for step in range(len(values))]
                 axes.plot(seconds, values, style, color=(TEACHER, DISTILLED)[row].colour, label=f"axis {name}")
             if row == 0:
                 axes.set_title(data.classes[label])
@@ -44,9 +45,9 @@ def paired_windows(data: PairedData, classes: tuple[int, ...] = SHOWN, hertz: in
     return fig
 
 
-def paired_windows_alt(data: PairedData, classes: tuple[int, ...] = SHOWN) -> str:
+def paired_windows_alt(data: PairedData) -> str:
     """What `paired_windows` shows, in words."""
-    names = " and ".join(data.classes[label] for label in classes)
+    names = " and ".join(data.classes[label] for label in SHOWN)
     return (
         f"One window of four seconds of {names}, side by side: the three axes of the {data.fields[0]} above, of the "
         f"{data.fields[1]} below. Both swing with the same movement; the curves have different shapes."

@@ -30,6 +30,7 @@ PROXY_LABELS = {
     "relation_score_untrained": "score, untrained teacher",
 }
 SCALES = {"macs": 1e6, "parameters": 1e3}
+PANELS = ("macs", "relation_score", "relation_score_untrained")  # what the figure of proxies shows
 
 
 def promises(replay: Replay, counts: Sequence[int] = tuple(range(1, 21))) -> Figure:
@@ -132,13 +133,11 @@ def scores_alt(scores: Scores) -> str:
     return f"{shown} {'. '.join(sentences)}."
 
 
-def proxies_figure(
-    proxies: Proxies, shown: Sequence[str] = ("macs", "relation_score", "relation_score_untrained")
-) -> Figure:
+def proxies_figure(proxies: Proxies) -> Figure:
     """Accuracy after distillation against what was known before, a panel a proxy, with its tau as title."""
-    fig, axes = figure(3.5 * len(shown), 3.7, columns=len(shown), sharey=True, squeeze=False)
+    fig, axes = figure(3.5 * len(PANELS), 3.7, columns=len(PANELS), sharey=True, squeeze=False)
     depths = sorted(set(proxies.values["depth"]))
-    for ax, proxy in zip(axes[0], shown, strict=True):
+    for ax, proxy in zip(axes[0], PANELS, strict=True):
         role = NEUTRAL if proxy in SCALES else RELATIONS
         for marker, depth in zip(DEPTH_MARKERS, depths, strict=False):
             chosen = proxies.values["depth"] == depth
@@ -172,11 +171,11 @@ def _plain_ticks(axes: object, values: np.ndarray) -> None:
     axes.xaxis.set_minor_locator(NullLocator())  # type: ignore[attr-defined]
 
 
-def proxies_alt(proxies: Proxies, shown: Sequence[str] = ("macs", "relation_score", "relation_score_untrained")) -> str:
+def proxies_alt(proxies: Proxies) -> str:
     """What `proxies_figure` shows, in words."""
-    taus = [f"{PROXY_LABELS.get(proxy, proxy)}: {_describe_tau(proxies, proxy)}" for proxy in shown]
+    taus = [f"{PROXY_LABELS.get(proxy, proxy)}: {_describe_tau(proxies, proxy)}" for proxy in PANELS]
     low, high = proxies.accuracy.min(), proxies.accuracy.max()
     return (
-        f"{len(shown)} panels of {len(proxies.students)} points, validation accuracy from {low:.1f} to {high:.1f} %, "
+        f"{len(PANELS)} panels of {len(proxies.students)} points, validation accuracy from {low:.1f} to {high:.1f} %, "
         f"a marker for each depth. {'; '.join(taus)}."
     )
