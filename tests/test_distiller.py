@@ -566,7 +566,9 @@ FORMS: dict[str, tuple[Callable[[Tensor], Any], str, str]] = {
     "a tensor of tokens": (lambda z: z, "token-classification", "output[..., order]"),
     "transformers": (lambda z: Attributes(logits=z), "token-classification", "output.logits[..., order]"),
     "a dict": (lambda z: {"logits": z}, "token-classification", "output['logits'][..., order]"),
+    "a dict with an empty field": (lambda z: {"logits": None, "out": z.mT}, "segmentation", "output['out'][:, order]"),
     "an object": (lambda z: SimpleNamespace(logits=z), "token-classification", "output.logits[..., order]"),
+    "a tuple with an auxiliary head": (lambda z: (z, 2 * z), "token-classification", "output[0][..., order]"),
     "torchvision": (lambda z: {"out": z.mT}, "segmentation", "output['out'][:, order]"),
     "a tensor of pixels": (lambda z: z.mT, "segmentation", "output[:, order]"),
 }
