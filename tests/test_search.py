@@ -1451,6 +1451,12 @@ def test_what_was_right_is_stored_in_a_bit_an_image(count: int) -> None:
     assert len(task.pack(right)) < 40 + count / 5
 
 
+@pytest.mark.parametrize("text", ["", "nonsense!", "AAAA", task.pack(torch.ones(990, dtype=torch.bool))])
+def test_what_was_right_of_other_images_or_damaged_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="[Rr]estore the file"):
+        task.unpack(text, 1000)
+
+
 def test_seeds_that_agree_give_the_winners_curse_no_interval() -> None:
     arms = (judging.Arm("found", "resnet8", Settings(), 9.0, 0.73),)
     judged = search.Judged(None, arms, tuple(runs("found", [0.7142, 0.7142])), None, 1.0)  # type: ignore[arg-type]
