@@ -552,8 +552,9 @@ class TimeEstimate:
         return "from a probe of three plain training steps; methods that look at layers take longer"
 
 
-def probe(experiment: Experiment, steps: int = 3) -> float:
-    """Seconds that one run by hard labels will take, from a few training steps on one batch."""
+def probe(experiment: Experiment) -> float:
+    """Seconds that one run by hard labels will take, from three training steps on one batch."""
+    steps = 3
     device_config, budget = experiment.device_config, experiment.budget
     recipe = METHODS[HARD].start_with(budget.optimizer).recipe(budget.batch_size, budget.optimizer)
     student = device_config.move(experiment.build_student(0)).train()
