@@ -40,10 +40,10 @@ from kdlib import compress, data, devices, measure, models, train, verdict
 from kdlib.data import DataModule, data_dir
 from kdlib.errors import check_whole, exit_in_a_sentence, unknown_name
 from kdlib.methods import HardLabels, Logit, Method
-from kdlib.study.experiment import threads_of_a_worker
 from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, SessionLog, holds, library_versions, to_text
 from kdlib.teachers import CachedTeacher
+from kdlib.workers import threads_of_a_worker
 
 if TYPE_CHECKING:
     import pandas as pd
