@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
-import torch
-
-from kdlib.study.experiment import exit_with_parent, first_completed
+from kdlib.workers import first_completed, process_pool, start_worker
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -25,10 +20,7 @@ def in_processes(
     well are yielded first; then, and also when the loop is left, the processes are ended and nothing is begun any more.
     Raises what the function raises.
     """
-    others = set(multiprocessing.active_children())  # processes of the caller, which are left alone
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    executor = ProcessPoolExecutor(workers, context, _start_worker, (threads,))
-    try:
+    with process_pool(workers, start_worker, threads) as executor:
         running = {executor.submit(function, item): item for item in items}
         while running:
             try:
@@ -39,14 +31,3 @@ def in_processes(
                 raise
             for future in sorted(finished, key=lambda one: one.exception() is not None):
                 yield running.pop(future), future.result()
-        executor.shutdown()
-    finally:
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
-        executor.shutdown(cancel_futures=True)
-
-
-def _start_worker(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
-    exit_with_parent()
-    torch.set_num_threads(threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Sized
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -201,8 +201,9 @@ class LoaderBatches:
             (validation, self.validation, self._first_validation),
         ):
             if loader is not given and isinstance(loader, DataLoader):  # one of the caller's stays as it is
-                # Only from page-locked memory does a copy to a GPU run beside the computing.
-                loader.pin_memory = config.device.type == "cuda" and _is_on_cpu(first)
+                # Only from page-locked memory, which is the CPU's, does a copy to a GPU run beside the computing.
+                on_cpu = all(one.device.type == "cpu" for one in devices.tensors_in(first))
+                loader.pin_memory = config.device.type == "cuda" and on_cpu
         self.batch_size = count_samples(self._first, adapter) * distributed.world_size()
 
     def _read_first(self, loader: Iterable[Any]) -> Any:
@@ -341,14 +342,6 @@ def _as_loader(data: Any, name: str, *, batch_size: int, generator: torch.Genera
     if generator is None:
         refuse_shard(name, data)
     return data
-
-
-def _is_on_cpu(batch: Any) -> bool:
-    """Whether all tensors of a batch, however deep they lie, are on the CPU: others cannot be page-locked."""
-    if isinstance(batch, Tensor):
-        return batch.device.type == "cpu"
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
-    return all(_is_on_cpu(part) for part in parts)
 
 
 def _hint_for_streams(loader: Iterable[Any]) -> str:

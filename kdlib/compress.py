@@ -439,7 +439,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         count = 0
         for count, batch in enumerate(batches, start=1):  # noqa: B007 (how many there were)
             inputs = _inputs(batch)
-            first = devices.first_tensor(inputs)
+            first = next(devices.tensors_in(inputs), None)
             if first is not None and first.device != home:
                 inputs = devices.move_batch(inputs, home)
             with explain_shape_errors("model", inputs):

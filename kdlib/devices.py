@@ -7,7 +7,7 @@ import copy
 import os
 import warnings
 from collections import UserDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -226,21 +226,29 @@ def map_fields(instance: Any, change: Callable[[Any], Any]) -> Any:
     return changed
 
 
-def first_tensor(batch: Any) -> Tensor | None:
-    """The first tensor in a batch or a model's inputs, however deep it lies; None if there is none."""
-    if isinstance(batch, Tensor):
-        return batch
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
-    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a batch or a model's inputs, however deep they lie in dicts, tuples, lists and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+        return
+    parts: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        parts = value.values()
+    elif isinstance(value, tuple | list):
+        parts = value
+    elif is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, one.name, None) for one in fields(value)]  # one that is no argument may have no value
+    for part in parts:
+        yield from tensors_in(part)
 
 
 def follow(model: nn.Module, inputs: Any) -> None:
     """Move a model to where its inputs are; nothing to do where it is there."""
-    here, parameter = first_tensor(inputs), next(model.parameters(), None)
-    if here is None or parameter is None or parameter.device == here.device:
+    first, parameter = next(tensors_in(inputs), None), next(model.parameters(), None)
+    if first is None or parameter is None or parameter.device == first.device:
         return
     if not any(one.is_meta for one in model.parameters()):  # else accelerate brings weights and inputs together
-        model.to(here.device)
+        model.to(first.device)
 
 
 @contextlib.contextmanager

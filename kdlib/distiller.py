@@ -11,7 +11,7 @@ for batch in loader:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import reduce
 from operator import add
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdlib import losses, tasks
+from kdlib import devices, losses, tasks
 from kdlib.adapters import Adapter
 from kdlib.ensembles import ConfidenceEnsemble, Specialists
 from kdlib.errors import INSTEAD_OF_MASKS, check_kind, explain_shape_errors, few
@@ -447,10 +447,7 @@ def _pairs(method: Method) -> str:
 
 def _copies(inputs: Any) -> list[Tensor]:
     """Copies of the tensors among a network's inputs, however deep they lie: a function may write into the batch."""
-    if isinstance(inputs, Tensor):
-        return [inputs.clone()]
-    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else ()
-    return [one for part in parts for one in _copies(part)]
+    return [one.clone() for one in devices.tensors_in(inputs)]
 
 
 def _kind(value: Any) -> str:

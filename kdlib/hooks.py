@@ -403,27 +403,30 @@ def find_logits(output: Any) -> Tensor | None:
     These names are those of transformers and of torchvision's segmentation networks. None where there are no logits,
     and where tensors of a tuple differ in their classes: which are the logits, and which an embedding, cannot be seen.
     """
-    if isinstance(output, Tensor):
-        return output
-    for name in LOGIT_FIELDS:
-        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
-        if isinstance(found, Tensor):
-            return found
-    tensors = _tensors_by_position(output)
-    if 0 not in tensors:
-        return None
-    widths = [one.shape[1 if one.ndim > 3 else -1] for one in tensors.values()]
-    return tensors[0] if all(width == widths[0] for width in widths) else None  # auxiliary heads have the same classes
+    return _logits_and_place(output)[0]
 
 
 def where_logits_are(output: Any) -> str:
     """How a function of `output` reads the logits that `find_logits` finds in it: "output.logits", say."""
+    return _logits_and_place(output)[1]
+
+
+def _logits_and_place(output: Any) -> tuple[Tensor | None, str]:
+    """What `find_logits` and `where_logits_are` say."""
+    if isinstance(output, Tensor):
+        return output, "output"
     for name in LOGIT_FIELDS:
-        if hasattr(output, name):
-            return f"output.{name}"
-        if isinstance(output, Mapping) and name in output:
-            return f"output[{name!r}]"
-    return "output"
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(found, Tensor):
+            is_key = isinstance(output, Mapping) and getattr(output, name, None) is not found
+            return found, f"output[{name!r}]" if is_key else f"output.{name}"
+    tensors = _tensors_by_position(output)
+    if 0 not in tensors:
+        return None, "output"
+    widths = [one.shape[1 if one.ndim > 3 else -1] for one in tensors.values()]
+    if any(width != widths[0] for width in widths):
+        return None, "output"
+    return tensors[0], "output[0]"  # auxiliary heads have the same classes
 
 
 def _tensors_by_position(output: Any) -> dict[int, Tensor]:

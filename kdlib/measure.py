@@ -446,10 +446,10 @@ def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _check_integer(name: str, value: object, low: int = 1, high: float = float("inf")) -> None:
-    """Raise ValueError unless the value is a whole number from `low` to `high`."""
-    if not _is_integer(value) or not low <= value <= high:
-        limits = f"from {low} to {high}" if high < 100_000 else f"of at least {low}"
+def _check_integer(name: str, value: object, high: float = float("inf")) -> None:
+    """Raise ValueError unless the value is a whole number from 1 to `high`."""
+    if not _is_integer(value) or not 1 <= value <= high:
+        limits = f"from 1 to {high}" if high < 100_000 else "of at least 1"
         if isinstance(value, Integral) and 100_000 <= high < int(value):
             limits = f"of at most {high}"
         raise ValueError(f"{name} is {value!r}, but it must be a whole number {limits}.")

@@ -45,8 +45,8 @@ def check(what: str, found: Any, fields: Mapping[str, Field]) -> None:
             raise ValueError(f"{name!r} of {what} is {_short(found[name])}; expected {field.expected}")
 
 
-def _is_whole(value: Any, least: int = 0, most: float = LARGEST_WHOLE) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+def _is_whole(value: Any, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST_WHOLE
 
 
 def _is_number(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlib import distributed
+from kdlib import devices, distributed
 from kdlib.errors import few
 
 # What a row of the history has beside the terms of the method.
@@ -104,8 +104,5 @@ class TrainingLog:
 
 
 def _is_finite(part: Any) -> bool:
-    """Whether all numbers in a tensor, or in the tensors of a dict, tuple or list, are finite."""
-    if isinstance(part, Tensor):
-        return bool(part.isfinite().all())
-    inside = part.values() if isinstance(part, Mapping) else part if isinstance(part, tuple | list) else ()
-    return all(_is_finite(one) for one in inside)
+    """Whether all numbers in the tensors of a part of a batch are finite."""
+    return all(bool(one.isfinite().all()) for one in devices.tensors_in(part))

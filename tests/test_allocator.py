@@ -99,7 +99,7 @@ def test_another_system_is_not_asked_for_its_library(monkeypatch: pytest.MonkeyP
     keep_freed_memory()
 
 
-@pytest.mark.parametrize("command", ["kdlib.cli", "course.lab", "course.notebooks"])
+@pytest.mark.parametrize("command", ["kdlib.cli", "kdlib.study.command", "course.lab", "course.notebooks"])
 def test_the_commands_ask_for_it(command: str) -> None:
     code = (
         f"import contextlib, io, os, sys\nfrom {command} import main\nsys.argv = ['command', '--help']\n"

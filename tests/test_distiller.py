@@ -7,6 +7,7 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -243,6 +244,26 @@ def test_inputs_that_change_from_call_to_call_are_refused(student: Net, teacher:
     adapter = Adapter(inputs=CHANGING[name], labels=1)
     with pytest.raises(ValueError, match="inputs.*different views.*collate_fn"):
         Distiller(student, teacher, Logit(), example=batch, adapter=adapter)
+
+
+@dataclass
+class Pixels:
+    values: Tensor
+
+
+class OfPixels(Net):
+    """Takes its inputs as a dataclass."""
+
+    def forward(self, pixels: Pixels) -> Tensor:
+        return super().forward(pixels.values)
+
+
+def test_inputs_in_a_dataclass_that_change_from_call_to_call_are_refused(batch: Pair) -> None:
+    student, teacher = OfPixels(4), OfPixels(5)
+    Distiller(student, teacher, Logit(), example=batch, adapter=Adapter(inputs=lambda p: Pixels(p[0]), labels=1))
+    noisy = Adapter(inputs=lambda pair: Pixels(CHANGING["noise"](pair)), labels=1)
+    with pytest.raises(ValueError, match="inputs.*different views.*collate_fn"):
+        Distiller(student, teacher, Logit(), example=batch, adapter=noisy)
 
 
 def test_inputs_may_change_where_student_and_teacher_need_not_see_the_same(
@@ -566,7 +587,9 @@ FORMS: dict[str, tuple[Callable[[Tensor], Any], str, str]] = {
     "a tensor of tokens": (lambda z: z, "token-classification", "output[..., order]"),
     "transformers": (lambda z: Attributes(logits=z), "token-classification", "output.logits[..., order]"),
     "a dict": (lambda z: {"logits": z}, "token-classification", "output['logits'][..., order]"),
+    "a dict with an empty field": (lambda z: {"logits": None, "out": z.mT}, "segmentation", "output['out'][:, order]"),
     "an object": (lambda z: SimpleNamespace(logits=z), "token-classification", "output.logits[..., order]"),
+    "a tuple with an auxiliary head": (lambda z: (z, 2 * z), "token-classification", "output[0][..., order]"),
     "torchvision": (lambda z: {"out": z.mT}, "segmentation", "output['out'][:, order]"),
     "a tensor of pixels": (lambda z: z.mT, "segmentation", "output[:, order]"),
 }

@@ -42,7 +42,6 @@ from kdlib.search import report as search_report
 from kdlib.search.limits import CostTable, Limits
 from kdlib.search.task import Outcome
 from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED, Strategy, Trials
-from kdlib.study import experiment
 from kdlib.study.method_specs import Settings
 
 pytest.importorskip("optuna")
@@ -979,7 +978,7 @@ def test_an_arm_that_is_trained_as_ctrl_c_arrives_is_kept(monkeypatch: pytest.Mo
                 raise ValueError("a damaged layer")
             return Outcome(1, 0.0, 0.5, 0.5)
 
-    monkeypatch.setattr(experiment, "wait", interrupted)
+    monkeypatch.setattr("kdlib.workers.wait", interrupted)
     students = {"a": "s", "b": "damaged", "c": "s"}
     arms, kept = [judging.Arm(name, student, Settings(), 0.0) for name, student in students.items()], Kept()
     with pytest.raises(KeyboardInterrupt):
@@ -1144,7 +1143,7 @@ def test_each_process_of_a_search_has_a_gpu_and_a_share_of_the_cores(
 
     context = SimpleNamespace(Pipe=pipe, Process=Thread)
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
-    monkeypatch.setattr(workers, "exit_with_parent", lambda: None)
+    monkeypatch.setattr("kdlib.workers.exit_with_parent", lambda: None)
     monkeypatch.setattr(workers, "TaskRunner", Runner)
     monkeypatch.setattr(signal, "signal", lambda *given: None)
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
@@ -1449,6 +1448,12 @@ def test_what_was_right_is_stored_in_a_bit_an_image(count: int) -> None:
     right = torch.rand(count, generator=torch.Generator().manual_seed(count)) < 0.9
     assert task.unpack(task.pack(right), count).tolist() == right.int().tolist()
     assert len(task.pack(right)) < 40 + count / 5
+
+
+@pytest.mark.parametrize("text", ["", "nonsense!", "AAAA", task.pack(torch.ones(990, dtype=torch.bool))])
+def test_what_was_right_of_other_images_or_damaged_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="[Rr]estore the file"):
+        task.unpack(text, 1000)
 
 
 def test_seeds_that_agree_give_the_winners_curse_no_interval() -> None:

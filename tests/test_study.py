@@ -64,6 +64,7 @@ from kdlib.study.runs_file import (
     read_rows,
     to_text,
 )
+from kdlib.workers import share_cores, torch_threads
 
 FULL_NAMES = tuple(spec.name for spec in FULL)
 CONTROL_NAMES = tuple(spec.name for spec in CONTROLS)
@@ -1426,7 +1427,7 @@ def test_a_probe_has_the_threads_of_a_worker(budget: Budget, tmp_path: Path, mon
     config = study_config(budget, tmp_path, seeds=(0, 1))
     seen: list[int] = []
     monkeypatch.setattr(runner, "probe", lambda _: seen.append(torch.get_num_threads()) or 1.0)
-    with experiment.torch_threads(4):
+    with torch_threads(4):
         for workers in (1, 2, 8):
             runner.dry_run(replace(config, workers=workers))
         assert torch.get_num_threads() == 4
@@ -1923,7 +1924,7 @@ class Threads:
         make: Callable[[RunConfig], dict[str, Any]],
         workers: int = 2,
     ) -> None:
-        monkeypatch.setattr(experiment, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+        monkeypatch.setattr("kdlib.workers.ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
         monkeypatch.setattr(experiment, "prepare_in_worker", lambda group, kinds, threads: prepare(group))
         monkeypatch.setattr(experiment, "run_in_worker", lambda group, config, test: make(config))
         self.pool = WorkerPool(cast(Experiment, SimpleNamespace(budget=None, cache=None)), workers)
@@ -1983,7 +1984,7 @@ def test_a_run_that_is_finished_is_kept_when_others_fail(monkeypatch: pytest.Mon
     def all_of_them(pending: Sequence[Future[Any]], **options: Any) -> Any:
         return wait(pending)  # so that they are finished at the same time
 
-    monkeypatch.setattr(experiment, "wait", all_of_them)
+    monkeypatch.setattr("kdlib.workers.wait", all_of_them)
     found = Threads(monkeypatch, lambda seed: None, make, workers=9).run(configs)
     assert next(found) == (configs[8], {})
     with pytest.raises(ValueError, match="a damaged layer"):
@@ -2025,7 +2026,7 @@ def test_a_run_that_ends_as_ctrl_c_arrives_is_kept(monkeypatch: pytest.MonkeyPat
             raise KeyboardInterrupt
         return found
 
-    monkeypatch.setattr(experiment, "wait", interrupted)
+    monkeypatch.setattr("kdlib.workers.wait", interrupted)
     found, kept = Threads(monkeypatch, lambda seed: None, make).run(configs), []
     with pytest.raises(KeyboardInterrupt):
         kept.extend(found)
@@ -2098,7 +2099,7 @@ def test_processes_share_the_cores_that_decode(
 ) -> None:
     have_cores(monkeypatch, cores)
     module = replace(blobs, train=undecoded(asked), test=undecoded(asked))
-    shared = experiment.share_cores(module, processes)
+    shared = share_cores(module, processes)
     assert [split.num_workers for split in (shared.train, shared.test)] == [decoding, decoding]  # type: ignore[attr-defined]
     assert shared.validation is blobs.validation
     assert shared.train.fingerprint == module.train.fingerprint
@@ -2117,8 +2118,8 @@ def test_each_process_of_a_study_has_a_gpu_and_a_share_of_the_cores(
 
     gpus: list[int] = []
     have_cores(monkeypatch, 12)
-    monkeypatch.setattr(experiment, "ProcessPoolExecutor", executor)
-    monkeypatch.setattr(experiment, "exit_with_parent", lambda: None)
+    monkeypatch.setattr("kdlib.workers.ProcessPoolExecutor", executor)
+    monkeypatch.setattr("kdlib.workers.exit_with_parent", lambda: None)
     monkeypatch.setattr(experiment, "Experiment", lambda budget, cache: made)
     monkeypatch.setattr(signal, "signal", lambda *given: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -17,6 +17,7 @@ from kdlib.loss_table import LOSSES
 from kdlib.method_parser import FAMILY_DEFAULTS
 from kdlib.study.method_specs import Settings
 from kdlib.study.plans import Budget
+from kdlib.study.report import without_options
 from kdlib.verdict import LEAST_SEEDS
 
 MOST_WORDS = 900
@@ -504,15 +505,13 @@ def repeat(report: Report, evidence: Evidence) -> Iterator[str]:
 def _words(command: str) -> list[str]:
     """A command as sorted pieces, without what changes nothing."""
     try:
-        words = shlex.split(command)
+        words = without_options(shlex.split(command), UNRELATED)
     except ValueError:
         return [command]
     kept: list[str] = []
     while words:
         word = words.pop(0)
-        if word in UNRELATED:
-            del words[: UNRELATED[word]]
-        elif word.startswith("--") and words and not words[0].startswith("--"):
+        if word.startswith("--") and words and not words[0].startswith("--"):
             kept.append(f"{word}={words.pop(0)}")
         else:
             kept.append(word.rpartition("/")[2] if not kept else word)

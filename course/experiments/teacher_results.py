@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from course.experiments.rows import refuse_twice
-from course.experiments.teacher_students import HARD, RUN_COLUMNS, SMOOTHED, STUDENTS, TRIAL_COLUMNS, Budget, unpack
+from course.experiments.teacher_students import HARD, RUN_COLUMNS, SMOOTHED, STUDENTS, TRIAL_COLUMNS, Budget
 from course.experiments.teachers import TEACHER_COLUMNS, teachers_path
 from kdlib import verdict
 from kdlib.data import data_dir
 from kdlib.errors import unknown_name
+from kdlib.search.task import unpack
 from kdlib.study.runs_file import read_rows
 
 if TYPE_CHECKING:
@@ -380,7 +381,7 @@ def _arm(rows: Sequence[dict[str, str]]) -> Arm:
         student=first["student"],
         teacher=first["teacher"],
         accuracies={int(row["seed"]): 100 * float(row["test_accuracy"]) for row in rows},
-        right={int(row["seed"]): 100 * unpack(row["right"], TEST_IMAGES) for row in rows},
+        right={int(row["seed"]): 100 * unpack(row["right"], TEST_IMAGES).astype(np.float32) for row in rows},
         temperature=float(first["temperature"]) if first["temperature"] else None,
         learning_rate=float(first["learning_rate"]),
     )

@@ -14,10 +14,8 @@ which of its images were answered rightly, so that an interval can cover other t
 
 from __future__ import annotations
 
-import base64
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,9 +23,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from course.experiments.rows import make_missing, refuse_other_budget, score, versions
 from course.experiments.teachers import DATA, TEACHERS, Calibrated, load_teacher, path_of, teacher_named
@@ -36,6 +33,7 @@ from kdlib.data import Augmentation, DataModule, IndexedDataset
 from kdlib.errors import check_whole, unknown_name
 from kdlib.hooks import ModelOutput
 from kdlib.methods import HardLabels, Logit, Method
+from kdlib.search.task import pack
 from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, holds
 from kdlib.teachers import CachedTeacher, Teacher
@@ -151,23 +149,6 @@ def on_test(student: nn.Module, fashion: DataModule) -> dict[str, Any]:
         "calibration_error": measure.calibration_error(found.logits, labels),
         "right": pack(found.logits.argmax(1) == labels),
     }
-
-
-def pack(right: Tensor) -> str:
-    """Yes or no for each image as a short text: bits, zlib, base64."""
-    bits = np.packbits(right.numpy().astype(bool))
-    return base64.b64encode(zlib.compress(bits.tobytes(), 9)).decode()
-
-
-def unpack(text: str, count: int) -> np.ndarray:
-    """The way back from `pack`: `count` zeros and ones, as float32. Raises ValueError for a text that is none."""
-    try:
-        bits = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.uint8)
-    except (ValueError, zlib.error) as error:
-        raise ValueError(f"The answers of a row cannot be read ({error}). Restore the file.") from error
-    if len(bits) != math.ceil(count / 8):
-        raise ValueError(f"A row has answers to {8 * len(bits)} images, not {count}. Restore the file.")
-    return np.unpackbits(bits, count=count).astype(np.float32)
 
 
 @lru_cache(maxsize=6)

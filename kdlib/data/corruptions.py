@@ -197,9 +197,9 @@ _CORRUPTIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 # -------------------- pictures outside all classes: images, indices
 
 
-def _shuffled_tiles(images: Tensor, indices: Tensor, grid: int = 4) -> Tensor:
-    """Tiles in another order; what a side has beyond a multiple of the grid stays at its place."""
-    rows, columns = (min(grid, side) for side in images.shape[-2:])
+def _shuffled_tiles(images: Tensor, indices: Tensor) -> Tensor:
+    """Tiles, four a side, in another order; what a side has beyond a multiple of four stays at its place."""
+    rows, columns = (min(4, side) for side in images.shape[-2:])
     height, width = images.shape[-2] // rows, images.shape[-1] // columns
     batch, channels = images.shape[:2]
     inner = images[..., : rows * height, : columns * width]

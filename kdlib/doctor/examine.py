@@ -37,7 +37,7 @@ from kdlib.teachers import as_teacher
 
 Check = Callable[[Setup], Finding | list[Finding] | None]
 
-# From the ground up: a finding of a later check may be due to an earlier one.
+# From the ground up: as a rule it is the finding of a later check that may be due to an earlier one (see `_EXPLAINS`).
 CHECKS: dict[str, Check] = {
     "teacher-mode": teacher.mode,
     "teacher-changes": teacher.changes,

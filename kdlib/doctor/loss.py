@@ -22,7 +22,7 @@ from kdlib.doctor.probe import (
     scaling,
 )
 from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
-from kdlib.doctor.setup import DistillerSetup, LossSetup, Setup, alpha_of, called_function, total
+from kdlib.doctor.setup import DistillerSetup, LossSetup, Setup, alpha_of, called_function, total, weighted_parts
 from kdlib.doctor.step import gradient_norm
 from kdlib.tasks import Classification, TokenClassification
 
@@ -61,10 +61,12 @@ def ignored(setup: Setup) -> Finding | None:
 def _weight_of_soft_is_zero(setup: Setup) -> bool:
     """Whether it is meant: kdlib's own methods without a teacher, or with alpha 1."""
     method = setup.extra
-    parts = getattr(method, "weighted", [(1.0, method)])
     return setup.alpha == 1 or (
         method is not None
-        and all(w == 0 or not getattr(p, "needs_teacher_logits", True) or alpha_of(p) == 1 for w, p in parts)
+        and all(
+            weight == 0 or not getattr(part, "needs_teacher_logits", True) or alpha_of(part) == 1
+            for weight, part in weighted_parts(method)
+        )
     )
 
 
@@ -254,7 +256,7 @@ def _reduction(setup: Setup) -> list[Finding]:
         )
     wanted = _expected(setup, base)
     told = by_classes is not None and near(by_classes, 0.5)
-    guessed = by_classes is None and base.name == "kd" and any(near(base.weight * classes, w) for w in wanted)
+    guessed = by_classes is None and base.name == "kd" and near(base.weight * classes, wanted)
     guessed = guessed and not _scaled_as_a_whole(setup, base, base.weight)
     if told or guessed:
         findings.append(
@@ -278,11 +280,12 @@ def _reduction(setup: Setup) -> list[Finding]:
     return findings
 
 
-def _expected(setup: Setup, base: Identified) -> list[float]:
-    """The weights that the soft loss should have: 1 - alpha, by what was said or by the hard loss beside it, or 1."""
+def _expected(setup: Setup, base: Identified) -> float:
+    """The weight that the soft loss should have: 1 - alpha, by what was said or by the hard loss beside it, or 1."""
+    if setup.alpha is not None:
+        return 1 - setup.alpha
     hard = base.hard
-    found = [1.0] if not hard or near(hard, 1) else [1 - hard] if 0 < hard < 1 else [1.0]
-    return found if setup.alpha is None else [1 - setup.alpha]
+    return 1 - hard if hard is not None and 0 < hard < 1 and not near(hard, 1) else 1.0
 
 
 def _scaled_as_a_whole(setup: Setup, base: Identified, weight: float) -> bool:
@@ -395,13 +398,10 @@ def _power_by_weight(setup: Setup, base: Identified) -> float | None:
     T, weight = base.temperature, _without_sizes(setup, base)
     if _scaled_as_a_whole(setup, base, weight):
         return 0.0
-    for wanted in _expected(setup, base):
-        if near(weight, wanted):
-            return 0.0
-        for power in (-2, -1, 2):
-            if near(weight, wanted * T**power):
-                return float(power)
-    return None
+    wanted = _expected(setup, base)
+    if near(weight, wanted):
+        return 0.0
+    return next((float(power) for power in (-2, -1, 2) if near(weight, wanted * T**power)), None)
 
 
 def _without_sizes(setup: Setup, base: Identified) -> float:

@@ -395,6 +395,11 @@ def alpha_of(method: Any) -> float | None:
     return float(method.alpha) if isinstance(method, Logit) else None
 
 
+def weighted_parts(method: Any) -> list[tuple[float, Any]]:
+    """The weights and methods of a sum; any other method is the only part of one, with weight 1."""
+    return getattr(method, "weighted", [(1.0, method)])
+
+
 def count_arguments(function: Callable[..., Any], default: int) -> int:
     """How many arguments it is called with by position, at least those without a default."""
     try:

@@ -217,9 +217,9 @@ def class_order(setup: Setup) -> Finding | None:
     return finding
 
 
+MOST_CLASSES = 4_000  # a table of all pairs of them has 64 MB, and the search in it takes seconds
 # How far from chance to perfect the answers are once renamed. A student after a few steps confuses some classes so
 # thoroughly that renaming them gains a little; a teacher has to be one (see `samples.LEAST`).
-MOST_CLASSES = 4_000  # a table of all pairs of them has 64 MB, and the search in it takes seconds
 RENAMED = {"teacher": 0.25, "student": 0.5}
 
 

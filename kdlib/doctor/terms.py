@@ -10,7 +10,7 @@ from torch import Tensor
 from kdlib import methods
 from kdlib.doctor.probe import IGNORED, device_of, random_logits
 from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
-from kdlib.doctor.setup import Setup, Terms, alpha_of
+from kdlib.doctor.setup import Setup, Terms, alpha_of, weighted_parts
 from kdlib.doctor.step import gradient_norm, step_taken
 
 MOST = 100.0  # times the gradient of another term
@@ -85,7 +85,7 @@ def balance(setup: Setup) -> Finding | None:
 def _all_ours(setup: Setup) -> bool:
     """Whether every part of the method is one of kdlib's, with a loss that has a name."""
     method: Any = setup.extra
-    parts = [part for _, part in getattr(method, "weighted", [(1.0, method)])]
+    parts = [part for _, part in weighted_parts(method)]
     ours = (methods.HardLabels, methods.Logit, methods.LayerMethod)
     return all(isinstance(part, ours) and isinstance(getattr(part, "loss", ""), str) for part in parts)
 
@@ -183,8 +183,7 @@ def switched_off(setup: Setup) -> set[str]:
     """Terms of kdlib's own methods whose weight is 0 by their settings."""
     method: Any = setup.extra
     found: set[str] = set()
-    parts = getattr(method, "weighted", [(1.0, method)])
-    for number, (weight, part) in enumerate(parts, start=1):
+    for number, (weight, part) in enumerate(weighted_parts(method), start=1):
         alpha = alpha_of(part)
         if alpha in (0, 1):
             name = "hard" if alpha == 0 else "soft"

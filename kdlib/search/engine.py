@@ -47,8 +47,8 @@ from kdlib.search.trials import (
     check_identity,
 )
 from kdlib.search.workers import Runner, open_runners
-from kdlib.study.experiment import refuse_without_main_guard
 from kdlib.study.method_specs import Settings, TeacherKind
+from kdlib.workers import refuse_without_main_guard
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,9 +23,9 @@ from kdlib.search.storage import load_optuna, open_storage
 from kdlib.search.task import TaskRunner, outputs_folder, unpack
 from kdlib.search.trials import COMPLETE
 from kdlib.search.workers import RemoteRunner, Runner, open_runners
-from kdlib.study.experiment import first_completed, refuse_without_main_guard
 from kdlib.study.method_specs import Settings
 from kdlib.verdict import Comparison
+from kdlib.workers import first_completed, refuse_without_main_guard
 
 if TYPE_CHECKING:
     import pandas as pd

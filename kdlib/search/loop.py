@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from kdlib.search.space import settings_of
 from kdlib.search.trials import COMPLETE, DIVERGED, INFEASIBLE, PRUNED, Assignment, Trials
 from kdlib.search.workers import RemoteRunner, Runner, Turns
-from kdlib.study.experiment import first_completed
 from kdlib.study.method_specs import MethodSpec
+from kdlib.workers import first_completed
 
 
 def work_off(trials: Trials, runners: list[Runner], bar: ProgressBar, spec: MethodSpec, seed: int) -> None:

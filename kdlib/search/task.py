@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import time
 import zlib
 from collections.abc import Callable, Collection
@@ -201,8 +202,19 @@ def pack(right: Tensor) -> str:
 
 
 def unpack(text: str, count: int) -> np.ndarray:
-    """The way back from `pack`: `count` zeros and ones."""
-    bits = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    """The way back from `pack`: `count` zeros and ones. Raises ValueError for a text that is not of so many images."""
+    try:
+        bits = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.uint8)
+    except (ValueError, zlib.error) as error:
+        raise ValueError(
+            f"Which images a student was right about cannot be read ({error}): the text is damaged. Restore the file "
+            "that holds it."
+        ) from error
+    if len(bits) != math.ceil(count / 8):
+        raise ValueError(
+            f"What a student was right about is {8 * len(bits)} bits long, which does not fit {count} test images. Are "
+            "they those of the run? If so, the text is damaged: restore the file that holds it."
+        )
     return np.unpackbits(bits, count=count)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import signal
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -14,12 +13,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from kdlib import devices
 from kdlib.search.task import Outcome, Report, Task, TaskRunner
-from kdlib.study.experiment import exit_with_parent, share_cores
 from kdlib.study.method_specs import Settings
+from kdlib.workers import share_cores, start_worker, threads_of_a_worker
 
 SECONDS_TO_END = 10
 
@@ -175,7 +172,7 @@ def open_runners(task: Task, cache: Path, workers: int) -> Iterator[list[Runner]
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise _cannot_be_sent(error) from error
     runners: list[RemoteRunner] = []
-    threads = max(1, torch.get_num_threads() // workers)
+    threads = threads_of_a_worker(workers)
     try:
         for number in range(workers):
             runners.append(RemoteRunner(packed, cache, threads, number, workers))
@@ -190,9 +187,7 @@ def open_runners(task: Task, cache: Path, workers: int) -> Iterator[list[Runner]
 
 def _serve(connection: Connection, cache: Path, threads: int, number: int, workers: int) -> None:
     """What a process of the search does: it trains what it is sent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends these
-    exit_with_parent()
-    torch.set_num_threads(threads)
+    start_worker(threads)
     try:
         task = pickle.loads(connection.recv_bytes())  # from the process that has started this one
     except Exception as error:  # a class of a notebook's cell is in no module, which only its reader notices

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from kdlib.allocator import keep_freed_memory
 from kdlib.errors import exit_in_a_sentence
 from kdlib.paths import expand_user
 
@@ -169,5 +170,6 @@ def main() -> None:
     """Run the command; what a user can cause ends in one sentence and exit code 2, not in a traceback."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(study)
+    keep_freed_memory()
     with exit_in_a_sentence():
         app()

@@ -10,14 +10,10 @@ everything that could have come out otherwise: which images, in which views and 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -30,8 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlib import data, devices, evaluation, files, measure, models, train
-from kdlib.data import DataModule, IndexedDataset, LazyDataset
-from kdlib.data.datasets import num_cores
+from kdlib.data import DataModule, IndexedDataset
 from kdlib.errors import DivergedError
 from kdlib.methods import HardLabels, Method
 from kdlib.study import method_specs
@@ -40,6 +35,15 @@ from kdlib.study.plans import Budget, Row, RunConfig
 from kdlib.study.predictions import PredictionsFile
 from kdlib.study.runs_file import BUDGET_COLUMNS, library_versions, machine_info, to_text
 from kdlib.teachers import CachedTeacher
+from kdlib.workers import (
+    SPAWN,
+    first_completed,
+    process_pool,
+    share_cores,
+    start_worker,
+    threads_of_a_worker,
+    torch_threads,
+)
 
 QUICK_VALIDATION = 100  # images that `fit` evaluates after an epoch where all of them would take long beside it
 LONG_EPOCH = 10  # training images for each validation image: from here on, to evaluate them all costs some 3 %
@@ -313,8 +317,6 @@ class SeedRunner:
         teacher, labels = self.experiment.reference_metrics, self.data.test.labels
         metrics = train.evaluate(student, self.data.test, **self.experiment.device_options)
         logits = metrics.logits
-        if not torch.isfinite(logits).all():
-            raise FloatingPointError("The last step left weights that give no finite logits.")
         columns: dict[str, Any] = {
             "predicted": logits.argmax(1).numpy(),  # no column: it goes to a file of its own
             "test_accuracy": metrics.accuracy,
@@ -390,34 +392,6 @@ class ForbiddenDataset:
 SeedRuns = tuple[AbstractContextManager["SeedRunner"], Sequence[RunConfig]]  # what opens a seed, and its runs
 
 
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """So many threads of torch inside the block: with another number sums are rounded differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def threads_of_a_worker(num_workers: int) -> int:
-    """Threads of torch that each of so many processes has: an equal share of those that this one has."""
-    return max(1, torch.get_num_threads() // num_workers)
-
-
-def share_cores(module: DataModule, num_workers: int) -> DataModule:
-    """The data for one of so many processes, which share the cores that decode images: one each, at least."""
-    most = max(1, num_cores() // num_workers - 1)
-
-    def share(split: IndexedDataset) -> IndexedDataset:
-        if not isinstance(split, LazyDataset):
-            return split
-        return replace(split, num_workers=min(split.num_workers, most))
-
-    return replace(module, train=share(module.train), validation=share(module.validation), test=share(module.test))
-
-
 class WorkerPool:
     """Makes runs, `num_workers` at a time; with one, in this process and with all of its threads.
 
@@ -435,24 +409,12 @@ class WorkerPool:
             yield self
             return
         threads = threads_of_a_worker(self.num_workers)
-        others = set(multiprocessing.active_children())  # processes of the caller, which are left alone
-        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        numbers: SimpleQueue[int] = context.SimpleQueue()
+        numbers: SimpleQueue[int] = SPAWN.SimpleQueue()
         for number in range(self.num_workers):
             numbers.put(number)
-        self._executor = ProcessPoolExecutor(
-            self.num_workers,
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(self.experiment.budget, self.experiment.cache, threads, self.num_workers, numbers),
-        )
-        try:
+        arguments = self.experiment.budget, self.experiment.cache, threads, self.num_workers, numbers
+        with process_pool(self.num_workers, _start_worker, *arguments) as self._executor:
             yield self
-            self._executor.shutdown()
-        finally:
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-            self._executor.shutdown(cancel_futures=True)
 
     def run(self, seeds: Iterable[SeedRuns], *, test: bool) -> Iterator[tuple[RunConfig, dict[str, Any]]]:
         """Yield each run with its row, as they are finished; ChildProcessError when a process was killed.
@@ -515,15 +477,6 @@ class WorkerPool:
                     running[executor.submit(run_in_worker, seed.group, config, test)] = config, seed
 
 
-def first_completed(futures: Collection[Future[T]]) -> set[Future[T]]:
-    """Wait until one of these has ended, and return those that have; Ctrl-C ends the waiting."""
-    while True:
-        # Short waits: before Python 3.14, Windows holds Ctrl-C back until a wait has ended.
-        done, _ = wait(futures, timeout=0.1, return_when=FIRST_COMPLETED)
-        if done:
-            return done
-
-
 class _OpenSeed:
     """A seed whose runs are under way in the worker processes."""
 
@@ -540,36 +493,10 @@ _worker_runner: SeedRunner | None = None
 def _start_worker(budget: Budget, cache: Path, threads: int, num_workers: int, numbers: SimpleQueue[int]) -> None:
     """Set up a worker process. numbers: from which each of the `num_workers` takes its own."""
     global _worker_experiment
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
-    exit_with_parent()
-    torch.set_num_threads(threads)
+    start_worker(threads)
     devices.take_gpu(budget.device, numbers.get())
     _worker_experiment = Experiment(budget, cache)
     _worker_experiment.data = share_cores(_worker_experiment.data, num_workers)
-
-
-def refuse_without_main_guard(call: str) -> None:
-    """Raise RuntimeError in a process that is being started, and for this runs the user's script from its beginning.
-
-    call: what the script has called.
-    """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise RuntimeError(
-            f"Each process that a script starts runs the script anew, as this one does. Put the call of {call} below a "
-            'line `if __name__ == "__main__":`.'
-        )
-
-
-def exit_with_parent() -> None:
-    """Let this worker process end with the process that started it, even when that is killed."""
-    threading.Thread(target=_wait_for_end_of_parent, daemon=True).start()
-
-
-def _wait_for_end_of_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
 
 
 def prepare_in_worker(group: SeedGroup, kinds: Sequence[TeacherKind], threads: int) -> None:

@@ -92,18 +92,30 @@ def _count(runs: Sequence[Mapping[str, str]]) -> str:
 
 def _command(session: Mapping[str, Any], folder: Path) -> str:
     """The command without folders of the one who ran it: files of `folder` are named as in the repository."""
-    words, kept = shlex.split(session.get("command", "unknown")), []
     shipped, folder = data_dir().resolve(), folder.resolve()
     place = f"data/{folder.relative_to(shipped).as_posix()}" if shipped in folder.parents else "data/results"
-    while words:
-        word = words.pop(0)
-        if (name := word.partition("=")[0]) in UNRELATED_OPTIONS:
-            del words[: UNRELATED_OPTIONS[name] if name == word else 0]
-        else:
-            option, is_option, value = word.rpartition("=")  # --choices=FILE
-            known = word.endswith(".csv") and (folder / Path(value).name).is_file()
-            kept.append(f"{option}{is_option}{place}/{Path(value).name}" if known else word)
+    kept = []
+    for word in without_options(shlex.split(session.get("command", "unknown")), UNRELATED_OPTIONS):
+        option, is_option, value = word.rpartition("=")  # --choices=FILE
+        known = word.endswith(".csv") and (folder / Path(value).name).is_file()
+        kept.append(f"{option}{is_option}{place}/{Path(value).name}" if known else word)
     return shlex.join(kept)
+
+
+def without_options(words: Sequence[str], options: Mapping[str, int]) -> list[str]:
+    """The words of a command but these options, written `--option value` or `--option=value`.
+
+    options: how many words follow each.
+    """
+    rest, kept = list(words), []
+    while rest:
+        word = rest.pop(0)
+        name, equals, _ = word.partition("=")
+        if name not in options:
+            kept.append(word)
+        elif not equals:
+            del rest[: options[name]]
+    return kept
 
 
 def _machine(session: Mapping[str, Any], runs: Sequence[Mapping[str, str]] = ()) -> str:

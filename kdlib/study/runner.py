@@ -24,21 +24,14 @@ from kdlib.data import data_dir
 from kdlib.errors import check_whole
 from kdlib.measure import clock
 from kdlib.study import plans
-from kdlib.study.experiment import (
-    Experiment,
-    SeedRuns,
-    WorkerPool,
-    outputs_of,
-    refuse_without_main_guard,
-    threads_of_a_worker,
-    torch_threads,
-)
+from kdlib.study.experiment import Experiment, SeedRuns, WorkerPool, outputs_of
 from kdlib.study.history import HistoryFile
 from kdlib.study.method_specs import HARD, METHODS, TRIALS_PER_METHOD, MethodSpec, Settings
 from kdlib.study.plans import PLANS, TRIALS, TUNING_SEEDS, Budget, Plan, Row, RunConfig, TunedSettings, row_key
 from kdlib.study.predictions import PredictionsFile
 from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RUN_COLUMNS, TIME_COLUMNS, TRIAL_COLUMNS, RunsFile, SessionLog, read_rows, to_text
+from kdlib.workers import refuse_without_main_guard, threads_of_a_worker, torch_threads
 
 FEW_STEPS = 100  # of a run: in fewer a network hardly learns anything
 
@@ -552,8 +545,9 @@ class TimeEstimate:
         return "from a probe of three plain training steps; methods that look at layers take longer"
 
 
-def probe(experiment: Experiment, steps: int = 3) -> float:
-    """Seconds that one run by hard labels will take, from a few training steps on one batch."""
+def probe(experiment: Experiment) -> float:
+    """Seconds that one run by hard labels will take, from three training steps on one batch."""
+    steps = 3
     device_config, budget = experiment.device_config, experiment.budget
     recipe = METHODS[HARD].start_with(budget.optimizer).recipe(budget.batch_size, budget.optimizer)
     student = device_config.move(experiment.build_student(0)).train()

@@ -822,6 +822,7 @@ def test_the_agreement_of_an_exported_file_is_compared(good: Path) -> None:
 def test_a_command_may_leave_out_what_changes_nothing(good: Path) -> None:
     assert changed_report(good, "Repeat", " --quiet", "") == []
     assert changed_report(good, "Repeat", " --quiet", " --quiet --workers 4") == []
+    assert changed_report(good, "Repeat", " --quiet", " --quiet --workers=4 --cache='my cache'") == []
     assert changed_report(good, "Repeat", "--data imagefolder", "--quiet --data imagefolder") == []
 
 

@@ -17,7 +17,6 @@ from course.experiments import compression, compression_results
 from course.experiments.compression import HARD, KD, RAW, TECHNIQUES, Budget, Experiment, Images, Run
 from kdlib import verdict
 from kdlib.data import DataModule
-from kdlib.study import experiment as study_experiment
 from kdlib.study.runs_file import read_rows
 
 # Validation accuracies of trials, by training and learning rate: KD's best lies beyond the first three.
@@ -84,8 +83,8 @@ def test_trials_that_have_ended_as_ctrl_c_arrives_are_kept(
         wait(pending)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda count, *_: ThreadPoolExecutor(count))
-    monkeypatch.setattr(study_experiment, "wait", interrupted)
+    monkeypatch.setattr("kdlib.workers.ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
+    monkeypatch.setattr("kdlib.workers.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Experiment(Budget(100, 2), tmp_path, tmp_path / "cache", workers=2).run(["int4"], 1, "", log=lambda text: None)
     assert len(made) == len(read_rows(tmp_path / "choose-compression-resnet20-fashion-100.csv")) == 6

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from course import plots, workers
+from course import plots
 from course.detection import centers, detector, experiment, scenes
 from course.detection.detector import Detector, adapter, detection_loss, heat_map_kd, method_named
 from course.detection.experiment import Budget, Experiment, Run, run_student, stored_answers
@@ -33,7 +33,6 @@ from course.detection.scenes import MOST_PIECES, SIDES, SIZE, Scenes
 from course.workers import in_processes
 from kdlib import data, losses, train
 from kdlib.distiller import Distiller
-from kdlib.study import experiment as study_experiment
 from kdlib.study.runs_file import read_rows
 from kdlib.tasks import MultiLabel
 
@@ -571,7 +570,7 @@ def test_a_teacher_in_a_damaged_file_is_refused(small: Experiment) -> None:
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads of this process stand for the processes."""
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda count, *_: ThreadPoolExecutor(count))
+    monkeypatch.setattr("kdlib.workers.ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
 
 
 def make_one(number: int) -> int:
@@ -604,7 +603,7 @@ def test_after_an_error_nothing_is_begun(monkeypatch: pytest.MonkeyPatch) -> Non
             ended.wait(60)
         return make_one(number)
 
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda count, *_: Pool(count))
+    monkeypatch.setattr("kdlib.workers.ProcessPoolExecutor", lambda count, **_: Pool(count))
     with pytest.raises(ValueError, match="planted"):
         list(in_processes(make, range(20), 2))
     assert set(begun) <= {0, 1, 2}  # the third took the place of the one that failed
@@ -615,7 +614,7 @@ def test_a_run_that_ends_as_ctrl_c_arrives_is_kept(threads: None, monkeypatch: p
         wait(pending)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(study_experiment, "wait", interrupted)
+    monkeypatch.setattr("kdlib.workers.wait", interrupted)
     kept: list[tuple[int, int]] = []
     with pytest.raises(KeyboardInterrupt):
         kept.extend(in_processes(make_one, range(4), 2))
@@ -625,12 +624,12 @@ def test_a_run_that_ends_as_ctrl_c_arrives_is_kept(threads: None, monkeypatch: p
 def test_after_an_error_no_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[BaseProcess] = []
 
-    def with_a_process(count: int, context: Any, *_: Any) -> ThreadPoolExecutor:
-        begun.append(context.Process(target=time.sleep, args=(600,)))
+    def with_a_process(count: int, mp_context: Any, **_: Any) -> ThreadPoolExecutor:
+        begun.append(mp_context.Process(target=time.sleep, args=(600,)))
         begun[0].start()
         return ThreadPoolExecutor(count)
 
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", with_a_process)
+    monkeypatch.setattr("kdlib.workers.ProcessPoolExecutor", with_a_process)
     with pytest.raises(ValueError, match="planted"):
         list(in_processes(make_one, range(4), 2))
     begun[0].join(60)
@@ -646,7 +645,7 @@ def test_trials_that_ended_beside_one_that_failed_are_in_the_file(
         return run_student(budget, run, cache, test=test)
 
     monkeypatch.setattr(experiment, "run_student", fails_on_heat_maps)
-    monkeypatch.setattr(study_experiment, "wait", all_of_them)
+    monkeypatch.setattr("kdlib.workers.wait", all_of_them)
     with pytest.raises(RuntimeError, match="planted"):
         replace(small, workers=2).run(1, "the command", silent)
     assert [row["method"] for row in read_rows(small.trials_path)] == ["hard"]

@@ -11,11 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from course import plots, workers
+from course import plots
 from course.experiments import logit_mistakes as experiment
 from course.experiments.logit_mistakes import COMPARED_WITH, HARD, Pictures, Run, runs_of
 from kdlib import losses
-from kdlib.study import experiment as study_experiment
 
 POINTS = {"right loss": 0.0, "T = 1": 0.2, "T = 20": -0.1, "no T²": 0.0, "probabilities": -3, "other pictures": -8}
 
@@ -64,8 +63,8 @@ def test_students_that_ended_beside_one_that_failed_are_kept(
         return wait(pending)  # so that they have ended at the same time
 
     monkeypatch.setattr(experiment, "_execute_in_worker", execute)
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda count, *_: ThreadPoolExecutor(count))
-    monkeypatch.setattr(study_experiment, "wait", all_of_them)
+    monkeypatch.setattr("kdlib.workers.ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
+    monkeypatch.setattr("kdlib.workers.wait", all_of_them)
     with pytest.raises(ValueError, match="planted"):
         experiment.run(1, tmp_path, "the command", workers=2, log=lambda text: None)
     assert len(experiment.load(tmp_path)) == len(made) == len(runs_of(1)) - 2

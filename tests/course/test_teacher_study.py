@@ -15,10 +15,11 @@ import torch
 from course import plots
 from course.experiments import teacher_results, teacher_students, teachers
 from course.experiments.teacher_results import REFERENCE, TITLES, TeacherResults, mean_tau
-from course.experiments.teacher_students import HARD, RUN_COLUMNS, SMOOTHED, Budget, Experiment, Run, pack, unpack
+from course.experiments.teacher_students import HARD, RUN_COLUMNS, SMOOTHED, Budget, Experiment, Run
 from course.experiments.teachers import TEACHER_COLUMNS, TEACHERS, TRAININGS
 from kdlib import models
 from kdlib.data import DataModule, data_dir
+from kdlib.search.task import pack, unpack
 from kdlib.study.runs_file import RunsFile, read_rows
 from kdlib.verdict import Verdict
 
@@ -193,18 +194,6 @@ def test_trials_that_all_diverged_leave_no_setting() -> None:
     row = {"student": "resnet8", "teacher": HARD, "learning_rate": "0.1", "temperature": "", "validation_accuracy": ""}
     with pytest.raises(ValueError, match="diverged"):
         teacher_students.best([row], [Run("resnet8", HARD, teacher_students.TUNING_SEED, 0.1)])
-
-
-@pytest.mark.parametrize("count", [1, 8, 1000, 10_000])
-def test_answers_come_back_as_they_were(count: int) -> None:
-    right = torch.rand(count, generator=torch.Generator().manual_seed(count)) < 0.9
-    assert unpack(pack(right), count).tolist() == right.float().tolist()
-
-
-@pytest.mark.parametrize("text", ["", "nonsense!", pack(torch.ones(80, dtype=torch.bool))])
-def test_answers_that_cannot_be_read_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="Restore the file"):
-        unpack(text, 1000)
 
 
 # --- networks
