@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdlib import compress, evaluation, measure
 from kdlib.data import IndexedDataset
 from kdlib.errors import check_flags, check_path, check_real
-from kdlib.export._common import Predict, check_file, float_copy
+from kdlib.export._common import Predict, check_file, float_copy, refuse_changing_hooks
 
 BATCH = 250  # images at once
 LEAST_AGREEMENT = 0.95
@@ -67,7 +67,8 @@ def check(
     labels decide nothing. quantized: whether the file computes in integers; then both networks must choose the same
     class for a share of at least `least_agreement` of the images, otherwise no two logits may differ by more than
     0.001, or by a thousandth of the largest logit. seconds: for which each of the two is timed in each of five turns.
-    Raises ValueError for an export that is refused or cannot be run on these images, and what `evaluate` raises.
+    Raises ValueError for an export that is refused or cannot be run on these images, for a forward hook that changes
+    the network's answers, and what `evaluate` raises.
     """
     check_path(path=path)
     check_flags(quantized=quantized)
@@ -79,6 +80,7 @@ def check(
     content = check_file(path).read_bytes()
     network = float_copy(model)
     expected = evaluation.evaluate(network, dataset, device="cpu", precision="fp32", batch_size=BATCH, role="network")
+    refuse_changing_hooks(model, next(iter(dataset.iter_batches(BATCH))).images)
     logits = _outputs(predict, dataset, expected.logits, path)
     difference = (logits - expected.logits).abs().max().item()
     agreement = measure.agreement(logits, expected.logits)
