@@ -349,6 +349,19 @@ def test_the_latency_ratio_tells_slow_from_fast(network: nn.Module, images: Tens
     assert export.latency_ratio(lambda batch: batch, network, images[:1], 0.001) < 0.5
 
 
+def test_timing_leaves_a_network_in_train_mode_as_it_was() -> None:
+    """In train mode a batch norm would take the one image that is timed for its data."""
+    networks = [nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)).train() for _ in range(2)]
+    networks[0][0].eval()
+    before = [{name: value.clone() for name, value in one.state_dict().items()} for one in networks]
+    export.latency_ratio(*networks, X[:1], 0.001)
+    for network, state in zip(networks, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+        assert network.training
+        assert network[1].training
+    assert not networks[0][0].training
+
+
 # Bad input, each in a sentence
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -17,6 +18,7 @@ from kdlib import compress, evaluation, measure
 from kdlib.data import IndexedDataset
 from kdlib.errors import check_flags, check_path, check_real
 from kdlib.export._common import Predict, check_file, float_copy, refuse_changing_hooks
+from kdlib.guards import keep_modes
 
 BATCH = 250  # images at once
 LEAST_AGREEMENT = 0.95
@@ -140,6 +142,7 @@ def latency_ratio(predict: Predict, model: nn.Module, image: Tensor, seconds: fl
     """Time of `predict` for a batch divided by the model's in eager PyTorch, in one thread; below 1 is faster.
 
     Both are warmed up and timed in turns, so that whatever else the machine does strikes both; medians are compared.
+    Networks, of which `predict` may be one, are timed in eval mode, and are in their own modes afterwards.
     image: a batch 1 x C x H x W. seconds: for each of the two in each turn.
     """
     from torch.utils.benchmark import Timer
@@ -147,7 +150,11 @@ def latency_ratio(predict: Predict, model: nn.Module, image: Tensor, seconds: fl
     image = image.clone(memory_format=torch.contiguous_format)
     timers = [Timer("run(image)", globals={"run": run, "image": image}, num_threads=1) for run in (predict, model)]
     times: list[list[float]] = [[], []]
-    with torch.inference_mode():
+    with ExitStack() as stack, torch.inference_mode():
+        for network in (predict, model):
+            if isinstance(network, nn.Module):
+                stack.enter_context(keep_modes(network))
+                network.eval()
         for timer in timers:
             timer.timeit(3)
         for _ in range(ROUNDS):
