@@ -47,6 +47,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose first dimension c
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MOST_BITS = 8
 LARGEST_WIDTH = 1_000_000
+HAIR = 1e-7  # of a ratio: more than float32 rounds it, too little to keep one of LARGEST_WIDTH channels
 NOT_FOLLOWED = "a form that torch-pruning cannot follow. Prune the part of it that ends in one layer."
 SMALLEST_STEP = torch.finfo(torch.float32).tiny  # a channel of zeros has a step, too
 
@@ -195,6 +196,7 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
     check_whole(1, LARGEST_WIDTH, round_to=round_to)
     check_kind("a batch of inputs, a tensor such as images[:1]", Tensor, example=example)
     layers = _layers(model)
+    share = float(ratio) - HAIR  # torch-pruning computes int(width * (1 - share)), and 160 * (1 - 0.8) is 31.999...
     copied = copy.deepcopy(model)
     example = devices.to_device(example, next(copied.parameters()).device)
     modes = {module: module.training for module in copied.modules()}
@@ -203,7 +205,7 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
     last, outputs = _call_order(copied, example)
     for name, layer in layers.items():
         width = layer.weight.shape[0]
-        left = int(width * (1 - ratio))
+        left = int(width * (1 - share))
         if name != last and width > round_to > left:
             raise ValueError(
                 f"ratio={ratio} leaves {left} of the {width} channels of {name}, and no multiple of round_to={round_to}"
@@ -215,7 +217,7 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
             copied,
             example,
             importance=pruning.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio=float(ratio),
+            pruning_ratio=share,
             ignored_layers=[copied.get_submodule(last)],
             round_to=round_to,
         )
