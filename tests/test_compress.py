@@ -1100,6 +1100,42 @@ def test_what_torch_pruning_couples_rightly_is_not_refused(name: str, ratio: flo
     assert sum(p.numel() for p in narrow.parameters()) < sum(p.numel() for p in network.parameters())
 
 
+class OwnHead(nn.Module):
+    """A second head that runs in train mode only, as those of GoogLeNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head, self.aux = nn.Conv2d(3, 16, 3), nn.Linear(16, 10), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.first(x)).mean((2, 3))
+        return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_layers_that_only_train_mode_calls_are_refused_by_name(round_to: int) -> None:
+    """Nothing tells that they belong to the others: they would not fit these any more."""
+    pytest.importorskip("torch_pruning")
+    with pytest.raises(ValueError, match="aux .*Remove them first"):
+        compress.prune_channels(OwnHead(), 0.5, torch.randn(1, 3, 8, 8), round_to=round_to)
+
+
+class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = nn.Linear(4, 16), nn.Linear(16, 10), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return self.one(x) + self.other(x)
+
+
+def test_outputs_that_are_added_to_those_of_the_last_layer_stay_and_are_not_counted() -> None:
+    pytest.importorskip("torch_pruning")
+    narrow: Any = compress.prune_channels(Sum(), 0.5, torch.randn(1, 4))
+    assert (narrow.first.out_features, narrow.one.out_features, narrow.other.out_features) == (8, 10, 10)
+
+
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_channels_that_are_read_in_their_order_are_removed(name: str) -> None:
     pytest.importorskip("torch_pruning")
