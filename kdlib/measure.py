@@ -20,7 +20,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from timeit import default_timer
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -220,12 +220,12 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Multiply-accumulates of one forward pass for one example, by torch's own counter (its FLOPs / 2).
 
     input_shape: (C, H, W). Counts convolutions and products of two matrices (linear layers, attention); not those of a
-    matrix and a vector (torch.mv, nn.Bilinear), biases, batch norm, activations, pooling or additions. It runs on a
-    copy without the model's forward hooks, on the meta device (no arithmetic, no weights) or, where that is impossible,
-    on the model's own device; attention in steps, as the counter does not know what torch makes of them in one.
+    matrix and a vector (torch.mv, nn.Bilinear), torch.addbmm, distances (torch.cdist), biases, batch norm, activations,
+    pooling or additions. It runs on a copy without the model's forward hooks, on the meta device (no arithmetic, no
+    weights) or, where that is impossible, on the model's own device; attention and recurrent layers in steps, as the
+    counter does not know what torch makes of them in one.
     Raises ValueError when the model does not accept such an input.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     shape = _image_shape(input_shape)
@@ -235,8 +235,7 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     for device in devices:
         images = torch.zeros(1, *shape, dtype=dtype, device=device)
         try:
-            in_steps = sdpa_kernel(SDPBackend.MATH)
-            with plain_encoders(), in_steps, torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with plain_encoders(), _in_steps(), torch.no_grad(), FlopCounterMode(display=False) as counter:
                 copy_without_hooks(model, device, computed=True)(images)
             return counter.get_total_flops() // 2
         except Exception as error:
@@ -244,6 +243,24 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     if not may_be_of_shape(failure):
         raise failure
     raise _input_error(shape, failure) from failure
+
+
+@contextmanager
+def _in_steps() -> Iterator[None]:
+    """Attention and recurrent layers as products of matrices: without the operators that do a layer in one."""
+    from torch.backends import cudnn, mkldnn
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    libraries: tuple[Any, ...] = (cudnn, mkldnn)  # which have such operators for an LSTM
+    before = [library.enabled for library in libraries]
+    try:
+        for library in libraries:
+            library.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for library, enabled in zip(libraries, before, strict=True):
+            library.enabled = enabled
 
 
 @dataclass(frozen=True)

@@ -426,6 +426,27 @@ def test_macs_of_attention_are_the_same_where_the_meta_device_is_impossible(laye
     assert [measure.macs(Tokens(layer, awkward), (16, 4, 4)) for awkward in (False, True)] == [expected, expected]
 
 
+class Recurrent(nn.Module):
+    """The rows of an image one after another; its forward makes the first hidden state on the CPU, never on "meta"."""
+
+    def __init__(self, kind, given):
+        super().__init__()
+        self.layer, self.given = kind(8, 16, num_layers=2, batch_first=True), given
+
+    def forward(self, images):
+        first = torch.zeros(2, len(images), 16)
+        state = (first, first) if isinstance(self.layer, nn.LSTM) else first
+        return self.layer(images.squeeze(1), state if self.given else None)[0][:, -1]
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_macs_of_recurrent_layers_are_the_same_whoever_makes_their_state(kind, gates):
+    libraries = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
+    counts = [measure.macs(Recurrent(kind, given), (1, 5, 8)) for given in (False, True)]
+    assert counts == [5 * gates * 16 * (8 + 16 + 16 + 16)] * 2
+    assert (torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled) == libraries
+
+
 def test_a_masked_network_is_counted_and_timed() -> None:
     """Its masked weight is a tensor that torch refuses to copy."""
     model = models.build("resnet8", num_classes=10, in_channels=1, seed=0)
