@@ -66,7 +66,10 @@ BatchSize = Annotated[int, typer.Option(help="Images in a batch.")]
 Schedule = Annotated[str, typer.Option(help="cosine, one-cycle or constant.")]
 Clip = Annotated[float | None, typer.Option(help="Largest norm of the gradient; default: no clipping.")]
 Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the networks first; pays on GPUs.")]
-Half = Annotated[bool, typer.Option("--half", help="Write the weights in 16 bits.")]
+Half = Annotated[
+    bool,
+    typer.Option("--half", help="Write the weights in 16 bits; distill measures the student with these, train before."),
+]
 CheckpointEvery = Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints; default: one an epoch.")]
 ImageSize = Annotated[int, typer.Option(min=8, help="Pixels of a side, for image folders.")]
 STEM_HELP = "stride2, stride1 or imagenet: how torchvision's networks begin."

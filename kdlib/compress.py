@@ -47,6 +47,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose first dimension c
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MOST_BITS = 8
 LARGEST_WIDTH = 1_000_000
+HAIR = 1e-7  # of a ratio: more than float32 rounds it, too little to keep one of LARGEST_WIDTH channels
 NOT_FOLLOWED = "a form that torch-pruning cannot follow. Prune the part of it that ends in one layer."
 SMALLEST_STEP = torch.finfo(torch.float32).tiny  # a channel of zeros has a step, too
 
@@ -187,38 +188,42 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
     keeps its outputs.
     `models.build` cannot build such a network again: save it with safetensors.torch.save_model.
     Raises ValueError for a ratio that leaves a layer no channel or takes nothing away, for an example that does not
-    fit, for a network that puts channels in another order (by a permute before it flattens, or a channel shuffle), and
-    for a masked or rounded network; ImportError without torch-pruning. Heads of attention that are written by hand are
-    not known as such: do not remove channels from them.
+    fit, for layers that are not called in eval mode (heads that only training uses), for a network that puts channels
+    in another order (by a permute before it flattens, or a channel shuffle), and for a masked or rounded network;
+    ImportError without torch-pruning. Heads of attention that are written by hand are not known as such: do not remove
+    channels from them.
     """
     _check_share(ratio=ratio)
     check_whole(1, LARGEST_WIDTH, round_to=round_to)
     check_kind("a batch of inputs, a tensor such as images[:1]", Tensor, example=example)
     layers = _layers(model)
+    share = float(ratio) - HAIR  # torch-pruning computes int(width * (1 - share)), and 160 * (1 - 0.8) is 31.999...
     copied = copy.deepcopy(model)
     example = devices.to_device(example, next(copied.parameters()).device)
     modes = {module: module.training for module in copied.modules()}
     flags = {name: parameter.requires_grad for name, parameter in copied.named_parameters()}
     copied.eval().requires_grad_(True)  # the dependencies of layers are read off the graph of the gradients
     last, outputs = _call_order(copied, example)
-    for name, layer in layers.items():
-        width = layer.weight.shape[0]
-        left = int(width * (1 - ratio))
-        if name != last and width > round_to > left:
-            raise ValueError(
-                f"ratio={ratio} leaves {left} of the {width} channels of {name}, and no multiple of round_to={round_to}"
-                f" is so small. Take a smaller ratio{', or a smaller round_to' if round_to > 1 else ''}."
-            )
     pruning = _torch_pruning()
     with torch.enable_grad(), _explain_pruning():
         pruner = pruning.pruner.BasePruner(
             copied,
             example,
             importance=pruning.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio=float(ratio),
+            pruning_ratio=share,
             ignored_layers=[copied.get_submodule(last)],
             round_to=round_to,
         )
+        narrowed = _narrowed_layers(pruner)
+    for name, layer in layers.items():
+        width = layer.weight.shape[0]
+        left = int(width * (1 - share))
+        if name in narrowed and width > round_to > left:
+            raise ValueError(
+                f"ratio={ratio} leaves {left} of the {width} channels of {name}, and no multiple of round_to={round_to}"
+                f" is so small. Take a smaller ratio{', or a smaller round_to' if round_to > 1 else ''}."
+            )
+    with torch.enable_grad(), _explain_pruning():
         misread = _misread_layers(pruner, example)
         pruner.step()
     _check_narrower(model, copied, outputs, example, ratio, round_to)
@@ -238,12 +243,12 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
 
 
 def _call_order(model: nn.Module, example: Tensor) -> tuple[str, torch.Size]:
-    """The layer that is called last, and the shape of the output."""
+    """The layer that is called last, and the shape of the output; ValueError for layers that are not called."""
     called: list[str] = []
+    layers = {name: one for name, one in model.named_modules() if isinstance(one, (*LAYERS, *TRANSPOSED))}
     hooks = [
         layer.register_forward_hook(lambda module, inputs, output, name=name: called.append(name))
-        for name, layer in model.named_modules()
-        if isinstance(layer, (*LAYERS, *TRANSPOSED))
+        for name, layer in layers.items()
     ]
     try:
         with torch.no_grad(), explain_shape_errors("model", example):
@@ -255,7 +260,25 @@ def _call_order(model: nn.Module, example: Tensor) -> tuple[str, torch.Size]:
         raise TypeError(
             f"Channels are removed from a network that gives one tensor; this one gives a {type(output).__name__}."
         )
+    idle = [name for name in layers if name not in called]
+    if idle:
+        raise ValueError(
+            f"The layers {few(idle)} are not called in eval mode, as heads that only training uses: they would stay as "
+            "wide as they are, and not fit the others any more. Remove them first."
+        )
     return called[-1], output.shape
+
+
+def _narrowed_layers(pruner: Any) -> set[str]:
+    """The layers whose outputs torch-pruning may remove: not those that are added to the outputs of the last one."""
+    names = {module: name for name, module in pruner.model.named_modules()}
+    groups = pruner.DG.get_all_groups(ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types)
+    return {
+        names[dependency.target.module]
+        for group in groups
+        for dependency, _ in group
+        if dependency.target.module in names and pruner.DG.is_out_channel_pruning_fn(dependency.handler)
+    }
 
 
 @torch.no_grad()
@@ -568,6 +591,8 @@ class CompiledNetwork(nn.Module):
     It computes on the CPU, and its logits lie where its inputs do. It shows no parameters, because its weights are
     integers inside the program; train() and eval() change nothing.
     """
+
+    weights_in_program = True  # kdlib.measure refuses to count them
 
     def __init__(self, program: Any) -> None:
         super().__init__()

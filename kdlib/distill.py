@@ -46,8 +46,9 @@ class Job:
     cache: a folder that keeps the teacher's outputs for the next run, in 16 bits; None: they stay in memory.
     image_size: pixels of a side, for image folders. stem: of the student, where torchvision made it. student: an
     architecture, or a file (a model or a checkpoint) whose weights it goes on from. compile: let torch.compile
-    translate the networks first. half: write the student's weights in 16 bits. checkpoint_every: steps between
-    checkpoints, beside one an epoch. other_threads: resume also with another number of CPU threads than before.
+    translate the networks first. half: write the student's weights in 16 bits, and measure it with these.
+    checkpoint_every: steps between checkpoints, beside one an epoch. other_threads: resume also with another number of
+    CPU threads than before.
     """
 
     data: str = "fashion-mnist"
@@ -99,6 +100,7 @@ class Job:
 class Report:
     """What came of a job. Accuracies lie in [0, 1], on the test set; baseline is None when it was left out.
 
+    student_bytes, teacher_bytes: in memory, in 32 bits whatever `half` says, as `models.load` gives them back.
     seconds: of all sessions, if the training was interrupted; of those before the last only the training.
     """
 
@@ -188,6 +190,8 @@ def _distill(
     if main:
         echo(f"{job.student} learns by {job.method}.")
     result = fit(student, method, "student")
+    if job.half:
+        models.round_to_half(result.student)  # what is reported is measured on the weights that are written
     if main:
         echo(f"The test set, {len(data.test):,} images, is read once for each network.")
     report = _report(job, data, teacher, result, baseline, started)

@@ -20,7 +20,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from timeit import default_timer
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -144,14 +144,25 @@ def confusion(logits: Tensor, labels: Tensor) -> Tensor:
     return multiclass_confusion_matrix(logits, labels, logits.shape[1]).long()
 
 
+class UncountableError(ValueError):
+    """A network whose weights lie where they cannot be counted, as those of many networks of integers do."""
+
+
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, trainable or not; one that is used in several places counts once."""
+    """Number of parameters, trainable or not; one that is used in several places counts once.
+
+    Raises UncountableError, a ValueError, for weights inside a program (of `compress.quantize_pt2e` or torch.ao).
+    """
+    _refuse_hidden_weights(model)
     return sum(tensor.numel() for tensor in _tensors(model) if isinstance(tensor, nn.Parameter))
 
 
 def count_nonzero(model: nn.Module) -> int:
-    """Number of parameters that are not zero, trainable or not; those of a masked weight as the mask leaves them."""
-    _tensors(model)
+    """Number of parameters that are not zero, trainable or not; those of a masked weight as the mask leaves them.
+
+    Raises UncountableError for a network of integers.
+    """
+    _refuse_integers(model)
     computed: dict[int, Tensor] = {}  # what a layer uses in place of a parameter, by the parameter it is made from
     with _eval_mode(model), torch.no_grad():  # in train mode spectral_norm writes to its buffers
         for module in model.modules():
@@ -168,19 +179,25 @@ def count_nonzero(model: nn.Module) -> int:
 
 
 def bytes_in_memory(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers as they are now, shared ones once; no gradients or activations."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(model))
+    """Bytes of all parameters and buffers as they are now, shared ones once; no gradients or activations.
+
+    Weights that torchao holds in integers count as these and their scales. Raises UncountableError as
+    `count_parameters`.
+    """
+    _refuse_hidden_weights(model)
+    return sum(plain.numel() * plain.element_size() for tensor in _tensors(model) for plain in _plain_tensors(tensor))
 
 
 def bytes_saved(model: nn.Module, half: bool = False) -> int:
     """Bytes of the model's state as a safetensors file without metadata; nothing is written.
 
     half: count floating-point tensors as 16 bits. Shared tensors count once, non-persistent buffers not.
+    Raises UncountableError for a network of integers.
     """
     from safetensors.torch import save
 
     check_flags(half=half)
-    _tensors(model)
+    _refuse_integers(model)
     # The size depends on names, shapes and types alone, so no weight is read: a model on "meta" will do.
     state = model.state_dict(keep_vars=True)
     files.refuse_extra_state(state)
@@ -196,11 +213,12 @@ def zipped_bytes(state: nn.Module | Mapping[str, Tensor]) -> int:
     """Bytes of the model's state as a safetensors file after gzip: where many zeros or few values show.
 
     state: a model, or tensors by name, such as `compress.pack_weights` gives; shared tensors count once.
+    Raises UncountableError for a network of integers.
     """
     from safetensors.torch import save
 
     if isinstance(state, nn.Module):
-        _tensors(state)
+        _refuse_integers(state)
         state = state.state_dict(keep_vars=True)
         files.refuse_extra_state(state)
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
@@ -220,23 +238,23 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Multiply-accumulates of one forward pass for one example, by torch's own counter (its FLOPs / 2).
 
     input_shape: (C, H, W). Counts convolutions and products of two matrices (linear layers, attention); not those of a
-    matrix and a vector (torch.mv, nn.Bilinear), biases, batch norm, activations, pooling or additions. It runs on a
-    copy without the model's forward hooks, on the meta device (no arithmetic, no weights) or, where that is impossible,
-    on the model's own device; attention in steps, as the counter does not know what torch makes of them in one.
-    Raises ValueError when the model does not accept such an input.
+    matrix and a vector (torch.mv, nn.Bilinear), torch.addbmm, distances (torch.cdist), biases, batch norm, activations,
+    pooling or additions. It runs on a copy without the model's forward hooks, on the meta device (no arithmetic, no
+    weights) or, where that is impossible, on the model's own device; attention and recurrent layers in steps, as the
+    counter does not know what torch makes of them in one.
+    Raises ValueError when the model does not accept such an input, UncountableError for a network of integers.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     shape = _image_shape(input_shape)
+    _refuse_integers(model)
     home, dtype = _device_and_dtype(model)
     meta = torch.device("meta")
     devices = [meta] if home == meta else [meta, home]
     for device in devices:
         images = torch.zeros(1, *shape, dtype=dtype, device=device)
         try:
-            in_steps = sdpa_kernel(SDPBackend.MATH)
-            with plain_encoders(), in_steps, torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with plain_encoders(), _in_steps(), torch.no_grad(), FlopCounterMode(display=False) as counter:
                 copy_without_hooks(model, device, computed=True)(images)
             return counter.get_total_flops() // 2
         except Exception as error:
@@ -244,6 +262,24 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     if not may_be_of_shape(failure):
         raise failure
     raise _input_error(shape, failure) from failure
+
+
+@contextmanager
+def _in_steps() -> Iterator[None]:
+    """Attention and recurrent layers as products of matrices: without the operators that do a layer in one."""
+    from torch.backends import cudnn, mkldnn
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    libraries: tuple[Any, ...] = (cudnn, mkldnn)  # which have such operators for an LSTM
+    before = [library.enabled for library in libraries]
+    try:
+        for library in libraries:
+            library.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for library, enabled in zip(libraries, before, strict=True):
+            library.enabled = enabled
 
 
 @dataclass(frozen=True)
@@ -371,7 +407,8 @@ def summary(
 ) -> pandas.DataFrame:
     """One row a model: "parameters", "MACs" for one example, "MB" in memory (10^6 bytes), and "latency ms".
 
-    input_shape: (C, H, W), the same for all. "latency ms" is the median for a batch of one, only if `timed`.
+    input_shape: (C, H, W), the same for all. "latency ms" is the median for a batch of one, only if `timed`. NaN stands
+    for what cannot be counted of a network of integers (UncountableError).
     """
     import pandas
 
@@ -379,12 +416,19 @@ def summary(
         raise ValueError('summary needs a non-empty dict of models, such as {"teacher": t, "student": s}.')
     check_flags(timed=timed)
     table = pandas.DataFrame(index=pandas.Index(models, name="model"))
-    table["parameters"] = [count_parameters(model) for model in models.values()]
-    table["MACs"] = [macs(model, input_shape) for model in models.values()]
-    table["MB"] = [bytes_in_memory(model) / 1e6 for model in models.values()]
+    table["parameters"] = [_or_nan(count_parameters, model) for model in models.values()]
+    table["MACs"] = [_or_nan(macs, model, input_shape) for model in models.values()]
+    table["MB"] = [_or_nan(bytes_in_memory, model) / 1e6 for model in models.values()]
     if timed:
         table["latency ms"] = [latency(model, input_shape).median * 1e3 for model in models.values()]
     return table
+
+
+def _or_nan(count: Callable[..., int], *arguments: Any) -> float:
+    try:
+        return count(*arguments)
+    except UncountableError:
+        return math.nan
 
 
 def _finite_logits(logits: Tensor, name: str = "logits") -> Tensor:
@@ -490,6 +534,38 @@ def _tensors(model: nn.Module) -> list[Tensor]:
     if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
         raise ValueError("The model has lazy layers without a shape yet. Run one batch through it first.")
     return tensors
+
+
+def _plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that hold a tensor's numbers: itself, or what a tensor of torchao's is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain_tensors(getattr(tensor, name))
+
+
+def _refuse_hidden_weights(model: nn.Module) -> None:
+    """Raise UncountableError for weights that are no parameters, and would be left out."""
+    _tensors(model)
+    for name, module in model.named_modules():
+        packed = any(type(value) is torch.ScriptObject for value in vars(module).values())  # by torch.ao.quantization
+        if packed or getattr(module, "weights_in_program", False):
+            raise UncountableError(
+                f"{name or 'The network'} is a {type(module).__name__}, whose weights are integers inside a program, "
+                "where they cannot be counted. Take the network that it was made from."
+            )
+
+
+def _refuse_integers(model: nn.Module) -> None:
+    """Raise UncountableError for weights that are hidden, or are no plain tensors, as those that torchao quantizes."""
+    _refuse_hidden_weights(model)
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if hasattr(tensor, "__tensor_flatten__"):
+            raise UncountableError(
+                f"{name} is a {type(tensor).__name__}, whose numbers lie in other tensors: of such a network only "
+                "parameters and bytes in memory are counted. For the rest take the network that it was made from."
+            )
 
 
 def _device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:

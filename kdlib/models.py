@@ -318,6 +318,17 @@ def save(model: nn.Module, path: str | Path, *, half: bool = False, **facts: Any
     save_tensors(path, tensors, {**config, **facts})
 
 
+@torch.no_grad()
+def round_to_half(model: nn.Module) -> None:
+    """Round a network's weights to those of 16 bits in place, which `save(half=True)` writes; their dtype stays.
+
+    Raises ValueError for weights beyond the range of 16 bits.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(_in_half(name, tensor))
+
+
 def _class_names(model: nn.Module, count: int) -> dict[str, list[str]]:
     """The entry of a file that names the classes, where the model knows them."""
     classes = getattr(model, "classes", None)  # its own code may call something else so

@@ -568,9 +568,9 @@ def test_a_hook_that_changes_an_input_is_refused_and_torchs_own_are_not(tmp_path
     called = []
     model[1].register_forward_hook(lambda module, given, output: called.append(1))
     quantize(model, pictures(4, 1, 4, 4))
-    assert called == []  # the user's hook is not of the copy's business
+    assert called == [1]  # to learn whether it changes the answers; the copy has none
     handle = model[0].register_forward_pre_hook(lambda module, given: (3 * given[0],))
-    with pytest.raises(ValueError, match="0 has a forward pre-hook, and a hook cannot be exported"):
+    with pytest.raises(ValueError, match="0 has a forward pre-hook"):
         quantize(model, pictures(4, 1, 4, 4))
     handle.remove()
     nn.utils.spectral_norm(model[0])

@@ -877,6 +877,18 @@ def test_half_writes_16_bits(small_test_set: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_report_is_about_the_student_in_16_bits_that_is_written(small_test_set: Any, tmp_path: Path) -> None:
+    options = ["--no-baseline", "--epochs", 1, "--half", "--precision", "fp32"]
+    assert call("distill", *TINY, *options, "--out", tmp_path) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    test = data.load("fashion-mnist").test
+    found = train.evaluate(models.load(tmp_path / "student.safetensors"), test, device="cpu", precision="fp32")
+    assert report["student_accuracy"] == found.accuracy
+    error = measure.calibration_error(found.logits, test.labels)
+    assert report["student_calibration_error"] == pytest.approx(error, rel=1e-6)
+
+
+@pytest.mark.slow
 def test_a_file_says_how_its_images_were_normalised_and_one_of_another_size_is_warned_of(
     own_images: str, own_teacher: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor, nn
 
-from kdlib import cli, compare, data, evaluation, measure, models, verdict
+from kdlib import cli, compare, compress, data, evaluation, measure, models, verdict
 from kdlib.compare import outputs, tables
 from kdlib.compare.outputs import Outputs, log_odds
 from kdlib.compare.report import FILES, Report
@@ -102,6 +102,11 @@ OTHER = {seed: linear(seed + 20, 90, sharpness=9) for seed in SEEDS}
 def several() -> Report:
     """Two students with three seeds each against a baseline."""
     return run({"hard labels": BASE, "distilled": BETTER, "sharp": OTHER}, teacher=TEACHER)
+
+
+def test_a_network_whose_weights_cannot_be_counted_is_compared_all_the_same() -> None:
+    report = run({"float": BASE[3], "integers": compress.CompiledNetwork(BASE[3])})
+    assert json.loads(json.dumps(report.to_dict()))["parameters"] == {"float": 260, "integers": None}
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from on_mps import MPS, Mps
 from safetensors.torch import save_file
 from second_device import run_on_second_device
@@ -226,6 +229,33 @@ def pixels(model: nn.Module, layer: nn.Module) -> int:
 def test_what_is_left_of_a_width_is_rounded_down(ratio: float, round_to: int, widths: set[int]) -> None:
     narrow = compress.prune_channels(build("resnet20"), ratio, images(1), round_to=round_to)
     assert {layer.out_channels for layer in narrow.modules() if isinstance(layer, nn.Conv2d)} == widths
+
+
+@settings(max_examples=40)
+@example(width=160, hundredths=80)
+@example(width=240, hundredths=90)
+@example(width=10, hundredths=80)
+@given(width=st.integers(2, 400), hundredths=st.integers(1, 99))
+def test_as_many_channels_stay_as_hundredths_say(width: int, hundredths: int) -> None:
+    """In floats 160 * (1 - 0.8) is less than 32."""
+    network = nn.Sequential(nn.Linear(1, width), nn.ReLU(), nn.Linear(width, 2))
+    left = width * (100 - hundredths) // 100
+    for ratio in (hundredths / 100, np.float32(hundredths / 100)):
+        if left:
+            narrow = compress.prune_channels(network, ratio, torch.ones(1, 1), round_to=1)
+            assert narrow[0].out_features == left
+        else:
+            with pytest.raises(ValueError, match=f"leaves 0 of the {width} channels"):
+                compress.prune_channels(network, ratio, torch.ones(1, 1), round_to=1)
+
+
+@pytest.mark.parametrize(
+    ("width", "ratio", "round_to", "left"),
+    [(160, 0.8, 8, 32), (320, 0.8, 8, 64), (240, 0.9, 8, 24), (100, 0.8, 10, 20), (40, 0.8, 8, 8), (80, 0.9, 8, 8)],
+)
+def test_a_share_that_is_a_multiple_of_round_to_stays_whole(width: int, ratio: float, round_to: int, left: int) -> None:
+    network = nn.Sequential(nn.Linear(1, width), nn.ReLU(), nn.Linear(width, 2))
+    assert compress.prune_channels(network, ratio, torch.ones(1, 1), round_to=round_to)[0].out_features == left
 
 
 def test_the_channels_with_the_smallest_weights_go() -> None:
@@ -1068,6 +1098,42 @@ def test_what_torch_pruning_couples_rightly_is_not_refused(name: str, ratio: flo
     network = KEPT[name]()
     narrow = compress.prune_channels(network, ratio, torch.zeros(1, 3, 8, 8), round_to=4)
     assert sum(p.numel() for p in narrow.parameters()) < sum(p.numel() for p in network.parameters())
+
+
+class OwnHead(nn.Module):
+    """A second head that runs in train mode only, as those of GoogLeNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head, self.aux = nn.Conv2d(3, 16, 3), nn.Linear(16, 10), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.first(x)).mean((2, 3))
+        return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_layers_that_only_train_mode_calls_are_refused_by_name(round_to: int) -> None:
+    """Nothing tells that they belong to the others: they would not fit these any more."""
+    pytest.importorskip("torch_pruning")
+    with pytest.raises(ValueError, match="aux .*Remove them first"):
+        compress.prune_channels(OwnHead(), 0.5, torch.randn(1, 3, 8, 8), round_to=round_to)
+
+
+class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = nn.Linear(4, 16), nn.Linear(16, 10), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return self.one(x) + self.other(x)
+
+
+def test_outputs_that_are_added_to_those_of_the_last_layer_stay_and_are_not_counted() -> None:
+    pytest.importorskip("torch_pruning")
+    narrow: Any = compress.prune_channels(Sum(), 0.5, torch.randn(1, 4))
+    assert (narrow.first.out_features, narrow.one.out_features, narrow.other.out_features) == (8, 10, 10)
 
 
 @pytest.mark.parametrize("name", FOLLOWED)

@@ -167,7 +167,48 @@ def test_the_network_is_left_as_it_was(network: nn.Module, images: Tensor, tmp_p
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
-    assert not seen
+    assert seen == ["run"]  # to learn whether it changes the answers
+
+
+def swap(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.roll(1, dims=1)
+
+
+def test_a_forward_hook_that_changes_the_answers_is_refused(
+    network: nn.Module, images: Tensor, blobs: DataModule, tmp_path: Path
+) -> None:
+    """The file and the network it is compared with are both made without hooks: they would agree, and be wrong."""
+    model = copy.deepcopy(network).train()
+    (tmp_path / "net").write_bytes(b"file")
+    predict = lambda given: logits(network, given)  # noqa: E731
+    calls: dict[str, Callable[[], Any]] = {
+        "onnx": lambda: export.to_onnx(model, tmp_path / "net.onnx", images),
+        "c": lambda: export.to_c(model, tmp_path / "net.c", images),
+        "check": lambda: compare(predict, model, blobs, tmp_path / "net"),
+    }
+    for layer in (model, list(model.modules())[-1]):
+        hook = layer.register_forward_hook(swap)
+        for call_it in calls.values():
+            with pytest.raises(ValueError, match="forward hook on .* changes the answers") as raised:
+                call_it()
+            assert "\n" not in str(raised.value)
+        hook.remove()
+    assert left_in(tmp_path) == ["net"]
+    assert model.training
+
+
+def test_a_hook_that_only_observes_is_allowed_whatever_the_precision(
+    network: nn.Module, images: Tensor, blobs: DataModule, tmp_path: Path
+) -> None:
+    model = copy.deepcopy(network).double()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen: list[torch.dtype] = []
+    (tmp_path / "net").write_bytes(b"file")
+    model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    compare(lambda given: logits(network, given), model, blobs, tmp_path / "net")
+    export.to_c(model, tmp_path / "net.c", images)
+    assert set(seen) == {torch.float64}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.slow
@@ -306,6 +347,19 @@ def test_the_latency_ratio_tells_slow_from_fast(network: nn.Module, images: Tens
 
     assert export.latency_ratio(slow, network, images[:1], 0.001) > 2
     assert export.latency_ratio(lambda batch: batch, network, images[:1], 0.001) < 0.5
+
+
+def test_timing_leaves_a_network_in_train_mode_as_it_was() -> None:
+    """In train mode a batch norm would take the one image that is timed for its data."""
+    networks = [nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)).train() for _ in range(2)]
+    networks[0][0].eval()
+    before = [{name: value.clone() for name, value in one.state_dict().items()} for one in networks]
+    export.latency_ratio(*networks, X[:1], 0.001)
+    for network, state in zip(networks, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+        assert network.training
+        assert network[1].training
+    assert not networks[0][0].training
 
 
 # Bad input, each in a sentence

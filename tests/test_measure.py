@@ -18,7 +18,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 from torch.nn.utils import prune
 
-from kdlib import measure, models
+from kdlib import compress, measure, models
 from kdlib.devices import DeviceConfig
 
 SHAPE = (3, 8, 8)
@@ -424,6 +424,74 @@ class Tokens(nn.Module):
 )
 def test_macs_of_attention_are_the_same_where_the_meta_device_is_impossible(layer, expected):
     assert [measure.macs(Tokens(layer, awkward), (16, 4, 4)) for awkward in (False, True)] == [expected, expected]
+
+
+class Recurrent(nn.Module):
+    """The rows of an image one after another; its forward makes the first hidden state on the CPU, never on "meta"."""
+
+    def __init__(self, kind, given):
+        super().__init__()
+        self.layer, self.given = kind(8, 16, num_layers=2, batch_first=True), given
+
+    def forward(self, images):
+        first = torch.zeros(2, len(images), 16)
+        state = (first, first) if isinstance(self.layer, nn.LSTM) else first
+        return self.layer(images.squeeze(1), state if self.given else None)[0][:, -1]
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_macs_of_recurrent_layers_are_the_same_whoever_makes_their_state(kind, gates):
+    libraries = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
+    counts = [measure.macs(Recurrent(kind, given), (1, 5, 8)) for given in (False, True)]
+    assert counts == [5 * gates * 16 * (8 + 16 + 16 + 16)] * 2
+    assert (torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled) == libraries
+
+
+def flat() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).eval()
+
+
+def hidden() -> nn.Module:
+    """As compress.quantize_pt2e gives it, without half a minute of compilation."""
+    return nn.Sequential(compress.CompiledNetwork(flat()))
+
+
+def packed() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(flat(), {nn.Linear})
+
+
+COUNTED = [measure.count_parameters, measure.count_nonzero, measure.bytes_in_memory]
+WRITTEN = [measure.bytes_saved, measure.zipped_bytes, lambda model: measure.macs(model, (1, 8, 8))]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao.quantization is deprecated, and used
+@pytest.mark.parametrize("make", [hidden, packed])
+def test_weights_inside_a_program_are_refused_and_are_nan_beside_a_network_that_is_counted(make) -> None:
+    """They are no parameters: each of these gave 0, or a page of torch's."""
+    model = make()
+    for count in [*COUNTED, *WRITTEN]:
+        with pytest.raises(ValueError, match=r"inside a program.* Take the network that it was made from"):
+            count(model)
+    table = measure.summary({"float": flat(), "integers": model}, (1, 8, 8), timed=True)
+    assert table.loc["float", ["parameters", "MACs", "MB"]].tolist() == [2410, 2368, 0.00964]
+    assert table.loc["integers", ["parameters", "MACs", "MB"]].isna().all()
+    assert table.loc["integers", "latency ms"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_of_weights_that_torchao_quantizes_the_integers_and_scales_are_counted() -> None:
+    """They call themselves float32, of four bytes a number."""
+    quantization = pytest.importorskip("torchao.quantization")
+    for config in (quantization.Int8WeightOnlyConfig(), quantization.Int8DynamicActivationInt8WeightConfig()):
+        model = flat()
+        quantization.quantize_(model, config)
+        integers, scales, biases = 64 * 32 + 32 * 10, 4 * (32 + 10), 4 * (32 + 10)
+        assert measure.count_parameters(model) == 2410
+        assert measure.bytes_in_memory(model) == pytest.approx(integers + scales + biases, rel=0.05)
+        for count in [measure.count_nonzero, *WRITTEN]:
+            with pytest.raises(ValueError, match=r"1\.weight is a .*whose numbers lie in other tensors"):
+                count(model)
 
 
 def test_a_masked_network_is_counted_and_timed() -> None:

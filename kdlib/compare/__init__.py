@@ -72,9 +72,16 @@ def compare(
         images=len(test.labels),
         all_images=len(data.test),
         runs={name: tuple(map(str, runs)) for name, runs in entries.items()},
-        parameters={name: measure.count_parameters(next(iter(runs.values()))) for name, runs in entries.items()},
+        parameters={name: _parameters(next(iter(runs.values()))) for name, runs in entries.items()},
         confidence=float(confidence),
         has_teacher=teacher is not None,
         same=outputs.find_same(by_name),
         **tables.make(by_name, of_teacher, test.labels, data.classes, confidence),
     )
+
+
+def _parameters(network: nn.Module) -> int | None:
+    try:
+        return measure.count_parameters(network)
+    except measure.UncountableError:
+        return None

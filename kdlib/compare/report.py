@@ -43,15 +43,16 @@ class Report:
     """What several networks do on one test set, the first of them being the baseline.
 
     images, all_images: test images that were used, and that there are. runs: of each network, their keys. parameters:
-    of each network. same: pairs of names that gave the same logits at every run. The tables are those of
-    `kdlib.compare.tables`; without a teacher `fidelity` is empty, without corruptions `robustness` and `outside`.
+    of each network, None where they cannot be counted (integers inside a program). same: pairs of names that gave the
+    same logits at every run. The tables are those of `kdlib.compare.tables`; without a teacher `fidelity` is empty,
+    without corruptions `robustness` and `outside`.
     """
 
     data: str
     images: int
     all_images: int
     runs: Mapping[str, tuple[str, ...]]
-    parameters: Mapping[str, int]
+    parameters: Mapping[str, int | None]
     confidence: float
     has_teacher: bool
     same: tuple[tuple[str, str], ...]

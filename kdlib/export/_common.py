@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from kdlib import compress, measure
 from kdlib.data import evenly_spaced
-from kdlib.errors import check_kind, explain_shape_errors
+from kdlib.errors import check_kind, explain_shape_errors, few
+from kdlib.guards import StateGuard, keep_modes
 
 Predict = Callable[[Tensor], Tensor]  # normalized images N x C x H x W -> logits N x classes
 
@@ -66,6 +67,30 @@ def float_copy(model: nn.Module) -> nn.Module:
             raise ValueError(f"The network's {name} is not finite: it has diverged or is damaged. Train it anew.")
         tensor.data = _contiguous(tensor.data)
     return copied
+
+
+@torch.no_grad()
+def refuse_changing_hooks(model: nn.Module, images: Tensor) -> None:
+    """Raise ValueError if the network answers these images otherwise without its forward hooks, which no file has.
+
+    Hooks that only observe are called once more; mode and buffers stay as they were.
+    """
+    hooked = [name.removeprefix("_orig_mod").lstrip(".") for name, one in model.named_modules() if one._forward_hooks]
+    if not hooked:
+        return
+    weight = next(model.parameters(), images)
+    plain = measure.copy_without_hooks(getattr(model, "_orig_mod", model), weight.device, computed=True)
+    guard = StateGuard(model)
+    with keep_modes(model), torch.compiler.set_stance("force_eager"):
+        # In place, either of them would overwrite what the other one is given.
+        found, expected = (one(images.to(weight, copy=True)) for one in (model.eval(), plain))
+    guard.restore()
+    same = isinstance(found, Tensor) and found.shape == expected.shape
+    if not same or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
+        raise ValueError(
+            f"A forward hook on {few([name or 'the network itself' for name in hooked])} changes the answers, and "
+            "forward hooks are not exported. Write what it does into forward, or remove it."
+        )
 
 
 def _contiguous(images: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from kdlib.export._common import (
     float_copy,
     need,
     quiet,
+    refuse_changing_hooks,
     trace,
 )
 from kdlib.files import atomic_write
@@ -42,7 +43,7 @@ def to_executorch(model: nn.Module, path: str | Path, example: Tensor, calibrati
     channel, by torchao's PT2E), without them it stays in float32. The model is left as it was, its mode included.
     What the file answers is not compared with the network: `export` does that.
     Raises ImportError without the extra kdlib[deploy], ValueError for a network, an example or calibration images
-    that do not fit, OSError if the file cannot be written.
+    that do not fit and for a forward hook that changes the answers, OSError if the file cannot be written.
     """
     check_path(path=path)
     partitioner, exir = need(PARTITIONER, "executorch.exir", extra="deploy")
@@ -50,6 +51,7 @@ def to_executorch(model: nn.Module, path: str | Path, example: Tensor, calibrati
     sample = None if calibration is None else calibration_sample(calibration)
     one = images[:1].clone(memory_format=torch.contiguous_format)
     check_output(network, one)
+    refuse_changing_hooks(model, one)
     with quiet():
         traced = trace(network, one, dynamic=False)
         with explain(model, "cannot be lowered to XNNPACK", "Replace that layer by one that is known there"):

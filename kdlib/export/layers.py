@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from kdlib import compress, measure
+from kdlib.export._common import refuse_changing_hooks
 
 SUPPORTED = (
     "Conv2d, BatchNorm, ReLU, ReLU6, addition, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten, Linear, Identity and "
@@ -75,10 +76,11 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     """The plain layers of a network, and the ranges of its values on these images, N x C x H x W, normalised.
 
     The model is copied, not changed. Raises TypeError for what is no module or tensor, ValueError for a network that
-    torch.fx cannot trace, that has a layer that is not supported, several inputs or outputs, or values that are not
-    finite.
+    torch.fx cannot trace, that has a layer that is not supported, a forward pre-hook, a forward hook that changes the
+    answers, several inputs or outputs, or values that are not finite.
     """
     _check(model, images)
+    given = model
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     compress.refuse_activation_rounding(model)
     measure.bytes_in_memory(model)  # refuses lazy layers, which have a hook of torch's own
@@ -105,6 +107,7 @@ def trace(model: nn.Module, images: Tensor) -> Traced:
     reader = _Reader(traced, observed.shapes)
     layers, logits = reader.read()
     _refuse_other_answers(model, traced, images)
+    refuse_changing_hooks(given, images[:2])
     layers = _needed(layers, logits)
     shapes = {}
     for name in (str(inputs[0]), *(layer.output for layer in layers)):
@@ -131,13 +134,13 @@ class _ImageTracer(fx.Tracer):
 
 
 def _refuse_hooks(model: nn.Module) -> None:
-    """Raise ValueError for hooks that change an input: nothing of them would be exported."""
+    """Raise ValueError for forward pre-hooks, which torch.fx does not read: nothing of them would be exported."""
     for name, module in model.named_modules():
         own = [hook for hook in module._forward_pre_hooks.values() if not type(hook).__module__.startswith("torch.")]
         if own:  # torch's own compute a weight, as spectral_norm does
             raise ValueError(
-                f"{name or 'The network'} has a forward pre-hook, and a hook cannot be exported. Write what it does "
-                "into forward, or remove it."
+                f"{name or 'The network'} has a forward pre-hook, and there is no integer code for a hook. Write what "
+                "it does into forward, or remove it."
             )
 
 

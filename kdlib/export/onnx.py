@@ -24,6 +24,7 @@ from kdlib.export._common import (
     float_copy,
     need,
     quiet,
+    refuse_changing_hooks,
     trace,
 )
 from kdlib.files import atomic_write
@@ -40,7 +41,7 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
     output "logits". The model is left as it was, its mode included. What the file answers is not compared with the
     network: `export` does that.
     Raises ImportError without the extra kdlib[export], ValueError for a network or an example that does not fit or
-    that ONNX cannot express, OSError if the file cannot be written.
+    that ONNX cannot express, and for a forward hook that changes the answers, OSError if the file cannot be written.
     """
     check_path(path=path)
     need("onnx", "onnxscript", extra="export")
@@ -48,6 +49,7 @@ def to_onnx(model: nn.Module, path: str | Path, example: Tensor) -> Path:
     if measure.bytes_in_memory(network) > LARGEST:
         raise ValueError("The network's weights take 2 GB or more, too much for one ONNX file. Take a smaller one.")
     check_output(network, images[:1])
+    refuse_changing_hooks(model, images[:1])
     two = images[:1].repeat(2, 1, 1, 1)  # torch.export takes a batch of one for a constant
     with quiet():
         traced = trace(network, two, dynamic=True)

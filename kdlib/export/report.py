@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from kdlib import compress, evaluation, measure
 from kdlib.data import IndexedDataset
 from kdlib.errors import check_flags, check_path, check_real
-from kdlib.export._common import Predict, check_file, float_copy
+from kdlib.export._common import Predict, check_file, float_copy, refuse_changing_hooks
+from kdlib.guards import keep_modes
 
 BATCH = 250  # images at once
 LEAST_AGREEMENT = 0.95
@@ -67,7 +69,8 @@ def check(
     labels decide nothing. quantized: whether the file computes in integers; then both networks must choose the same
     class for a share of at least `least_agreement` of the images, otherwise no two logits may differ by more than
     0.001, or by a thousandth of the largest logit. seconds: for which each of the two is timed in each of five turns.
-    Raises ValueError for an export that is refused or cannot be run on these images, and what `evaluate` raises.
+    Raises ValueError for an export that is refused or cannot be run on these images, for a forward hook that changes
+    the network's answers, and what `evaluate` raises.
     """
     check_path(path=path)
     check_flags(quantized=quantized)
@@ -79,6 +82,7 @@ def check(
     content = check_file(path).read_bytes()
     network = float_copy(model)
     expected = evaluation.evaluate(network, dataset, device="cpu", precision="fp32", batch_size=BATCH, role="network")
+    refuse_changing_hooks(model, next(iter(dataset.iter_batches(BATCH))).images)
     logits = _outputs(predict, dataset, expected.logits, path)
     difference = (logits - expected.logits).abs().max().item()
     agreement = measure.agreement(logits, expected.logits)
@@ -138,6 +142,7 @@ def latency_ratio(predict: Predict, model: nn.Module, image: Tensor, seconds: fl
     """Time of `predict` for a batch divided by the model's in eager PyTorch, in one thread; below 1 is faster.
 
     Both are warmed up and timed in turns, so that whatever else the machine does strikes both; medians are compared.
+    Networks, of which `predict` may be one, are timed in eval mode, and are in their own modes afterwards.
     image: a batch 1 x C x H x W. seconds: for each of the two in each turn.
     """
     from torch.utils.benchmark import Timer
@@ -145,7 +150,11 @@ def latency_ratio(predict: Predict, model: nn.Module, image: Tensor, seconds: fl
     image = image.clone(memory_format=torch.contiguous_format)
     timers = [Timer("run(image)", globals={"run": run, "image": image}, num_threads=1) for run in (predict, model)]
     times: list[list[float]] = [[], []]
-    with torch.inference_mode():
+    with ExitStack() as stack, torch.inference_mode():
+        for network in (predict, model):
+            if isinstance(network, nn.Module):
+                stack.enter_context(keep_modes(network))
+                network.eval()
         for timer in timers:
             timer.timeit(3)
         for _ in range(ROUNDS):
