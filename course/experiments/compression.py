@@ -41,7 +41,6 @@ from kdlib.methods import HardLabels, Logit, Method
 from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, holds
 from kdlib.teachers import CachedTeacher
-from kdlib.workers import threads_of_a_worker
 
 NETWORK, DATA = "resnet20-fashion", "fashion-mnist"
 TUNING_SEED = 1000  # none of the runs'

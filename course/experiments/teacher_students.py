@@ -14,7 +14,6 @@ which of its images were answered rightly, so that an interval can cover other t
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

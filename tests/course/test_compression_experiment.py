@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from course import workers
 from course.experiments import compression, compression_results
 from course.experiments.compression import HARD, KD, RAW, TECHNIQUES, Budget, Experiment, Images, Run
 from kdlib import verdict
