@@ -263,10 +263,7 @@ class Distiller(nn.Module):
             read.append(teacher.logits)
         if not any(bool(one.isneginf().any()) for one in read) or bool(self.task.damaged(student.logits).any()):
             return
-        device = student.logits.device
-        with torch.autocast(device.type, enabled=False):
-            terms = self._terms(student, teacher, labels)
-        self._check_terms(terms, device)
+        terms = self._checked_terms(student, teacher, labels)
         bad = [name for name, term in terms.items() if not bool(term.isfinite())]
         if bad:
             raise ValueError(
@@ -345,6 +342,16 @@ class Distiller(nn.Module):
             )
         return output
 
+    def _checked_terms(
+        self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The terms of the method in float32; raises as `_check_terms` does."""
+        device = student.logits.device
+        with torch.autocast(device.type, enabled=False):
+            terms = self._terms(student, teacher, labels)
+        self._check_terms(terms, device)
+        return terms
+
     def _terms(self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None) -> Any:
         # Of buffers only those of the student's kind: a sum that a method keeps in float64 is meant to be one.
         kind = next((p.dtype for p in self.student.parameters() if p.is_floating_point()), torch.float32)
@@ -408,14 +415,11 @@ class Distiller(nn.Module):
         teacher = self._teacher_output(batch)
         with nullcontext(self.extractor) if self.extractor.active else self.extractor as extractor:
             output = extractor(self.adapter.student_inputs_of(batch))
-        device = output.logits.device
         if teacher is not None:
-            teacher = teacher.float().to(device)
+            teacher = teacher.float().to(output.logits.device)
         student, teacher, labels = self._prepare(batch, output.float(), teacher, labels)
         self._check_shapes(student, teacher)  # a loss of one's own may broadcast B x 1 and B to B x B
-        with torch.autocast(device.type, enabled=False):
-            terms = self._terms(student, teacher, labels)
-        self._check_terms(terms, device)
+        terms = self._checked_terms(student, teacher, labels)
         total = reduce(add, terms.values())
         return Losses(total, terms, output, student.logits.detach(), labels)
 
