@@ -264,7 +264,7 @@ def _call_order(model: nn.Module, example: Tensor) -> tuple[str, torch.Size]:
     if idle:
         raise ValueError(
             f"The layers {few(idle)} are not called in eval mode, as heads that only training uses: they would stay as "
-            "wide as they are, and not fit the others any more. Remove them first."
+            "wide as they are, and may not fit the others any more. Remove them first."
         )
     return called[-1], output.shape
 

@@ -72,9 +72,10 @@ def evaluate(
     that is given: it sees all rows at once.
     Under torchrun every process must call it: of a split each computes its shard, of a loader the whole, and all get
     the same metrics.
-    Raises ValueError for an empty dataset, inputs that the model cannot take, labels of classes that it has not or
-    masks by -inf, or, among several processes, a loader with a DistributedSampler; TypeError for what gives no batches;
-    FloatingPointError for logits that are not finite, but for some that are -inf, as of masked classes.
+    Raises ValueError for an empty dataset, inputs that the model cannot take, labels of classes that it has not,
+    or, among several processes, a loader with a DistributedSampler; TypeError for what gives no batches;
+    FloatingPointError for logits that are not finite, but for some that are -inf, as of masked classes that are no
+    labels.
     """
     check_kind("an nn.Module", nn.Module, model=model)
     batch_size = None if batch_size is None else as_whole(batch_size=batch_size)
@@ -207,11 +208,11 @@ def _evaluate_batches(
                 check_labels(row_labels.cpu(), rows)  # here: a wrong one would stop the program on CUDA
             # Not torch's own cross-entropy, which leaves out labels of -100 and is silent about it.
             value = losses.label_smoothing(rows, row_labels, 0.0) if loss is None else loss(rows, row_labels)
-            if not damaged and bool(rows.isneginf().any()):
-                _refuse_masks(role, value.item())
             judged = is_judged(row_labels, rows, task)
             counted = int(has_label(row_labels).sum()) if judged else len(rows)
             if counted:
+                if not damaged and bool(rows.isneginf().any()):
+                    _refuse_masks(role, value.item())
                 weight = _divisor(loss, row_labels, counted)
                 total += value.item() * weight if weight else 0.0
                 weights += weight
@@ -242,11 +243,13 @@ def _evaluate_batches(
 
 def _divisor(loss: HardLoss | None, labels: Any, rows: int) -> float:
     """What a mean over a batch was divided by: its rows, or the weights of their labels."""
-    if not isinstance(loss, nn.CrossEntropyLoss) or loss.weight is None or loss.reduction != "mean":
+    if not isinstance(loss, nn.CrossEntropyLoss) or type(loss).forward is not nn.CrossEntropyLoss.forward:
+        return rows  # one with a forward of its own may take its mean otherwise
+    if loss.weight is None or loss.reduction != "mean":
         return rows
     if labels.is_floating_point():  # the shares of the classes, whose loss torch divides by the rows
         return rows
-    return loss.weight[labels[labels != loss.ignore_index]].sum().item()
+    return loss.weight[labels[labels != loss.ignore_index].long()].sum().item()  # bytes would be taken for a mask
 
 
 def _joined(parts: list[Any]) -> Tensor | None:
@@ -342,11 +345,12 @@ def has_label(labels: Tensor) -> Tensor:
 
 
 def _refuse_masks(role: str, loss: float) -> None:
-    """Raise ValueError for a loss that is not finite, of logits that are numbers or, where masked, -inf."""
+    """Raise FloatingPointError for a loss that is not finite, of logits that are numbers or, where masked, -inf."""
     if not math.isfinite(loss):
-        raise ValueError(
-            f"The {role}'s logits are -inf for some classes, and their loss is {loss}: a class that is a label, or has "
-            f"a share in one, cannot be masked so. {INSTEAD_OF_MASKS}"
+        raise FloatingPointError(
+            f"The {role}'s logits are -inf for some classes, and their loss is {loss}: a class that is a label cannot "
+            f"be masked so, and where labels are shares of the classes, none can. {INSTEAD_OF_MASKS} Where nothing is "
+            "masked, the network has diverged: train it anew with a lower learning rate."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from kdlib import cli, compress, data, export, measure, models, train
 from kdlib.data import DataModule, InMemoryDataset
 from kdlib.export import executorch as pte
+from kdlib.export._common import refuse_changing_hooks
 from kdlib.recipes import Recipe
 
 pytest.importorskip("onnxscript")  # of the extra `export`
@@ -360,6 +362,35 @@ def test_timing_leaves_a_network_in_train_mode_as_it_was() -> None:
         assert network.training
         assert network[1].training
     assert not networks[0][0].training
+
+
+@pytest.mark.parametrize("made", ["frozen TorchScript", "torch.export"])
+def test_a_program_whose_mode_is_fixed_is_timed_as_it_is(made: str) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).eval()
+    if made == "torch.export":
+        program = torch.export.export(network, (X[:1],)).module()
+    else:
+        program = torch.jit.freeze(torch.jit.trace(network, X[:1]))
+    assert export.latency_ratio(program, network, X[:1], 0.001) > 0
+
+
+def test_a_hook_is_found_out_though_a_class_is_masked() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x).masked_fill(torch.arange(3) == 2, -math.inf)
+
+    network, images = Masked().eval(), torch.randn(2, 4)
+    with network.fc.register_forward_hook(lambda *given: None):
+        refuse_changing_hooks(network, images)
+    with (
+        network.fc.register_forward_hook(lambda module, inputs, output: 2 * output),
+        pytest.raises(ValueError, match="fc changes the answers"),
+    ):
+        refuse_changing_hooks(network, images)
 
 
 # Bad input, each in a sentence

@@ -835,6 +835,27 @@ def test_the_loss_of_weighted_classes_does_not_depend_on_the_batches(task: str, 
         assert found.accuracy == pytest.approx(plain.accuracy)
 
 
+def test_weighted_classes_of_masks_in_bytes_are_looked_up_by_number() -> None:
+    """As an index, bytes are a mask in torch."""
+    z, y = logits("segmentation"), labels_for("segmentation") // 2
+    loss = nn.CrossEntropyLoss(weight=torch.linspace(0.5, 6.0, C))
+    batches = list(zip(z.split(1), y.to(torch.uint8).split(1), strict=True))
+    found = train.evaluate(nn.Identity(), batches, task="segmentation", loss=loss, precision="fp32")
+    assert found.loss == pytest.approx(loss(z, y).item(), rel=1e-5)
+
+
+def test_a_weighted_loss_with_a_forward_of_its_own_is_a_mean_over_rows() -> None:
+    class Focal(nn.CrossEntropyLoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            each = F.cross_entropy(input, target, self.weight, reduction="none")
+            return ((1 - (-each).exp()) ** 2 * each).mean()
+
+    z, y = logits("segmentation"), labels_for("segmentation") // 2
+    loss = Focal(weight=torch.linspace(0.5, 6.0, C))
+    found = train.evaluate(nn.Identity(), [*zip(z.split(1), y.split(1), strict=True)], task="segmentation", loss=loss)
+    assert found.loss == pytest.approx(loss(z, y).item(), rel=1e-2)
+
+
 def test_the_loss_of_labels_that_are_shares_is_a_mean_over_rows_whatever_the_weights() -> None:
     """As torch has it, and pos_weight needs it."""
     z, y, w = logits("multilabel"), labels_for("multilabel").float(), torch.tensor([1.0, 3.0])

@@ -429,7 +429,8 @@ def compression(
     rows = experiment.run(only or list(TECHNIQUES), seeds, command, log=partial(print, flush=True))
     try:
         networks = compression_results.summarize(rows)
-        print(*compression_results.CompressionResults(networks, networks[0], experiment.budget).gains(), sep="\n")
+        gains = compression_results.CompressionResults(networks, networks[0], experiment.budget).gains()
+        print("\n".join(str(gain) for gain in gains) or "A verdict needs two seeds or more.")
     except ValueError as error:  # a seed diverged: without it the others would be a choice of seeds
         print(error)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -152,9 +152,11 @@ def latency_ratio(predict: Predict, model: nn.Module, image: Tensor, seconds: fl
     times: list[list[float]] = [[], []]
     with ExitStack() as stack, torch.inference_mode():
         for network in (predict, model):
-            if isinstance(network, nn.Module):
+            # A frozen TorchScript network has no mode, and that of a torch.export program is fixed: it refuses eval().
+            if isinstance(network, nn.Module) and all(hasattr(one, "training") for one in network.modules()):
                 stack.enter_context(keep_modes(network))
-                network.eval()
+                with suppress(NotImplementedError):
+                    network.eval()
         for timer in timers:
             timer.timeit(3)
         for _ in range(ROUNDS):

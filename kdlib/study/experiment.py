@@ -317,6 +317,8 @@ class SeedRunner:
         teacher, labels = self.experiment.reference_metrics, self.data.test.labels
         metrics = train.evaluate(student, self.data.test, **self.experiment.device_options)
         logits = metrics.logits
+        if not torch.isfinite(logits).all():  # -inf, which `evaluate` takes for a mask: the study's networks have none
+            raise FloatingPointError("The last step left weights that give no finite logits.")
         columns: dict[str, Any] = {
             "predicted": logits.argmax(1).numpy(),  # no column: it goes to a file of its own
             "test_accuracy": metrics.accuracy,
