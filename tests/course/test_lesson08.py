@@ -108,6 +108,11 @@ def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[st
         over = verdict.compare_samples(ours, {seed: wide.right(name)[seed] for seed in ours}, comparisons=2)
         assert str(over) in line
         assert over.verdict == "INCONCLUSIVE"
+    controls = better.gain("label-smoothing"), better.gain("shuffled")
+    assert lines[-4:-2] == [str(gain) for gain in controls]
+    assert {gain.verdict for gain in controls} == {"INCONCLUSIVE"}
+    first, second = (f"{100 * gain.mean:.1f}" for gain in controls)
+    assert f"gain {first} and {second} over hard labels (INCONCLUSIVE)" in prose()
     gains = [
         {seed: one.right("kd")[seed].astype(float) - one.right("hard")[seed] for seed in better.seeds}
         for one in (better, wide)
