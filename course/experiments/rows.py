@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from course.workers import in_processes
-from kdlib.study.experiment import threads_of_a_worker
 from kdlib.study.runs_file import RunsFile, SessionLog, library_versions, to_text
+from kdlib.workers import threads_of_a_worker
 
 Item = TypeVar("Item")
 Row = dict[str, Any]
