@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from kdlib import devices, distributed
 from kdlib.adapters import Adapter
-from kdlib.data import Augmentation, Batch, DataModule, PairedData, epoch_order, seed_for
+from kdlib.data import Augmentation, Batch, DataModule, PairedData, epoch_order, inference_batch_size, seed_for
 from kdlib.errors import as_whole
 from kdlib.evaluation import (
     HardLoss,
@@ -31,7 +31,7 @@ from kdlib.evaluation import (
 from kdlib.hooks import as_arguments, batch_size_of
 from kdlib.recipes import Recipe
 from kdlib.tasks import Task
-from kdlib.teachers import Teacher, inference_batch_size
+from kdlib.teachers import Teacher
 
 MOST_STEPS = 1_000_000_000
 NOT_SHARED = (

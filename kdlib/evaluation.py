@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from kdlib import devices, distributed, losses, models, tasks
 from kdlib.adapters import Adapter
-from kdlib.data import DataModule, IndexedDataset
+from kdlib.data import DataModule, IndexedDataset, inference_batch_size
 from kdlib.errors import INSTEAD_OF_MASKS, as_whole, check_flags, check_kind, explain_shape_errors
 from kdlib.losses.logits import check_labels
 from kdlib.methods import refuse_binary_cross_entropy
 from kdlib.tasks import Classification, Task
-from kdlib.teachers import Ensemble, FrozenTeacher, class_names, inference_batch_size
+from kdlib.teachers import Ensemble, FrozenTeacher, class_names
 
 HardLoss = Callable[[Any, Any], Tensor]  # of output and labels, which may be dicts
 

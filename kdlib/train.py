@@ -20,14 +20,14 @@ from kdlib import devices, distributed, models, tasks
 from kdlib.adapters import Adapter
 from kdlib.batches import source
 from kdlib.checkpoints import Checkpointer
-from kdlib.data import Augmentation, DataModule
+from kdlib.data import Augmentation, DataModule, inference_batch_size
 from kdlib.distiller import Distiller
 from kdlib.errors import LARGEST_WHOLE, check_flags, check_kind, check_path, check_whole
 from kdlib.evaluation import Metrics, evaluate
 from kdlib.methods import HardLabels, Logit, Method
 from kdlib.recipes import Recipe
 from kdlib.tasks import Classification, Task
-from kdlib.teachers import FrozenTeacher, Teacher, class_names, inference_batch_size
+from kdlib.teachers import FrozenTeacher, Teacher, class_names
 from kdlib.trainer import OptimizerFactory, Trainer
 
 

@@ -631,7 +631,7 @@ def test_a_cache_larger_than_the_memory_can_be_opened(net: Net, dataset: InMemor
 def test_a_cache_that_takes_much_memory_is_told(
     net: Net, dataset: InMemoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(teachers, "LARGE_CACHE", 1.0)
+    monkeypatch.setattr(teachers.cached, "LARGE_CACHE", 1.0)
     with pytest.warns(UserWarning, match=r"outputs take .* GB of memory.*\(--cache\).*\(--views 0\)"):
         CachedTeacher.build(net, dataset, progress=False)
     with warnings.catch_warnings():

@@ -24,6 +24,7 @@ from kdlib.data.datasets import (
     LazyDataset,
     epoch_order,
     evenly_spaced,
+    inference_batch_size,
     refuse_shared,
     view_fingerprint,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "epoch_order",
     "evenly_spaced",
     "from_datasets",
+    "inference_batch_size",
     "labelled_cross_entropy",
     "list_datasets",
     "load",

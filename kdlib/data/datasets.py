@@ -380,3 +380,17 @@ def num_cores() -> int:
     pinned = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
     cores = len(os.sched_getaffinity(0)) if pinned else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def inference_batch_size(dataset: IndexedDataset, most: int = 250, *, training: int = 1) -> int:
+    """How many images of a split a network is given at once where it does not learn.
+
+    `most` of images up to 224 x 224 pixels; of larger ones as many as hold the same number of pixels, at least one.
+    training: how many it was given in a training, which have fitted: no fewer than that, though no more than `most`.
+    """
+    if len(dataset) == 0:
+        return most
+    # A batch size of 2, so that the one image that is looked at starts no worker process.
+    images = next(iter(dataset.select(torch.arange(1)).iter_batches(2))).images
+    pixels = max(224 * 224, images.shape[2:].numel())
+    return max(1, most * 224 * 224 // pixels, min(most, training))
