@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LARGEST = 1e30  # beyond it a result is what is left of a run that diverged, and its square overflows
-LEAST_SEEDS = 5  # reports show no verdict on fewer: too few to see whether gains scatter as Student's interval assumes
+LEAST_SEEDS = 5  # the study's tables have no verdict on fewer: too few to see whether gains scatter as is assumed
 
 WITHIN = ("data", "student", "teacher", "images", "epochs")
 
@@ -74,6 +74,8 @@ class Comparison:
     def __str__(self) -> str:
         family = f", one of {self.comparisons}" if self.comparisons > 1 else ""
         interval = f"{100 * self.confidence:g}% interval {self.low:+.4f} to {self.high:+.4f}{family}"
+        if not math.isfinite(self.low):
+            interval = f"all differences are the same, so there is no interval{family}"
         return f"{self.verdict}: {self.mean:+.4f} ({interval}; {self.n} pairs)"
 
 

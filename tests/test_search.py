@@ -1528,6 +1528,29 @@ def test_the_report_says_where_the_seeds_of_the_winners_curse_agree(
     assert facts["judged"]["winners_curse"]["found"]["low"] is None
 
 
+def test_the_report_says_where_another_arm_is_the_found_setting_and_where_nothing_scatters(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any], tmp_path: Path
+) -> None:
+    found = search.run(blobs, teacher=teacher, trials=2, epochs=1, **TINY)
+    first = judging.Arm("found", found.best.student, found.best.settings, 2.0, 0.73)
+    settings = {
+        "random search": first.settings,
+        "start settings": replace(first.settings, learning_rate=2 * first.settings.learning_rate),
+    }
+    arms = (first, *(replace(first, name=name, settings=one) for name, one in settings.items()))
+    rows = tuple(
+        row | {"epochs": 1, "seconds": 1.0}
+        for name, accuracy in (("found", 0.72), ("random search", 0.72), ("start settings", 0.71))
+        for row in runs(name, [accuracy, accuracy])
+    )
+    judged = search.Judged(found, arms, rows, None, 1.0)
+    judged.save(tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert "The found setting is that of random search**: both have the same runs" in report
+    assert "+1.00 points of test accuracy (all differences are the same, so there is no interval; 2 paired" in report
+    assert "inf" not in str(judged)
+
+
 @pytest.mark.slow
 def test_its_tables_have_no_empty_lines_on_windows(judged: search.Judged, tmp_path: Path, windows_lines: None) -> None:
     judged.save(tmp_path / "report")

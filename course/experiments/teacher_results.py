@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from course.experiments.rows import refuse_twice
+from course.experiments.rows import refuse_diverged, refuse_twice
 from course.experiments.teacher_students import HARD, RUN_COLUMNS, SMOOTHED, STUDENTS, TRIAL_COLUMNS, Budget
 from course.experiments.teachers import TEACHER_COLUMNS, teachers_path
 from kdlib import verdict
@@ -117,7 +117,7 @@ class Arm:
     """The students of one teacher, or of hard labels.
 
     accuracies: test accuracy by seed, in per cent. right: by seed, 100 for each test image that was answered rightly,
-    else 0, so that differences are in points. temperature: the chosen one.
+    else 0, so that differences are in points. temperature: the chosen one. diverged: other seeds, with their errors.
     """
 
     student: str
@@ -126,6 +126,7 @@ class Arm:
     right: dict[int, np.ndarray]
     temperature: float | None
     learning_rate: float
+    diverged: dict[int, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -202,14 +203,20 @@ class TeacherResults:
         return [name for name in STUDENTS if (name, HARD) in self.arms and self.teachers(name)]
 
     def run(self, student: str) -> list[str]:
-        """The teachers of a student that have all the seeds of hard labels, in the order of TITLES."""
-        seeds = self.arms[student, HARD].accuracies.keys() if (student, HARD) in self.arms else set()
-        known = [name for name in TITLES if name != HARD and (student, name) in self.arms]
-        return [name for name in known if self.arms[student, name].accuracies.keys() == seeds]
+        """The teachers of a student that have all the seeds of hard labels, in the order of TITLES.
+
+        Raises ValueError where a seed of hard labels diverged.
+        """
+        seeds = self._arm(student, HARD).accuracies.keys() if (student, HARD) in self.arms else set()
+        return [name for name in self.tried(student) if self.arms[student, name].accuracies.keys() == seeds]
+
+    def tried(self, student: str) -> list[str]:
+        """The teachers of a student of which there is a run, in the order of TITLES."""
+        return [name for name in TITLES if name != HARD and (student, name) in self.arms]
 
     def family(self, student: str) -> int:
         """How many teachers were tried for a student, those with missing seeds as well: intervals hold for all."""
-        return sum(name != HARD for of, name in self.arms if of == student)
+        return len(self.tried(student))
 
     def teachers(self, student: str) -> list[str]:
         """Those among them that were measured, too: where a gain is held against something, it is against that."""
@@ -218,7 +225,7 @@ class TeacherResults:
     def gain(self, student: str, teacher: str, over: str = HARD, comparisons: int = 1) -> Gain:
         """One teacher's students over those of hard labels, or of another teacher.
 
-        comparisons: of how many made together. Raises ValueError for what was not run.
+        comparisons: of how many made together. Raises ValueError for what was not run, and where a seed diverged.
         """
         arm, baseline = self._arm(student, teacher), self._arm(student, over)
         found = verdict.compare_samples(arm.right, baseline.right, comparisons=comparisons)
@@ -243,7 +250,14 @@ class TeacherResults:
         if (student, teacher) not in self.arms:
             what = f"{STUDENT_TITLES.get(student, student)} of {TITLES.get(teacher, teacher)}"
             raise ValueError(f"{what} was not run. Run: python -m course.experiments.teachers students")
+        refuse_diverged(f"{student} of {teacher!r}", self.arms[student, teacher].diverged)
         return self.arms[student, teacher]
+
+    def why_left_out(self, student: str, teacher: str) -> str:
+        """Why a teacher is not among those of `run`, in two words."""
+        if (student, teacher) not in self.arms:
+            return "not run"
+        return "diverged" if self.arms[student, teacher].diverged else "seeds missing"
 
     def tau(self, student: str, measure: str, without: Sequence[str] = ()) -> Tau:
         """Does the gain follow this measure of the teacher? without: teachers that are left out.
@@ -343,7 +357,7 @@ def load(folder: Path | None = None, images: int = 2_000) -> TeacherResults:
                 f"There is no file {wanted}. Run the study first: python -m course.experiments.teachers {command}"
             )
     facts = {row["teacher"]: _facts(row) for row in read_rows(teachers_path(folder), TEACHER_COLUMNS)}
-    rows = [row for row in read_rows(path, RUN_COLUMNS) if row["test_accuracy"]]
+    rows = read_rows(path, RUN_COLUMNS)
     budget = Budget(*(int(rows[0][name]) for name in ("images", "epochs", "views", "batch_size"))) if rows else Budget()
     arms = {}
     for student, teacher in dict.fromkeys((row["student"], row["teacher"]) for row in rows):
@@ -376,12 +390,13 @@ def _trial(row: dict[str, str]) -> Trial:
 
 
 def _arm(rows: Sequence[dict[str, str]]) -> Arm:
-    first = rows[0]
+    first, finished = rows[0], [row for row in rows if row["test_accuracy"]]
     return Arm(
         student=first["student"],
         teacher=first["teacher"],
-        accuracies={int(row["seed"]): 100 * float(row["test_accuracy"]) for row in rows},
-        right={int(row["seed"]): 100 * unpack(row["right"], TEST_IMAGES).astype(np.float32) for row in rows},
+        accuracies={int(row["seed"]): 100 * float(row["test_accuracy"]) for row in finished},
+        right={int(row["seed"]): 100 * unpack(row["right"], TEST_IMAGES).astype(np.float32) for row in finished},
         temperature=float(first["temperature"]) if first["temperature"] else None,
         learning_rate=float(first["learning_rate"]),
+        diverged={int(row["seed"]): row["error"] for row in rows if not row["test_accuracy"]},
     )

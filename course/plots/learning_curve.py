@@ -51,7 +51,7 @@ def accuracy_against_images(several: Sequence[Results], methods: Sequence[str] |
     right.axhline(0, color=BASELINE.colour, linestyle=BASELINE.linestyle)
     title = several[0].title(base)
     for axes, label in (
-        (left, "test accuracy (%), interval of each mean"),
+        (left, "test accuracy (%), intervals over seeds"),
         (right, f"gain over {title} (points), paired"),
     ):
         counts = [results.images for results in several]

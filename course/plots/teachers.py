@@ -68,10 +68,11 @@ def teacher_gains(results: TeacherResults, over: str = "hard labels") -> Figure:
             if name in found:
                 _draw_interval(axes, y, found[name])
             else:
-                axes.text(0.01, y, "not run", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+                words = results.why_left_out(student, name)
+                axes.text(0.01, y, words, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
         axes.axvline(0, color=BASELINE.colour, linestyle=BASELINE.linestyle, linewidth=1.5, zorder=1)
         what = _title(results, over)
-        family = f"95 % intervals, which hold together for all {len(found)}"
+        family = f"95 % intervals, which hold together for all {results.family(student) - (over != 'hard labels')}"
         axes.set(title=f"student: {STUDENT_WORDS[student]}", xlabel=f"gain over {what} (points)\n{family}")
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
@@ -84,8 +85,8 @@ def teacher_gains(results: TeacherResults, over: str = "hard labels") -> Figure:
 
 
 def _by_accuracy(results: TeacherResults, over: str) -> list[str]:
-    """The teachers that were run, the least accurate first; those that were not measured come last."""
-    run = [name for student in results.students for name in results.run(student) if name != over]
+    """The teachers of which there are runs, the least accurate first; those that were not measured come last."""
+    run = [name for student in results.students for name in results.tried(student) if name != over]
     known = results.facts
     return sorted(dict.fromkeys(run), key=lambda name: known[name].accuracy if name in known else math.inf)
 

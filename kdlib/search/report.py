@@ -196,6 +196,20 @@ def _range(distribution: Distribution) -> str:
     return f"{distribution.low:g} to {distribution.high:g}{scale}"
 
 
+def _verdict(judged: Judged, name: str, one: Comparison) -> str:
+    """The found setting against another arm, in a sentence."""
+    ours, theirs = (next(arm for arm in judged.arms if arm.name == which) for which in (FOUND, name))
+    if (ours.student, ours.settings) == (theirs.student, theirs.settings):
+        return f"**The found setting is that of {name}**: both have the same runs, and there is nothing to compare."
+    interval = f"{one.confidence:.0%} interval over {judged.over(name)} {100 * one.low:+.2f} to {100 * one.high:+.2f}"
+    if not math.isfinite(one.low):
+        interval = "all differences are the same, so there is no interval"
+    return (
+        f"**The found setting against {name}: {one.verdict}**, {100 * one.mean:+.2f} points of test accuracy "
+        f"({interval}; {one.n} paired seeds, {one.comparisons} comparison{'s' * (one.comparisons > 1)})."
+    )
+
+
 def _judgement(found: Found, judged: Judged) -> list[str]:
     seeds = sorted({row["seed"] for row in judged.rows})
     table = [["arm", "test accuracy, %", "search, epochs", "judging, epochs", "student", "settings"], ["---"] * 6]
@@ -211,12 +225,7 @@ def _judgement(found: Found, judged: Judged) -> list[str]:
         f"{found.task.student}.",
         _markdown(table),
     ]
-    for name, one in judged.verdicts.items():
-        parts.append(
-            f"**The found setting against {name}: {one.verdict}**, {100 * one.mean:+.2f} points of test accuracy "
-            f"({one.confidence:.0%} interval over {judged.over(name)} {100 * one.low:+.2f} to {100 * one.high:+.2f}; "
-            f"{one.n} paired seeds, {one.comparisons} comparison{'s' * (one.comparisons > 1)})."
-        )
+    parts += [_verdict(judged, name, one) for name, one in judged.verdicts.items()]
     if any(judged.over(name) == SEEDS for name in judged.verdicts):
         parts.append(
             "Some of these runs are of an older kdlib, which did not keep which test images they had right, so an "

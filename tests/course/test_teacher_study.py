@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from dataclasses import replace
@@ -464,6 +465,40 @@ def test_a_teacher_that_lacks_a_seed_is_left_out(tmp_path: Path) -> None:
         name for name in TITLES if name in TEACHERS and name != list(TEACHERS)[-1]
     ]
     assert found.students == ["article-student"]
+
+
+def let_diverge(folder: Path, student: str, teacher: str, seed: int) -> TeacherResults:
+    """The shipped form of rows, one of which says what a run that diverged says."""
+    write_teachers(folder)
+    write_students(folder)
+    path = Budget().path("teachers-students", folder)
+    rows = read_rows(path, RUN_COLUMNS)
+    for row in rows:
+        if (row["student"], row["teacher"], row["seed"]) == (student, teacher, str(seed)):
+            row.update(test_accuracy="", validation_accuracy="", right="", error="The loss is nan.")
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, RUN_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return teacher_results.load(folder)
+
+
+def test_hard_labels_that_diverged_are_said(tmp_path: Path) -> None:
+    found = let_diverge(tmp_path, "resnet8", HARD, 3)
+    with pytest.raises(ValueError, match=r"resnet8 of 'hard labels' diverged at seed 3: The loss is nan\. The other"):
+        found.gains("resnet8")
+
+
+def test_a_teacher_whose_student_diverged_has_no_gain_and_is_in_the_picture(tmp_path: Path) -> None:
+    last = list(TEACHERS)[-1]
+    found = let_diverge(tmp_path, "article-student", last, 3)
+    assert len(found.gains("article-student")) == len(TEACHERS) - 1
+    with pytest.raises(ValueError, match=rf"article-student of '{last}' diverged at seed 3"):
+        found.gain("article-student", last)
+    student, other = plots.teacher_gains(found).axes  # as in teacher_students.STUDENTS
+    assert [text.get_text() for text in student.texts] == ["diverged"]
+    assert {text.get_text() for text in other.texts} == {"not run"}
+    assert f"for all {len(TEACHERS)}" in student.get_xlabel()
 
 
 def test_the_table_has_all_teachers_by_accuracy(results: TeacherResults) -> None:
