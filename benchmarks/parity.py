@@ -154,7 +154,7 @@ def _torchdistill_standardized(hard: float) -> list[Comparison]:
             "torchdistill LogitStdKDLoss",
             theirs(0),
             soft,
-            "C - 1 as above, and no T² at alpha 0 as in KDLoss",
+            "C - 1 as in the next row, and no T² at alpha 0 as in KDLoss",
             changed / T**2,
         ),
     ]

@@ -139,5 +139,8 @@ class Modalities(Explorer):
             f"test windows, the mean of {len(result.chosen)} splits ({ends})."
         )
         difference = result.mean - result.alone
-        second = f"The same labels alone: {result.alone:.1f} %. The teacher is worth {difference:+.1f} points."
+        second = (
+            f"The same labels alone, at a learning rate of their own: {result.alone:.1f} %. Difference of the means: "
+            f"{difference:+.1f} points."
+        )
         return [first, second]

@@ -148,7 +148,8 @@ class Planner(Explorer):
                 return "A 95 % interval is made to be wrong in about 5 % of studies."
             chance = planning.false_alarm(plan.methods)
             what = f"one of {plan.methods} such methods"
-            return f"Without a correction for several methods, {what} would get a verdict in {chance:.0%} of studies."
+            alone = f"Without a correction for several methods, {what} would get a verdict in {chance:.0%} of studies"
+            return f"{alone} if they were independent, and in fewer where they share a baseline."
         if result.needed is not None:
             return f"For {WANTED} % it takes {result.needed} seeds."
         more = planning.power(replace(plan, seeds=SEEDS[-1]))

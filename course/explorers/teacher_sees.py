@@ -52,8 +52,8 @@ class TeacherSees(Explorer):
     name = "Teacher sees"
     alt = (
         "From left to right: the picture with its label; the five classes that the teacher finds most probable, with "
-        "bars for the hard label, for T = 1 and for T = 4; three pictures with another label, to which the teacher "
-        "gives nearly the same answer."
+        "bars for the hard label, for T = 1 and for T = 4; three pictures with another label, those to which the "
+        "teacher's answers are nearest."
     )
     size = (10.4, 3.9)
 
@@ -101,7 +101,7 @@ class TeacherSees(Explorer):
             self._titles.append(one.set_title("Ankle boot", loc="center"))
             self._images.append(one.imshow(self._outputs.images[0].numpy(), cmap="gray", vmin=0, vmax=255))
         caption = {"ha": "center", "va": "top", "fontsize": 9, "transform": axes[3].transAxes}
-        axes[3].text(0.5, -0.12, "nearly the same answer,\nanother label", **caption)
+        axes[3].text(0.5, -0.12, "nearest answers,\nanother label", **caption)
         return (), (*self._images, *self._titles, *self._build_bars(axes[1]))
 
     def _build_bars(self, axes: Any) -> list[Artist]:
@@ -138,7 +138,7 @@ class TeacherSees(Explorer):
             f"Picture {position} of the {self.split} split (number {number + 1} of {count}). Hard label: "
             f"{classes[result.label]}, 1 for this class and 0 for all others.",
             f"The teacher is {verdict}. At T = 1 (in brackets at T = {SOFT_TEMPERATURE:g}): {probabilities}.",
-            f"Pictures with another label and nearly the same answer: {similar}.",
+            f"Pictures with another label whose answers are nearest: {similar}.",
         ]
 
 

@@ -190,7 +190,7 @@ class Teachers(Explorer):
         facts = (
             f"{one.title}: {one.accuracy:.2f} % of the validation images, {_parameters(one.size)}, mean confidence "
             f"{one.confidence:.1f} %, calibration error {one.calibration:.2f} points, entropy {one.entropy:.2f} nats "
-            f"at T = 4; place {result.rank} of {result.count} by {WORDS[self.state['measure']]}."
+            f"at T = 4; place {result.rank} of {result.count} by {WORDS[self.state['measure']]}, the largest first."
         )
         arm = result.gain.arm
         alone = self.results.gain(arm.student, one.name).comparison

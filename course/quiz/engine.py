@@ -149,7 +149,8 @@ class Quiz:
 
     def __repr__(self) -> str:
         number = self.next_number()
-        head = f"Quiz: {self.summary()}. q.ask(7) shows question 7, q.answer(7, ...) answers it."
+        one = min(7, len(self))
+        head = f"Quiz: {self.summary()}. q.ask({one}) shows question {one}, q.answer({one}, ...) answers it."
         return f"{head}\n\n{self.text(number)}" if number else head
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:

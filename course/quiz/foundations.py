@@ -127,7 +127,8 @@ FOUNDATIONS = (
             ),
             wrong(
                 "To round after the training gives a better network at any number of bits.",
-                "At 8 bits there is nothing to lose. With 2 bits the rounded network guesses, and only training helps.",
+                "At 8 bits there is nothing to lose. With 2 bits the rounded network guesses: new batch norm brings a "
+                "part of it back, and training with the rounding in it far more.",
             ),
         ),
     ),

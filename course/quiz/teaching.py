@@ -150,9 +150,9 @@ TEACHING = (
                 "That would leave the real teacher without a gain. Here both have one.",
             ),
             right(
-                "The gain does not come from what a teacher knows of a picture.",
-                "Both disturb or soften the targets, and that alone was enough. Whatever the gain is, nothing "
-                "was taught.",
+                "It is not shown that the gain comes from what a teacher knows of a picture.",
+                "Softer or disturbed targets alone gain as much. That the real teacher's gain is of another kind would "
+                "have to be shown.",
             ),
         ),
     ),

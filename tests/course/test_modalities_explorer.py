@@ -123,7 +123,8 @@ def test_the_text_says_mean_range_and_what_the_teacher_is_worth(explorer: explor
     first, second = explorer.describe().splitlines()
     assert first.startswith("10 labels a class, 50% of the pairs wrong, T 4: 47.0 % of the test windows")
     assert "the mean of 5 splits (46.0 to 48.0)" in first
-    assert second == "The same labels alone: 52.0 %. The teacher is worth -5.0 points."
+    alone = "The same labels alone, at a learning rate of their own: 52.0 %."
+    assert second == f"{alone} Difference of the means: -5.0 points."
 
 
 def test_an_exception_appears_in_the_status_line_and_leaves_again(explorer: explorers.Modalities) -> None:

@@ -139,7 +139,7 @@ def test_ring_and_seeds_are_drawn_where_they_are(results: TeacherResults) -> Non
 def test_the_text_says_what_is_known_of_the_teacher_and_what_it_was_worth(explorer: explorers.Teachers) -> None:
     first, second, third = explorer.describe().splitlines()
     assert first.startswith("ResNet-20, shipped: 80.00 % of the validation images, 78 thousand parameters, mean conf")
-    assert first.endswith("place 6 of 6 by accuracy.")
+    assert first.endswith("place 6 of 6 by accuracy, the largest first.")
     assert second.startswith("The student (ResNet-8, T = 4): ")
     gain = explorer.results.gains("resnet8")
     alone = explorer.results.gain("resnet8", "resnet20-fashion").comparison
