@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -85,31 +86,22 @@ def test_thirteen_seeds_halve_the_interval_of_five() -> None:
 
 def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
     """Not by two verdicts over hard labels. It rests on the same pictures, order and weights in both files."""
-    place = older_search.folder()
-    cells = notebooks.read(notebooks.find("08")).cells
-    (source,) = [cell.source for cell in cells if cell.source.startswith("larger = study.results(")]
-    older = study.results("methods", student="resnet8", images=10_000, folder=place)
     wide = study.results("methods", student="resnet8", images=10_000)
-    scope = {"study": study, "verdict": verdict, "older": older, "older_search": older_search, "wide": wide}
-    exec(source, scope)
-    lines = capsys.readouterr().out.splitlines()
-    start = lines.index("over the same from the ResNet-20:") + 1
-    assert [tuple(line.split()[:2]) for line in lines[start : start + 4]] == [
-        ("kd", "INCONCLUSIVE:"),
-        ("kd+rkd", "LOSES:"),
-        ("vid", "LOSES:"),
-        ("similarity", "LOSES:"),
-    ]
-    hard = scope["larger"].score("hard").by_seed
-    assert hard == {seed: older.score("hard").by_seed[seed] for seed in hard}
-    better = scope["better"]
-    for name, line in zip(("kd", "hard"), lines[-2:], strict=True):
+    place = {"teacher": "resnet50-fashion-v2", "folder": data.data_dir() / "results" / "better-teacher"}
+    better = study.results("methods", student="resnet8", images=10_000, **place)
+    lines = run_cell("place = {", capsys, data=data, wide=wide).splitlines()
+    assert lines[: len(better.methods)] == [str(better.gain(name)) for name in better.methods]
+    words = {"kd": "INCONCLUSIVE", "kd+rkd": "INCONCLUSIVE", "vid": "LOSES", "hard": "INCONCLUSIVE"}
+    for name, word in words.items():
         ours = better.right(name)
-        over = verdict.compare_samples(ours, {seed: wide.right(name)[seed] for seed in ours}, comparisons=2)
-        assert str(over) in line
-        assert over.verdict == "INCONCLUSIVE"
+        theirs = {seed: wide.right(name)[seed] for seed in ours}
+        over = verdict.compare_samples(ours, theirs, comparisons=len(better.methods) + 1)
+        assert over.verdict == word
+        assert f"{name:15} {over}" in lines
+    vid = verdict.compare_samples(better.right("vid"), {seed: wide.right("vid")[seed] for seed in better.right("vid")})
+    assert f"VID loses {-100 * vid.mean:.1f} points to the ResNet-20's" in prose()
+    assert better.gain("vid").verdict == "INCONCLUSIVE"
     controls = better.gain("label-smoothing"), better.gain("shuffled")
-    assert lines[-4:-2] == [str(gain) for gain in controls]
     assert {gain.verdict for gain in controls} == {"INCONCLUSIVE"}
     first, second = (f"{100 * gain.mean:.1f}" for gain in controls)
     assert f"gain {first} and {second} over hard labels (INCONCLUSIVE)" in prose()
@@ -121,6 +113,25 @@ def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[st
     assert further.verdict == "INCONCLUSIVE"
     assert f"is {100 * better.gain('kd').mean:.2f} here and {there:.2f} there, half a point of difference" in prose()
     assert f"({100 * further.low:+.1f} to {100 * further.high:+.1f})" in prose()
+
+
+def test_with_the_same_settings_vid_follows_the_layers_of_a_resnet50_less_well_at_large_weights() -> None:
+    """The trials that both lists have: what the lesson says of the search."""
+    folder, names = data.data_dir() / "results", ["learning_rate", "weight_decay", "weight", "layers"]
+    files = "choose-resnet8-resnet20-fashion-10000.csv", "better-teacher/choose-resnet8-resnet50-fashion-v2-10000.csv"
+    small, large = (
+        pd.read_csv(folder / file).query("method == 'vid'").groupby(names)["validation_accuracy"].agg(["mean", "size"])
+        for file in files
+    )
+    both = small.join(large, rsuffix=" of the larger", how="inner")
+    assert (both.filter(like="size") == 2).all().all()
+    gain = 100 * (both["mean"] - both["mean of the larger"])
+    strong = gain.index.get_level_values("weight") >= 2.67
+    assert (strong.sum(), (~strong).sum()) == (4, 6)
+    low, high = (f"{end:.1f}" for end in (gain[strong].min(), gain[strong].max()))
+    assert (
+        f"ahead by {low} to {high} points, at the six smaller ones by no more than {gain[~strong].max():.1f}" in prose()
+    )
 
 
 def run_cell(beginning: str, capsys: pytest.CaptureFixture[str], **scope: Any) -> str:
