@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from course.grading import Outcome, grade_question
 from course.lessons import lesson08
 from course.specs import CodeSpec
 from kdlib import data, losses, models, study, verdict
+from kdlib.study.analysis import Results
 from kdlib.study.experiment import CONTROL_TEACHER_SEED
 
 
@@ -101,18 +102,24 @@ def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[st
     vid = verdict.compare_samples(better.right("vid"), {seed: wide.right("vid")[seed] for seed in better.right("vid")})
     assert f"VID loses {-100 * vid.mean:.1f} points to the ResNet-20's" in prose()
     assert better.gain("vid").verdict == "INCONCLUSIVE"
+    smaller = verdict.compare_samples(*(over_hard_labels(one, "vid", better.seeds) for one in (better, wide)))
+    assert smaller.verdict == "LOSES"
+    expected = f"is {-100 * smaller.mean:.1f} smaller than there, {100 * smaller.low:.1f} to {100 * smaller.high:.2f}.)"
+    assert expected in prose()
     controls = better.gain("label-smoothing"), better.gain("shuffled")
     assert {gain.verdict for gain in controls} == {"INCONCLUSIVE"}
     first, second = (f"{100 * gain.mean:.1f}" for gain in controls)
     assert f"gain {first} and {second} over hard labels (INCONCLUSIVE)" in prose()
-    gains = [
-        {seed: one.right("kd")[seed].astype(float) - one.right("hard")[seed] for seed in better.seeds}
-        for one in (better, wide)
-    ]
+    gains = [over_hard_labels(one, "kd", better.seeds) for one in (better, wide)]
     there, further = 100 * np.mean([gain.mean() for gain in gains[1].values()]), verdict.compare_samples(*gains)
     assert further.verdict == "INCONCLUSIVE"
     assert f"is {100 * better.gain('kd').mean:.2f} here and {there:.2f} there, half a point of difference" in prose()
     assert f"({100 * further.low:+.1f} to {100 * further.high:+.1f})" in prose()
+
+
+def over_hard_labels(results: Results, method: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
+    """For each seed and test image: right by the method, less right by hard labels."""
+    return {seed: results.right(method)[seed].astype(float) - results.right("hard")[seed] for seed in seeds}
 
 
 def test_with_the_same_settings_vid_follows_the_layers_of_a_resnet50_less_well_at_large_weights() -> None:
@@ -123,7 +130,7 @@ def test_with_the_same_settings_vid_follows_the_layers_of_a_resnet50_less_well_a
         pd.read_csv(folder / file).query("method == 'vid'").groupby(names)["validation_accuracy"].agg(["mean", "size"])
         for file in files
     )
-    both = small.join(large, rsuffix=" of the larger", how="inner")
+    both = small.merge(large, left_index=True, right_index=True, suffixes=("", " of the larger"))
     assert (both.filter(like="size") == 2).all().all()
     gain = 100 * (both["mean"] - both["mean of the larger"])
     strong = gain.index.get_level_values("weight") >= 2.67
