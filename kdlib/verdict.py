@@ -79,6 +79,16 @@ class Comparison:
         return f"{self.verdict}: {self.mean:+.4f} ({interval}; {self.n} pairs)"
 
 
+def few_seeds(count: int) -> str:
+    """What a report says of verdicts on so few paired seeds; empty where the study would give a verdict, too."""
+    if count >= LEAST_SEEDS:
+        return ""
+    return (
+        f"{count} paired seeds are few: whether gains scatter as the intervals assume (normally) cannot be seen. Take "
+        f"BEATS and LOSES as a hint, and run {LEAST_SEEDS} seeds or more for a verdict."
+    )
+
+
 def compare(
     method: Mapping[Any, float] | pd.Series | Sequence[float] | np.ndarray,
     baseline: Mapping[Any, float] | pd.Series | Sequence[float] | np.ndarray,

@@ -462,6 +462,13 @@ def test_a_report_about_single_networks_says_so(single: Report, several: Report)
     assert "3 runs" in str(several)
 
 
+def test_a_report_on_fewer_seeds_than_the_study_has_for_a_verdict_says_so() -> None:
+    students = {name: [linear(seed, images=images) for seed in range(5)] for name, images in (("a", 60), ("b", 200))}
+    few = {name: models[:2] for name, models in students.items()}
+    assert "2 paired seeds are few" in run(few, corruptions=False).to_markdown()
+    assert "seeds are few" not in run(students, corruptions=False).to_markdown()
+
+
 def test_one_network_under_two_names_is_said() -> None:
     report = run({"a": BASE[3], "b": BETTER[3], "c": BASE[3]}, corruptions=False)
     assert [note for note in report.notes if note.startswith("a and c")]

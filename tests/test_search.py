@@ -1423,6 +1423,16 @@ def test_the_verdicts_hold_the_scatter_of_the_test_images_too(
     assert "right" not in pd.read_csv(tmp_path / "report" / "judged.csv")
 
 
+def test_a_judgement_on_fewer_seeds_than_the_study_has_for_a_verdict_says_so(
+    judged_by_images: search.Judged, tmp_path: Path
+) -> None:
+    judged_by_images.save(tmp_path / "report")
+    for shown in (str(judged_by_images), (tmp_path / "report" / "report.md").read_text()):
+        assert shown.count("3 paired seeds are few") == 1
+    enough = search.judge(judged_by_images.found, range(5), random_search=False, progress=False)
+    assert "seeds are few" not in str(enough)
+
+
 def test_runs_of_an_older_kdlib_are_judged_by_their_accuracies_over_seeds_alone(
     judged_by_images: search.Judged, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from kdlib.compare.tables import ALL
 from kdlib.data.corruptions import DESTRUCTIONS
 from kdlib.errors import check_flags, check_path
 from kdlib.run_folder import claim
-from kdlib.verdict import Verdict
+from kdlib.verdict import Verdict, few_seeds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,6 +101,7 @@ class Report:
                 "together where every image has a value of its own, and seeds alone for calibration error and AUROC. "
                 "Teacher, training images and settings stay as they were."
             )
+            notes += [note] if (note := few_seeds(self.seeds)) else []
         notes.append(
             f"The intervals of one family hold together with {100 * self.confidence:g}% (Bonferroni); its size is "
             "given with each table. BEATS and LOSES are read off the interval: all of it is on the better or the worse "

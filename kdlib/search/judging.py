@@ -145,6 +145,11 @@ class Judged:
         return made
 
     @property
+    def caution(self) -> str:
+        """What to think of the verdicts where the seeds are few; empty where they are not, and without verdicts."""
+        return verdict.few_seeds(min(one.n for one in self.verdicts.values())) if self.verdicts else ""
+
+    @property
     def curses(self) -> dict[str, Curse]:
         """The winner's curse of each arm whose setting a search has chosen, and which diverged at no seed."""
         made = {}
@@ -178,6 +183,7 @@ class Judged:
             lines.append(f"{arm.name:14} {mean:>8} test, {arm.search_cost:>6,.0f} epochs of search; {arm.student}, "
                          f"{arm.settings}")  # fmt: skip
         lines += [f"found against {name}, over {self.over(name)}: {one}" for name, one in self.verdicts.items()]
+        lines += [self.caution] if self.caution else []
         lines += [f"winner's curse, {name}: {curse}" for name, curse in self.curses.items()]
         lines += [f"{name} diverged at seeds {', '.join(map(str, seeds))}" for name, seeds in self.diverged.items()]
         return "\n".join(lines)

@@ -226,6 +226,7 @@ def _judgement(found: Found, judged: Judged) -> list[str]:
         _markdown(table),
     ]
     parts += [_verdict(judged, name, one) for name, one in judged.verdicts.items()]
+    parts += [judged.caution] if judged.caution else []
     if any(judged.over(name) == SEEDS for name in judged.verdicts):
         parts.append(
             "Some of these runs are of an older kdlib, which did not keep which test images they had right, so an "
