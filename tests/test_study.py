@@ -168,6 +168,7 @@ def test_the_plans_are_those_that_the_study_needs() -> None:
         *("layer-correlation", "layer-information", "rkd", "similarity", "kd+hint", "kd+fsp", "kd+rkd"),
     }
     assert set(CONTROL_NAMES) == {"shuffled", "untrained", "own-size"}
+    assert set(METHODS) - {*FULL_NAMES, *CONTROL_NAMES} == {"vid-normalized", "similarity-normalized"}
     configs = PLANS["grid"].run_configs(PLANS["grid"].variants({}), range(5), {})
     assert len({(c.settings.alpha, c.settings.temperature, c.seed) for c in configs}) == (4 * 5 + 1) * 5
     assert {c.method for c in configs} >= {"kd alpha=0 T=1", "kd alpha=0.1 T=16", "kd alpha=1"}
@@ -738,6 +739,26 @@ def test_the_shuffled_teacher_answers_for_another_image(budget: Budget, tmp_path
             other = replace(batch, indices=torch.tensor([partners[index] for index in batch.indices.tolist()]))
             assert torch.equal(shuffled(batch).logits, honest(other).logits)
             assert not torch.equal(shuffled(batch).logits, honest(batch).logits)
+
+
+def test_the_normalized_teacher_has_features_of_one_length_and_the_same_logits(budget: Budget, tmp_path: Path) -> None:
+    experiment = Experiment(budget, tmp_path)
+    with experiment.seed_runner([run_config("vid-normalized")], tmp_path / "x.csv") as seed_runner:
+        plain, normalized = (seed_runner.teacher(kind) for kind in (TeacherKind.REFERENCE, TeacherKind.NORMALIZED))
+        batch = next(
+            seed_runner.data.train.iter_batches(24, augmentation=seed_runner.data.augmentation, seed=0, view=1)
+        )
+        one, other = plain(batch, plain.metadata["layers"]), normalized(batch, plain.metadata["layers"])
+        assert torch.equal(one.logits, other.logits)
+        assert one.features.keys() == other.features.keys() != set()
+        for name, features in other.features.items():
+            flat, before = features.flatten(1), one.features[name].flatten(1).float()
+            torch.testing.assert_close(flat.square().mean(dim=1), torch.ones(24), rtol=1e-4, atol=0)
+            torch.testing.assert_close(
+                torch.nn.functional.cosine_similarity(flat, before), torch.ones(24), rtol=1e-4, atol=0
+            )
+            assert before.norm(dim=1).std() > 0.01 * before.norm(dim=1).mean()
+        assert len(list(tmp_path.rglob("cache.json"))) == 1  # which both read
 
 
 def test_control_teachers_are_made_once_and_made_again_the_same(budget: Budget, tmp_path: Path) -> None:

@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TypedDict, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlib import data, devices, evaluation, files, measure, models, train
 from kdlib.data import DataModule, IndexedDataset
 from kdlib.errors import DivergedError
+from kdlib.hooks import ModelOutput
 from kdlib.methods import HardLabels, Method
 from kdlib.study import method_specs
 from kdlib.study.method_specs import HARD, TeacherKind
@@ -336,7 +338,8 @@ class SeedRunner:
         if kind is TeacherKind.NONE:
             return None
         if kind not in self._teachers:
-            self._teachers[kind] = self._shuffled_teacher() if kind is TeacherKind.SHUFFLED else self._cache(kind)
+            make = {TeacherKind.SHUFFLED: self._shuffled_teacher, TeacherKind.NORMALIZED: self._normalized_teacher}
+            self._teachers[kind] = make[kind]() if kind in make else self._cache(kind)
         return self._teachers[kind]
 
     def _cache(self, kind: TeacherKind) -> CachedTeacher:
@@ -354,11 +357,31 @@ class SeedRunner:
 
     def _shuffled_teacher(self) -> CachedTeacher:
         """The reference teacher's outputs, each given for another image."""
-        self.teacher(TeacherKind.REFERENCE)
-        metadata = self._teachers[TeacherKind.REFERENCE].metadata
         # A cache keeps the sample index of each of its rows: opened with other indices, it gives the outputs of others.
         indices = derangement(self.data.train.indices, self.group.seed)
-        return CachedTeacher.open(self.group.outputs / TeacherKind.REFERENCE, metadata, indices)
+        return CachedTeacher.open(self.group.outputs / TeacherKind.REFERENCE, self._reference_metadata(), indices)
+
+    def _normalized_teacher(self) -> CachedTeacher:
+        """The reference teacher's outputs, the features normalised."""
+        folder, indices = self.group.outputs / TeacherKind.REFERENCE, self.data.train.indices
+        return NormalizedTeacher.open(folder, self._reference_metadata(), indices)
+
+    def _reference_metadata(self) -> dict[str, Any]:
+        self.teacher(TeacherKind.REFERENCE)
+        return self._teachers[TeacherKind.REFERENCE].metadata
+
+
+class NormalizedTeacher(CachedTeacher):
+    """Stored outputs whose features are divided by their root mean square, each layer of each sample by its own.
+
+    Features of one class may be several times as long as all others (bags, in the shipped ResNet-50): they then decide
+    what is learned. The logits are as they were.
+    """
+
+    def __call__(self, batch: Any, layers: Sequence[str] | None = None) -> ModelOutput:
+        output = super().__call__(batch, layers)
+        features = {name: F.rms_norm(one.float(), one.shape[1:]) for name, one in output.features.items()}
+        return replace(output, features=features)
 
 
 def derangement(indices: Tensor, seed: int) -> Tensor:

@@ -88,10 +88,11 @@ SHARED_SPACES: dict[str, SearchSpace] = {
 
 
 class TeacherKind(StrEnum):
-    """Which network teaches: the study's own, one that should be of no help, or none."""
+    """Which network teaches: the study's own, as it is or with its layers normalised, one of no help, or none."""
 
     NONE = "none"
     REFERENCE = "reference"
+    NORMALIZED = "normalized"  # the reference, each sample's features divided by their root mean square
     SHUFFLED = "shuffled"  # the reference, with the outputs for another image
     UNTRAINED = "untrained"
     SAME_SIZE = "own-size"  # trained by hard labels, of the student's architecture
@@ -255,6 +256,15 @@ _SPECS = (
         Settings(weight=1, layers="late"),
         {**_weight(0.03, 30), **_layers("last", "late", "all")},
     ),
+    MethodSpec(
+        "vid-normalized",
+        "VID, teacher's features normalised",
+        "feature",
+        (HARD, "vid"),
+        Settings(weight=1, layers="late"),
+        {**_weight(0.03, 30), **_layers("last", "late", "all")},
+        TeacherKind.NORMALIZED,
+    ),
     # relations
     MethodSpec(
         "fsp",
@@ -295,6 +305,15 @@ _SPECS = (
         (HARD, "similarity"),
         Settings(weight=3000, layers="last"),
         {**_weight(30, 100_000), **_layers("last", "embedding")},
+    ),
+    MethodSpec(
+        "similarity-normalized",
+        "SP, teacher's features normalised",
+        "relation",
+        (HARD, "similarity"),
+        Settings(weight=3000, layers="last"),
+        {**_weight(30, 100_000), **_layers("last", "embedding")},
+        TeacherKind.NORMALIZED,
     ),
     # combinations
     MethodSpec(

@@ -220,7 +220,7 @@ def _is_control(spec: MethodSpec) -> bool:
     return spec.family == "control" and spec.teacher is not TeacherKind.NONE
 
 
-FULL = tuple(spec for spec in METHODS.values() if not _is_control(spec))
+FULL = tuple(spec for spec in METHODS.values() if spec.teacher in (TeacherKind.NONE, TeacherKind.REFERENCE))
 CONTROLS = tuple(spec for spec in METHODS.values() if _is_control(spec))
 
 
@@ -244,7 +244,7 @@ def _short(tuned: Tuned) -> list[Variant]:
 
 def _best_of_family(family: str, tuned: Tuned) -> MethodSpec:
     """The method of a family with the best validation score, its first if nothing is tuned; ValueError if none has."""
-    members = [spec for spec in METHODS.values() if spec.family == family]
+    members = [spec for spec in FULL if spec.family == family]
     if not tuned:
         return members[0]
     scores = {spec: found.score for spec in members if (found := tuned.get(spec.name)) and found.score is not None}
