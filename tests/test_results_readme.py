@@ -295,7 +295,7 @@ def test_a_seed_that_diverged_leaves_no_mean(folder: Path) -> None:
 # The README that is shipped.
 
 
-FOLDERS = (".", "older-search", "better-teacher", "long", "long/new-views", "long/sixty-epochs")
+FOLDERS = (".", "older-search", "long", "long/new-views", "long/sixty-epochs")
 
 
 @pytest.mark.parametrize("readme", [SHIPPED.parent / name / "README.md" for name in FOLDERS])

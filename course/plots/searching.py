@@ -84,9 +84,10 @@ def _study_title(study: str) -> str:
     optimizer = "" if rest[-1].isdigit() else rest.pop()
     images = rest[-1]
     teacher = "ResNet-50" if "resnet50" in study else "ResNet-20"
+    version = " v2" if "v2" in rest else ""
     title = {"article": "article's student", "resnet8": "ResNet-8", "resnet18": "ResNet-18"}.get(student, student)
     by = f", {optimizer}" if optimizer else ""
-    return f"{teacher} to {title}, {int(images):,}{by}"
+    return f"{teacher}{version} to {title}, {int(images):,}{by}"
 
 
 def kept_promises_alt(choices: pd.DataFrame) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from course import code_grading, notebooks, older_search
+from course.experiments import layer_trials
 from course.explorers.teacher_outputs import teacher_outputs
 from course.grading import Outcome, grade_question
 from course.lessons import lesson08
@@ -88,24 +90,31 @@ def test_thirteen_seeds_halve_the_interval_of_five() -> None:
 def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
     """Not by two verdicts over hard labels. It rests on the same pictures, order and weights in both files."""
     wide = study.results("methods", student="resnet8", images=10_000)
-    place = {"teacher": "resnet50-fashion-v2", "folder": data.data_dir() / "results" / "better-teacher"}
-    better = study.results("methods", student="resnet8", images=10_000, **place)
-    lines = run_cell("place = {", capsys, data=data, wide=wide).splitlines()
+    better = study.results("methods", student="resnet8", teacher="resnet50-fashion-v2", images=10_000)
+    lines = run_cell("better = ", capsys, wide=wide).splitlines()
     assert lines[: len(better.methods)] == [str(better.gain(name)) for name in better.methods]
-    words = {"kd": "INCONCLUSIVE", "kd+rkd": "INCONCLUSIVE", "vid": "LOSES", "hard": "INCONCLUSIVE"}
+    same = dict.fromkeys(("hard", "kd", "standardized", "kd+rkd"), "INCONCLUSIVE")
+    words = same | dict.fromkeys(("vid", "similarity"), "LOSES")
     for name, word in words.items():
         ours = better.right(name)
         theirs = {seed: wide.right(name)[seed] for seed in ours}
         over = verdict.compare_samples(ours, theirs, comparisons=len(better.methods) + 1)
         assert over.verdict == word
         assert f"{name:15} {over}" in lines
-    vid = verdict.compare_samples(better.right("vid"), {seed: wide.right("vid")[seed] for seed in better.right("vid")})
-    assert f"VID loses {-100 * vid.mean:.1f} points to the ResNet-20's" in prose()
-    assert better.gain("vid").verdict == "INCONCLUSIVE"
-    smaller = verdict.compare_samples(*(over_hard_labels(one, "vid", better.seeds) for one in (better, wide)))
-    assert smaller.verdict == "LOSES"
-    expected = f"is {-100 * smaller.mean:.1f} smaller than there, {100 * smaller.low:.1f} to {100 * smaller.high:.2f}.)"
-    assert expected in prose()
+    behind = [
+        100 * np.mean([one.mean() for one in lost(better, wide, name).values()]) for name in ("vid", "similarity")
+    ]
+    assert f"VID loses {behind[0]:.1f} points to the ResNet-20's, similarity {behind[1]:.1f}" in prose()
+    assert {better.gain(name).verdict for name in ("vid", "similarity")} == {"INCONCLUSIVE"}
+    vid, similarity = (
+        verdict.compare_samples(*(over_hard_labels(one, name, better.seeds) for one in (better, wide)))
+        for name in ("vid", "similarity")
+    )
+    assert (vid.verdict, similarity.verdict) == ("LOSES", "INCONCLUSIVE")
+    assert (
+        f"over them VID gains {-100 * vid.mean:.1f} less than there, {100 * vid.low:.1f} to {100 * vid.high:.2f}, and "
+        f"similarity {-100 * similarity.mean:.1f}, {100 * similarity.low:.1f} to {100 * similarity.high:+.1f}"
+    ) in prose()
     controls = better.gain("label-smoothing"), better.gain("shuffled")
     assert {gain.verdict for gain in controls} == {"INCONCLUSIVE"}
     first, second = (f"{100 * gain.mean:.1f}" for gain in controls)
@@ -117,28 +126,51 @@ def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[st
     assert f"({100 * further.low:+.1f} to {100 * further.high:+.1f})" in prose()
 
 
+def lost(results: Results, to: Results, method: str) -> dict[int, np.ndarray]:
+    """For each seed and test image: right by the other list, less right by this one."""
+    return {seed: to.right(method)[seed].astype(float) - right for seed, right in results.right(method).items()}
+
+
 def over_hard_labels(results: Results, method: str, seeds: Sequence[int]) -> dict[int, np.ndarray]:
     """For each seed and test image: right by the method, less right by hard labels."""
     return {seed: results.right(method)[seed].astype(float) - results.right("hard")[seed] for seed in seeds}
 
 
-def test_with_the_same_settings_vid_follows_the_layers_of_a_resnet50_less_well_at_large_weights() -> None:
+def test_with_the_same_settings_a_resnet50s_layers_are_followed_less_well_at_large_weights() -> None:
     """The trials that both lists have: what the lesson says of the search."""
+    ends = []
+    for method, strong_from, count in (("vid", 2.67, 4), ("similarity", 513, 7)):
+        table = layer_trials.same_settings(method)
+        strong = table["weight"] >= strong_from
+        assert (strong.sum(), (~strong).sum()) == (count, 10 - count)
+        ends.append([*table["ahead"][strong].agg(["min", "max"]), table["ahead"][~strong].max()])
+    (low, high, vid), (lower, higher, similarity) = ends
+    for sentence in (
+        f"of VID the students of the ResNet-20 are ahead by {low:.1f} to {high:.1f} points",
+        f"of similarity by {lower:.1f} to {higher:.0f}",
+        f"at the smaller ones by no more than {vid:.1f} and {similarity:.1f}",
+    ):
+        assert sentence in prose()
+
+
+def test_the_settings_that_both_teachers_had_are_compared_by_the_mean_of_their_seeds() -> None:
     folder, names = data.data_dir() / "results", ["learning_rate", "weight_decay", "weight", "layers"]
-    files = "choose-resnet8-resnet20-fashion-10000.csv", "better-teacher/choose-resnet8-resnet50-fashion-v2-10000.csv"
     small, large = (
-        pd.read_csv(folder / file).query("method == 'vid'").groupby(names)["validation_accuracy"].agg(["mean", "size"])
-        for file in files
+        pd.read_csv(folder / f"choose-resnet8-{teacher}-10000.csv").query("method == 'vid'").groupby(names)
+        for teacher in layer_trials.TEACHERS.values()
     )
-    both = small.merge(large, left_index=True, right_index=True, suffixes=("", " of the larger"))
+    accuracy = "validation_accuracy"
+    sides = (one[accuracy].agg(["mean", "size"]) for one in (small, large))
+    both = pd.merge(*sides, left_index=True, right_index=True, suffixes=("", " of the larger"))
+    both = both.sort_index(level="weight")
     assert (both.filter(like="size") == 2).all().all()
-    gain = 100 * (both["mean"] - both["mean of the larger"])
-    strong = gain.index.get_level_values("weight") >= 2.67
-    assert (strong.sum(), (~strong).sum()) == (4, 6)
-    low, high = (f"{end:.1f}" for end in (gain[strong].min(), gain[strong].max()))
-    assert (
-        f"ahead by {low} to {high} points, at the six smaller ones by no more than {gain[~strong].max():.1f}" in prose()
-    )
+    expected = 100 * (both["mean"] - both["mean of the larger"])
+    assert layer_trials.same_settings("vid")["ahead"].tolist() == pytest.approx(expected.tolist())
+
+
+def test_without_a_common_setting_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="No settings of 'vid' were tried with both ResNet-20 and ResNet-50"):
+        layer_trials.same_settings("vid", tmp_path)
 
 
 def run_cell(beginning: str, capsys: pytest.CaptureFixture[str], **scope: Any) -> str:

@@ -129,7 +129,7 @@ def test_the_lesson_scores_relations_as_the_experiment_does() -> None:
 def test_what_the_lesson_says_of_stored_choices() -> None:
     choices = search_results.stored_choices()
     share = (choices["excess"] > 0).mean()
-    assert 0.65 < share < 0.85
+    assert 0.6 < share < 0.85
     unlucky = choices[choices["study"] == "article-student-resnet50-fashion-10000"]["excess"]
     assert unlucky.mean() < 0
     assert (choices.groupby("study")["excess"].mean() > 0).sum() >= 5
