@@ -48,7 +48,7 @@ ORDER = (
     *("method_parser", "train", "trainer"),
     *("batches", "distiller", "checkpoints", "evaluation", "models", "ensembles", "teachers", "answers", "adapters"),
     *("methods", "tasks", "loss_table", "projectors", "measure", "hooks", "guards", "training_log", "workers", "data"),
-    *("recipes", "devices", "distributed", "described", "files", "schemas", "verdict"),
+    *("recipes", "devices", "distributed", "described", "files", "schemas", "verdict", "looks"),
     *("losses", "errors", "paths", "allocator"),
 )
 
