@@ -273,10 +273,10 @@ class LoaderBatches:
         """
         if isinstance(teacher, CachedTeacher) and teacher.is_of_samples_as_they_are and self._augments():
             raise ValueError(
-                "These answers were given for the samples as they are, and this dataset or its collate_fn augments "
-                "them: the same samples, read again, gave other inputs. Give the training data without augmentation; "
-                "or accept the mismatch, CachedTeacher.from_logits(..., any_view=True); or give the teacher itself, "
-                "which is asked about every view."
+                "These answers were given for the samples as they are, and this dataset, its collate_fn or a function "
+                "of the adapter augments them: the same samples, read again, gave other inputs. Give the training data "
+                "without augmentation; or accept the mismatch, CachedTeacher.from_logits(..., any_view=True); or give "
+                "the teacher itself, which is asked about every view."
             )
 
     def _augments(self) -> bool:

@@ -468,6 +468,13 @@ def test_a_loader_that_augments_is_refused_unless_any_view_is_allowed(name: str)
     assert fit_on(AT_RANDOM[name](), any_view=True).rows
 
 
+def test_an_adapter_that_augments_is_refused_as_a_dataset_is() -> None:
+    adapter = Adapter(inputs=lambda batch: torch_noise(batch[0]), labels=1, indices=2)
+    with pytest.raises(ValueError, match="augment.*any_view=True"):
+        fit_on(Numbered(), adapter=adapter)
+    assert fit_on(Numbered(), adapter=adapter, any_view=True).rows
+
+
 def test_a_teacher_that_is_asked_live_takes_augmented_samples() -> None:
     assert fit_on(Numbered(torch_noise), teacher=network(1, inputs=5)).rows
 
