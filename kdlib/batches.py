@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -31,9 +33,10 @@ from kdlib.evaluation import (
 from kdlib.hooks import as_arguments, batch_size_of
 from kdlib.recipes import Recipe
 from kdlib.tasks import Task
-from kdlib.teachers import Teacher
+from kdlib.teachers import CachedTeacher, Teacher
 
 MOST_STEPS = 1_000_000_000
+PROBES, READS = 4, 3  # samples that are looked at for an augmentation, and how often each is read
 NOT_SHARED = (
     "Every process would train on the same samples: an IterableDataset cannot be shared. Give a Dataset with a length, "
     "or start one process."
@@ -262,7 +265,50 @@ class LoaderBatches:
             )
 
     def check_teacher(self, teacher: Teacher) -> None:
-        """Any teacher will do: a cache refuses at the first batch what it has no outputs for."""
+        """Raise ValueError for answers to the samples as they are, where these are augmented at random.
+
+        That is seen where a few samples of a Dataset, read again, give a network other inputs. In an IterableDataset, a
+        dataset that cannot be read so or a loader of another kind nothing can notice it. For the rest any teacher will
+        do: a cache refuses at the first batch what it has no outputs for.
+        """
+        if isinstance(teacher, CachedTeacher) and teacher.is_of_samples_as_they_are and self._augments():
+            raise ValueError(
+                "These answers were given for the samples as they are, and this dataset, its collate_fn or a function "
+                "of the adapter augments them: the same samples, read again, gave other inputs. Give the training data "
+                "without augmentation; or accept the mismatch, CachedTeacher.from_logits(..., any_view=True); or give "
+                "the teacher itself, which is asked about every view."
+            )
+
+    def _augments(self) -> bool:
+        """Whether what a teacher is called with differs when samples are read again; False where nothing can tell."""
+        loader = self.loader
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+            return False
+        makes_batches = loader.batch_sampler is not None
+        with _isolate_all_rng(self.config.device):
+            try:
+                positions = range(min(PROBES, len(loader.dataset)))  # type: ignore[arg-type]
+                # Where there are worker processes, all is read in one: a file that is opened here would be shared with
+                # those of the training, and a dataset's own generator begins anew in each.
+                probe = DataLoader(
+                    loader.dataset,
+                    batch_size=len(positions) if makes_batches else None,
+                    sampler=[*positions] * READS,
+                    num_workers=min(1, loader.num_workers),
+                    collate_fn=loader.collate_fn,
+                    worker_init_fn=loader.worker_init_fn,
+                    multiprocessing_context=loader.multiprocessing_context,
+                )
+                # Clones: what is no batch that was put together may be the dataset's own, which it writes into.
+                given = [
+                    [one.clone() for one in devices.tensors_in(self.adapter.teacher_inputs_of(batch))]
+                    for batch in probe
+                ]
+            except Exception:  # whatever a dataset does not allow; if the training needs it, it says so itself
+                return False
+        each = len(given) // READS
+        first, *others = (given[start : start + each] for start in range(0, len(given), each))
+        return not all(_agree(again, first) for again in others)
 
     def check_logits(self, role: str, logits: Tensor) -> None:
         """A loader does not say how many classes there are; the losses look at the labels."""
@@ -286,6 +332,28 @@ class LoaderBatches:
         """How many batches: a loader does not say which."""
         validation = None if self.validation is None else _described(self.validation)
         return {"data": f"{self.steps_per_epoch} batches", "validation": validation, "task": repr(self.task)}
+
+
+@contextmanager
+def _isolate_all_rng(device: torch.device) -> Iterator[None]:
+    """As `devices.isolate_rng`, with the generators of NumPy and Python, from which a dataset may draw as well."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with devices.isolate_rng(device):
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def _agree(again: Any, first: Any) -> bool:
+    try:
+        torch.testing.assert_close(again, first, equal_nan=True)  # a GPU may round a sum in two ways
+    except AssertionError:
+        return False
+    except RuntimeError:  # nested tensors are not compared
+        return True
+    return True
 
 
 def _as_loader(data: Any, name: str, *, batch_size: int, generator: torch.Generator | None, seed: int) -> Iterable[Any]:

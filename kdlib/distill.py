@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from kdlib import data as datasets
-from kdlib import distributed, evaluation, files, measure, method_parser, methods, models, train
+from kdlib import distributed, evaluation, files, looks, measure, method_parser, methods, models, train
 from kdlib.checkpoints import trained_seconds
 from kdlib.data import DataModule
 from kdlib.recipes import Recipe
@@ -371,10 +371,10 @@ def curves(result: train.Result, baseline: train.Result | None = None) -> Any:
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
-    students = {"distilled": (result, "#0072B2", "-", "o")}
+    students = {"distilled": (result, looks.DISTILLED)}
     if baseline:
-        students = {"hard labels": (baseline, "#D55E00", "--", "s"), **students}
-    for name, (one, colour, line, marker) in students.items():
+        students = {"hard labels": (baseline, looks.BASELINE), **students}
+    for name, (one, (colour, line, marker)) in students.items():
         history = one.history
         style = {"color": colour, "linestyle": line, "marker": marker, "label": name}
         accuracy.plot(history.index, history["validation_accuracy"], **style)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import re
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from memory_blocks import MemoryBlocks
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from kdlib import answers, train
 from kdlib.adapters import Adapter
@@ -376,6 +377,151 @@ def test_fit_takes_them_with_a_loader() -> None:
         for one in (FrozenTeacher(teacher, read_inputs=INDEXED.teacher_inputs_of), cache)
     ]
     assert runs[0].rows[-1]["loss"] == pytest.approx(runs[1].rows[-1]["loss"], abs=1e-5)
+
+
+# -------------------- answers of samples as they are, in a loader that augments
+
+
+def torch_noise(images: Tensor) -> Tensor:
+    return images + torch.randn(images.shape)
+
+
+def numpy_noise(images: Tensor) -> Tensor:
+    return images + torch.from_numpy(np.random.randn(*images.shape)).float()
+
+
+def python_noise(images: Tensor) -> Tensor:
+    return images * random.random()
+
+
+class Numbered(Dataset):
+    """Pictures, labels, numbers, and a mark that no network is called with."""
+
+    def __init__(
+        self, change: Callable[[Tensor], Tensor] = torch.clone, mark: Callable[[int], float] = float, first: int = 0
+    ) -> None:
+        self.images = torch.randn(32, 5, generator=torch.Generator().manual_seed(1))
+        self.change, self.mark, self.first = change, mark, first
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> tuple[Any, ...]:
+        if number < self.first:
+            raise AssertionError(f"sample {number} is not read")
+        return self.change(self.images[number]), number % CLASSES, number, self.mark(number)
+
+
+class OwnNoise(Numbered):
+    """Its generator is its own: each worker process begins with a copy of it."""
+
+    def __init__(self) -> None:
+        super().__init__(self.add_noise)
+        self.random = np.random.default_rng(0)
+
+    def add_noise(self, image: Tensor) -> Tensor:
+        return image + torch.from_numpy(self.random.standard_normal(5, dtype=np.float32))
+
+
+class WholeBatches(Numbered):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, number: int) -> Any:
+        return default_collate([super(WholeBatches, self).__getitem__(8 * number + one) for one in range(8)])
+
+
+class Streamed(IterableDataset):
+    def __iter__(self) -> Any:
+        return map(Numbered(torch_noise).__getitem__, range(32))
+
+
+def noisy_batch(samples: list[Any]) -> Any:
+    images, *others = default_collate(samples)
+    return torch_noise(images), *others
+
+
+def fit_on(loader: Any, *, any_view: bool = False, **options: Any) -> Any:
+    given = torch.randn(32, CLASSES, generator=torch.Generator().manual_seed(2))
+    settings = {"teacher": CachedTeacher.from_logits(given, any_view=any_view), "adapter": INDEXED, "epochs": 1}
+    on_cpu = {"device": "cpu", "precision": "fp32", "progress": False}
+    return train.fit(network(2, inputs=5), loader, **(settings | on_cpu | options))
+
+
+AT_RANDOM: dict[str, Callable[[], Any]] = {
+    "by torch": lambda: DataLoader(Numbered(torch_noise), 8, shuffle=True),
+    "by NumPy": lambda: DataLoader(Numbered(numpy_noise), 8),
+    "by Python": lambda: DataLoader(Numbered(python_noise), 8),
+    "a dataset": lambda: Numbered(torch_noise),
+    "by a generator of its own": lambda: DataLoader(OwnNoise(), 8),
+    "in worker processes": lambda: DataLoader(OwnNoise(), 8, num_workers=2),
+    "in collate_fn": lambda: DataLoader(Numbered(), 8, collate_fn=noisy_batch),
+    "with a sampler of batches": lambda: DataLoader(Numbered(torch_noise), batch_sampler=[[1, 2, 3], [4, 5, 6]]),
+    "in whole batches": lambda: DataLoader(WholeBatches(torch_noise), batch_size=None),
+}
+
+
+@pytest.mark.parametrize("name", AT_RANDOM)
+def test_a_loader_that_augments_is_refused_unless_any_view_is_allowed(name: str) -> None:
+    with pytest.raises(ValueError, match="augment.*any_view=True"):
+        fit_on(AT_RANDOM[name]())
+    assert fit_on(AT_RANDOM[name](), any_view=True).rows
+
+
+def test_an_adapter_that_augments_is_refused_as_a_dataset_is() -> None:
+    adapter = Adapter(inputs=lambda batch: torch_noise(batch[0]), labels=1, indices=2)
+    with pytest.raises(ValueError, match="augment.*any_view=True"):
+        fit_on(Numbered(), adapter=adapter)
+    assert fit_on(Numbered(), adapter=adapter, any_view=True).rows
+
+
+def test_a_teacher_that_is_asked_live_takes_augmented_samples() -> None:
+    assert fit_on(Numbered(torch_noise), teacher=network(1, inputs=5)).rows
+
+
+def test_what_differs_may_be_what_the_teacher_was_not_asked_about() -> None:
+    """A label, or the student's own view where the teacher's is named."""
+    assert fit_on(Numbered(mark=lambda number: random.random())).rows
+
+    class Views(Numbered):
+        def __getitem__(self, number: int) -> Any:
+            return torch_noise(self.images[number]), number % CLASSES, number, self.images[number]
+
+    assert fit_on(Views(), adapter=Adapter(inputs=0, labels=1, indices=2, teacher_inputs=3)).rows
+
+
+def test_samples_that_do_not_differ_leave_no_trace_of_having_been_read() -> None:
+    def draw_three(number: int) -> float:
+        return random.random() + float(np.random.rand()) + float(torch.rand(()))
+
+    runs, states = [], []
+    for any_view in (True, False):
+        random.seed(0), np.random.seed(0), torch.manual_seed(0)
+        loader = DataLoader(Numbered(mark=draw_three), 8, shuffle=True, generator=torch.Generator().manual_seed(3))
+        runs.append([row["loss"] for row in fit_on(loader, any_view=any_view, epochs=2).rows])
+        states.append((random.random(), np.random.rand(), torch.rand(()).item(), loader.generator.get_state().tolist()))
+    assert runs[0] == runs[1]
+    assert states[0] == states[1]
+
+
+def test_few_samples_are_read_before_the_training() -> None:
+    read: list[int] = []
+
+    def count(number: int) -> float:
+        read.append(number)
+        return 0.0
+
+    fit_on(DataLoader(Numbered(mark=count), 8))
+    assert len(read) <= 32 + 8 + 16  # an epoch, its first batch for the sizes, and four samples a few times
+
+
+def test_a_dataset_that_cannot_be_read_so_is_left_alone() -> None:
+    """Its own error, an AssertionError like that of a comparison, is no difference between two reads."""
+    half = Numbered(first=16)
+    assert fit_on(DataLoader(half, 8, sampler=range(16, 32))).rows
+    assert fit_on(DataLoader(Streamed(), 8), steps_per_epoch=4).rows
+    with pytest.raises(AssertionError, match="sample 15 is not read"):
+        fit_on(DataLoader(half, 8, sampler=range(31, -1, -1)))
 
 
 # -------------------- what is no answer

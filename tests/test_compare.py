@@ -19,10 +19,12 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 from scipy import stats
 from torch import Tensor, nn
 
+from course import plots
 from kdlib import cli, compare, compress, data, evaluation, measure, models, verdict
 from kdlib.compare import outputs, tables
 from kdlib.compare.outputs import Outputs, log_odds
@@ -568,6 +570,46 @@ def test_the_figure_shows_all_of_its_texts(kind: str, several: Report, single: R
     assert drawn.x1 <= width
     assert drawn.y1 <= height
     assert len({axes.get_title() for axes in figure.axes}) == len(figure.axes)
+
+
+def luminance(colour: Any) -> float:
+    weights = (0.2126, 0.7152, 0.0722)
+    return sum(weight * ((part + 0.055) / 1.055) ** 2.4 for weight, part in zip(weights, to_rgb(colour), strict=True))
+
+
+def test_numbers_in_bars_stand_out_from_them(several: Report) -> None:
+    (axes,) = (axes for axes in several.figure().axes if "in the bars" in axes.get_title())
+    assert len(axes.texts) == 4 * len(DESTRUCTIONS)
+    for text in axes.texts:
+        x = text.xy[0]
+        (bar,) = (bar for bar in axes.patches if bar.get_x() < x < bar.get_x() + bar.get_width())
+        low, high = sorted(luminance(colour) for colour in (text.get_color(), bar.get_facecolor()))
+        assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_the_networks_means_over_all_corruptions_do_not_hide_each_other(several: Report) -> None:
+    (axes,) = (axes for axes in several.figure().axes if axes.get_title().startswith("Robustness"))
+    means = [line.get_xdata()[0] for line in axes.lines if line.get_markersize() == 8]
+    assert len(set(means)) == 4
+
+
+def test_each_network_has_a_look_that_means_what_it_is(several: Report) -> None:
+    """The course's, where a colour has one meaning; and whoever has no role there has no role's colour."""
+    figure = several.figure()
+    (legend,) = figure.legends
+    found = {
+        text.get_text(): (to_hex(line.get_color()).upper(), line.get_marker())
+        for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    assert found["hard labels"] == (plots.BASELINE.colour, plots.BASELINE.marker)
+    assert found["teacher"] == (plots.TEACHER.colour, plots.TEACHER.marker)
+    colours, markers = ({look[part] for look in found.values()} for part in (0, 1))
+    assert len(colours) == len(markers) == len(found) == 4
+    drawn = {to_hex(line.get_color()).upper() for axes in figure.axes for line in axes.lines}
+    drawn |= {to_hex(bar.get_facecolor()).upper() for axes in figure.axes for bar in axes.patches}
+    of_roles = {role.colour for role in plots.ROLES}
+    assert colours <= drawn
+    assert drawn & of_roles == {plots.BASELINE.colour, plots.TEACHER.colour}
 
 
 def test_many_classes_are_shown_by_the_largest_gains_and_losses(several: Report) -> None:

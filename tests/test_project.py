@@ -48,7 +48,7 @@ ORDER = (
     *("method_parser", "train", "trainer"),
     *("batches", "distiller", "checkpoints", "evaluation", "models", "ensembles", "teachers", "answers", "adapters"),
     *("methods", "tasks", "loss_table", "projectors", "measure", "hooks", "guards", "training_log", "workers", "data"),
-    *("recipes", "devices", "distributed", "described", "files", "schemas", "verdict"),
+    *("recipes", "devices", "distributed", "described", "files", "schemas", "verdict", "looks"),
     *("losses", "errors", "paths", "allocator"),
 )
 
@@ -185,18 +185,39 @@ def test_shipped_files_have_their_checksums_in_three_places_that_agree() -> None
     assert FASHION_FILES.items() <= sums.items()
 
 
-def imported(path: Path) -> set[str]:
-    """What a module names in its imports: `kdlib.data` for each of `from kdlib import data`, `import kdlib.data`."""
+def imported(path: Path, source: str | None = None) -> set[str]:
+    """What a module names in its imports: `kdlib.data` for each of `from kdlib import data`, `import kdlib.data`.
+
+    source: what stands in it, if not what the file holds. A relative import is named from the root on.
+    """
+    package = path.relative_to(ROOT).parent.parts
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:  # relative: within the package
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module:
-            whole = node.module == "kdlib"
-            found |= {f"kdlib.{alias.name}" for alias in node.names} if whole else {node.module}
+    for node in ast.walk(ast.parse(path.read_text() if source is None else source)):
+        if isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {f"kdlib.{alias.name}" for alias in node.names} if module == "kdlib" else {module}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return found
+
+
+@pytest.mark.parametrize(
+    ("place", "source", "expected"),
+    [
+        ("kdlib/train.py", "from kdlib import data, losses", {"kdlib.data", "kdlib.losses"}),
+        ("kdlib/train.py", "import kdlib.data as d, os.path", {"kdlib.data", "os.path"}),
+        ("kdlib/losses/logits.py", "from ._common import shape", {"kdlib.losses._common"}),
+        ("kdlib/losses/logits.py", "from . import _common", {"kdlib.losses"}),
+        ("kdlib/losses/__init__.py", "from .logits import kd", {"kdlib.losses.logits"}),
+        ("kdlib/losses/logits.py", "from .. import files, train", {"kdlib.files", "kdlib.train"}),
+        ("kdlib/losses/logits.py", "def f():\n    from ..data.sources import FILES", {"kdlib.data.sources"}),
+        ("kdlib/train.py", "from .search import engine", {"kdlib.search"}),
+        ("kdlib/train.py", "from . import search", {"kdlib.search"}),
+    ],
+)
+def test_what_a_module_imports_is_seen_however_it_is_written(place: str, source: str, expected: set[str]) -> None:
+    assert imported(ROOT / place, source) == expected
 
 
 @pytest.mark.parametrize("path", MODULES, ids=names(MODULES))
@@ -208,6 +229,17 @@ def test_imports_run_downwards_only(path: Path) -> None:
         return
     assert part in ORDER, f"{part} has no place in the order of imports yet"
     assert modules - {part} <= set(ORDER[ORDER.index(part) + 1 :])
+
+
+LOSSES = [path for path in MODULES if (ROOT / "kdlib" / "losses") in path.parents]
+
+
+@pytest.mark.parametrize("path", LOSSES, ids=names(LOSSES))
+def test_the_losses_import_torch_and_nothing_of_ours(path: Path) -> None:
+    """So that they can be taken out of here as they are."""
+    for name in imported(path):
+        top = name.partition(".")[0]
+        assert top == "torch" or top in sys.stdlib_module_names or f"{name}.".startswith("kdlib.losses."), name
 
 
 VERSION = platform.python_version()

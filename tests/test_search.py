@@ -30,11 +30,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from PIL import Image
 from scipy import stats
 from torch import nn
 from tqdm import tqdm
 
+from course import plots
 from kdlib import cli, data, files, measure, models, search, train, verdict
 from kdlib.data import DataModule, LazyDataset
 from kdlib.search import engine, judging, storage, task, workers
@@ -271,6 +273,20 @@ def test_importance_finds_the_one_setting_that_matters(
     assert sum(found.importance.values()) == pytest.approx(1)
     few = search.run(blobs, teacher=teacher, trials=3, epochs=1, pruner=None, **TINY)
     assert few.importance == {}
+
+
+def test_no_colour_of_the_picture_means_something_else_in_the_course(
+    blobs: DataModule, teacher: nn.Module, invented: list[Any]
+) -> None:
+    options: dict[str, Any] = {"teacher": teacher, "trials": 20, "epochs": 9, **TINY}
+    found, other = search.run(blobs, **options), search.run(blobs, **options, sampler="random")
+    best, importance, *_ = search_report.picture(found, other).axes
+    lines = {line.get_label(): line for line in best.lines}
+    assert len(importance.patches) == len(found.importance) > 0
+    assert {to_hex(bar.get_facecolor()).upper() for bar in importance.patches} == {plots.NEUTRAL.colour}
+    assert to_hex(lines["random search"].get_color()).upper() not in {role.colour for role in plots.ROLES}
+    assert lines["random search"].get_linestyle() != lines["tpe + hyperband"].get_linestyle()
+    assert to_hex(lines["tpe + hyperband"].get_color()).upper() == plots.DISTILLED.colour
 
 
 def test_a_space_of_one_setting_is_not_told_that_its_trials_were_too_few(

@@ -2,10 +2,11 @@
 
 The student's tensors come first, the teacher's second. Everything is computed in float32 at least, also
 under autocast and for half-precision input. Degenerate input gives a clear error or a finite value and
-gradient; a NaN that is already in the input is passed on, and so is an infinity but by dist, so that the
-training loop can see and name it. Gradients are first derivatives: some losses hold parts of their second
-fixed. On CUDA, torch.set_float32_matmul_precision("high") would leave ten bits of the products: keep
-"highest".
+gradient; a NaN that is already in the input is passed on, and so is an infinity, so that the training loop
+can see and name it; but -inf has a value in two places: in dist's logits, where it masks a class, and in vid's
+raw_variance, whose variance is then the least. Gradients are first derivatives: some losses hold parts of
+their second fixed. On CUDA, torch.set_float32_matmul_precision("high") would leave ten bits of the products:
+keep "highest".
 """
 
 from .features import attention, attention_map, hint, vid

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kdlib import files, schemas
+from kdlib import files, looks, schemas
 from kdlib.search.engine import Found, identity_of
 from kdlib.search.judging import FOUND, RANDOM, SEEDS, START, Curse, Judged
 from kdlib.search.space import Choice, Distribution, LogUniform, Whole
@@ -319,8 +319,6 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 # --- search.png
 
-BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#999999", "#009E73"
-
 
 def picture(found: Found, random: Found | None = None) -> Any:
     """A figure: the best so far against training cost, importance, and accuracy over the four most important settings.
@@ -360,16 +358,17 @@ def best_so_far(found: Found) -> tuple[list[float], list[float]]:
 
 
 def _draw_best(axes: Any, found: Found, random: Found | None) -> None:
+    blue, pruner = looks.DISTILLED.colour, found.strategy.pruner
     searches: Mapping[str, tuple[Found | None, str, str]] = {
-        "random search": (random, ORANGE, "--"),
-        f"{found.strategy.sampler}{' + ' + found.strategy.pruner if found.strategy.pruner else ''}": (found, BLUE, "-"),
+        "random search": (random, looks.BROWN, "--"),
+        f"{found.strategy.sampler}{' + ' + pruner if pruner else ''}": (found, blue, "-"),
     }
     for name, (one, colour, line) in searches.items():
         if one is not None:
             axes.step(*best_so_far(one), where="post", color=colour, linestyle=line, label=name)
     best = found.best
     cost = sum(row["cost"] for row in found.rows if row["trial"] <= best.trial)
-    axes.plot([cost], [100 * best.validation_accuracy], "o", color=BLUE)
+    axes.plot([cost], [100 * best.validation_accuracy], "o", color=blue)
     axes.set(xlabel=f"training cost (epochs of {found.task.student})", ylabel="best validation accuracy (%)")
     axes.set_title("Best so far (single runs: flattered)", fontsize=10)
     axes.legend(frameon=False, loc="lower right")
@@ -388,7 +387,7 @@ def _draw_importance(axes: Any, found: Found) -> None:
         return
     names = list(found.importance)[::-1]
     shares = [100 * found.importance[name] for name in names]
-    axes.barh([name.replace("_", " ") for name in names], shares, color=GREEN)
+    axes.barh([name.replace("_", " ") for name in names], shares, color=looks.GREY)
     for position, share in enumerate(shares):
         axes.text(share + 1, position, f"{share:.0f}", va="center", fontsize=9)
     axes.set(xlabel="share (%)", xlim=(0, max(shares) * 1.15))
@@ -400,8 +399,8 @@ def _draw_slice(axes: Any, found: Found, name: str) -> None:
     stopped = [row for row in found.rows if row["state"] == PRUNED and row["last_report"] is not None]
     best = [row for row in complete if row["trial"] == found.best.trial]
     marks: dict[str, tuple[list[dict[str, Any]], str, dict[str, Any]]] = {
-        "stopped early, at its last report": (stopped, "last_report", {"marker": "x", "color": GREY}),
-        "complete": (complete, "validation_accuracy", {"marker": "o", "color": BLUE}),
+        "stopped early, at its last report": (stopped, "last_report", {"marker": "x", "color": looks.GREY}),
+        "complete": (complete, "validation_accuracy", {"marker": "o", "color": looks.DISTILLED.colour}),
         "best": (best, "validation_accuracy",
                  {"marker": "o", "color": "none", "markeredgecolor": "black", "markersize": 11}),
     }  # fmt: skip

@@ -200,8 +200,10 @@ class CachedTeacher(Teacher):
         indices: the number of each answer's sample (whole numbers, N); default, 0 to N - 1. kind: what the answers are:
         "logits", "probabilities" (their logarithms are taken, zeros are said), "log_probabilities", or "top_k": a dict
         of "classes" and "probabilities" (N x k) with num_classes; what the best leave is spread over the others.
-        any_view: use them for augmented images as well, which they were not given for. In a loader's batch the samples'
-        numbers are the field "index" of a dict, or what Adapter(indices=...) names.
+        any_view: use them for augmented images as well, which they were not given for. Without it `fit` refuses a
+        DataModule that augments, and a Dataset, or a DataLoader of one, a few samples of which differ when they are
+        read again; of an IterableDataset, a list of batches, or in a loop of your own nothing can notice it. In a
+        loader's batch the samples' numbers are the field "index" of a dict, or what Adapter(indices=...) names.
         Raises ValueError or TypeError for answers that are no such thing, FileNotFoundError.
         """
         if isinstance(given, str | Path):
@@ -326,6 +328,11 @@ class CachedTeacher(Teacher):
         """A sha256 of the weights and structure of the network, and how it was read; or of the outputs given."""
         return self.metadata["teacher"]
 
+    @property
+    def is_of_samples_as_they_are(self) -> bool:
+        """Whether these are answers that came from elsewhere, and nobody said that they serve any view of a sample."""
+        return self.metadata["view_fingerprint"] is None and not self._any_view
+
     def check_compatible(self, dataset: IndexedDataset, augmentation: Augmentation, seed: int) -> None:
         """Raise ValueError unless the outputs were stored for these images under this augmentation and seed."""
         if self.metadata["view_fingerprint"] is None:
@@ -340,7 +347,7 @@ class CachedTeacher(Teacher):
 
     def _check_given(self, dataset: IndexedDataset, augmentation: Augmentation) -> None:
         """Answers that came from elsewhere belong to the images as they are."""
-        if augmentation != NO_AUGMENTATION and not self._any_view:
+        if augmentation != NO_AUGMENTATION and self.is_of_samples_as_they_are:
             raise ValueError(
                 "These answers were given for the images as they are, and this training augments them. Train with "
                 "augmentation=NO_AUGMENTATION, or accept the mismatch: CachedTeacher.from_logits(..., any_view=True)."

@@ -35,7 +35,7 @@ from course.experiments import (
 )
 from course.plots import theme
 from course.plots.diagram import PARTS
-from kdlib import distill, study
+from kdlib import distill, looks, study
 
 pytestmark = pytest.mark.slow  # it draws
 
@@ -134,6 +134,19 @@ def test_the_students_look_as_in_the_figure_that_kdlib_distill_draws() -> None:
         line = drawn[role.label]
         look = (to_hex(line.get_color()).upper(), line.get_linestyle(), line.get_marker())
         assert look == (role.colour, role.linestyle, role.marker)
+
+
+def test_the_looks_of_kdlib_are_those_of_the_roles_and_others_have_no_roles_colour() -> None:
+    pairs = ((looks.TEACHER, plots.TEACHER), (looks.BASELINE, plots.BASELINE), (looks.DISTILLED, plots.DISTILLED))
+    for look, role in pairs:
+        assert look == (role.colour, role.linestyle, role.marker)
+    assert plots.NEUTRAL.colour == looks.GREY
+    others = [looks.other(number) for number in range(35)]
+    assert len(set(others)) == 35
+    assert len({look.colour for look in others[:5]}) == len({look.marker for look in others[:5]}) == 5
+    assert not {look.colour for look in others} & {plots.ALERT, *(role.colour for role in plots.ROLES)}
+    assert not {look.marker for look in others} & {role.marker for _, role in pairs}
+    assert all(contrast(look.colour) >= 3 for look in others)
 
 
 def test_a_roles_text_stands_out_from_white_and_stays_what_it_is() -> None:

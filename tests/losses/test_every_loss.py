@@ -233,7 +233,27 @@ def test_all_names_are_documented():
         assert "Raises" in text
 
 
+def with_one(case, value):
+    """The loss with this value in one place of one tensor: (position of the tensor, loss) for some of all places."""
+    inputs = [*case.student, *case.teacher]
+    for position, tensor in enumerate(inputs):
+        for place in (0, tensor.numel() // 2, tensor.numel() - 1):
+            changed = tensor.clone()
+            changed.view(-1)[place] = value
+            yield position, case.loss(*inputs[:position], changed, *inputs[position + 1 :])
+
+
 def test_a_nan_in_the_input_is_not_hidden(case):
-    student = [x.clone() for x in case.student]
-    student[0].flatten()[1] = torch.nan
-    assert torch.isnan(case.loss(*student, *case.teacher))
+    for position, loss in with_one(case, torch.nan):
+        assert torch.isnan(loss), position
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
+def test_an_infinity_in_the_input_is_not_hidden(case, value):
+    """But where -inf has a meaning: the mask of a class, and the least variance."""
+    lowest = [loss.item() for _, loss in with_one(case, -1e4)]
+    for (position, loss), limit in zip(with_one(case, value), lowest, strict=True):
+        if value < 0 and (case.name == "dist" or (case.name == "vid" and position == 1)):
+            assert loss.item() == pytest.approx(limit, rel=1e-12), position
+        else:
+            assert not torch.isfinite(loss), position

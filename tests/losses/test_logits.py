@@ -96,6 +96,15 @@ def z_scores(logits):
     return torch.tensor(np.array([(row - row.mean()) / row.std() for row in rows]))
 
 
+def centred(logits):
+    return logits - logits.mean(1, keepdim=True)
+
+
+def pearson(a, b):
+    """Of each row of a with the same row of b."""
+    return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(a, b, strict=True)])
+
+
 # -------------------- soften
 
 
@@ -236,6 +245,18 @@ def test_dkd_parts_make_up_kd(seed, temperature):
     assert kd(student, teacher, temperature).item() == pytest.approx(whole.item(), rel=1e-9)
 
 
+@pytest.mark.parametrize(("alpha", "beta"), [(1, 0), (0, 1), (1, 8)])
+def test_dkd_at_high_temperature(alpha, beta):
+    """Of probabilities p and q that are nearly the same the KL divergence is sum_c (p - q)^2 / (2 p)."""
+    difference, classes = s - t, s.shape[1]
+    target = centred(difference).gather(1, y[:, None])[:, 0]
+    others = centred(difference[torch.arange(classes) != y[:, None]].reshape(-1, classes - 1))
+    tckd = target.square().mean() / (2 * (classes - 1))
+    nckd = others.square().sum(1).mean() / (2 * (classes - 1))
+    limit = alpha * tckd + beta * nckd
+    assert dkd(s, t, y, 1e4, alpha, beta).item() == pytest.approx(limit.item(), rel=1e-3)
+
+
 def test_dkd_of_three_classes_and_every_label():
     for label in range(3):
         labels = torch.full((4,), label)
@@ -322,6 +343,14 @@ def test_dist_of_opposite_patterns_is_two():
     assert dist(opposite.log(), p.log(), temperature=1.0, inter=3, intra=0).item() == pytest.approx(6)
 
 
+@pytest.mark.parametrize(("inter", "intra"), [(1, 0), (0, 1), (2, 3)])
+def test_dist_at_high_temperature_correlates_the_logits(inter, intra):
+    """Those of a class less the mean of their rows, which no probability shows."""
+    rows, columns = pearson(s, t), pearson(centred(s).T, centred(t).T)
+    limit = inter * (1 - rows.mean()) + intra * (1 - columns.mean())
+    assert dist(s, t, 1e4, inter, intra).item() / 1e8 == pytest.approx(limit.item(), rel=1e-3)
+
+
 def test_dist_of_a_constant_row_counts_as_uncorrelated():
     student = s.clone()
     student[1] = 0.1
@@ -374,6 +403,10 @@ def test_a_spread_below_a_millionth_is_rounding(offset):
         seen = math.copysign(1, offset) * pattern if is_signal else torch.zeros_like(s)
         assert loss.item() == pytest.approx(kd_by_hand(seen, z_scores(t), 2), rel=1e-6)
         assert student.grad.any() == is_signal
+
+
+def test_standardized_kd_at_high_temperature_is_one_less_the_correlation_of_the_logits():
+    assert standardized_kd(s, t, 1e4).item() == pytest.approx(1 - pearson(s, t).mean().item(), rel=1e-3)
 
 
 # -------------------- label_smoothing
