@@ -1,10 +1,10 @@
-"""What a small language model learns from a large one: eight ways, on surnames.
+"""What a small language model learns from a large one: seven ways, on surnames.
 
     python -m course.experiments.language
 
 Ways differ in the names that the student reads (real ones, the teacher's, or its own) and in the loss at each letter
 (the letter that follows, forward KL or reverse KL). Each way makes the same number of steps, with batches of the same
-size. Its learning rate is the best of the same three, by the nats of the validation names, with a seed that no run has.
+size. Its learning rate is the best of the same four, by the nats of the validation names, with a seed that no run has.
 The runs of a seed share the student's initial weights. The test names are read once, at the end of each run.
 
 Stopped at any moment, the same command goes on with what is missing.
@@ -38,17 +38,18 @@ from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, holds
 
 STEPS, BATCH = 500, 128
-RATES = (0.02, 0.04, 0.08)
+RATES = (0.02, 0.04, 0.08, 0.16)
 SEEDS, TUNING_SEED = 5, 1_000  # the second is none of the first
 DRAWN = 4_000  # names drawn from teacher and student to measure with
 POSITIONS = 10  # tokens of which the divergence is kept one by one; few names are longer
+DIRECTIONS, WHAT, LETTERS = ("forward", "reverse"), ("by_position", "per_token"), ("teacher", "own")
 _KEY_COLUMNS = ("way", "student_width", "steps", "batch_size", "learning_rate", "seed")
 _PROCESS_COLUMNS = ("seconds", "threads", "kdlib", "torch")
 TRIAL_COLUMNS = (*_KEY_COLUMNS, "validation_nats", *_PROCESS_COLUMNS)
 COLUMNS = (
     *_KEY_COLUMNS,
     *("test_nats", "forward_kl", "reverse_kl", "teacher_nats", "in_list", "distinct"),
-    *("kl_by_position_teacher", "kl_by_position_own", "token_kl_teacher", "token_kl_own"),
+    *(f"{direction}_{what}_{letters}" for direction in DIRECTIONS for what in WHAT for letters in LETTERS),
     *_PROCESS_COLUMNS,
 )
 
@@ -74,11 +75,6 @@ def reverse_kl(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     return forward_kl(teacher, student, labels)
 
 
-def padding_counted(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """Forward KL with a mistake: padding counts as if it were letters."""
-    return losses.kd(student.flatten(0, 1), teacher.flatten(0, 1), 1.0)
-
-
 # --- ways
 
 
@@ -92,7 +88,7 @@ class Way:
 
 HARD, SEQUENCE = "hard labels", "sequence-level"
 FORWARD, REVERSE, FORWARD_TEACHERS = "forward KL, real names", "reverse KL, real names", "forward KL, teacher's names"
-FORWARD_OWN, REVERSE_OWN, PADDED = "forward KL, own names", "reverse KL, own names", "forward KL, padding counted"
+FORWARD_OWN, REVERSE_OWN = "forward KL, own names", "reverse KL, own names"
 WAYS = {
     HARD: Way("real", hard_labels),
     SEQUENCE: Way("teacher's", hard_labels),
@@ -101,7 +97,6 @@ WAYS = {
     FORWARD_TEACHERS: Way("teacher's", forward_kl),
     FORWARD_OWN: Way("own", forward_kl),
     REVERSE_OWN: Way("own", reverse_kl),
-    PADDED: Way("real", padding_counted),
 }
 
 
@@ -179,12 +174,20 @@ def measure(student: NameModel, seed: int) -> dict[str, Any]:
         "distinct": len(set(names)) / DRAWN,
     }
     sides = {"teacher": (t_on_theirs, s_on_theirs, theirs["labels"]), "own": (t_on_own, s_on_own, own["labels"])}
-    for side, (t, s, labels) in sides.items():
-        values = language.token_divergence(t, s, labels)
-        positions = language.by_position(values, labels)[:POSITIONS].tolist()
-        row[f"kl_by_position_{side}"] = " ".join(f"{value:.4f}" for value in positions)
-        row[f"token_kl_{side}"] = (values.double().sum() / (labels != language.HIDDEN).sum()).item()
+    for letters, (t, s, labels) in sides.items():
+        row |= after_letters("forward", letters, language.token_divergence(t, s, labels), labels)
+        row |= after_letters("reverse", letters, language.token_divergence(s, t, labels), labels)
     return row
+
+
+def after_letters(direction: str, letters: str, values: Tensor, labels: Tensor) -> dict[str, Any]:
+    """The columns of one direction of the divergence, after letters of the teacher's or of the student's own."""
+    positions = language.by_position(values, labels)[:POSITIONS].tolist()
+    mean = values.double().sum() / (labels != language.HIDDEN).sum()
+    return {
+        f"{direction}_by_position_{letters}": " ".join(f"{value:.4f}" for value in positions),
+        f"{direction}_per_token_{letters}": mean.item(),
+    }
 
 
 # --- trials and runs
@@ -258,7 +261,7 @@ def language_command(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Give more to add some.")] = SEEDS,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: data/results.")] = None,
 ) -> None:
-    """Teach small language models in eight ways. Stopped at any moment, the same command goes on."""
+    """Teach small language models in seven ways. Stopped at any moment, the same command goes on."""
     torch.set_num_threads(1)  # for networks this small, several threads mostly wait for each other
     command = called("course.experiments.language")
     run_all(seeds, out or data_dir() / "results", command, log=partial(print, flush=True))

@@ -13,15 +13,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from course.experiments.language import (
+    DIRECTIONS,
     FORWARD,
     FORWARD_OWN,
     FORWARD_TEACHERS,
     HARD,
-    PADDED,
+    LETTERS,
     REVERSE,
     REVERSE_OWN,
     SEQUENCE,
@@ -38,12 +40,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMMAND = "python -m course.experiments.language"
-HEADINGS = {  # of the table, by measure; all in nats but the last three
+HEADINGS = {  # of the table, by measure; in nats, and in per cent what says so
     "test_nats": "test nats",
     "forward_kl": "KL(T||S)",
     "reverse_kl": "KL(S||T)",
     "teacher_nats": "teacher's nats of its names",
-    "excess": "excess on own names (%)",
+    "forward_excess": "KL(T||S) after own letters (%)",
+    "reverse_excess": "KL(S||T) after own letters (%)",
     "in_list": "its names in the list (%)",
     "distinct": "distinct (%)",
 }
@@ -57,23 +60,21 @@ QUESTIONS = (  # asked before the runs: a title, a way, the way that it is compa
     ("reverse KL over forward KL", REVERSE, FORWARD, "teacher_nats"),
     ("own names over real names, forward KL", FORWARD_OWN, FORWARD, "reverse_kl"),
     ("own names over real names, reverse KL", REVERSE_OWN, REVERSE, "reverse_kl"),
-    ("own names over real names, forward KL", FORWARD_OWN, FORWARD, "excess"),
-    ("padding counted over padding left out", PADDED, FORWARD, "test_nats"),
+    ("own names over real names, forward KL", FORWARD_OWN, FORWARD, "forward_excess"),
 )
 
 
 @dataclass(frozen=True)
 class Taught:
-    """The students of one way: each measure by seed, and the mean KL(T||S) at each position.
+    """The students of one way: each measure by seed, and divergences at each position.
 
-    after_teacher, after_own: the divergence after letters that the teacher drew, and after the student's own.
+    after: the mean divergence at each position, by direction and by who drew the letters before, "teacher" or "own".
     """
 
     way: str
     learning_rate: float
     by_seed: Mapping[str, Mapping[int, float]]
-    after_teacher: tuple[float, ...]
-    after_own: tuple[float, ...]
+    after: Mapping[tuple[str, str], tuple[float, ...]]
 
     def mean(self, measure: str) -> float:
         """Of a measure, over the seeds; ValueError for an unknown one."""
@@ -135,8 +136,10 @@ class LanguageResults:
 def _measures(row: Mapping[str, str]) -> dict[str, float]:
     """The numbers of a row by measure, shares in per cent."""
     found = {name: float(row[name]) for name in ("test_nats", "forward_kl", "reverse_kl", "teacher_nats")}
-    excess = float(row["token_kl_own"]) / float(row["token_kl_teacher"]) - 1
-    shares = {"excess": excess, "in_list": float(row["in_list"]), "distinct": float(row["distinct"])}
+    shares = {"in_list": float(row["in_list"]), "distinct": float(row["distinct"])}
+    for direction in DIRECTIONS:
+        own, teachers = (float(row[f"{direction}_per_token_{letters}"]) for letters in ("own", "teacher"))
+        shares[f"{direction}_excess"] = own / teachers - 1
     return found | {name: 100 * value for name, value in shares.items()}
 
 
@@ -151,8 +154,11 @@ def _taught(way: str, rows: Sequence[Mapping[str, str]]) -> Taught:
     for row in rows:
         for name, value in _measures(row).items():
             by_seed[name][int(row["seed"])] = value
-    positions = (_means([row[f"kl_by_position_{side}"] for row in rows]) for side in ("teacher", "own"))
-    return Taught(way, float(rows[0]["learning_rate"]), by_seed, *positions)
+    after = {
+        (direction, letters): _means([row[f"{direction}_by_position_{letters}"] for row in rows])
+        for direction, letters in product(DIRECTIONS, LETTERS)
+    }
+    return Taught(way, float(rows[0]["learning_rate"]), by_seed, after)
 
 
 def summarize(rows: Sequence[Mapping[str, str]]) -> LanguageResults:

@@ -237,9 +237,9 @@ LETTERS = QuestionSpec(
         "What stands before the first letter in either case?",
         "Both curves compare the same two networks. What differs is what they have read.",
     ),
-    "Before the first letter nothing has been drawn, so there is nothing to differ in. Later the student's own letters "
-    "lead to beginnings that are rare among real names, where nobody taught it what the teacher would say. That is "
-    "exposure bias, and the reason to train on the student's own names.",
+    "Before the first letter nothing has been drawn, so there is nothing to differ in. Later each model leads to "
+    "beginnings of its own kind. Exposure bias would put the curve after the student's own letters above the other. "
+    "Here it lies below: after what it wrote itself, this student is nearer to the teacher.",
     answer_key=MultipleChoice(
         (
             Option(
@@ -248,7 +248,7 @@ LETTERS = QuestionSpec(
                 "from it, whatever it says.",
             ),
             Option(
-                "Later letters come after others, and those that the student draws are not those that it learned on",
+                "Later letters come after others, and the student draws other ones than the teacher does",
                 "Only what was read before differs between the curves, and before the first letter nothing was read.",
                 correct=True,
             ),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from course.plots.theme import BASELINE, DISTILLED, NEUTRAL, TEACHER, Role, figure, legend
+from course.plots.theme import BASELINE, DISTILLED, TEACHER, Role, figure, legend
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from course.experiments.language_results import LanguageResults
 
 LETTER_WAYS = ("forward KL, real names", "forward KL, own names")
+AFTER_TEACHER, AFTER_OWN = ("forward", "teacher"), ("forward", "own")  # KL(T||S), and who drew the letters before
 
 
 def two_humps(teacher: Tensor, students: Mapping[str, Tensor]) -> Figure:
@@ -30,7 +31,7 @@ def two_humps(teacher: Tensor, students: Mapping[str, Tensor]) -> Figure:
     axes.bar(tokens, teacher.tolist(), **TEACHER.bar("teacher", alpha=0.5))
     for number, (name, probabilities) in enumerate(students.items()):
         axes.plot(tokens, probabilities.tolist(), **DISTILLED.variant(number).line(name, linewidth=1.5))
-    axes.set(xlabel="token (its number)", ylabel="probability")
+    axes.set(xlabel="token (its number)", ylabel="probability", xticks=tokens[::2])
     legend(axes, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return fig
 
@@ -51,12 +52,10 @@ def two_humps_alt(teacher: Tensor, students: Mapping[str, Tensor]) -> str:
 
 def role_of(way: str) -> Role:
     """How a way is drawn: hard labels in their colour, what learns from the teacher in that of distilled students."""
-    from course.experiments.language import HARD, PADDED, WAYS
+    from course.experiments.language import HARD, WAYS
 
     if way == HARD:
         return BASELINE
-    if way == PADDED:
-        return NEUTRAL
     return DISTILLED.variant(list(WAYS).index(way) - 1)
 
 
@@ -90,9 +89,9 @@ def by_letter(results: LanguageResults) -> Figure:
     fig, panels = figure(8.4, 3.3, columns=2, sharey=True)
     for axes, way in zip(panels, LETTER_WAYS, strict=True):
         one = results[way]
-        tokens = range(1, 1 + len(one.after_own))
-        axes.plot(tokens, one.after_teacher, **TEACHER.line("after the teacher's letters", linewidth=1.5))
-        axes.plot(tokens, one.after_own, **DISTILLED.line("after the student's own", linewidth=1.5))
+        tokens = range(1, 1 + len(one.after[AFTER_OWN]))
+        axes.plot(tokens, one.after[AFTER_TEACHER], **TEACHER.line("after the teacher's letters", linewidth=1.5))
+        axes.plot(tokens, one.after[AFTER_OWN], **DISTILLED.line("after the student's own", linewidth=1.5))
         axes.set_title(f"taught by {way}")
         axes.set(xlabel="token of the name (1: first letter)")
         axes.set_xticks(tokens)
@@ -106,12 +105,12 @@ def by_letter_alt(results: LanguageResults) -> str:
     parts = []
     for way in LETTER_WAYS:
         one = results[way]
-        last = len(one.after_own)
         parts.append(
-            f"taught by {way}, at token {last} it is {one.after_teacher[-1]:.2f} nats after the teacher's letters and "
-            f"{one.after_own[-1]:.2f} after the student's own"
+            f"taught by {way}, it is {one.after[AFTER_TEACHER][-1]:.2f} nats at the last of them after the teacher's "
+            f"letters, and {one.after[AFTER_OWN][-1]:.2f} after the student's own"
         )
     return (
-        f"Divergence of student and teacher at each of the first {len(results[LETTER_WAYS[0]].after_own)} tokens: "
+        f"KL(T||S) at each of the first {len(results[LETTER_WAYS[0]].after[AFTER_OWN])} tokens of a name, rising from "
+        f"nearly 0 at the first: "
         f"{'; '.join(parts)}."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,15 +10,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from lesson_rules import Lesson
 from torch import Tensor
 
-from course import code_grading
+from course import code_grading, notebooks
 from course.experiments import language as experiment
+from course.experiments import language_results
 from course.grading import Outcome, grade_question
 from course.lessons import lesson17
 from kdlib import losses
 from kdlib.distiller import Distiller
 from kdlib.methods import Logit
+from kdlib.verdict import Verdict
 
 
 def by_kdlib(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -112,3 +116,71 @@ def test_one_option_is_right_and_not_the_longest(spec: Any) -> None:
     texts = [option.text for option in spec.answer_key.options if not option.correct]
     correct = next(option.text for option in spec.answer_key.options if option.correct)
     assert len(correct) <= max(map(len, texts))
+
+
+# --- the text, against the rows
+
+
+@pytest.fixture(scope="module")
+def prose() -> str:
+    return " ".join("\n".join(Lesson.read(notebooks.find("17")).prose).split())
+
+
+def test_the_numbers_of_the_text_are_those_of_the_rows(prose: str) -> None:
+    rows = language_results.load()
+    forward, own, best = (rows[way] for way in (experiment.FORWARD, experiment.FORWARD_OWN, experiment.REVERSE_OWN))
+    tenth = [one.after["forward", "teacher"][9] for one in (forward, own)]
+    gains = [
+        -rows.answer(way, other, "reverse_kl").comparison.mean
+        for way, other in ((experiment.FORWARD_OWN, experiment.FORWARD), (experiment.REVERSE_OWN, experiment.REVERSE))
+    ]
+    for text in (
+        f"own names is: {best.mean('reverse_kl'):.2f}, where forward KL on real names has "
+        f"{forward.mean('reverse_kl'):.2f}. By KL(T||S) the same student is last, with {best.mean('forward_kl'):.2f}.",
+        f"by {gains[0]:.2f} nats with forward KL and by {gains[1]:.2f} with reverse KL on average",
+        f"the divergence is {-forward.mean('forward_excess'):.0f} % lower there with forward KL on real names",
+        f"at the tenth token from {tenth[0]:.2f} to {tenth[1]:.2f} nats",
+        "(0.08 was best for the two ways with hard labels, 0.16, the highest, for the five others;",
+    ):
+        assert text in prose, text
+
+
+def test_what_the_text_says_of_the_table_is_so(prose: str) -> None:
+    rows = language_results.load()
+    means = rows.table()
+    best = {name: means[name].idxmin() for name in means}
+    forward_kl = (experiment.FORWARD, experiment.FORWARD_TEACHERS)
+    assert {best["test nats"], best["KL(T||S)"]} <= set(forward_kl)
+    assert best["KL(S||T)"] == means["KL(T||S)"].idxmax() == experiment.REVERSE_OWN
+    assert (means["KL(T||S) after own letters (%)"] < 0).all()
+    assert (means["KL(S||T) after own letters (%)"] < 0).all()
+    assert (means["distinct (%)"] > 99).all()
+    for way, one in rows.ways.items():
+        assert one.learning_rate == (0.08 if way in (experiment.HARD, experiment.SEQUENCE) else 0.16), way
+    on_own = [rows[way].after["forward", "own"] for way in (experiment.FORWARD, experiment.FORWARD_OWN)]
+    assert all(abs(first - second) < 0.03 for first, second in zip(*on_own, strict=True))  # "little changes"
+
+
+def test_the_verdicts_of_the_text_are_those_of_the_rows() -> None:
+    said = {
+        (experiment.FORWARD, experiment.HARD, "test_nats"): Verdict.BEATS,
+        (experiment.SEQUENCE, experiment.HARD, "test_nats"): Verdict.INCONCLUSIVE,
+        (experiment.SEQUENCE, experiment.HARD, "forward_kl"): Verdict.INCONCLUSIVE,
+        (experiment.FORWARD_TEACHERS, experiment.FORWARD, "forward_kl"): Verdict.INCONCLUSIVE,
+        (experiment.REVERSE, experiment.FORWARD, "test_nats"): Verdict.LOSES,
+        (experiment.REVERSE, experiment.FORWARD, "teacher_nats"): Verdict.BEATS,
+        (experiment.FORWARD_OWN, experiment.FORWARD, "reverse_kl"): Verdict.INCONCLUSIVE,
+        (experiment.REVERSE_OWN, experiment.REVERSE, "reverse_kl"): Verdict.INCONCLUSIVE,
+        (experiment.FORWARD_OWN, experiment.FORWARD, "forward_excess"): Verdict.BEATS,
+    }
+    answers = language_results.load()
+    assert {key: answers.answer(*key).comparison.verdict for key in said} == said
+    gain = -answers.answer(experiment.FORWARD, experiment.HARD, "test_nats").comparison.mean
+    assert gain == pytest.approx(0.2, abs=0.05)  # "a fifth of a nat"
+
+
+def test_the_students_of_the_lesson_have_the_rates_of_the_rows() -> None:
+    code = "\n".join(cell.source for cell in Lesson.read(notebooks.find("17")).code)
+    rates = dict(re.findall(r'experiment\.fit\("([^"]+)", rate=([\d.]+)\)', code))
+    assert len(rates) == 4
+    assert all(float(rate) == language_results.load()[way].learning_rate for way, rate in rates.items())
