@@ -129,7 +129,7 @@ def prose() -> str:
 def test_the_numbers_of_the_text_are_those_of_the_rows(prose: str) -> None:
     rows = language_results.load()
     forward, own, best = (rows[way] for way in (experiment.FORWARD, experiment.FORWARD_OWN, experiment.REVERSE_OWN))
-    tenth = [one.after["forward", "teacher"][9] for one in (forward, own)]
+    on_own, on_teachers = ([one.after["forward", side][9] for one in (forward, own)] for side in ("own", "teacher"))
     gains = [
         -rows.answer(way, other, "reverse_kl").comparison.mean
         for way, other in ((experiment.FORWARD_OWN, experiment.FORWARD), (experiment.REVERSE_OWN, experiment.REVERSE))
@@ -139,7 +139,8 @@ def test_the_numbers_of_the_text_are_those_of_the_rows(prose: str) -> None:
         f"{forward.mean('reverse_kl'):.2f}. By KL(T||S) the same student is last, with {best.mean('forward_kl'):.2f}.",
         f"by {gains[0]:.2f} nats with forward KL and by {gains[1]:.2f} with reverse KL on average",
         f"the divergence is {-forward.mean('forward_excess'):.0f} % lower there with forward KL on real names",
-        f"at the tenth token from {tenth[0]:.2f} to {tenth[1]:.2f} nats",
+        f"falls from {on_own[0]:.2f} to {on_own[1]:.2f} nats after the student's own letters, and *rises* from "
+        f"{on_teachers[0]:.2f} to {on_teachers[1]:.2f} after the teacher's",
         "(0.08 was best for the two ways with hard labels, 0.16, the highest, for the five others;",
     ):
         assert text in prose, text
@@ -157,8 +158,6 @@ def test_what_the_text_says_of_the_table_is_so(prose: str) -> None:
     assert (means["distinct (%)"] > 99).all()
     for way, one in rows.ways.items():
         assert one.learning_rate == (0.08 if way in (experiment.HARD, experiment.SEQUENCE) else 0.16), way
-    on_own = [rows[way].after["forward", "own"] for way in (experiment.FORWARD, experiment.FORWARD_OWN)]
-    assert all(abs(first - second) < 0.03 for first, second in zip(*on_own, strict=True))  # "little changes"
 
 
 def test_the_verdicts_of_the_text_are_those_of_the_rows() -> None:
