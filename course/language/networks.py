@@ -68,7 +68,8 @@ def draw(model: NameModel, count: int, seed: int | torch.Generator = 0, longest:
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     tokens, state = torch.zeros(count, dtype=torch.int64), None
     running = torch.ones(count, dtype=torch.bool)
-    inputs, labels = [], []
+    inputs: list[Tensor] = []
+    labels: list[Tensor] = []
     while len(labels) < longest and bool(running.any()):
         logits, state = model.step(tokens, state)
         inputs.append(tokens)
