@@ -13,6 +13,7 @@ claims          arms of the experiments on claims, and accuracy against passes
 compression     accuracy against cost, and gains, for ways of compressing
 mistakes        what mistakes in a loss cost, with labels and without
 modalities      recordings in two modalities, and each person
+language        two humps, ways of teaching a language model, and its letters one after the other
 learning_curve  accuracy against the number of training images
 epochs          validation accuracy after each epoch of long runs
 relations       matrices of relations and their differences, the triangle of three pictures
@@ -47,6 +48,14 @@ from course.plots.heatmap import (
     AnnotatedHeatmap,
     heatmap_caption,
     heatmap_cells,
+)
+from course.plots.language import (
+    by_letter,
+    by_letter_alt,
+    covers_or_seeks,
+    covers_or_seeks_alt,
+    two_humps,
+    two_humps_alt,
 )
 from course.plots.learning_curve import accuracy_against_images, accuracy_against_images_alt
 from course.plots.mistakes import mistakes, mistakes_alt
@@ -128,6 +137,8 @@ __all__ = [
     "accuracy_by_epoch_alt",
     "axis_value",
     "blank",
+    "by_letter",
+    "by_letter_alt",
     "by_person",
     "by_person_alt",
     "check_labels",
@@ -140,6 +151,8 @@ __all__ = [
     "compression_gains_alt",
     "compression_point",
     "compression_role",
+    "covers_or_seeks",
+    "covers_or_seeks_alt",
     "diverging_cmap",
     "fault_effects",
     "fault_effects_alt",
@@ -189,4 +202,6 @@ __all__ = [
     "text_colours",
     "triangles",
     "triangles_alt",
+    "two_humps",
+    "two_humps_alt",
 ]

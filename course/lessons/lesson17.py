@@ -1,0 +1,303 @@
+"""Exercises of lesson 17, Distil a language model: what reverse KL does, a loss with padding, directions, prefixes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from course.specs import Case, CodeSpec, LessonSpec, Mistake, MultipleChoice, Numeric, Option, QuestionSpec
+
+HIDDEN = -100
+CLEAR = 0.5  # nats a name: a single run says no more than that
+
+
+def _letter_of_difference(nats: float) -> str:
+    """The letter for reverse minus forward KL, the teacher's nats of a drawn name; ValueError for what is none."""
+    nats = float(nats)
+    if not math.isfinite(nats) or abs(nats) > 100:
+        raise ValueError("a difference of two means of nats a name lies between -100 and 100")
+    return "a" if nats < -CLEAR else "b" if nats <= CLEAR else "c"
+
+
+SEEKS = QuestionSpec(
+    "seeks",
+    "What does reverse KL do to the names?",
+    "prediction",
+    "easy",
+    2,
+    "Two students of one size learn from the same teacher and the same names, one by forward KL, one by reverse KL at "
+    "each letter. Then each draws names of its own, and the teacher says how many nats it needs for them. Answer "
+    "with .predict(...), run it, then call .check(nats) with those of reverse KL minus those of forward KL, per name.",
+    (
+        "Which of the two losses is large where the student gives probability to what the teacher holds for nearly "
+        "impossible?",
+        "Look at the figure of the two humps: where does each student put what it has?",
+    ),
+    "Reverse KL weighs by the student's own probabilities, so a letter that the teacher finds absurd costs much. "
+    "Forward KL weighs by the teacher's: a student that is too small to follow spreads itself over all of them. Names "
+    "drawn from the first look better to the teacher, and real names get less probability. Which of the two you want "
+    "depends on what the model is for.",
+    is_prediction=True,
+    answer_key=MultipleChoice(
+        (
+            Option(f"Fewer nats, by more than {CLEAR:g}: the names are more plausible to the teacher", ""),
+            Option(f"About the same, within {CLEAR:g} nats: at each letter both losses vanish at the same point", ""),
+            Option(f"More nats, by more than {CLEAR:g}: the names are less plausible to the teacher", ""),
+        ),
+        from_measurement=_letter_of_difference,
+    ),
+)
+
+
+def token_kl(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    """Forward KL for each token that is no padding, averaged over them."""
+    counts = labels != -100
+    log_student, log_teacher = (logits[counts].log_softmax(-1) for logits in (student_logits, teacher_logits))
+    return (log_teacher.exp() * (log_teacher - log_student)).sum(-1).mean()
+
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _per_token(s: Tensor, t: Tensor) -> Tensor:
+    log_s, log_t = s.log_softmax(-1), t.log_softmax(-1)
+    return (log_t.exp() * (log_t - log_s)).sum(-1)
+
+
+def _padding_counted(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return _per_token(s, t).mean()
+
+
+def _padding_divides(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return _per_token(s, t).masked_fill(labels == HIDDEN, 0).mean()
+
+
+def _per_name(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return _per_token(s, t).masked_fill(labels == HIDDEN, 0).sum() / len(labels)
+
+
+def _mean_of_means(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    counts = labels != HIDDEN
+    return (_per_token(s, t).masked_fill(~counts, 0).sum(1) / counts.sum(1)).mean()
+
+
+def _reversed(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return token_kl(t, s, labels)
+
+
+def _over_vocabulary(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    return token_kl(s, t, labels) / s.shape[-1]
+
+
+def _cross_entropy(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    counts = labels != HIDDEN
+    return -(t[counts].softmax(-1) * s[counts].log_softmax(-1)).sum(-1).mean()
+
+
+def _over_positions(s: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    counts = labels != HIDDEN
+    log_s, log_t = s.log_softmax(1), t.log_softmax(1)
+    return (log_t.exp() * (log_t - log_s))[counts].sum(-1).mean()
+
+
+def _cases() -> list[Case]:
+    generator = torch.Generator().manual_seed(17)
+
+    def case(lengths: list[int], edge: str = "", advice: str = "", scale: float = 2.0) -> Case:
+        shape = (len(lengths), max(lengths), 3)
+        s, t = (scale * torch.randn(shape, generator=generator, dtype=torch.double) for _ in range(2))
+        labels = torch.randint(3, shape[:2], generator=generator)
+        for row, length in enumerate(lengths):
+            labels[row, length:] = HIDDEN
+        return Case((s, t, labels), edge, advice)
+
+    logs = "A softmax that is exactly 0 has no logarithm: use log_softmax."
+    return [
+        case([2, 1]),
+        case([4, 2, 1]),
+        case([3, 3]),
+        case([1, 5, 2, 3]),
+        case([3, 1], "a student that is sure and wrong", logs, scale=2_000.0),
+    ]
+
+
+LOSS = CodeSpec(
+    "token_kl",
+    "A loss for names of different lengths",
+    "code",
+    "medium",
+    8,
+    "Write token_kl(student_logits, teacher_logits, labels): forward KL, KL(teacher || student), of each token; its "
+    "mean over the tokens that are no padding. Logits are names x tokens x vocabulary; labels are names x tokens, and "
+    "-100 at padding. It is in nats, and must stay finite for a student that is sure and wrong.",
+    (
+        "counts = labels != -100 picks tokens: student_logits[counts] is a table with a row for each of them.",
+        "With the logarithms of both (log_softmax over the vocabulary): teacher.exp() * (teacher - student), summed "
+        "over the vocabulary.",
+    ),
+    "Each token is a classification with the vocabulary as its classes, so it is the loss of lesson 05 with T = 1, and "
+    "padding left out: losses.kd(student_logits[counts], teacher_logits[counts], 1.0). In kdlib's loop the task "
+    "'token-classification' leaves padding out by its labels.",
+    stub="def token_kl(student_logits, teacher_logits, labels):\n    ...  # a few lines",
+    reference=token_kl,
+    cases=_cases,
+    grad_arguments=("student_logits",),
+    mistakes=(
+        Mistake(
+            "padding counted",
+            _padding_counted,
+            "Padding counts in your mean. What a model says behind the end of a name is nothing that it should learn.",
+        ),
+        Mistake(
+            "divided by padding too",
+            _padding_divides,
+            "Your sum leaves padding out, and your divisor counts it: the loss depends on how long the longest name of "
+            "the batch is.",
+        ),
+        Mistake(
+            "divided by the names",
+            _per_name,
+            "You divided by the number of names. The mean here is over tokens, so that batches of long and of short "
+            "names weigh alike.",
+        ),
+        Mistake(
+            "mean of the names' means",
+            _mean_of_means,
+            "You took the mean of each name first, so the letters of short names weigh more than those of long ones. "
+            "Take one mean over all tokens.",
+        ),
+        Mistake(
+            "KL reversed",
+            _reversed,
+            "This is KL(student || teacher), reverse KL. Forward KL weighs by the teacher's probabilities.",
+        ),
+        Mistake(
+            "divided by the vocabulary",
+            _over_vocabulary,
+            "Sum over the vocabulary; you took a mean over it, so the loss is too small by the number of tokens in it.",
+        ),
+        Mistake(
+            "cross-entropy",
+            _cross_entropy,
+            "This is the cross-entropy with the teacher's probabilities. Its gradient is right, but it is not 0 where "
+            "both agree: the teacher's own entropy is to be taken away.",
+        ),
+        Mistake(
+            "softmax over positions",
+            _over_positions,
+            "Your softmax runs over the tokens of a name. Probabilities sum to 1 over the vocabulary, the last "
+            "dimension.",
+        ),
+    ),
+)
+
+DIRECTION = QuestionSpec(
+    "direction",
+    "How large is reverse KL?",
+    "question",
+    "easy",
+    3,
+    "At some letter the vocabulary has two tokens. The teacher gives them 0.9 and 0.1, the student 0.5 and 0.5. How "
+    "large is reverse KL, KL(student || teacher), in nats?",
+    (
+        "Reverse KL weighs by the student's probabilities.",
+        "0.5 ln(0.5 / 0.9) + ...",
+    ),
+    "0.511 nats; forward KL of the same two is 0.368. Reverse KL is the larger one here, because the student gives a "
+    "half to a token to which the teacher gives a tenth.",
+    answer_key=Numeric(
+        0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1),
+        0.02,
+        mistakes=(
+            (
+                0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5),
+                "That is forward KL, which weighs by the teacher's probabilities.",
+            ),
+            (0.5 * math.log2(0.5 / 0.9) + 0.5 * math.log2(0.5 / 0.1), "That is in bits; a nat uses the natural log."),
+            (
+                -0.5 * math.log(0.5 / 0.9) - 0.5 * math.log(0.5 / 0.1),
+                "A divergence is never negative: look at the sign.",
+            ),
+        ),
+    ),
+)
+
+LETTERS = QuestionSpec(
+    "letters",
+    "What does the figure of the letters show?",
+    "figure",
+    "medium",
+    3,
+    "Look at the left panel of the figure of the letters: the student taught by forward KL on real names. Why are the "
+    "two curves equal at the first token and apart at later ones?",
+    (
+        "What stands before the first letter in either case?",
+        "Both curves compare the same two networks. What differs is what they have read.",
+    ),
+    "Before the first letter nothing has been drawn, so there is nothing to differ in. Later each model leads to "
+    "beginnings of its own kind. Exposure bias would put the curve after the student's own letters above the other. "
+    "Here it lies below: after what it wrote itself, this student is nearer to the teacher.",
+    answer_key=MultipleChoice(
+        (
+            Option(
+                "The teacher is less accurate at later letters, since few of its names are so long",
+                "The teacher is the same network in both curves, and its accuracy does not enter: the divergence is "
+                "from it, whatever it says.",
+            ),
+            Option(
+                "Later letters come after others, and the student draws other ones than the teacher does",
+                "Only what was read before differs between the curves, and before the first letter nothing was read.",
+                correct=True,
+            ),
+            Option(
+                "The student was trained on first letters more often, since every name has one and only some have ten",
+                "That would move both curves alike: both are of the same student, at the same token.",
+            ),
+            Option(
+                "The divergence of later tokens adds up that of all earlier ones, and the student's errors are larger",
+                "Each point is the divergence at one token alone. Nothing is added up in this figure.",
+            ),
+        )
+    ),
+)
+
+CONFIG = QuestionSpec(
+    "config",
+    "Which way is that in TRL?",
+    "question",
+    "easy",
+    2,
+    "Somebody trains with TRL's GKDTrainer and sets lmbda=1.0 and beta=0.0. Which row of this lesson's table is that?",
+    (
+        "lmbda is the share of batches that the student draws itself.",
+        "beta = 0 is the divergence that weighs by the teacher's probabilities.",
+    ),
+    "lmbda says whose text is read, beta which way the divergence is taken: the choices of this lesson. seq_kd=True "
+    "puts text of the teacher's in place of the data.",
+    answer_key=MultipleChoice(
+        (
+            Option(
+                "reverse KL, real names",
+                "lmbda = 1 draws all batches from the student, so no real names are read; and beta = 0 is forward KL.",
+            ),
+            Option(
+                "reverse KL, own names",
+                "The student's own names are right for lmbda = 1. beta = 1 would be reverse KL.",
+            ),
+            Option(
+                "forward KL, real names",
+                "Forward KL is right for beta = 0. Real names would be lmbda = 0.",
+            ),
+            Option(
+                "forward KL, own names",
+                "lmbda = 1: all batches are the student's own. beta = 0: weighed by the teacher's probabilities.",
+                correct=True,
+            ),
+        )
+    ),
+)
+
+EXERCISES = LessonSpec("17", "Distil a language model", (SEEKS, LOSS, DIRECTION, LETTERS, CONFIG))
