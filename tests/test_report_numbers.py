@@ -85,9 +85,10 @@ def test_bars_of_importance_have_their_own_names_and_the_best_never_falls() -> N
 
 
 def test_calibration_and_classes_are_drawn_where_their_names_stand() -> None:
+    from kdlib import looks
     from kdlib.compare import figure
 
-    styles = {"hard": ("red", "s"), "kd": ("blue", "o")}
+    styles = {"hard": looks.BASELINE, "kd": looks.DISTILLED}
     calibration = pd.DataFrame(
         [
             {"network": "kd", "measure": "calibration error", "value": 0.09},
