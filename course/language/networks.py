@@ -73,9 +73,8 @@ def draw(model: NameModel, count: int, seed: int | torch.Generator = 0, longest:
     while len(labels) < longest and bool(running.any()):
         logits, state = model.step(tokens, state)
         inputs.append(tokens)
-        noise = torch.empty_like(logits).exponential_(
-            generator=generator
-        )  # what multinomial does, in a tenth of the time
+        # The largest of logits - log(exponential noise) is a draw from the softmax of the logits.
+        noise = torch.empty_like(logits).exponential_(generator=generator)
         tokens = (logits - noise.log()).argmax(1)
         labels.append(tokens.where(running, torch.tensor(HIDDEN)))
         running = running & (tokens != EDGE)

@@ -111,6 +111,5 @@ def by_letter_alt(results: LanguageResults) -> str:
         )
     return (
         f"KL(T||S) at each of the first {len(results[LETTER_WAYS[0]].after[AFTER_OWN])} tokens of a name, rising from "
-        f"nearly 0 at the first: "
-        f"{'; '.join(parts)}."
+        f"nearly 0 at the first: {'; '.join(parts)}."
     )
