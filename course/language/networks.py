@@ -11,7 +11,7 @@ from course.language.surnames import EDGE, HIDDEN, TOKENS, Batch
 from kdlib.data.sources import verify_file
 from kdlib.files import load_tensors
 
-TEACHER_FILE = "surnames-teacher.safetensors"
+TEACHER_FILE = "language/teacher.safetensors"
 TEACHER_SHA256 = "7712dd46d34748cbd66ec4a3e6dbf3106560436086bbf876969d38f51088c6d5"
 TEACHER_WIDTH, STUDENT_WIDTH = 128, 10
 LONGEST = 20  # letters of a drawn name; the longest in the data has 13
