@@ -4,7 +4,7 @@
 
 Ways differ in the names that the student reads (real ones, the teacher's, or its own) and in the loss at each letter
 (the letter that follows, forward KL or reverse KL). Each way makes the same number of steps, with batches of the same
-size. Its learning rate is the best of the same four, by the nats of the validation names, with a seed that no run has.
+size. Its learning rate is the best of the same six, by the nats of the validation names, with a seed that no run has.
 The runs of a seed share the student's initial weights. The test names are read once, at the end of each run.
 
 Stopped at any moment, the same command goes on with what is missing.
@@ -38,7 +38,7 @@ from kdlib.study.report import update_readme
 from kdlib.study.runs_file import RunsFile, holds
 
 STEPS, BATCH = 500, 128
-RATES = (0.02, 0.04, 0.08, 0.16)
+RATES = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 SEEDS, TUNING_SEED = 5, 1_000  # the second is none of the first
 DRAWN = 4_000  # names drawn from teacher and student to measure with
 POSITIONS = 10  # tokens of which the divergence is kept one by one; few names are longer
