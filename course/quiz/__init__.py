@@ -1,4 +1,4 @@
-"""Thirty questions about the whole course, in a notebook, in the terminal or on paper.
+"""Questions about the whole course, in a notebook, in the terminal or on paper.
 
     from course import quiz
 
@@ -16,7 +16,7 @@ The first answer counts. Answers are kept in the same small file as the progress
 question      what a question consists of
 foundations   questions about lessons 00 to 05
 teaching      questions about lessons 06 to 10
-beyond        questions about lessons 11 to 15
+beyond        questions about lessons 11 to 17
 engine        who has answered what: asking, answering, the report
 widget        the controls of the notebook
 """

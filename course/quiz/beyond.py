@@ -1,4 +1,4 @@
-"""Questions about lessons 11 to 15: devices, several teachers, searches, other sensors, and mistakes."""
+"""Questions about lessons 11 to 17: devices, several teachers, searches, other sensors, mistakes, and language."""
 
 from __future__ import annotations
 
@@ -227,6 +227,56 @@ BEYOND = (
             wrong(
                 "That temperature and weight are about right for this teacher",
                 "A pull that is a hundred times too weak leaves the same smooth curve.",
+            ),
+        ),
+    ),
+    QuizQuestion(
+        "17",
+        "direction",
+        "Two directions of one divergence",
+        "A small student of a language model learns by reverse KL, KL(student || teacher), in place of forward KL. "
+        "What is to be expected of it?",
+        (
+            wrong(
+                "Real text gets more probable to it, and its own text less plausible.",
+                "That is the side of forward KL: it weighs by the teacher, whose turns must not be improbable.",
+            ),
+            wrong(
+                "Both get better, if the temperature is chosen anew for that loss.",
+                "What a small student cannot say is lost either way. Temperature does not make it larger.",
+            ),
+            wrong(
+                "Nothing changes, for both directions vanish at the same student.",
+                "At one that equals its teacher they do. This one is too small to become it.",
+            ),
+            right(
+                "Its own text gets more plausible, and real text less probable to it.",
+                "It weighs by the student: where that gives much, the teacher must too. Rare turns may be given up.",
+            ),
+        ),
+    ),
+    QuizQuestion(
+        "17",
+        "padding",
+        "Padding is no text",
+        "Names of different lengths are filled up to one length. How do you see whether a distillation loss counts "
+        "what was filled up?",
+        (
+            right(
+                "Append padding to a batch: the loss must stay as it was.",
+                "If it moves, the mean is over text and something else.",
+            ),
+            wrong(
+                "Train for a while: a loss with padding in it does not fall.",
+                "It falls, for the teacher's answers at padding can be learned, and easily.",
+            ),
+            wrong(
+                "Draw some names: those of such a student are all too long.",
+                "Nothing of the kind has to follow. The student learns its letters, with a part of the gradient.",
+            ),
+            wrong(
+                "Repeat it with another seed: the two losses must not agree.",
+                "Two seeds differ a little in any case, and a wrong mean is wrong in both.",
             ),
         ),
     ),

@@ -1,4 +1,4 @@
-"""The quiz: thirty questions that can be trusted, answers that are kept, a report by lesson, keys and plain text."""
+"""The quiz: questions that can be trusted, answers that are kept, a report by lesson, keys and plain text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kdlib import study
 from kdlib.data import data_dir
 from kdlib.study.runs_file import read_rows
 
-NUMBERS = range(1, 31)
+NUMBERS = range(1, 33)
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def wrong_letter(number: int) -> str:
 # The questions.
 
 
-def test_thirty_questions_ask_about_every_lesson_in_order() -> None:
+def test_the_questions_ask_about_every_lesson_in_order() -> None:
     lessons = [one.lesson for one in quiz.QUESTIONS]
-    assert len(lessons) == 30
     assert lessons == sorted(lessons)
-    assert set(lessons) == {f"{number:02}" for number in range(16)}
-    assert len({one.name for one in quiz.QUESTIONS}) == 30
+    about_the_course = {"16", "18"}  # answers to the article's questions, and the quiz itself
+    assert set(lessons) == {path.stem[:2] for path in notebooks.list_notebooks()} - about_the_course
+    assert len({one.name for one in quiz.QUESTIONS}) == len(lessons) == 32
     assert all(one.name.isidentifier() for one in quiz.QUESTIONS)
 
 
@@ -143,9 +143,9 @@ def test_what_is_no_letter_is_explained_and_not_kept(answer: object, progress: P
     assert not progress.exists()
 
 
-@pytest.mark.parametrize("number", [0, 31, -1, True, 1.0, "1"])
+@pytest.mark.parametrize("number", [0, 33, -1, True, 1.0, "1"])
 def test_an_unknown_number_is_refused(number: object) -> None:
-    with pytest.raises(ValueError, match="numbered from 1 to 30"):
+    with pytest.raises(ValueError, match="numbered from 1 to 32"):
         quiz.Quiz().ask(number)
 
 
@@ -161,11 +161,11 @@ def test_the_first_answer_counts_until_one_asks_again(progress: Path, capsys: py
     reply = one.grade(1, quiz.QUESTIONS[0].correct)
     assert reply.startswith("Right")
     assert "first answer counts" in " ".join(reply.split())
-    assert "0 of 30 right, 1 wrong, 29 open" in one.report_text()
+    assert "0 of 32 right, 1 wrong, 31 open" in one.report_text()
     one.again()
     assert "1 question to answer once more." in capsys.readouterr().out
     one.answer(1, quiz.QUESTIONS[0].correct)
-    assert "1 of 30 right, 0 wrong, 29 open" in one.report_text()
+    assert "1 of 32 right, 0 wrong, 31 open" in one.report_text()
 
 
 def test_answers_are_remembered_beside_those_of_the_exercises(progress: Path) -> None:
@@ -176,11 +176,11 @@ def test_answers_are_remembered_beside_those_of_the_exercises(progress: Path) ->
     kept = json.loads(progress.read_text())["exercises"]
     assert kept == {"04.law": "done", "quiz.fair_twin": "done", "quiz.resolution": "tried"}
     second = quiz.Quiz()
-    assert second.summary() == "1 of 30 right, 1 wrong, 28 open"
+    assert second.summary() == "1 of 32 right, 1 wrong, 30 open"
     assert second.next_number() == 2  # what was wrong may be answered once more another day
     second.forget()
     assert json.loads(progress.read_text())["exercises"] == {"04.law": "done"}
-    assert quiz.Quiz().summary() == "0 of 30 right, 0 wrong, 30 open"
+    assert quiz.Quiz().summary() == "0 of 32 right, 0 wrong, 32 open"
 
 
 def test_a_progress_file_that_cannot_be_read_does_not_stop_the_quiz(progress: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_progress_file_that_cannot_be_read_does_not_stop_the_quiz(progress: Pa
     one = quiz.Quiz()
     assert "cannot be read" in one.report_text()
     assert one.grade(1, "a").startswith(("Right", "Wrong"))
-    assert quiz.Quiz().summary().endswith("29 open")
+    assert quiz.Quiz().summary().endswith("31 open")
 
 
 def test_nothing_is_written_where_progress_is_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -205,13 +205,13 @@ def test_the_report_names_the_lessons_to_read_again(progress: Path) -> None:
     for number, question in enumerate(quiz.QUESTIONS, 1):
         one.grade(number, question.correct if question.lesson not in ("05", "09") else wrong_letter(number))
     text = one.report_text()
-    assert text.startswith("Quiz: 26 of 30 right, 4 wrong, 0 open")
+    assert text.startswith("Quiz: 28 of 32 right, 4 wrong, 0 open")
     assert "Read again: lessons 05, 09." in text
     assert text.count("read again:") == 4
     assert '"Mistake 2: the answers of other pictures"' in text
     assert "05  How do logits teach?" in text
     assert one.next_number() == 0
-    assert "Quiz: 26 of 30" in repr(one)
+    assert "Quiz: 28 of 32" in repr(one)
 
 
 def test_the_questions_of_one_lesson(progress: Path) -> None:
@@ -242,11 +242,11 @@ def test_the_terminal_asks_until_it_is_left_and_goes_on_there(
     typed(monkeypatch, quiz.QUESTIONS[0].correct, "x", wrong_letter(2), "q")
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert out.count("Question 2 of 30") == 2  # x was no answer
-    assert out.index("Question 3 of 30") < out.index("Quiz: 1 of 30 right, 1 wrong, 28 open")
+    assert out.count("Question 2 of 32") == 2  # x was no answer
+    assert out.index("Question 3 of 32") < out.index("Quiz: 1 of 32 right, 1 wrong, 30 open")
     typed(monkeypatch)
     assert main([]) == 0
-    assert "Question 2 of 30" in capsys.readouterr().out
+    assert "Question 2 of 32" in capsys.readouterr().out
 
 
 def test_the_terminal_takes_a_letter_with_quotes_and_tells_what_it_wants(
@@ -257,7 +257,7 @@ def test_the_terminal_takes_a_letter_with_quotes_and_tells_what_it_wants(
     out = capsys.readouterr().out
     assert out.count("Type one letter, a to ") == 2
     assert "in quotes" not in out
-    assert "Quiz: 1 of 30 right, 0 wrong, 29 open" in out
+    assert "Quiz: 1 of 32 right, 0 wrong, 31 open" in out
 
 
 def test_the_terminal_prints_for_paper_reports_and_forgets(
@@ -265,7 +265,7 @@ def test_the_terminal_prints_for_paper_reports_and_forgets(
 ) -> None:
     assert main(["--print"]) == 0
     paper = capsys.readouterr().out
-    assert paper.count("\nQuestion ") == 29
+    assert paper.count("\nQuestion ") == 31
     assert "right:" not in paper
     assert all(len(line) <= 88 for line in paper.splitlines())
     assert main(["--solutions", "--lesson", "5"]) == 0
@@ -275,7 +275,7 @@ def test_the_terminal_prints_for_paper_reports_and_forgets(
     assert main(["--print", "--lesson", "00", "03", "--lesson", "05"]) == 0
     assert "Question 1 of 5, lesson 00" in capsys.readouterr().out
     assert main(["--report"]) == 0
-    assert "29 open" in capsys.readouterr().out
+    assert "31 open" in capsys.readouterr().out
     assert main(["--forget"]) == 0
     assert "forgotten" in capsys.readouterr().out
     assert main(["--lesson", "77"]) == 2
@@ -330,12 +330,12 @@ def test_the_controls_ask_grade_and_go_on(progress: Path) -> None:
     assert controls.number.value == 2
     assert controls.letters.value is None
     assert controls.feedback.value == ""
-    controls.number.value = 30
-    assert quiz.QUESTIONS[29].question[:40] in controls.prompt.value
-    controls.letters.value = quiz.QUESTIONS[29].correct
+    controls.number.value = 32
+    assert quiz.QUESTIONS[31].question[:40] in controls.prompt.value
+    controls.letters.value = quiz.QUESTIONS[31].correct
     controls.button.click()
     assert "<b>Right.</b>" in controls.feedback.value
-    assert "1 of 30 right, 1 wrong" in controls.summary.value
+    assert "1 of 32 right, 1 wrong" in controls.summary.value
 
 
 def test_the_controls_say_in_words_what_they_ask_and_which_letter_is_chosen(progress: Path) -> None:
@@ -392,8 +392,8 @@ def test_after_the_last_question_the_controls_report(progress: Path) -> None:
 def test_a_notebook_gets_controls_and_text(progress: Path) -> None:
     data = quiz.Quiz()._repr_mimebundle_()
     assert set(data) == {"application/vnd.jupyter.widget-view+json", "text/plain"}
-    assert data["text/plain"].startswith("Quiz: 0 of 30 right")
-    assert "Question 1 of 30" in data["text/plain"]
+    assert data["text/plain"].startswith("Quiz: 0 of 32 right")
+    assert "Question 1 of 32" in data["text/plain"]
 
 
 def test_without_ipywidgets_there_is_text(progress: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,9 +411,9 @@ def test_forgetting_one_lesson_keeps_the_answers_to_others(progress: Path) -> No
 
 def test_after_the_last_question_comes_the_first_that_is_open(progress: Path) -> None:
     one = quiz.Quiz()
-    assert one.next_number(30) == 1
+    assert one.next_number(32) == 1
     one.grade(1, quiz.QUESTIONS[0].correct)
-    assert one.next_number(30) == 2
+    assert one.next_number(32) == 2
     assert one.next_number(7) == 8
 
 
@@ -421,7 +421,7 @@ def test_what_was_right_once_stays_right_on_another_day(progress: Path) -> None:
     quiz.Quiz().grade(1, quiz.QUESTIONS[0].correct)
     later = quiz.Quiz()
     assert "first answer counts" in " ".join(later.grade(1, wrong_letter(1)).split())
-    assert later.summary() == "1 of 30 right, 0 wrong, 29 open"
+    assert later.summary() == "1 of 32 right, 0 wrong, 31 open"
 
 
 def test_the_report_counts_what_is_open_as_not_right(progress: Path) -> None:
@@ -435,7 +435,7 @@ def test_after_forgetting_the_same_quiz_takes_answers_again(progress: Path) -> N
     one.grade(1, wrong_letter(1))
     one.forget()
     assert "first answer counts" not in " ".join(one.grade(1, quiz.QUESTIONS[0].correct).split())
-    assert one.summary() == "1 of 30 right, 0 wrong, 29 open"
+    assert one.summary() == "1 of 32 right, 0 wrong, 31 open"
 
 
 def test_where_no_question_is_open_that_is_said(progress: Path, capsys: pytest.CaptureFixture[str]) -> None:
