@@ -1,0 +1,106 @@
+"""Do layers teach better when no picture's features are longer than another's? Two methods, two teachers.
+
+    print(normalized_layers.same_settings("similarity"))
+    for answer in normalized_layers.answers():
+        print(answer)
+
+In the last stages of the shipped ResNet-50 the features of a bag are 2.6 times as long as those of most pictures. The
+study's methods "similarity-normalized" and "vid-normalized" divide the teacher's features of each picture by their root
+mean square. Their runs are in data/results/normalized and were made, for each of two teachers, by
+
+    kdlib study --method similarity-normalized --method vid-normalized --teacher TEACHER --images 10000 --epochs 15
+        --views 5 --seeds 5 --out data/results/normalized
+
+The runs with the features as they are stand in data/results, with the same seeds and the same search.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from course.experiments.layer_trials import TEACHERS, trials_of, tried_in_all
+from kdlib import study, verdict
+from kdlib.data import data_dir
+from kdlib.errors import unknown_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METHODS = {"similarity": "similarity-normalized", "vid": "vid-normalized"}
+SMALL, LARGE = TEACHERS
+# Asked before any of these runs had read the test images: a title, a teacher and whether its features are normalised,
+# and those that it is compared with.
+QUESTIONS = (
+    ("ResNet-50, normalised over as they are", (LARGE, True), (LARGE, False)),
+    ("ResNet-20, normalised over as they are", (SMALL, True), (SMALL, False)),
+    ("both normalised, ResNet-50 over ResNet-20", (LARGE, True), (SMALL, True)),
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One of QUESTIONS for one method: the difference in points, paired by seed, over seeds and test images."""
+
+    method: str
+    title: str
+    comparison: verdict.Comparison
+
+    def __str__(self) -> str:
+        found = self.comparison
+        return f"{self.method}, {self.title}: {found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f}) {found.verdict}"
+
+
+def folder() -> Path:
+    """Of the runs with normalised features."""
+    return data_dir() / "results" / "normalized"
+
+
+def same_settings(method: str) -> pd.DataFrame:
+    """The settings that a method tried with both teachers, normalised and not, the smallest weight first.
+
+    Columns: weight, layers, and the mean validation accuracy (%) by teacher, as it is and normalised. Raises ValueError
+    for a method that is none of METHODS.
+    """
+    sources = {}
+    for title, teacher in TEACHERS.items():
+        sources[title] = (trials_of(teacher, data_dir() / "results"), method)
+        sources[f"{title}, normalised"] = (trials_of(teacher, folder()), _normalized(method))
+    return tried_in_all(sources)
+
+
+@lru_cache(maxsize=8)
+def right(method: str, teacher: str, *, normalized: bool) -> dict[int, np.ndarray]:
+    """By seed, for each test image whether the student was right; teacher: one of TEACHERS' titles."""
+    name = _normalized(method) if normalized else method
+    place = folder() if normalized else None
+    found = study.results(
+        "methods", student="resnet8", teacher=TEACHERS[teacher], images=10_000, baseline=name, folder=place
+    )
+    return found.right(name)
+
+
+def answers() -> list[Answer]:
+    """QUESTIONS for each of METHODS with their verdicts; the 95 % intervals hold together (Bonferroni)."""
+    found = []
+    for method in METHODS:
+        for title, *sides in QUESTIONS:
+            one, other = (
+                {seed: 100.0 * values for seed, values in right(method, teacher, normalized=normalized).items()}
+                for teacher, normalized in sides
+            )
+            shared = one.keys() & other.keys()
+            pairs = ({seed: side[seed] for seed in sorted(shared)} for side in (one, other))
+            comparison = verdict.compare_samples(*pairs, comparisons=len(METHODS) * len(QUESTIONS))
+            found.append(Answer(method, title, comparison))
+    return found
+
+
+def _normalized(method: str) -> str:
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    return METHODS[method]
