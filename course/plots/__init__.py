@@ -14,6 +14,7 @@ compression     accuracy against cost, and gains, for ways of compressing
 mistakes        what mistakes in a loss cost, with labels and without
 modalities      recordings in two modalities, and each person
 language        two humps, ways of teaching a language model, and its letters one after the other
+sentences       ways of teaching a tiny classifier of sentences, with few labels
 learning_curve  accuracy against the number of training images
 epochs          validation accuracy after each epoch of long runs
 relations       matrices of relations and their differences, the triangle of three pictures
@@ -71,6 +72,7 @@ from course.plots.searching import (
     scores_alt,
     scores_figure,
 )
+from course.plots.sentences import sentence_ways, sentence_ways_alt
 from course.plots.several import several_ways, several_ways_alt
 from course.plots.simplex import shrinking_answers, shrinking_answers_alt
 from course.plots.teachers import (
@@ -190,6 +192,8 @@ __all__ = [
     "schematic_alt",
     "shrinking_answers",
     "shrinking_answers_alt",
+    "sentence_ways",
+    "sentence_ways_alt",
     "several_ways",
     "several_ways_alt",
     "scores_alt",
