@@ -1,4 +1,4 @@
-"""Exercises of lesson 17, Distil a language model: what reverse KL does, a loss with padding, directions, prefixes."""
+"""Exercises of lesson 17, Distil a language model: reverse KL, a loss with padding, prefixes, a tiny classifier."""
 
 from __future__ import annotations
 
@@ -300,4 +300,43 @@ CONFIG = QuestionSpec(
     ),
 )
 
-EXERCISES = LessonSpec("17", "Distil a language model", (SEEKS, LOSS, DIRECTION, LETTERS, CONFIG))
+LEAST, MOST = 0.25, 0.5  # of the gap: a single run says no more than on which side of these it lies
+
+
+def _letter_of_share(share: float) -> str:
+    """The letter for the share of the gap between few labels and teacher; ValueError for what is none."""
+    share = float(share)
+    if not math.isfinite(share) or abs(share) > 5:
+        raise ValueError("the share of a gap is a number about 0 to 1: (taught - few) / (teacher - few)")
+    return "a" if share < LEAST else "b" if share <= MOST else "c"
+
+
+CLOSES = QuestionSpec(
+    "closes",
+    "How much does the student get from unlabelled sentences?",
+    "prediction",
+    "easy",
+    2,
+    "The teacher, a pretrained encoder with a head, has seen 100 labels. So has a tiny student, which is far behind. A "
+    "second student of that kind sees no label at all: it learns the teacher's soft answers to 9,000 sentences. How "
+    "much of the gap between the first student and the teacher does it close? Answer with .predict(...), run it, then "
+    "call .check(share) with (taught - few) / (teacher - few).",
+    (
+        "What do the teacher's mistakes cost, and what do 8,900 more sentences bring?",
+        "The first student has seen few of the words of the validation sentences. Where could it learn of the others?",
+    ),
+    "The teacher's answers are right about two times in three, and there are ninety times as many of them as labels. "
+    "What limits the student with 100 labels is that it has met so few words. The encoder has met them all, in its "
+    "pretraining, and passes on which of them belong together.",
+    is_prediction=True,
+    answer_key=MultipleChoice(
+        (
+            Option("Less than a quarter: the teacher knows no more labels than the student does", ""),
+            Option("A quarter to a half: many more sentences, but a third of the answers to them are wrong", ""),
+            Option("More than a half: it lacks words, and the answers come with 9,000 sentences", ""),
+        ),
+        from_measurement=_letter_of_share,
+    ),
+)
+
+EXERCISES = LessonSpec("17", "Distil a language model", (SEEKS, LOSS, DIRECTION, LETTERS, CONFIG, CLOSES))

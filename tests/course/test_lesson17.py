@@ -15,7 +15,7 @@ from torch import Tensor
 
 from course import code_grading, notebooks
 from course.experiments import language as experiment
-from course.experiments import language_results
+from course.experiments import language_results, sentence_results, sentences
 from course.grading import Outcome, grade_question
 from course.lessons import lesson17
 from kdlib import losses
@@ -189,3 +189,79 @@ def test_the_students_of_the_lesson_have_the_rates_of_the_rows() -> None:
     rates = dict(re.findall(r'experiment\.fit\("([^"]+)", rate=([\d.]+)\)', code))
     assert len(rates) == 4
     assert all(float(rate) == language_results.load()[way].learning_rate for way, rate in rates.items())
+
+
+# --- the tiny classifier
+
+
+@pytest.mark.parametrize(
+    ("share", "letter"), [(-0.1, "a"), (0.24, "a"), (0.25, "b"), (0.5, "b"), (0.51, "c"), (0.8, "c"), (1.2, "c")]
+)
+def test_the_second_prediction_is_judged_by_the_gap(share: float, letter: str) -> None:
+    for answer in "abc":
+        outcome = grade_question(lesson17.CLOSES, answer, share).outcome
+        assert outcome is (Outcome.CORRECT if answer == letter else Outcome.WRONG)
+
+
+@pytest.mark.parametrize("nonsense", [..., 28.3, float("nan"), float("inf"), "most"])
+def test_what_is_no_share_of_a_gap_is_not_judged(nonsense: Any) -> None:
+    assert grade_question(lesson17.CLOSES, "c", nonsense).outcome is Outcome.ERROR
+
+
+def test_the_numbers_of_the_classifier_in_the_text_are_those_of_the_rows(prose: str) -> None:
+    rows = sentence_results.load()
+    gain = {key: rows.answer(*key).comparison.mean for key in sentence_results.QUESTIONS}
+    soft = {budget: rows.get(sentences.SOFT, budget) for budget in sentences.BUDGETS}
+    hard = rows.get(sentences.HARD, 10)
+    assert soft[10].agreement is not None
+    assert hard.agreement is not None
+    for text in (
+        f"BEAT the few labels by {gain[10, sentences.FEW]:.1f} points with 10 labels a kind, and by "
+        f"{gain[50, sentences.FEW]:.1f} with 50. With 50 the student is {-gain[50, sentences.ALL]:.1f} points behind",
+        f"LOSES to its teacher by {-gain[50, sentences.TEACHER]:.1f}.",
+        f"Taught with all labels it has {rows.get(sentences.ALL).accuracy:.1f} %, less than the teacher's "
+        f"{rows.get(sentences.TEACHER, 50).accuracy:.1f} % with 500",
+        f"{gain[10, sentences.HARD]:.1f} points with 10 labels a kind, {gain[50, sentences.HARD]:.1f} with 50, both",
+        f"({soft[10].agreement:.1f} % against {hard.agreement:.1f} % with 10 labels a kind)",
+        f"with 500 labels {soft[50].accuracy:.1f} % in place of {rows.get(sentences.FEW, 50).accuracy:.1f} %",
+    ):
+        assert text in prose, text
+    assert rows.get(sentences.SHUFFLED, 10).accuracy == pytest.approx(10, abs=0.5)
+    costs = sentence_results.load_costs()
+    assert 300 < costs["teacher"].parameters / costs["student"].parameters < 400  # "a three-hundredth"
+
+
+def test_the_verdicts_on_the_classifier_are_those_of_the_rows() -> None:
+    said = {
+        sentences.FEW: Verdict.BEATS,
+        sentences.HARD: Verdict.INCONCLUSIVE,
+        sentences.SHUFFLED: Verdict.BEATS,
+        sentences.TEACHER: Verdict.LOSES,
+        sentences.ALL: Verdict.LOSES,
+    }
+    for answer in sentence_results.load().answers():
+        assert answer.comparison.verdict is said[answer.other], answer
+
+
+def test_the_classifiers_of_the_lesson_have_the_settings_of_the_rows(prose: str) -> None:
+    code = "\n".join(cell.source for cell in Lesson.read(notebooks.find("17")).code)
+    trials = read_rows(sentences.path_in(data_dir() / "results", trials=True))
+    teacher, few, soft = (
+        sentences.best(trials, way, 10, 0) for way in (sentences.TEACHER, sentences.FEW, sentences.SOFT)
+    )
+    assert few.smoothing == 0
+    for text in (
+        f"train.labels[chosen], decay={teacher.decay:g})",
+        f"sentences.hard_loss(train.labels), rate={few.rate:g}, numbers=chosen",
+        f"sentences.soft_loss(answers, temperature={soft.temperature:g}), rate={soft.rate:g})",
+    ):
+        assert text in code, text
+    ends = {
+        (way, budget): run
+        for way, budget in sentences.arms()
+        if (run := sentences.best(trials, way, budget, 0)).rate in (min(sentences.RATES), max(sentences.RATES))
+        or run.smoothing == max(sentences.SMOOTHING)
+        or run.temperature in (min(sentences.TEMPERATURES), max(sentences.TEMPERATURES))
+    }
+    assert set(ends) == {(sentences.FEW, 50), (sentences.ALL, sentences.EVERY)}
+    assert "few labels the largest rate with 50 labels a kind, all labels the strongest smoothing" in prose
