@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from course.specs import Case, CodeSpec, LessonSpec, Mistake, MultipleChoice, Numeric, Option, QuestionSpec
+from course.specs import Case, CodeSpec, LessonSpec, Mistake, MultipleChoice, Option, QuestionSpec
 
 HIDDEN = -100
 CLEAR = 0.5  # nats a name: a single run says no more than that
@@ -194,37 +194,6 @@ LOSS = CodeSpec(
     ),
 )
 
-DIRECTION = QuestionSpec(
-    "direction",
-    "How large is reverse KL?",
-    "question",
-    "easy",
-    3,
-    "At some letter the vocabulary has two tokens. The teacher gives them 0.9 and 0.1, the student 0.5 and 0.5. How "
-    "large is reverse KL, KL(student || teacher), in nats?",
-    (
-        "Reverse KL weighs by the student's probabilities.",
-        "0.5 ln(0.5 / 0.9) + ...",
-    ),
-    "0.511 nats; forward KL of the same two is 0.368. Reverse KL is the larger one here, because the student gives a "
-    "half to a token to which the teacher gives a tenth.",
-    answer_key=Numeric(
-        0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1),
-        0.02,
-        mistakes=(
-            (
-                0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5),
-                "That is forward KL, which weighs by the teacher's probabilities.",
-            ),
-            (0.5 * math.log2(0.5 / 0.9) + 0.5 * math.log2(0.5 / 0.1), "That is in bits; a nat uses the natural log."),
-            (
-                -0.5 * math.log(0.5 / 0.9) - 0.5 * math.log(0.5 / 0.1),
-                "A divergence is never negative: look at the sign.",
-            ),
-        ),
-    ),
-)
-
 LETTERS = QuestionSpec(
     "letters",
     "What does the figure of the letters show?",
@@ -339,4 +308,4 @@ CLOSES = QuestionSpec(
     ),
 )
 
-EXERCISES = LessonSpec("17", "Distil a language model", (SEEKS, LOSS, DIRECTION, LETTERS, CONFIG, CLOSES))
+EXERCISES = LessonSpec("17", "Distil a language model", (SEEKS, LOSS, LETTERS, CONFIG, CLOSES))
