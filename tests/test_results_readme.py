@@ -295,7 +295,7 @@ def test_a_seed_that_diverged_leaves_no_mean(folder: Path) -> None:
 # The README that is shipped.
 
 
-FOLDERS = (".", "older-search", "long", "long/new-views", "long/sixty-epochs")
+FOLDERS = (".", "older-search", "normalized", "long", "long/new-views", "long/sixty-epochs")
 
 
 @pytest.mark.parametrize("readme", [SHIPPED.parent / name / "README.md" for name in FOLDERS])
@@ -331,7 +331,7 @@ def test_controls_alone_and_somebody_elses_readme_end_no_study(tmp_path: Path) -
     write(tmp_path, "controls")
     (tmp_path / "README.md").write_text(SKELETON)
     assert update_readme(tmp_path) == tmp_path / "README.md"
-    assert "No method has been run yet" in (tmp_path / "README.md").read_text()
+    assert "No runs of hard labels are in this folder" in (tmp_path / "README.md").read_text()
     (tmp_path / "README.md").write_text("# My project\n")
     assert update_readme(tmp_path) is None
     assert (tmp_path / "README.md").read_text() == "# My project\n"

@@ -1,7 +1,7 @@
 """Do layers teach better when no picture's features are longer than another's? Two methods, two teachers.
 
     print(normalized_layers.same_settings("similarity"))
-    for answer in normalized_layers.answers():
+    for answer in normalized_layers.answers("similarity"):
         print(answer)
 
 In the last stages of the shipped ResNet-50 the features of a bag are 2.6 times as long as those of most pictures. The
@@ -27,6 +27,7 @@ from course.experiments.layer_trials import TEACHERS, trials_of, tried_in_all
 from kdlib import study, verdict
 from kdlib.data import data_dir
 from kdlib.errors import unknown_name
+from kdlib.study.runs_file import read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,26 +76,32 @@ def same_settings(method: str) -> pd.DataFrame:
 
 @lru_cache(maxsize=8)
 def right(method: str, teacher: str, *, normalized: bool) -> dict[int, np.ndarray]:
-    """By seed, for each test image whether the student was right; teacher: one of TEACHERS' titles."""
+    """By seed, 100 for each test image that the student answers rightly, else 0; empty where there are no such runs.
+
+    teacher: one of TEACHERS' titles.
+    """
     name = _normalized(method) if normalized else method
-    place = folder() if normalized else None
+    place = folder() if normalized else data_dir() / "results"
+    rows = read_rows(place / f"methods-resnet8-{TEACHERS[teacher]}-10000.csv")
+    if not any(row["method"] == name for row in rows):
+        return {}
     found = study.results(
         "methods", student="resnet8", teacher=TEACHERS[teacher], images=10_000, baseline=name, folder=place
-    )
-    return found.right(name)
+    ).right(name)
+    return {seed: 100.0 * values for seed, values in found.items()}
 
 
-def answers() -> list[Answer]:
-    """QUESTIONS for each of METHODS with their verdicts; the 95 % intervals hold together (Bonferroni)."""
+def answers(method: str) -> list[Answer]:
+    """Those of QUESTIONS whose runs there are, for one method, with their verdicts.
+
+    The 95 % intervals hold together with those of the other method (Bonferroni).
+    """
     found = []
-    for method in METHODS:
-        for title, *sides in QUESTIONS:
-            one, other = (
-                {seed: 100.0 * values for seed, values in right(method, teacher, normalized=normalized).items()}
-                for teacher, normalized in sides
-            )
-            shared = one.keys() & other.keys()
-            pairs = ({seed: side[seed] for seed in sorted(shared)} for side in (one, other))
+    for title, *sides in QUESTIONS:
+        one, other = (right(method, teacher, normalized=normalized) for teacher, normalized in sides)
+        shared = sorted(one.keys() & other.keys())
+        if shared:
+            pairs = ({seed: side[seed] for seed in shared} for side in (one, other))
             comparison = verdict.compare_samples(*pairs, comparisons=len(METHODS) * len(QUESTIONS))
             found.append(Answer(method, title, comparison))
     return found

@@ -23,6 +23,7 @@ simplex         answers over three classes in a triangle, at several temperature
 several         ways of teaching by several teachers: teacher, student, gain over a baseline
 searching       what a search promises and keeps, proxies against accuracy
 teachers        what each teacher was worth to its students
+same_length     what features of one length change, at the same settings
 clinic          what each fault of the clinic did to accuracy
 """
 
@@ -62,6 +63,7 @@ from course.plots.learning_curve import accuracy_against_images, accuracy_agains
 from course.plots.mistakes import mistakes, mistakes_alt
 from course.plots.modalities import by_person, by_person_alt, paired_windows, paired_windows_alt
 from course.plots.relations import relation_maps, triangles, triangles_alt
+from course.plots.same_length import normalized_trials, normalized_trials_alt
 from course.plots.searching import (
     kept_promises,
     kept_promises_alt,
@@ -173,6 +175,8 @@ __all__ = [
     "mistakes",
     "mistakes_alt",
     "normalize_alt",
+    "normalized_trials",
+    "normalized_trials_alt",
     "paired_windows",
     "paired_windows_alt",
     "pareto",

@@ -149,6 +149,8 @@ def gains_table(folder: Path) -> str:
     file that cannot be read.
     """
     budgets = _load_all(folder)
+    if not budgets and any(read_rows(path) for path in folder.glob("methods-*.csv")):
+        return "No runs of hard labels are in this folder, so there are no gains over them."
     if not budgets:
         return "No method has been run yet."
     groups = {name: results.group(name) for results in budgets for name in results.methods}

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
 
-from course import code_grading
-from course.experiments import teacher_results
+from course import article_claims, code_grading, notebooks, plots
+from course.experiments import layer_trials, normalized_layers, teacher_results
 from course.grading import Outcome, grade_question
 from course.lessons import lesson10
+from kdlib.data import data_dir
 from kdlib.measure import calibration_error
 
 CLEAR = {"accuracy": (0.7, 0.4, 0.9), "size": (0.1, -0.3, 0.5)}
@@ -153,3 +155,86 @@ def test_tau_is_asked_of_lists_and_shows_them() -> None:
     wrong = code_grading.grade_code(lesson10.TAU, lambda x, y: lesson10.tau(x, y) + 0.1 * (len(x) == 4))
     assert wrong.outcome is Outcome.WRONG
     assert "<tuple>" not in str(wrong)
+
+
+# --- features of one length
+
+
+def trials(place: str, method: str) -> pd.Series:
+    """The mean validation accuracy in per cent of each setting, from a file of trials."""
+    rows = pd.read_csv(data_dir() / "results" / place).query("method == @method and tuned_on == 'trial'")
+    return 100 * rows.groupby(["weight", "layers", "learning_rate", "weight_decay"])["validation_accuracy"].mean()
+
+
+def test_the_same_settings_are_compared_with_and_without_normalised_features() -> None:
+    expected = {}
+    for title, teacher in layer_trials.TEACHERS.items():
+        file = f"choose-resnet8-{teacher}-10000.csv"
+        expected[title] = trials(file, "similarity")
+        expected[f"{title}, normalised"] = trials(f"normalized/{file}", "similarity-normalized")
+    common = pd.DataFrame(expected).dropna().droplevel([2, 3]).sort_index()
+    found = normalized_layers.same_settings("similarity").set_index(["weight", "layers"]).sort_index()
+    assert len(found) == 10
+    pd.testing.assert_frame_equal(found, common)
+
+
+def test_each_answer_is_the_mean_difference_of_the_two_lists() -> None:
+    def accuracies(teacher: str, method: str) -> pd.Series:
+        place = "normalized/" if method.endswith("-normalized") else ""
+        rows = pd.read_csv(data_dir() / "results" / f"{place}methods-resnet8-{teacher}-10000.csv")
+        return 100 * rows.query("method == @method").set_index("seed")["test_accuracy"]
+
+    sides_of = {title: sides for title, *sides in normalized_layers.QUESTIONS}
+    found = [one for method in normalized_layers.METHODS for one in normalized_layers.answers(method)]
+    assert [(one.method, one.title) for one in found] == [
+        *(("similarity", title) for title in sides_of),
+        ("vid", next(iter(sides_of))),  # the others' runs are still to come
+    ]
+    for one in found:
+        first, second = (
+            accuracies(layer_trials.TEACHERS[teacher], one.method + "-normalized" * normalized)
+            for teacher, normalized in sides_of[one.title]
+        )
+        difference = (first - second).dropna()
+        assert (one.comparison.n, one.comparison.comparisons) == (5, 6) == (len(difference), 6)
+        assert one.comparison.mean == pytest.approx(difference.mean(), abs=1e-6)
+
+
+def test_what_the_lesson_says_of_layers_is_what_the_rows_say() -> None:
+    cells = notebooks.read(notebooks.find("10")).cells
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    lost = {method: article_claims.better_teacher(method) for method in ("kd", "vid", "similarity")}
+    assert [str(one.verdict) for one in lost.values()] == ["INCONCLUSIVE", "LOSES", "LOSES"]
+    assert f"by {-lost['vid'].mean:.1f} points with VID, by {-lost['similarity'].mean:.1f} with similarity" in prose
+    table = normalized_layers.same_settings("similarity")
+    change = (table["ResNet-20, normalised"] - table["ResNet-20"]).abs().sort_values()
+    assert change.iloc[-2] < 0.5
+    assert change.iloc[-1] > 40  # one of its two runs learned nothing
+    assert f"down to {table['ResNet-50'].min():.0f} %" in prose
+    assert table["ResNet-50, normalised"].min() > 88
+    plain, comparator, both = (one.comparison for one in normalized_layers.answers("similarity"))
+    (vid,) = (one.comparison for one in normalized_layers.answers("vid"))
+    assert [str(one.verdict) for one in (plain, comparator, both, vid)] == [
+        *("INCONCLUSIVE", "LOSES", "INCONCLUSIVE", "BEATS")
+    ]
+    assert f"gains {plain.mean:.2f} points by normalising, INCONCLUSIVE" in prose
+    assert f"Its VID BEATS itself by {vid.mean:.2f}" in prose
+    left = -lost["similarity"].mean
+    assert f"Of the {left:.1f} points between the teachers {-both.mean:.2f} are left" in prose
+    assert -comparator.mean > (left + both.mean) / 2
+
+
+def test_a_method_without_such_runs_is_named() -> None:
+    with pytest.raises(ValueError, match="no method named 'hint'"):
+        normalized_layers.same_settings("hint")
+
+
+def test_the_figure_of_the_trials_draws_and_says_what_the_tables_hold() -> None:
+    table = pd.DataFrame({"weight": [1.0, 10.0], "A": [80.0, 70.0], "A, normalised": [79.0, 90.0]})
+    axes = plots.normalized_trials({"vid": table}).axes[0]
+    plain, equal = (line.get_ydata().tolist() for line in axes.lines)
+    assert (plain, equal) == ([80.0, 70.0], [79.0, 90.0])
+    assert axes.get_title() == "VID, teacher: A"
+    assert plots.normalized_trials_alt({"vid": table}).endswith(
+        "VID, A: from 70.0 to 80.0 as they are, from 79.0 to 90.0 normalised, which is ahead in 1 of 2."
+    )
