@@ -9,8 +9,8 @@ the few labels, from the teacher's answers to all training definitions, or from 
 Each way of training a student has the same number of trials: six learning rates, each with six temperatures (of soft
 answers) or six amounts of label smoothing (of hard ones); the teacher tries six weight decays. The control, soft
 answers of another sentence, takes the settings of soft answers. The validation definitions choose, with a seed that no
-run has. A seed decides which definitions have labels, and so the teacher, and
-the student's initial weights and batches. The test definitions are read once, at the end of each run.
+run has. A seed decides which definitions have labels, and so the teacher, and the student's initial weights and
+batches. The test definitions are read once, at the end of each run.
 
 Stopped at any moment, the same command goes on with what is missing.
 """
