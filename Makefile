@@ -25,12 +25,13 @@ check: .venv/.course ## Can this machine run the course? A verdict, and what to 
 	$(BIN)/python -m kdlib check --course
 
 test: .venv/.dev ## Every test: the units in parallel, then each lesson once, then the browser
-	$(BIN)/python -m pytest tests --ignore tests/browser -n auto --dist loadgroup -q
-	$(BIN)/python -m pytest notebooks -q
+	$(BIN)/python -m pytest tests --ignore tests/browser -n auto -q
+	$(BIN)/python -m pytest notebooks -m "not one_thread" -q
+	$(BIN)/python -m pytest notebooks -m one_thread -n 2 --dist loadfile -q
 	$(BIN)/python -m pytest tests/browser -q
 
 quick: .venv/.dev ## The fast tests, on all cores; lessons, browser and what trains, draws or starts processes left out
-	$(BIN)/python -m pytest tests --ignore tests/browser -m "not slow" -n auto --dist loadgroup -q --durations 5 --durations-min 1
+	$(BIN)/python -m pytest tests --ignore tests/browser -m "not slow" -n auto -q --durations 5 --durations-min 1
 
 lint: .venv/.dev ## Style, format and types of the code, and the form of the notebooks
 	$(BIN)/ruff check .

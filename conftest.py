@@ -1,7 +1,8 @@
 """With this file `pytest` executes every lesson again, compares what its cells give, and fails where they differ.
 
 It is strict whatever the command line says: every cell is compared but those with the tag nbval-ignore-output. Three
-more tests follow the cells of a lesson: that they ran without a network, in time, and in little memory.
+more tests follow the cells of a lesson: that they ran without a network, in time, and in little memory. A lesson that
+asks torch for one thread is marked one_thread: on two cores two of them run side by side without being slower.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ class Lesson(IPyNbFile):
 
     def collect(self) -> Iterator[pytest.Item]:
         """The cells, and then the limits, while the kernel still runs."""
+        if "torch.set_num_threads(1)" in self.path.read_text(encoding="utf-8"):
+            self.add_marker("one_thread")
         yield from super().collect()
         for name, test in LIMITS.items():
             yield Limit.from_parent(self, name=name, test=test)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from kdlib import data
 from kdlib.data import DataModule, InMemoryDataset
+from kdlib.files import lock
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (ROOT / "notebooks", ROOT / "tests" / "browser")
@@ -40,6 +43,31 @@ def stage(item: pytest.Item) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests come first."""
     items.sort(key=stage)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Path]:
+    """made_once("name", fill): a folder of this name that `fill` has filled, once for all workers of xdist.
+
+    What takes seconds to make would otherwise be made by each worker, and again after tests of other files have run
+    in between. No test may change what is in it. (With pytest 9.2, `--dist loadgroup` of xdist 3.8 keeps no group in
+    one worker: https://github.com/pytest-dev/pytest-xdist/issues/1386.)
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # each worker has a folder of its own in there
+
+    def make(name: str, fill: Callable[[Path], Any]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with lock(shared / f"{name}.lock", "", wait=True):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ HERE = Path(__file__).parent
 SCRIPT = str(HERE / "two_processes.py")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("torchrun"),  # in one worker: the fixture's trainings take longest, and then run once
     pytest.mark.skipif(sys.platform == "win32", reason="torchrun on Windows has no gloo by default"),
 ]
 
@@ -31,14 +31,15 @@ def torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess:
     return subprocess.run(full, capture_output=True, text=True, env=environment, timeout=300)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The students of one process and those of two, from the same call."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("one", "two")}
-    done = torchrun(SCRIPT, "methods", str(folders["two"]))
+def train_by_two(folder: Path) -> None:
+    done = torchrun(SCRIPT, "methods", str(folder))
     assert done.returncode == 0, done.stderr
-    fit_all(folders["one"])
-    return folders
+
+
+@pytest.fixture(scope="module")
+def trained(made_once: Callable[..., Path]) -> dict[str, Path]:
+    """The students of one process and those of two, from the same call."""
+    return {"two": made_once("trained-by-two", train_by_two), "one": made_once("trained-by-one", fit_all)}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -116,7 +117,7 @@ def test_values_are_added_up_by_name(trained: dict[str, Path]) -> None:
 
 
 def test_the_command_line_prints_and_writes_once(tmp_path: Path) -> None:
-    options = ["--teacher", "resnet20-fashion", "--student", "resnet8", "--images", "128", "--epochs", "1"]
+    options = ["--teacher", "resnet8-fashion", "--student", "article-student", "--images", "128", "--epochs", "1"]
     options += ["--views", "1", "--batch-size", "64"]
     done = torchrun(SCRIPT, "command", "distill", *options, "--out", str(tmp_path), "--quiet", "--json")
     assert done.returncode == 0, done.stderr

@@ -91,10 +91,10 @@ command.main()
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("teacher") / "small.safetensors"
-    models.save(models.build("resnet8", num_classes=3, in_channels=1, seed=5), path)
-    return str(path)
+def teacher(made_once: Callable[..., Path]) -> str:
+    network = models.build("resnet8", num_classes=3, in_channels=1, seed=5)
+    folder = made_once("teacher-of-the-study", lambda folder: models.save(network, folder / "small.safetensors"))
+    return str(folder / "small.safetensors")
 
 
 @pytest.fixture
@@ -104,15 +104,20 @@ def budget(teacher: str, blobs: DataModule, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(scope="module")
-def finished(teacher: str, blobs: DataModule, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(
+    teacher: str, blobs: DataModule, made_once: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The folder of a whole study: trials of all methods, then the full list with two seeds."""
-    folder = tmp_path_factory.mktemp("finished")
     budget = Budget("blobs", "article-student", teacher, images=48, epochs=1, views=2, device="cpu", precision="fp32")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load", lambda name, **options: blobs)
-        config = StudyConfig(PLANS["full"], budget, (0, 1), folder, folder / "cache", tuning_seeds=(1000,))
-        runner.run(config, progress=False)
-    return folder
+
+    def study(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data, "load", lambda name, **options: blobs)
+            config = StudyConfig(PLANS["full"], budget, (0, 1), folder, folder / "cache", tuning_seeds=(1000,))
+            runner.run(config, progress=False)
+
+    own = tmp_path_factory.mktemp("finished")  # some tests go on with it
+    return shutil.copytree(made_once("finished-study", study), own, dirs_exist_ok=True)
 
 
 def content(path: Path, columns: tuple[str, ...] = RUN_COLUMNS) -> list[dict[str, str]]:
@@ -1884,9 +1889,12 @@ def test_a_damaged_file_beside_the_rows_is_refused_before_anything_runs(
 
 
 @pytest.fixture
-def real(teacher: str) -> Budget:
-    """A budget on data that other processes find as well."""
-    return Budget(images=40, student="article-student", epochs=1, views=1, device="cpu", precision="fp32")
+def real(made_once: Callable[..., Path]) -> Budget:
+    """A budget on data that other processes find as well; all of them ask the teacher for its answers to 15,000."""
+    network = models.build("resnet8w2", num_classes=10, in_channels=1, seed=5)
+    folder = made_once("small-teacher", lambda folder: models.save(network, folder / "small.safetensors"))
+    return Budget(images=40, student="article-student", teacher=str(folder / "small.safetensors"), epochs=1, views=1,
+                  device="cpu", precision="fp32")  # fmt: skip
 
 
 @pytest.mark.slow

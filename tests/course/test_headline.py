@@ -25,7 +25,7 @@ from kdlib.study.predictions import PredictionsFile
 from kdlib.study.runs_file import read_rows, to_text
 
 ROOT = Path(__file__).parents[2]
-SMALL = Job(teacher="resnet8-fashion", student="resnet8", images=200, epochs=2, recipe=Recipe(batch_size=50))
+SMALL = Job(teacher="resnet8-fashion", student="article-student", images=200, epochs=2, recipe=Recipe(batch_size=50))
 
 
 def seeds_of_the_course() -> list[dict[str, str]]:
