@@ -6,8 +6,7 @@
 
 In the last stages of the shipped ResNet-50 the features of a bag are 2.6 times as long as those of most pictures. The
 study's methods "similarity-normalized" and "vid-normalized" divide the teacher's features of each picture by their root
-mean square. Their runs are in data/results/normalized, both methods with the ResNet-50, similarity alone with the
-ResNet-20, and were made by
+mean square. Their runs are in data/results/normalized and were made by
 
     kdlib study --method METHOD --teacher TEACHER --images 10000 --epochs 15 --views 5 --seeds 5
 

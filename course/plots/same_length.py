@@ -26,7 +26,7 @@ def normalized_trials(tables: Mapping[str, pd.DataFrame]) -> Figure:
     tables: by method, "similarity" or "vid", what `normalized_layers.same_settings` returns.
     """
     teachers = _teachers(tables)
-    fig, grid = figure(8.8, 2.7 * len(tables) + 0.5, rows=len(tables), columns=len(teachers), sharey=True,
+    fig, grid = figure(8.8, 2.7 * len(tables) + 0.5, rows=len(tables), columns=len(teachers), sharey="row",
                        sharex="row", squeeze=False)  # fmt: skip
     for row, (method, table) in zip(grid, tables.items(), strict=True):
         role = ROLES[method]
@@ -38,7 +38,7 @@ def normalized_trials(tables: Mapping[str, pd.DataFrame]) -> Figure:
             axes.plot(table["weight"], equal, **role.line("normalised", **look))
             axes.set(xscale="log", title=f"{TITLES[method]}, teacher: {teacher}", xlabel="weight of the loss")
         row[0].set_ylabel("validation accuracy (%)")
-        row[-1].legend(loc="lower right", fontsize=9, frameon=False)
+        row[-1].legend(loc="best", fontsize=9, frameon=False)
     return fig
 
 
