@@ -2,7 +2,7 @@
 
 It is strict whatever the command line says: every cell is compared but those with the tag nbval-ignore-output. Three
 more tests follow the cells of a lesson: that they ran without a network, in time, and in little memory. A lesson that
-asks torch for one thread is marked one_thread: on two cores two of them run side by side without being slower.
+asks torch for one thread is marked one_thread: on two cores two of them run side by side and are hardly slower.
 """
 
 from __future__ import annotations

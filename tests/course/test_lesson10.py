@@ -205,11 +205,11 @@ def test_what_the_lesson_says_of_layers_is_what_the_rows_say() -> None:
     lost = {method: article_claims.better_teacher(method) for method in ("kd", "vid", "similarity")}
     assert [str(one.verdict) for one in lost.values()] == ["INCONCLUSIVE", "LOSES", "LOSES"]
     assert f"by {-lost['vid'].mean:.1f} points with VID, by {-lost['similarity'].mean:.1f} with similarity" in prose
-    for method in normalized_layers.METHODS:
+    for method, largest in {"vid": 4, "similarity": 40}.items():  # one of similarity's two runs learned nothing
         table = normalized_layers.same_settings(method)
         change = (table["ResNet-20, normalised"] - table["ResNet-20"]).abs().sort_values()
         assert change.iloc[-2] < 0.5
-        assert change.iloc[-1] > 4
+        assert change.iloc[-1] > largest
     table = normalized_layers.same_settings("similarity")
     assert f"down to {table['ResNet-50'].min():.0f} %" in prose
     assert table["ResNet-50, normalised"].min() > 88
