@@ -301,7 +301,7 @@ CLASSES = QuestionSpec(
             ),
             Option(
                 "None: teacher and student must have the same classes",
-                "That holds for logits. Features and relations compare what comes before the classes.",
+                "Not even for logits: the student may have a second output. Layers come before the classes.",
             ),
             Option(
                 "Logits, if the student's 7 classes are padded with 493 zeros",
