@@ -148,7 +148,7 @@ def test_with_the_same_settings_a_resnet50s_layers_are_followed_less_well_at_lar
     for sentence in (
         f"of VID the students of the ResNet-20 are ahead by {low:.1f} to {high:.1f} points",
         f"of similarity by {lower:.1f} to {higher:.0f}",
-        f"at the smaller ones by no more than {vid:.1f} and {similarity:.1f}",
+        f"at the smaller ones by less than {math.ceil(10 * vid) / 10} and {math.ceil(10 * similarity) / 10}",
     ):
         assert sentence in prose()
 
