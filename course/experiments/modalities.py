@@ -360,7 +360,7 @@ def rates_of_pairs(folder: Path) -> dict[int, float]:
     if len(rates) < 5:
         raise ValueError(
             f"{path_in(folder)} does not hold the five splits of {PAIRED!r} yet, whose learning rates the grid takes "
-            "over. Run python -m course.experiments.modalities first."
+            f"over. Run python -m course.experiments.modalities --out {folder} first."
         )
     return rates
 
