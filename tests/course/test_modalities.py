@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -254,7 +255,9 @@ def test_settings_are_chosen_on_validation_and_the_test_split_is_read_once(
 
 
 def test_the_grid_wants_the_rates_of_the_pairs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Run python -m course\.experiments\.modalities first"):
+    with pytest.raises(
+        ValueError, match=re.escape(f"Run python -m course.experiments.modalities --out {tmp_path} first")
+    ):
         modalities.run_all(tmp_path, "command", grid=True, log=lambda _: None)
     write_results(tmp_path)
     assert modalities.rates_of_pairs(tmp_path) == dict.fromkeys(range(5), 0.01)
