@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ GAIN = re.compile(r"\b(gains?|gained|ahead|better|higher|improves?|improved)\b",
 LOSS = re.compile(r"\b(loses?|lost|loss|behind|below|worse|less|fewer|lower|falls?|drops?|costs?)\b", re.IGNORECASE)
 CLAUSE = re.compile(r"[,;]\s|\sand\s")
 EMPHASIS = str.maketrans("", "", "*_")
+MARKUP = "` *_"  # around the word of a cell
+ONCE = re.compile(r"(?<!not )(?<!than )(?<!least )\bonce\b(?! (?:per|an?|each|every)\b)", re.IGNORECASE)
 OVER_BASELINE = re.compile(r"\b(?:over|above|against|to|than) (?:the )?(?:hard labels|baseline)\b", re.IGNORECASE)
 TOO_MUCH = re.compile(r"\b(proves?|proven|significant(?:ly)?|certainly|always|guarantees?)\b", re.IGNORECASE)
 # The level of intervals, which is no result: "95 % intervals", "intervals that hold together with 95 %".
@@ -88,6 +91,7 @@ def controls(report: Report, evidence: Evidence) -> Iterator[str]:
             f"answers for other pictures) or another of {', '.join(CONTROLS)}: what is finished is kept."
         )
     shown = set(_results_rows(report))
+    yield from _twice(row["method"].strip(MARKUP) for row in _rows_of_results(report))
     for name in evidence.names:
         if name not in shown:
             kind = "the control" if name in CONTROLS else "the method" if name != "hard" else "the baseline"
@@ -211,7 +215,7 @@ def verdicts(report: Report, evidence: Evidence) -> Iterator[str]:
     results = evidence.results
     of_method = {name: str(results.gain(name).verdict) for name in results.methods if not results.gain(name).problem}
     for name, row in _known_rows(report, evidence).items():
-        if name in of_method and row.get("verdict", "").strip("* ") != of_method[name]:
+        if name in of_method and row.get("verdict", "").strip(MARKUP) != of_method[name]:
             yield f"the verdict of {name} is {of_method[name]}, by its interval; the table has {row.get('verdict')!r}."
     text = report.prose("Conclusion")
     for sentence in _sentences(text):
@@ -261,7 +265,7 @@ def _sentences(text: str) -> list[str]:
 
 def _named(names: Collection[str], sentence: str) -> list[str]:
     """The methods that a sentence names, in its order and as often as it does; label-smoothing also in two words."""
-    text = LABEL_SMOOTHING.sub("label-smoothing", sentence.casefold())
+    text = LABEL_SMOOTHING.sub("label-smoothing", sentence.translate(EMPHASIS).casefold())
     return [word for word in re.findall(r"[\w+-]+", text) if word in names]
 
 
@@ -273,14 +277,16 @@ def conclusion_numbers(report: Report, evidence: Evidence) -> Iterator[str]:
     for name in results.methods:
         gain = results.gain(name)
         known += [100 * value for value in (gain.mean, gain.low, gain.high)]
-    known += [one.value for one in with_units(report.prose("Question"))]
+    goals = [one.value for one in with_units(report.prose("Question"))]
+    known += goals
     known += [100 * float(evidence.student[name]) for name in ("student_accuracy", "agreement")]
     measured = ("accuracy", "float_accuracy", "agreement")
     known += [100 * float(one[name]) for one in evidence.export["formats"] for name in measured]
     for count in ("parameters", "macs", "bytes", "milliseconds"):
         share = 100 * evidence.cost["student"][count] / evidence.cost["teacher"][count]
         known += [share, 100 - share]
-    differences = [100 * (a - b) for a in _means(evidence) for b in _means(evidence)]
+    means = [100 * mean for mean in _means(evidence)]
+    differences = [a - b for a in (*means, *goals) for b in means]
     for one in with_units(LEVEL.sub("", report.prose("Conclusion"))):
         # "Loses by 1.2 points" has no sign, where the rows have one.
         if not any(one.agrees(value) or (not one.signed and one.agrees(abs(value))) for value in known + differences):
@@ -297,9 +303,9 @@ def _turned_gains(report: Report, evidence: Evidence, known: Collection[float]) 
     losses = {name: 100 * gain.mean for name, gain in gains.items() if not gain.problem and gain.mean < 0}
     for sentence in _sentences(report.prose("Conclusion")):
         turned: list[tuple[str, str]] = []
-        if GAIN.search(sentence) and not LOSS.search(sentence):
-            turned += [(name, one.text) for name, one in _without_minus(sentence, gains, losses)]
         for part in (sentence, *CLAUSE.split(sentence)):
+            if GAIN.search(part) and not LOSS.search(part):
+                turned += [(name, one.text) for name, one in _without_minus(part, gains, losses)]
             words = OVER_BASELINE.sub("", part.translate(EMPHASIS))
             if not LOSS.search(VERDICT.sub("", words)):  # "+6.4 points behind" says how large the loss is
                 turned += [
@@ -335,7 +341,7 @@ def _means(evidence: Evidence) -> list[float]:
 def test_set(report: Report, evidence: Evidence) -> Iterator[str]:
     """The test pictures were read once, after everything was chosen; the report says so, and the files do."""
     said = report.bullets("Method")
-    if "once" not in said.get("test set", "").lower():
+    if ONCE.search(said.get("test set", "")) is None:
         yield (
             "the section Method has no '- test set: read once, ...'. Say when it was read, and that nothing "
             "was chosen by it."
@@ -444,7 +450,9 @@ def cost(report: Report, evidence: Evidence) -> Iterator[str]:
             f"the costs were measured on pictures of {timed}, and the study is of {studied}: the size of the pictures "
             "decides MACs and times. Measure them with the data of the study."
         )
-    rows = {row.get("network", "").lower(): row for table in report.tables("Cost") for row in table}
+    networks = [row for row in _rows_of_costs(report) if "network" in row]
+    yield from _twice(row["network"].strip(MARKUP).lower() for row in networks)
+    rows = {row["network"].strip(MARKUP).lower(): row for row in networks}
     for role in ("teacher", "student"):
         if role not in rows:
             yield f"the table of costs has no row {role!r} in the column 'network'."
@@ -473,7 +481,9 @@ def _shown(number: float) -> str:
 
 
 def _files(report: Report, evidence: Evidence) -> Iterator[str]:
-    rows = {row["format"].lower(): row for table in report.tables("Cost") for row in table if "format" in row}
+    formats = [row for row in _rows_of_costs(report) if "format" in row]
+    yield from _twice(row["format"].strip(MARKUP).lower() for row in formats)
+    rows = {row["format"].strip(MARKUP).lower(): row for row in formats}
     for one in evidence.export["formats"]:
         if one["format"] not in rows:
             yield f"the exported file {one['format']} has no row in a table with the column 'format'."
@@ -520,8 +530,22 @@ def _words(command: str) -> list[str]:
 
 def _results_rows(report: Report) -> dict[str, dict[str, str]]:
     """The rows of the table of results by method."""
-    rows = [row for table in report.tables("Results") for row in table if {"method", "accuracy %"} <= row.keys()]
-    return {row["method"].strip("` *"): row for row in rows}
+    return {row["method"].strip(MARKUP): row for row in _rows_of_results(report)}
+
+
+def _rows_of_results(report: Report) -> list[dict[str, str]]:
+    return [row for table in report.tables("Results") for row in table if {"method", "accuracy %"} <= row.keys()]
+
+
+def _rows_of_costs(report: Report) -> list[dict[str, str]]:
+    return [row for table in report.tables("Cost") for row in table]
+
+
+def _twice(names: Iterable[str]) -> Iterator[str]:
+    """Of two rows of one name a reader may take the wrong one."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield f"there are two rows of {name} in the tables. Keep the one that the files say."
 
 
 def _known_rows(report: Report, evidence: Evidence) -> dict[str, dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class Report:
         """The lines in the blocks of code of a section; a backslash at the end joins a line to the next."""
         blocks = re.findall(r"^```\w*\n(.*?)^```", self.sections[section], re.MULTILINE | re.DOTALL)
         joined = re.sub(r"\\\n\s*", " ", "\n".join(blocks))
-        return [line.strip() for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        lines = (line.strip().removeprefix("$ ") for line in joined.splitlines())
+        return [line for line in lines if line and not line.startswith("#")]
 
     def changed(self, section: str, old: str, new: str) -> Report:
         """The report with one text of a section for another; ValueError if it is not there."""
@@ -94,12 +96,26 @@ def read_report(path: str | Path) -> Report:
     missing = [name for name in FRONT_MATTER if not front.get(name)]
     if missing:
         raise ValueError(f"The front matter of {path} does not say: {', '.join(missing)}.")
-    parts = re.split(r"^## +(.+?)[ \t]*$", text[opening.end() :], flags=re.MULTILINE)
-    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    heading, found = _split(text[opening.end() :])
+    for name, count in Counter(name for name, _ in found).items():
+        if count > 1:
+            raise ValueError(f"{path} has the section ## {name} twice. Keep one.")
+    sections = dict(found)
     absent = [name for name in SECTIONS if not sections.get(name, "").strip()]
     if absent:
         raise ValueError(
             f"{path} has no section {', '.join(f'## {name}' for name in absent)}, or nothing in it. A report has: "
             f"{', '.join(SECTIONS)}."
         )
-    return Report(path, front, parts[0], sections)
+    return Report(path, front, heading, sections)
+
+
+def _split(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """What stands before the first heading, and each heading with its text; "## " in a block of code is none."""
+    without = re.sub(
+        r"^```.*?^```", lambda block: re.sub(r"[^\n]", " ", block[0]), text, flags=re.MULTILINE | re.DOTALL
+    )
+    headings = list(re.finditer(r"^## +(.+?)[ \t]*$", without, flags=re.MULTILINE))
+    ends = [*(one.start() for one in headings[1:]), len(text)]
+    found = [(one[1], text[one.end() : end]) for one, end in zip(headings, ends, strict=True)] if headings else []
+    return text[: headings[0].start()] if headings else text, found

@@ -189,6 +189,10 @@ class Patient:
             text = "Each batch is right, but now the training sees one order in every epoch. Its own loader has to "
             text += "shuffle; where answers are stored, another one need not."
             return Feedback(Outcome.WRONG, text, "order")
+        if any(one != cured.steps()[0] for one in trial.steps):
+            text = "Each gradient is right, but the optimiser makes another step of it: its kind or its options, such "
+            text += "as the learning rate, are others than the author's. Change only what is wrong."
+            return Feedback(Outcome.WRONG, text, "another training")
         before, after = (100 * one.accuracies[-1] for one in (self.course(), trial.course))
         text = f"It trains as described. In this one run: {before:.1f} % before, {after:.1f} % now, "
         text += f"{100 * self.control().accuracies[-1]:.1f} % by hard labels alone."
@@ -227,7 +231,7 @@ class _Trial:
     """What a changed script does.
 
     gradient: the first one. large: the same for a student's logits of +-LARGE. hotter: the same at twice the
-    temperature, if the script still sets it where it did.
+    temperature, if the script still sets it where it did. steps: what `Trainer.steps` says of the optimiser.
     """
 
     report: Report
@@ -235,6 +239,7 @@ class _Trial:
     large: Tensor
     hotter: Tensor | None
     shuffles: bool
+    steps: list[dict[str, Any]]
     course: Course
 
 
@@ -245,7 +250,8 @@ def _try(text: str) -> str | _Trial:
         report, gradient, large = trainer.examine(), trainer.first_gradient(), trainer.first_gradient(LARGE)
         other = script.hotter(text)
         hotter = None if other is None else script.prepare(other).first_gradient()
-        return _Trial(report, gradient, large, hotter, trainer.loader.shuffle, script.prepare(text).fit())
+        shuffles, steps = trainer.loader.shuffle, trainer.steps()
+        return _Trial(report, gradient, large, hotter, shuffles, steps, script.prepare(text).fit())
     except ScriptError as error:
         return str(error)
     except Exception as error:

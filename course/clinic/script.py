@@ -47,6 +47,8 @@ def edited(text: str, changes: Mapping[int, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+# What stands in an optimiser's group of weights, and does not decide where its step leads.
+OF_NO_STEP = {"params", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
 TEMPERATURE = re.compile(r"^T, ALPHA = ([\d.]+)", re.MULTILINE)
 
 
@@ -93,6 +95,12 @@ class Trainer:
         rest = torch.cat([torch.zeros(1), *(one.flatten() for one in parts[len(own) :])])
         size = torch.tensor([float(rest.numel()), rest.norm().item()])
         return torch.cat([*(one.flatten() for one in parts[: len(own)]), size])
+
+    def steps(self) -> list[dict[str, Any]]:
+        """How the optimiser makes a step, group by group: its kind, and the options that decide where a step leads."""
+        kind = type(self.optimizer).__name__
+        groups = self.optimizer.param_groups
+        return [{"kind": kind} | {name: one[name] for name in one.keys() - OF_NO_STEP} for one in groups]
 
     def _everything(self) -> Batch:
         return self.loader.images, self.loader.labels, torch.arange(len(self.loader.images))

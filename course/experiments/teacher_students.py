@@ -26,7 +26,15 @@ import torch
 from torch import nn
 
 from course.experiments.rows import make_missing, refuse_other_budget, score, versions
-from course.experiments.teachers import DATA, TEACHERS, Calibrated, load_teacher, path_of, teacher_named
+from course.experiments.teachers import (
+    DATA,
+    TEACHERS,
+    Calibrated,
+    load_teacher,
+    path_of,
+    refuse_another_network,
+    teacher_named,
+)
 from kdlib import data, devices, measure, models, train
 from kdlib.data import Augmentation, DataModule, IndexedDataset
 from kdlib.errors import check_whole, unknown_name
@@ -225,7 +233,7 @@ class Experiment:
         check_whole(1, TUNING_SEED, seeds=seeds)
         for name in teachers:
             if name != SMOOTHED:
-                teacher_named(name)
+                refuse_another_network(teacher_named(name), self.folder, self.out)
         for name in students:
             if name not in STUDENTS:
                 raise unknown_name("student", name, STUDENTS)

@@ -31,7 +31,7 @@ from kdlib.data import DataModule, data_dir
 from kdlib.errors import check_whole, unknown_name
 from kdlib.methods import HardLabels, Logit, Method
 from kdlib.study.report import update_readme
-from kdlib.study.runs_file import RunsFile, SessionLog
+from kdlib.study.runs_file import RunsFile, SessionLog, read_rows
 from kdlib.teachers import Ensemble, FrozenTeacher
 
 DATA = "fashion-mnist"
@@ -62,6 +62,7 @@ class Training:
     teacher: str | None = None
 
 
+ANEW = "Train it and its students in a folder of their own: give both commands --out FOLDER."
 TRAININGS = {
     "resnet8": Training("resnet8"),
     "resnet14": Training("resnet14"),
@@ -173,9 +174,27 @@ def train_network(name: str, fashion: DataModule, folder: Path, epochs: int) -> 
 
 
 def load_network(name: str, folder: Path) -> nn.Module:
-    """A network that was trained here, or a shipped one; its name may have a folder, as students/kd/seed-0."""
+    """A network that was trained here, or a shipped one; its name may have a folder, as students/kd/seed-0.
+
+    Raises ValueError for one that has to be trained first.
+    """
     path = path_of(name, folder)
+    if not path.exists() and name.partition(", ")[0] in TRAININGS:
+        raise ValueError(f"{path} is not there, a network that is not shipped. {ANEW}")
     return models.load(path if path.exists() else name)
+
+
+def refuse_another_network(teacher: Teacher, folder: Path, out: Path) -> None:
+    """Raise ValueError where a teacher that was trained here is not the network of its row in `out`.
+
+    The rows of its students know it by its name: those of two networks would be taken for students of one.
+    """
+    path = path_of(teacher.networks[0], folder)
+    if teacher.training is None or not path.exists():
+        return
+    noted = [row["fingerprint"] for row in read_rows(teachers_path(out)) if row["teacher"] == teacher.name]
+    if noted and noted != [FrozenTeacher(models.load(path)).fingerprint[:16]]:
+        raise ValueError(f"{teacher.name!r} is another network than the one of its row in {teachers_path(out)}. {ANEW}")
 
 
 class Calibrated(nn.Module):

@@ -71,6 +71,8 @@ def _weights() -> list[Case]:
     tiny = torch.tensor([[0.9, -0.4, 0.1], [-6.0, 2.5, 0.7]])
     dead = torch.randn(3, 2, 2, 2, generator=generator)
     dead[1] = 0
+    faint = 0.003 * torch.randn(3, 4, generator=torch.Generator().manual_seed(22))
+    limit = "A limit as large as a step rounds small filters away. It is there for 0 only: clamp(min=1e-12)."
     advice = "Its step is 0, and 0/0 is NaN. Dividing by step.clamp(min=1e-12) leaves zeros zero."
     return [
         Case((tiny, 3)),
@@ -79,6 +81,7 @@ def _weights() -> list[Case]:
         case(8, 6, 7),
         case(3, 3, 4, 1, 5),
         Case((dead, 4), "a filter of zeros only", advice),
+        Case((faint, 8), "small filters", limit),
     ]
 
 

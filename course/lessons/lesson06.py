@@ -167,7 +167,7 @@ VID = CodeSpec(
     "code",
     "medium",
     7,
-    "The lesson's last formula of VID has a variance v for each channel. For a channel with mean squared error e, the "
+    "The lesson's first formula of VID has a variance v for each channel. For a channel with mean squared error e, the "
     "best v is e itself. Put it in, with means for sums: half the mean, over the channels, of log(e) + 1 is left. "
     "Write vid_best(predicted, teacher_map): the projected student's map and the teacher's, both B x D x H x W; e is "
     "the mean over pictures and positions. The result is one number.",

@@ -392,6 +392,77 @@ def test_the_goal_of_the_question_may_stand_in_the_conclusion(good: Path) -> Non
         report.changed("Limits", "no such text", "")
 
 
+def twice(line: str, false: str) -> Callable[[str], str]:
+    """The text with a false line before the one that begins so."""
+    return lambda text: re.sub(rf"^(?={re.escape(line)})", f"{false}\n", text, count=1, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "false", "message"),
+    [
+        ("Results", "| kd |", "| kd | 5 | 70.00 | +2.61 | +0.40 to +4.80 | BEATS |", "two rows of kd"),
+        ("Cost", "| teacher |", "| teacher | 1 | 1 | 1 | 0.1 |", "two rows of teacher"),
+        ("Cost", "| onnx |", "| onnx | 1 | 99.9 |", "two rows of onnx"),
+    ],
+)
+def test_a_row_that_stands_twice_is_found(section: str, line: str, false: str, message: str) -> None:
+    report = capstone.read_report(EXAMPLE)
+    changed = twice(line, false)(report.sections[section])
+    assert changed != report.sections[section]
+    report = replace(report, sections={**report.sections, section: changed})
+    found = capstone.check(report, capstone.read_evidence(report))
+    assert any(message in one for one in found), found
+
+
+def test_a_section_that_stands_twice_is_found(good: Path, tmp_path: Path) -> None:
+    path = tmp_path / "twice.md"
+    path.write_text(good.read_text().replace("## Conclusion", "## Conclusion\n\nkd is better.\n\n## Conclusion"))
+    with pytest.raises(ValueError, match="has the section ## Conclusion twice"):
+        capstone.read_report(path)
+
+
+@pytest.mark.parametrize(
+    ("said", "accepted"),
+    [
+        ("read once, after all was chosen; nothing was chosen by it", True),
+        ("once, at the end of each run", True),
+        ("read more than once, and the best epoch was chosen by it", False),
+        ("read after every epoch, not once", False),
+        ("read once an epoch", False),
+        ("read once per epoch", False),
+        ("at least once", False),
+    ],
+)
+def test_the_test_set_is_read_once_and_not_more_often(said: str, accepted: bool) -> None:
+    report = capstone.read_report(EXAMPLE)
+    line = next(line for line in report.sections["Method"].splitlines() if line.startswith("- test set:"))
+    text = re.sub(r"- test set:.*(?:\n[ \t]+\S.*)*", f"- test set: {said}", report.sections["Method"])
+    assert line not in text
+    report = replace(report, sections={**report.sections, "Method": text})
+    found = capstone.check(report, capstone.read_evidence(report))
+    assert any("'- test set: read once" in one for one in found) != accepted, found
+
+
+def test_a_table_of_costs_may_have_markdown_in_its_cells(good: Path) -> None:
+    report = capstone.read_report(EXAMPLE)
+    marked = {"| teacher |": "| **teacher** |", "| onnx |": "| `onnx` |", "| kd |": "| `kd` |", "LOSES |": "`LOSES` |"}
+    sections = dict(report.sections)
+    for old, new in marked.items():
+        for name in ("Results", "Cost"):
+            sections[name] = sections[name].replace(old, new)
+    assert all(any(new in text for text in sections.values()) for new in marked.values())
+    report = replace(report, sections=sections)
+    assert capstone.check(report, capstone.read_evidence(report)) == []
+
+
+def test_commands_may_have_comments_and_prompts(good: Path, tmp_path: Path) -> None:
+    path = copy_of(good, tmp_path)
+    text = path.read_text()
+    assert "\nkdlib study" in text
+    path.write_text(text.replace("\nkdlib study", "\n## the study\n$ kdlib study"))
+    assert faults(path) == []
+
+
 # What the files say, whatever the report says.
 
 
@@ -869,6 +940,9 @@ def test_a_wrong_claim_in_plain_words_is_found() -> None:
         "kd LOSES, label-smoothing is INCONCLUSIVE, and plain training has +6.4 points over kd.",
         "kd LOSES: -6.4 points, and not +6.4 points.",
         "shuffled LOSES: -57.2 points. From kd to hard labels it is +6.4 points.",
+        "_kd_ LOSES: -6.4 points, and __label-smoothing__ is INCONCLUSIVE.",
+        "kd LOSES: 60.95 % misses the goal of 75 % by 14.05 points.",
+        "kd LOSES. Label smoothing, the best by its mean, is 6.54 points short of the goal.",
     ],
 )
 def test_what_the_files_say_may_be_said(text: str) -> None:
@@ -904,6 +978,11 @@ def test_what_the_files_say_may_be_said(text: str) -> None:
         ("kd LOSES, at 46 % of the teacher's parameters.", "has 46, which no file gives"),
         ("kd LOSES, and label-smoothing reaches 95 %.", "has 95, which no file gives"),
         ("By its interval kd LOSES. The teacher is right on 95 %.", "has 95, which no file gives"),
+        ("Label smoothing is INCONCLUSIVE, and kd gains 6.4 points. So kd LOSES.", "calls 6.4 a gain of kd"),
+        ("kd gains 6.4 points, more than shuffled. So kd LOSES.", "calls 6.4 a gain of kd"),
+        ("_kd_ BEATS hard labels.", "says BEATS of kd, and its interval says LOSES"),
+        ("__kd__ BEATS hard labels.", "says BEATS of kd, and its interval says LOSES"),
+        ("kd LOSES: it misses the goal of 75 % by 14.55 points.", "has 14.55, which no file gives"),
     ],
 )
 def test_what_the_files_do_not_say_is_found(text: str, message: str) -> None:

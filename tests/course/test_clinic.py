@@ -275,7 +275,8 @@ RIGHT: list[tuple[int, dict[str, str]]] = [
     (
         8,
         {
-            "optimizer =": "optimizer = torch.optim.SGD([*projector.parameters(), *student.parameters()], 0.05)",
+            "optimizer =": "weights = [*projector.parameters(), *student.parameters()]\n"
+            "optimizer = torch.optim.SGD(weights, 0.05, momentum=0.9)",
             "student_features = ": "",
             "hint = ": "hint = F.mse_loss(projector(student.features(images)), teacher_features)",
         },
@@ -318,7 +319,13 @@ def test_right_treatments_pass_however_they_are_written(number: int, pairs: dict
 
 
 SUMMED = "divergences = F.kl_div(F.log_softmax(logits / T, dim=1), targets, reduction='none').sum(dim=1)"
+ZERO = "optimizer = torch.optim.SGD(student.parameters(), 0.0, momentum=0.9)"
+ADAM = "optimizer = torch.optim.Adam(student.parameters(), LEARNING_RATE)"
+TENTH = "optimizer = torch.optim.SGD(student.parameters(), LEARNING_RATE / 10, momentum=0.9)"
 WRONG: list[tuple[int, dict[str, str], str]] = [
+    (5, {"optimizer =": ZERO}, "another training"),
+    (5, {"optimizer =": ADAM}, "another training"),
+    (5, {"optimizer =": TENTH}, "another training"),
     (1, {}, "still there"),
     (1, {"student_probabilities = F": "student_probabilities = logits / T"}, "still there"),
     (1, {"student_probabilities = F": "student_probabilities = F.softmax(logits / T, dim=1).log()"}, "loss-extremes"),

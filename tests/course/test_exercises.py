@@ -517,6 +517,23 @@ def test_what_torch_says_of_truth_values_and_gradients_gets_advice(
     assert "power" not in text_of(found)
 
 
+@pytest.mark.parametrize(
+    "nearly",
+    [
+        lambda n, precision: 1.0005 * lesson01.size_in_bytes(n, precision),
+        lambda n, precision: lesson01.size_in_bytes(n, precision) + 100 * (n > 1_000),
+    ],
+    ids=["by a thousandth", "by a hundred"],
+)
+def test_bytes_are_counted_exactly(nearly: Callable[[int, str], float]) -> None:
+    assert grade(nearly, "size_in_bytes", "01").outcome is Outcome.WRONG
+
+
+def test_bytes_may_be_a_float() -> None:
+    found = grade(lambda n, precision: float(lesson01.size_in_bytes(n, precision)), "size_in_bytes", "01")
+    assert found.outcome is Outcome.CORRECT
+
+
 def test_the_next_step_is_taken_with_the_input_that_failed() -> None:
     found = text_of(grade(lambda n, precision: n * int(precision[2:]) / 8, "size_in_bytes", "01"))
     assert "'int8'" in found

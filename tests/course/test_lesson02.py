@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from course import code_grading
+from course import code_grading, exercises
 from course.grading import Outcome, grade_question
 from course.lessons import lesson02
 from kdlib import compress, models
@@ -94,3 +94,14 @@ def test_the_measurement_decides_the_prediction(gain: float, letter: str) -> Non
 @pytest.mark.parametrize("gain", [float("nan"), 300.0, "much"])
 def test_what_is_no_gain_is_an_error(gain: object) -> None:
     assert grade_question(lesson02.SHORT, "a", gain).outcome is Outcome.ERROR
+
+
+def test_a_limit_that_ruins_small_filters_is_refused() -> None:
+    def limited(weight: Tensor, bits: int) -> Tensor:
+        rows = weight.flatten(1)
+        step = (rows.abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 1)).clamp(min=1e-3)
+        return ((rows / step).round() * step).reshape(weight.shape)
+
+    found = exercises.load("02").round_weights.grade(limited)
+    assert found.outcome is Outcome.WRONG
+    assert "clamp(min=1e-12)" in str(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from kdlib import models
 from kdlib.data import DataModule, data_dir
 from kdlib.search.task import pack, unpack
 from kdlib.study.runs_file import RunsFile, read_rows
+from kdlib.teachers import FrozenTeacher
 from kdlib.verdict import Verdict
 
 # --- invented rows
@@ -526,6 +528,25 @@ def test_unread_files_of_rows(tmp_path: Path) -> None:
     write_students(tmp_path, ("article-student",))
     rows = read_rows(Budget().path("teachers-students", tmp_path))
     assert len(rows) == SEEDS * (1 + len(TEACHERS))
+
+
+def test_students_of_another_network_of_the_same_name_are_refused(made: list[Run], tmp_path: Path) -> None:
+    """To train a teacher anew, on another machine for instance, gives another network: its students are others, too."""
+    path = teachers.path_of("resnet8", tmp_path / "networks")
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not there.*--out FOLDER"):
+        teachers.load_network("resnet8", path.parent)
+    networks = [models.build("resnet8", num_classes=10, in_channels=1, seed=seed) for seed in (0, 1)]
+    path.parent.mkdir()
+    models.save(networks[0], path, half=True)
+    fingerprint = FrozenTeacher(models.load(path)).fingerprint[:16]
+    file = RunsFile(teachers.teachers_path(tmp_path), teachers.TEACHER_COLUMNS, log=lambda text: None)
+    with file.open():
+        file.append({"teacher": "resnet8", "fingerprint": fingerprint})
+    assert len(run(tmp_path, ["resnet8"], seeds=1)) == 2
+    models.save(networks[1], path, half=True)
+    with pytest.raises(ValueError, match="'resnet8' is another network than the one of its row"):
+        run(tmp_path, ["resnet8"], seeds=2)
+    assert {row["seed"] for row in read_rows(Budget(100).path("teachers-students", tmp_path))} == {"0"}
 
 
 def test_a_network_that_was_trained_for_other_epochs_is_refused(fashion: DataModule, tmp_path: Path) -> None:
