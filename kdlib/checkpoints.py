@@ -233,6 +233,17 @@ def plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return [{name: _plain(value) for name, value in group.items()} for group in groups]
 
 
+def refuse_unwritable(groups: list[dict[str, Any]]) -> None:
+    """Raise TypeError for what an optimiser's groups hold and no file can, before an epoch is lost by it."""
+    for group in groups:
+        for name, value in group.items():
+            if not files.is_description(value):
+                raise TypeError(
+                    f"The optimiser's option {name!r} is a {type(value).__name__}, which no checkpoint can hold. "
+                    "Take a number or a text, keep it outside of the optimiser's groups, or leave out the checkpoint."
+                )
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]

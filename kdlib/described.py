@@ -192,6 +192,19 @@ def parameters_of(function: Any) -> list[inspect.Parameter]:
     return list(signature.parameters.values())
 
 
+def takes(function: Any, count: int) -> bool:
+    """Whether a function can be called with so many arguments; one that does not tell what it takes is believed."""
+    try:
+        signature = inspect.Signature(parameters_of(function))
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
 def _constants(code: types.CodeType, doc: str | None) -> list[Any]:
     # Since Python 3.14 a small whole number stands in the instruction that loads it, and not among the constants; since
     # 3.15 True, False, -1 and "" as well, beside functions such as `all`, which are no constants of the code's own.

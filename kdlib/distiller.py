@@ -340,7 +340,7 @@ class Distiller(nn.Module):
                 f"{type(self.teacher).__name__} gave a {_kind(output)}; a teacher gives a kdlib.hooks.ModelOutput: "
                 "ModelOutput(logits)."
             )
-        return output
+        return output.outside_inference()
 
     def _checked_terms(
         self, student: ModelOutput, teacher: ModelOutput | None, labels: Tensor | None
@@ -413,8 +413,13 @@ class Distiller(nn.Module):
         self._warn_of_eval_mode()
         labels = self.adapter.labels_of(batch)  # first: labels that are not there are no matter of the networks
         teacher = self._teacher_output(batch)
-        with nullcontext(self.extractor) if self.extractor.active else self.extractor as extractor:
-            output = extractor(self.adapter.student_inputs_of(batch))
+        inputs = self.adapter.student_inputs_of(batch)
+        active = nullcontext(self.extractor) if self.extractor.active else self.extractor
+        with (
+            active as extractor,
+            refuse_writes("student", inputs),
+        ):  # once more: in train mode it may
+            output = extractor(inputs)
         if teacher is not None:
             teacher = teacher.float().to(output.logits.device)
         student, teacher, labels = self._prepare(batch, output.float(), teacher, labels)

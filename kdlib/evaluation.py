@@ -207,7 +207,7 @@ def _evaluate_batches(
             if loss is None and elsewhere and not row_labels.is_floating_point():
                 check_labels(row_labels.cpu(), rows)  # here: a wrong one would stop the program on CUDA
             # Not torch's own cross-entropy, which leaves out labels of -100 and is silent about it.
-            value = losses.label_smoothing(rows, row_labels, 0.0) if loss is None else loss(rows, row_labels)
+            value = losses.label_smoothing(rows, row_labels, 0.0) if loss is None else _mean(loss, rows, row_labels)
             judged = is_judged(row_labels, rows, task)
             counted = int(has_label(row_labels).sum()) if judged else len(rows)
             if counted:
@@ -237,8 +237,20 @@ def _evaluate_batches(
     kept.clear()  # of many classes they are gigabytes
     if loss is not None and all_rows is not None and all_labels is not None and not within_batch:
         # At once: with weights of classes a mean over batches would depend on their size.
-        mean = loss(all_rows.to(config.device), all_labels).item()
+        mean = _mean(loss, all_rows.to(config.device), all_labels).item()
     return Metrics(right / count, mean, all_rows if keep_logits else None)  # type: ignore[arg-type]
+
+
+def _mean(loss: HardLoss, rows: Tensor, labels: Any) -> Tensor:
+    """What a loss of the user's own gives; ValueError unless it is a single number."""
+    found = loss(rows, labels)
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        kind = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ValueError(
+            f"A loss gives a tensor of one number, its mean over the rows; this one gave {kind}. Of torch's losses "
+            'that is reduction="mean".'
+        )
+    return found
 
 
 def _divisor(loss: HardLoss | None, labels: Any, rows: int) -> float:

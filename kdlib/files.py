@@ -251,6 +251,15 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
+def is_description(value: Any) -> bool:
+    """Whether `save_tensors` can write this beside its tensors."""
+    try:
+        json.dumps(value, default=_plain_number)
+    except (TypeError, ValueError):  # ValueError: an object that holds itself
+        return False
+    return True
+
+
 def _plain_number(value: Any) -> Any:
     """What JSON can hold of a number of NumPy's or a tensor of one; TypeError, which names it, for anything else."""
     if hasattr(value, "item"):

@@ -42,13 +42,19 @@ class ModelOutput:
 
     def float(self) -> ModelOutput:
         """The same in float32: losses are computed in it, whatever the network ran in. `raw` stays as it is."""
-        logits = self.logits if self.logits is None else self.logits.float()
-        return ModelOutput(logits, {name: output.float() for name, output in self.features.items()}, self.raw)
+        return self._changed(Tensor.float)
 
     def to(self, device: torch.device) -> ModelOutput:
         """The same on this device. `raw` stays where it is."""
-        logits = self.logits if self.logits is None else self.logits.to(device)
-        return ModelOutput(logits, {name: output.to(device) for name, output in self.features.items()}, self.raw)
+        return self._changed(lambda one: one.to(device))
+
+    def outside_inference(self) -> ModelOutput:
+        """The same with copies of what was computed in inference mode, which no backward pass can use."""
+        return self._changed(lambda one: one.clone() if one.is_inference() else one)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> ModelOutput:
+        logits = self.logits if self.logits is None else change(self.logits)
+        return ModelOutput(logits, {name: change(output) for name, output in self.features.items()}, self.raw)
 
 
 class LayerName(NamedTuple):

@@ -173,7 +173,8 @@ def check_optimizer(
             if not isinstance(value, Tensor) or not of_torch:  # of others nobody knows what they keep
                 continue
             fits = value.numel() <= 1 or _may_belong_to(tuple(value.shape), shape)
-            if not value.is_floating_point() or not fits:
+            of_kind = value.is_floating_point() or (value.is_complex() and parameters[number].is_complex())
+            if not of_kind or not fits:
                 raise ValueError(f"its {name} of parameter {number} is {tuple(value.shape)}, {value.dtype}")
 
 

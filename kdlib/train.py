@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -131,6 +132,11 @@ def fit(
     out of the data; TypeError for data or a teacher of another kind, OSError where the checkpoint could not be written,
     `errors.DivergedError`, a FloatingPointError, when a loss or a weight is not finite.
     """
+    if not torch.is_grad_enabled():
+        raise ValueError(
+            "Gradients are switched off, so nothing can be trained: call fit outside of torch.no_grad() and "
+            "torch.inference_mode(), or torch.set_grad_enabled(True) before it."
+        )
     distributed.warn_if_alone()
     check_flags(compile=compile, resume=resume, other_threads=other_threads, progress=progress)
     if test is not None:
@@ -245,7 +251,13 @@ def _copy(method: Method, *networks: Any) -> Method:
     modules = (one.model if isinstance(one, FrozenTeacher) else one for one in networks)
     held = [one for one in modules if isinstance(one, nn.Module)]
     kept = (part for one in held for part in (*one.modules(), *one.parameters(), *one.buffers()))
-    return copy.deepcopy(method, {id(part): part for part in kept})
+    try:
+        return copy.deepcopy(method, {id(part): part for part in kept})
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"The method, {type(method).__name__}, cannot be copied ({error}), and fit trains a copy of it. Keep what "
+            "no copy can have, such as a lock, an open file or an iterator, outside of it."
+        ) from error
 
 
 __all__ = ["Metrics", "Recipe", "Result", "evaluate", "fit"]

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from kdlib import devices, distributed, models
 from kdlib.batches import IndexedBatches, LoaderBatches, count_samples, process_seed
-from kdlib.checkpoints import Checkpointer, plain_groups
-from kdlib.described import describe, names_in, numbers_of, own_modules, set_numbers, settings
+from kdlib.checkpoints import Checkpointer, plain_groups, refuse_unwritable
+from kdlib.described import describe, names_in, numbers_of, own_modules, set_numbers, settings, takes
 from kdlib.distiller import Distiller
 from kdlib.errors import LARGEST_WHOLE, as_whole, few
 from kdlib.evaluation import accuracy, has_label, is_judged
@@ -29,7 +29,7 @@ from kdlib.guards import keep_modes
 from kdlib.methods import Method
 from kdlib.recipes import Recipe
 from kdlib.tasks import NothingCounts
-from kdlib.teachers import CachedTeacher
+from kdlib.teachers import CachedTeacher, FunctionTeacher
 from kdlib.training_log import COLUMNS, LABELLED, TrainingLog
 
 MOST_EPOCHS = 1_000_000_000
@@ -83,6 +83,11 @@ class Trainer:
             raise TypeError(
                 "on_epoch_end is a function of the epoch's number and the student; got "
                 f"{type(self.on_epoch_end).__name__}."
+            )
+        if self.on_epoch_end is not None and not takes(self.on_epoch_end, 2):
+            raise TypeError(
+                "on_epoch_end is called with two arguments, the epoch's number and the student: lambda epoch, student: "
+                "print(epoch). The function that was given does not take two."
             )
         unmeasured = not self.distiller.task.has_classes and self.method.hard_loss is None
         if unmeasured and isinstance(self.batches, LoaderBatches) and self.batches.validation is not None:
@@ -199,6 +204,8 @@ class Trainer:
                 refuse_extra_state({f"{part}/{name}": value for name, value in module.state_dict().items()})
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.options = plain_groups(self.optimizer)  # as it begins: some count in their groups
+        if self.checkpointer.path is not None:
+            refuse_unwritable(self.options)
 
     def _check_validation(self) -> None:
         """Evaluate a little of the validation data: what cannot be evaluated is said now, and not after an epoch."""
@@ -406,6 +413,9 @@ class Trainer:
         """What the method's text does not show: attributes, layers, and what functions of the user's compute with."""
         given = {f"adapter.{name}": value for name, value in vars(self.distiller.adapter).items() if value is not None}
         given |= {"optimizer": self.make_optimizer} if self.make_optimizer else {}
+        teacher = self.distiller.teacher
+        if isinstance(teacher, FunctionTeacher) and self.method.needs_teacher:
+            given["teacher"] = teacher.function
         known = self._trained()
         return self._describe_method() | {name: describe(value, known) for name, value in given.items()}
 

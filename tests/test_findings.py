@@ -25,7 +25,7 @@ from kdlib.study.analysis import Results
 from kdlib.study.method_specs import FAMILIES, METHODS
 from kdlib.study.plans import CONTROLS, FULL, PLANS, RunConfig, TunedSettings
 from kdlib.study.predictions import PredictionsFile
-from kdlib.study.runs_file import RUN_COLUMNS, RunsFile, read_frame, read_rows
+from kdlib.study.runs_file import RUN_COLUMNS, RunsFile, machine_info, read_frame, read_rows
 from kdlib.verdict import Verdict
 
 BY_HAND = {  # three seeds
@@ -284,6 +284,30 @@ def test_times_of_different_machines_are_not_compared(tmp_path: Path) -> None:
     assert found.cost("shuffled").seconds_per_epoch > 0
     path.with_suffix(".json").write_text(json.dumps({"sessions": [first | {"rows": [1, 100]}]}))
     assert load(tmp_path).cost("shuffled").num_pairs == 5
+
+
+@pytest.mark.parametrize(("device", "pairs"), [("cuda, bfloat16", 0), ("cpu, bfloat16", 5)])
+def test_times_of_different_gpus_are_not_compared(tmp_path: Path, device: str, pairs: int) -> None:
+    path = write(tmp_path, "full")
+    write(tmp_path, "controls")
+    rows = read_rows(path, RUN_COLUMNS)
+    changed(tmp_path / "a", path, {number: {"device": device} for number in range(len(rows))})
+    machines = ([1, 85], "NVIDIA T4"), ([86, 100], "NVIDIA H100")
+    sessions = [{"rows": span, "machine": {"processor": "A", "gpu": name}} for span, name in machines]
+    (tmp_path / "a" / path.with_suffix(".json").name).write_text(json.dumps({"sessions": sessions}))
+    found = load(tmp_path / "a")
+    assert (found.cost("kd").num_pairs, found.cost("shuffled").num_pairs) == (5, pairs)
+
+
+@pytest.mark.parametrize(
+    ("device", "name"), [(None, "card None"), ("cpu", None), ("cuda:1", "card cuda:1")], ids=["any", "cpu", "second"]
+)
+def test_the_gpu_that_is_noted_is_the_one_that_was_used(
+    monkeypatch: pytest.MonkeyPatch, device: str | None, name: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"card {device}")
+    assert machine_info(None if device is None else torch.device(device))["gpu"] == name
 
 
 def test_times_are_not_compared_when_a_removed_row_leaves_the_machine_unknown(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import re
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -43,6 +44,14 @@ from kdlib.teachers import FrozenTeacher, Teacher
 
 Batches = list[tuple[Tensor, Tensor]]
 RECIPE = Recipe(learning_rate=0.05, batch_size=8)
+
+
+class Locked(HardLabels):
+    """A method that holds what no copy can have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
 
 
 def net(width: int = 6, seed: int = 0, norm: bool = True) -> nn.Sequential:
@@ -922,6 +931,97 @@ def test_adafactor_is_resumed(tmp_path: Path) -> None:
         resumable(2, resume=False)
     whole = fit(net(), batches(), optimizer=lambda p: torch.optim.Adafactor(p))
     assert same(weights(resumable(3, resume=True).student), weights(whole.student))
+
+
+class Fourier(nn.Module):
+    """A network with a complex weight, as neural operators have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(0.1 * torch.randn(9, 9, dtype=torch.cfloat))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.fft.irfft(torch.fft.rfft(x) @ self.weight, n=16))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_network_with_complex_weights_is_resumed(tmp_path: Path, name: str) -> None:
+    def run(last: int, **options: Any) -> train.Result:
+        def stop(epoch: int, student: nn.Module) -> None:
+            if epoch == last:
+                raise InterruptedError
+
+        return fit(Fourier(), batches(), recipe=Recipe(name, 0.01), on_epoch_end=stop, **options)
+
+    with pytest.raises(InterruptedError):
+        run(2, checkpoint=tmp_path / "a")
+    resumed = run(3, checkpoint=tmp_path / "a", resume=True)
+    assert same(weights(resumed.student), weights(run(3).student))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_epoch_end": lambda epoch: None}, "on_epoch_end is called with two arguments"),
+        ({"on_epoch_end": lambda epoch, student, more: None}, "on_epoch_end is called with two arguments"),
+        ({"method": Locked()}, "Locked, cannot be copied.*lock"),
+    ],
+    ids=["one argument", "three arguments", "a lock"],
+)
+def test_slips_are_told_before_the_first_step(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        fit(net(), batches(), **options)
+
+
+@pytest.mark.parametrize("function", [lambda *given: None, lambda epoch, student=None: None, print])
+def test_functions_that_take_two_arguments_are_called(function: Callable[..., Any]) -> None:
+    fit(net(), batches(), epochs=1, on_epoch_end=function)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_nothing_can_be_trained(mode: Any) -> None:
+    with mode(), pytest.raises(ValueError, match=r"Gradients are switched off.*torch\.set_grad_enabled\(True\)"):
+        fit(net(), batches())
+
+
+@pytest.mark.parametrize(
+    "method", [Logit(loss=F.mse_loss), HardLabels() + Feature({"3": "3"}, "hint")], ids=["logits", "features"]
+)
+def test_answers_of_inference_mode_may_teach(method: Method) -> None:
+    teacher = net(seed=1).eval()
+
+    class Inferring(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = teacher
+            self.add_module("3", teacher[3])
+
+        @torch.inference_mode()
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    found = fit(net(), batches(), teacher=Inferring().eval(), method=method)
+    assert same(weights(found.student), weights(fit(net(), batches(), teacher=teacher, method=method).student))
+
+
+def test_a_function_in_inference_mode_may_teach() -> None:
+    teacher = net(seed=1).eval()
+
+    @torch.inference_mode()
+    def ask(batch: Any) -> Tensor:
+        return teacher(batch[0])
+
+    method = Logit(loss=F.mse_loss)
+    found = fit(net(), batches(), teacher=ask, method=method)
+    assert same(weights(found.student), weights(fit(net(), batches(), teacher=teacher, method=method).student))
+
+
+@pytest.mark.parametrize("loss", [lambda logits, labels: 0.5, torch.nn.CrossEntropyLoss(reduction="none")])
+def test_a_loss_that_gives_no_single_tensor_is_told(loss: Any) -> None:
+    with pytest.raises(ValueError, match="loss gives a tensor of one number"):
+        train.evaluate(net(), batches(), loss=loss, device="cpu", precision="fp32")
 
 
 class RowsAndColumns(torch.optim.Optimizer):

@@ -287,6 +287,19 @@ def test_a_student_that_writes_into_its_inputs() -> None:
         train.fit(Writes(), [(X.clone(), Y)], epochs=1, **QUICK)
 
 
+def test_a_student_that_writes_into_its_inputs_while_it_trains() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.mul_(0.5) if self.training else x)
+
+    with pytest.raises(ValueError, match=r"The student writes into its inputs.*x = x - mean"):
+        train.fit(Noisy(), [(X.clone(), Y)], epochs=1, **QUICK)
+
+
 # -------------------- files
 
 

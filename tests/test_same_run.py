@@ -59,6 +59,20 @@ def test_a_method_that_writes_a_log_belongs_to_the_same_run_when_it_goes_on(blob
         fit(blobs, checkpoint=tmp_path / "a", method=Logged("kdlib.tests.other"), resume=True)
 
 
+def test_another_function_as_a_teacher_is_another_run(blobs: DataModule, tmp_path: Any) -> None:
+    def teacher(scale: float) -> Any:
+        network = net().eval()
+        return lambda batch: scale * network(batch.images)
+
+    options: dict[str, Any] = {"method": Logit(4, 0.1), "checkpoint": tmp_path / "a"}
+    fit(blobs, teacher=teacher(1.0), **options)
+    fit(blobs, teacher=teacher(1.0), resume=True, **options)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        fit(blobs, teacher=teacher(-9.0), resume=True, **options)
+    fit(blobs, teacher=teacher(1.0), method=HardLabels(), checkpoint=tmp_path / "b")  # which asks none
+    fit(blobs, teacher=teacher(-9.0), method=HardLabels(), checkpoint=tmp_path / "b", resume=True)
+
+
 def test_teacher_outputs_in_other_bits_are_another_run(blobs: DataModule, tmp_path: Any) -> None:
     def teacher(half: bool) -> CachedTeacher:
         options: dict[str, Any] = {"augmentation": blobs.augmentation, "views": 1, "precision": "fp32"}

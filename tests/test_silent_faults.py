@@ -667,6 +667,18 @@ def test_an_optimiser_with_more_than_constants_in_its_groups_is_resumed(tmp_path
     assert same(resumed.student, state(whole.student))
 
 
+def test_an_option_that_no_checkpoint_can_hold_is_told_before_the_first_epoch(tmp_path: Path) -> None:
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": parameters, "kind": torch.float32}], 0.1)
+
+    epochs: list[int] = []
+    options: dict[str, Any] = {"optimizer": optimizer, "on_epoch_end": lambda epoch, student: epochs.append(epoch)}
+    with pytest.raises(TypeError, match="The optimiser's option 'kind' is a dtype, which no checkpoint can hold"):
+        fit(net(), data=list(loader()), checkpoint=tmp_path / "a", **options)
+    assert epochs == []
+    fit(net(), data=list(loader()), **options)
+
+
 def test_frozen_layers_in_eval_mode_keep_their_statistics() -> None:
     student = net()
     student[1].eval().requires_grad_(False)

@@ -104,8 +104,9 @@ def _read_runs(path: Path, kind: str, budget: Budget, excluded_class: int | None
             "it. (Before version 0.2 there was no column optimizer: put it behind views, with sgd in each row.)"
         )
     sessions, unknown = session_of_each_row(path, len(rows)), NOT_KNOWN if read_sessions(path) else ""
-    processors = [unknown if one is None else one.get("machine", {}).get("processor", "") for one in sessions]
-    return [row | {"processor": processor} for row, processor in zip(rows, processors, strict=True)]
+    machines = [{"processor": unknown} if one is None else one.get("machine", {}) for one in sessions]
+    named = ({name: machine.get(name) or "" for name in ("processor", "gpu")} for machine in machines)
+    return [row | names for row, names in zip(rows, named, strict=True)]
 
 
 def _of_class(rows: list[dict[str, str]], excluded_class: int | None, path: Path) -> list[dict[str, str]]:
@@ -568,7 +569,8 @@ def _of_teacher(right: Sequence[float] | np.ndarray, accuracy: float, num_images
 def _same_machine(one: Row, other: Row) -> bool:
     """Whether two runs are known to come from one kind of machine."""
     known = NOT_KNOWN not in (one.get("processor"), other.get("processor"))
-    return known and all(one.get(name) == other.get(name) for name in ("device", "threads", "processor"))
+    names = ["device", "threads", "processor", *(["gpu"] if one["device"].startswith("cuda") else [])]
+    return known and all(one.get(name) == other.get(name) for name in names)
 
 
 def _median(values: Sequence[float]) -> float:

@@ -274,7 +274,7 @@ class SeedRunner:
 
     def checkpoint(self, config: RunConfig) -> Path:
         """Where a run is kept while it is trained; where sums are rounded otherwise, a run begins anew."""
-        machine = machine_info()
+        machine = machine_info(self.experiment.device_config.device)
         rounding = (machine["processor"], machine["gpu"], machine["threads"], library_versions())
         name = files.fingerprint([], self.experiment.run_fingerprint(config), *rounding)
         return self.group.outputs / f"{name[:16]}.checkpoint"

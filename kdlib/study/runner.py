@@ -478,7 +478,8 @@ class _Executor:
     def _log(self, file: RunsFile) -> SessionLog:
         """The log of this session, on the disk before the session's first row is."""
         if file.path not in self.logs:
-            self.logs[file.path] = SessionLog(file.path, self.command, len(file.rows))
+            device = self.experiment.device_config.device
+            self.logs[file.path] = SessionLog(file.path, self.command, len(file.rows), device)
             self.logs[file.path].write(len(file.rows))
         return self.logs[file.path]
 

@@ -266,8 +266,8 @@ def _lock(file: BinaryIO, path: Path) -> None:
 class SessionLog:
     """The JSON file beside a CSV file: for each time a command worked on it, what, where, when and how long."""
 
-    def __init__(self, path: Path, command: str, num_rows: int = 0) -> None:
-        """path: the CSV file. num_rows: how many rows it has before this session.
+    def __init__(self, path: Path, command: str, num_rows: int = 0, device: torch.device | None = None) -> None:
+        """path: the CSV file. num_rows: how many rows it has before this session. device: as for `machine_info`.
 
         Raises ValueError for a JSON file that cannot be read.
         """
@@ -283,7 +283,7 @@ class SessionLog:
         self.facts = {name: value for name, value in content.items() if name not in ("runs", "hours")}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.sessions.append(
-            {"command": command, "started": now, "machine": machine_info(), "versions": library_versions()}
+            {"command": command, "started": now, "machine": machine_info(device), "versions": library_versions()}
         )
 
     def _read(self) -> dict[str, Any]:
@@ -357,13 +357,14 @@ def _sure_rows(sessions: Sequence[Mapping[str, Any]], num_rows: int) -> list[tup
     return found
 
 
-def machine_info() -> dict[str, Any]:
-    """Processor, cores, threads of torch, GPU and system of this machine."""
+def machine_info(device: torch.device | None = None) -> dict[str, Any]:
+    """Processor, cores, threads of torch, GPU and system of this machine; device: what runs on it, default any GPU."""
+    on_gpu = torch.cuda.is_available() and (device is None or device.type == "cuda")
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "system": f"{platform.system()} {platform.machine()}",
     }
 
