@@ -944,3 +944,12 @@ def test_overwrite_replaces_an_earlier_report_and_a_failure_keeps_it(
     assert call("compare", shelf / S, shelf / K, *options) == 0
     assert (tmp_path / "report.md").read_text().startswith("# hard/seed0 against kd/seed0")
     assert set(os.listdir(tmp_path)) == set(FILES)
+
+
+def test_a_student_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell expands the ~ behind NAME=."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    model = models.build("article-student", num_classes=10, in_channels=1, seed=0)
+    models.save(model, tmp_path / "seeds" / "0.safetensors")
+    assert list(read_students(["a=~/seeds", "b=~/seeds/0.safetensors"])["a"]) == ["0"]

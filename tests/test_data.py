@@ -1207,6 +1207,14 @@ def test_sixteen_bits_are_scaled_and_an_image_is_turned_as_its_tag_says(tmp_path
     assert pixels[1][0, 0, 8] > 200 > 50 > pixels[1][0, -1, 8]
 
 
+def test_what_is_transparent_in_sixteen_bits_is_white_too(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 30_000, 60_000]], np.uint16)  # 0 and 1 share their high byte
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=0)
+    with Image.open(tmp_path / "a.png") as image:
+        found = upright(image, "a.png")
+    assert np.asarray(found).tolist() == [[255, 0, 117, 234]]
+
+
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_pixels_whose_range_is_not_known_are_refused_with_the_file(tmp_path: Path, mode: str) -> None:
     for part in ("train", "val"):

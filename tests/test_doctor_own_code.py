@@ -68,6 +68,85 @@ def test_the_weight_of_one_of_kdlibs_own_methods_is_a_doubt_at_most() -> None:
     assert examine(distiller, c.batches[:2], optimizer=torch.optim.SGD(distiller.parameters(), 0.1)).sound
 
 
+def over_the_batch(s: Tensor, t: Tensor) -> Tensor:
+    return 16 * F.kl_div(F.log_softmax(s / 4, 0), F.softmax(t / 4, 0), reduction="batchmean")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [over_the_batch, lambda s, t, y: 0.1 * F.cross_entropy(s, y) + 0.9 * over_the_batch(s, t)],
+    ids=["alone", "beside labels"],
+)
+def test_a_softmax_over_the_batch_is_a_fault(loss: Callable[..., Any]) -> None:
+    (found,) = on_logits(loss).find("loss-probabilities")
+    assert found.severity == "fault"
+    assert "over the batch" in found.measured
+    assert "dim=1" in found.change
+
+
+def test_a_mean_by_a_fixed_number_is_no_sum() -> None:
+    c = case(5)
+    size = len(c.batches[0][0])
+
+    def fixed(s: Tensor, t: Tensor, divisor: float = size) -> Tensor:
+        return 16 * F.kl_div(F.log_softmax(s / 4, 1), F.softmax(t / 4, 1), reduction="sum") / divisor
+
+    report = on_logits(fixed, temperature=4)
+    (found,) = report.find("loss-reduction")
+    assert (found.severity, f"divided by a fixed number, {size}" in found.measured) == ("doubt", True)
+    assert (report.sound, report.find("loss-temperature")) == (True, ())
+    (found,) = on_logits(lambda s, t: fixed(s, t, 1.0), temperature=4).find("loss-reduction")
+    assert (found.severity, f"{size} times that of a mean" in found.measured) == ("fault", True)
+    (found,) = on_logits(lambda s, t: fixed(s, t, size / 3), temperature=4).find("loss-reduction")
+    assert (found.severity, "3 times that of a mean" in found.measured) == ("fault", True)
+
+
+def test_a_loss_that_reads_the_teachers_class_alone_has_no_place_of_rest() -> None:
+    report = on_logits(lambda s, t: F.cross_entropy(s, t.argmax(1)))
+    assert report.sound
+    assert "the teacher's class alone" in report.skipped["loss-at-rest"]
+
+
+def test_a_teacher_with_more_classes_that_the_loss_selects() -> None:
+    c = case(5)
+    classes = c.student.fc.out_features
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = copy.deepcopy(c.teacher)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([torch.zeros(len(x), classes), self.inner(x)], dim=1)
+
+    wanted = torch.arange(classes, 2 * classes)
+    report = examine(
+        student=c.student, teacher=Wide().eval(), loss=lambda s, t: kd(s, t[:, wanted], 4.0), batches=c.batches[:2]
+    )
+    assert report.sound, report
+    for check in ("class-order", "teacher-accuracy", "loss-rows"):
+        assert f"the teacher gives {2 * classes} logits and the student {classes}" in report.skipped[check]
+
+
+def test_a_loss_that_fails_on_a_probe_is_examined_as_far_as_it_can_be() -> None:
+    c = case(5, size=32)
+    size = len(c.batches[0][0])
+    assert size == 32
+
+    def of_this_size(s: Tensor, t: Tensor) -> Tensor:
+        return kd(s, t, 4.0) + F.cross_entropy(s @ t.T, torch.arange(size))
+
+    report = examine(student=c.student, teacher=c.teacher, loss=of_this_size, batches=c.batches[:2])
+    assert "ValueError" in report.skipped["loss-rows"]
+    assert "teacher-accuracy" not in report.skipped
+
+
+def test_an_optimiser_that_asks_for_the_loss_again_is_told() -> None:
+    c = case(5)
+    with pytest.raises(ValueError, match="LBFGS asks for the loss of a batch again and again"):
+        on_logits(lambda s, t: kd(s, t, 4.0), optimizer=torch.optim.LBFGS(c.student.parameters()))
+
+
 class LossInside(nn.Module):
     """A network that computes the loss on its labels itself, as transformers' models do."""
 

@@ -2065,3 +2065,16 @@ def test_what_only_the_other_process_finds_missing_is_said(blobs: DataModule, mo
     monkeypatch.setattr(OfACell, "__module__", "a_cell_of_a_notebook")
     with pytest.raises(ValueError, match="cannot be sent to other processes.*a_cell_of_a_notebook"):
         search.run(blobs, teacher=OfACell(), trials=1, epochs=1, workers=2, **TINY)
+
+
+@pytest.mark.parametrize("text", ["journal:~/a/s.journal", "sqlite:///~/a/s.db", "~/a"])
+def test_a_storage_in_the_home_folder_is_there(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell expands the ~ behind "journal:"."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    with storage.open_storage(text) as (store, _):
+        store.create_new_study([storage.load_optuna().study.StudyDirection.MAXIMIZE], "search")
+    assert any((tmp_path / "a").iterdir())
+    assert not (tmp_path / "~").exists()

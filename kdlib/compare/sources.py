@@ -47,9 +47,9 @@ def _split(argument: str) -> tuple[str | None, str]:
 
 
 def _load(source: str) -> dict[str, nn.Module]:
-    folder = Path(source)
+    folder = Path(source).expanduser()  # no shell does it behind NAME=
     if not folder.is_dir():
-        return {folder.stem: models.load(source)}
+        return {folder.stem: models.load(folder if folder.is_file() else source)}
     paths = [path for path in files.visible(folder, "*.safetensors") if path.is_file()]
     if not paths:
         raise ValueError(f"{source} holds no .safetensors file: a folder is one student, with a file for each seed.")

@@ -89,4 +89,8 @@ def _from_sixteen_bits(image: Any) -> Any:
     from PIL import Image
 
     pixels = np.asarray(image, dtype=np.uint16)  # PIL itself would clip at 255
-    return Image.fromarray((pixels >> 8).astype(np.uint8))
+    grey = (pixels >> 8).astype(np.uint8)
+    see_through = image.info.get("transparency")
+    if isinstance(see_through, int):  # here: two values of 16 bits may be one of 8
+        grey[pixels == see_through] = WHITE[0]
+    return Image.fromarray(grey)

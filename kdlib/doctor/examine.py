@@ -161,6 +161,9 @@ def _run(setup: Setup, started: float) -> Report:
         except Skip as reason:
             skipped[name] = str(reason)
             continue
+        except Exception as error:  # whatever a loss of the user's raises for logits that it was not written for
+            skipped[name] = f"it cannot be made with this loss ({type(error).__name__}: {error})"
+            continue
         listed = found if isinstance(found, list) else [found] if found is not None else []
         findings += listed
         if not listed:
@@ -264,6 +267,11 @@ def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
     for one in found:
         if not isinstance(one, torch.optim.Optimizer):
             raise TypeError(f"{wrong}{type(one).__name__}.")
+        if isinstance(one, torch.optim.LBFGS):
+            raise ValueError(
+                "LBFGS asks for the loss of a batch again and again, by a closure, and a step is tried once here. "
+                "Leave out the optimizer."
+            )
     return found
 
 

@@ -16,6 +16,7 @@ from kdlib.doctor.probe import (
     device_of,
     gradient,
     identified,
+    over_the_batch,
     probes,
     random_logits,
     reacts,
@@ -177,7 +178,20 @@ _FORMS = {
 
 def probabilities(setup: Setup) -> Finding | None:
     """Does the loss get logits, log-probabilities and probabilities where they belong?"""
-    found = identified(setup)
+    try:
+        found = identified(setup)
+    except Skip:
+        if (over := over_the_batch(setup)) is None:
+            raise
+        return Finding(
+            "loss-probabilities",
+            FAULT,
+            f"The gradient on probes is that of a KL divergence whose softmax runs over the batch, and not over the "
+            f"classes (T = {over.temperature:.3g}).",
+            "It compares, class by class, which sample of a batch has most of it: a class that the student prefers for "
+            "all samples costs nothing, and the same sample has another target in another batch.",
+            "Take the softmax over the classes: F.log_softmax(student / T, dim=1), F.softmax(teacher / T, dim=1).",
+        )
     form = _FORMS.get(found.name)
     if form is None or form[0] != "loss-probabilities":
         return None
@@ -243,18 +257,9 @@ def _reduction(setup: Setup) -> list[Finding]:
         by_classes = None
     if base.name not in ("kd", "reversed", "js"):
         by_classes = None  # a mean over classes is usual for squared errors
-    if by_rows is not None and near(by_rows, (number // 2) / number):
-        findings.append(
-            Finding(
-                "loss-reduction",
-                FAULT,
-                f"With half the samples the gradient of a sample stays the same: the loss is a sum over the batch, "
-                f"{len(setup.observed[0].logits['student'])} times that of a mean.",
-                "Beside a hard loss that is a mean, the soft one rules; and the step grows with the batch.",
-                'Use F.kl_div(..., reduction="batchmean").',
-            )
-        )
     wanted = _expected(setup, base)
+    if by_rows is not None and near(by_rows, (number // 2) / number):
+        findings.append(_sum(setup, wanted))
     told = by_classes is not None and near(by_classes, 0.5)
     guessed = by_classes is None and base.name == "kd" and near(base.weight * classes, wanted)
     guessed = guessed and not _scaled_as_a_whole(setup, base, base.weight)
@@ -278,6 +283,39 @@ def _reduction(setup: Setup) -> list[Finding]:
         if not told and _may_be_chosen(setup, base):
             findings[-1] = _in_doubt(setup, findings[-1])
     return findings
+
+
+def _sum(setup: Setup, wanted: float) -> Finding:
+    """What is said of a sum over the batch: it may be divided by the number of its samples, written as a number."""
+    number, whole = len(setup.observed[0].logits["student"]), _weight_of_whole_batches(setup)
+    if near(whole, wanted):
+        return Finding(
+            "loss-reduction",
+            DOUBT,
+            "With half the samples the gradient of a sample stays the same: the sum over the batch is divided by a "
+            f"fixed number, {number}, as many as the first batch has.",
+            "Of batches of this size it is the mean. In a smaller one, as the last of an epoch may be, the soft loss "
+            "counts less.",
+            'Use F.kl_div(..., reduction="batchmean"). Leave it if all batches have this size (drop_last=True).',
+        )
+    times = whole / wanted if wanted else number
+    return Finding(
+        "loss-reduction",
+        FAULT,
+        f"With half the samples the gradient of a sample stays the same: the loss is a sum over the batch, {times:.4g} "
+        "times that of a mean.",
+        "Beside a hard loss that is a mean, the soft one rules; and the step grows with the batch.",
+        'Use F.kl_div(..., reduction="batchmean").',
+    )
+
+
+def _weight_of_whole_batches(setup: Setup) -> float:
+    """The weight of the soft loss for as many samples as the first batch has, by which a sum is told from a mean."""
+    base, whole = identified(setup), len(setup.observed[0].logits["student"])
+    try:
+        return base.weight * scaling(setup, rows=whole)
+    except Skip:  # it cannot be computed for so many: a sum, as it grows from half of a few to these
+        return base.weight / setup.responds()[1] * whole
 
 
 def _expected(setup: Setup, base: Identified) -> float:
@@ -409,7 +447,10 @@ def _without_sizes(setup: Setup, base: Identified) -> float:
     weight = base.weight
     for finding in reduction(setup):
         _, number, classes = setup.responds()
-        weight = weight / number if "sum over the batch" in finding.measured else weight * classes
+        if "fixed number" in finding.measured:
+            weight = _weight_of_whole_batches(setup)
+        else:
+            weight = weight / number if "sum over the batch" in finding.measured else weight * classes
     return weight
 
 
@@ -454,12 +495,15 @@ def at_rest(setup: Setup) -> Finding | None:
     share = float(there.norm() / away.norm().clamp(min=1e-30))
     if share < 1e-3:
         return None
+    sharper = gradient(setup, batch, logits, 2 * other)
+    if float((sharper - away).norm()) <= IGNORED * float(away.norm()):
+        raise Skip("the loss reads the teacher's class alone, so no answer of a student is at rest")
     values = [_value(setup, batch, logits, one) for one in (logits, other)]
     negative = f", and it is {min(values):.3g} there or nearby" if min(values) < 0 else ""
     return Finding(
         "loss-at-rest",
         FAULT,
-        f"Where student and teacher agree, the gradient is still {share:.0%} as large as where they do not{negative}.",
+        f"Where student and teacher agree, the gradient is still {share:.2g} times as large as elsewhere{negative}.",
         "A divergence is 0, with gradient 0, where both say the same, and never below. This loss pulls a perfect "
         "student away from its teacher.",
         "Give F.kl_div log-probabilities of the student and probabilities of the teacher (or log_target=True).",

@@ -84,6 +84,15 @@ def _identify(setup: Setup) -> Identified | Skip:
     return found or Skip("the loss on logits is none of those known here")
 
 
+def over_the_batch(setup: Setup) -> Identified | None:
+    """The divergence that the loss is if each class is taken for a sample, as where a softmax runs over the batch."""
+    made = [Probe(one.student.T, one.teacher.T, one.gradient.T) for one in probes(setup)]
+    if not all(bool(one.gradient.isfinite().all()) for one in made) or reacts(made) < IGNORED:
+        return None
+    found = identify(made, None)
+    return found if found is not None and found.name in ("kd", "reversed", "js") else None
+
+
 IGNORED = 1e-5  # of the gradient: float32's rounding, amplified in a loss of several steps, leaves some 1e-6
 
 

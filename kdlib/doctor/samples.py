@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdlib.doctor.report import Skip
-from kdlib.doctor.setup import DistillerSetup, Setup, mixes_samples
+from kdlib.doctor.setup import DistillerSetup, Setup, mixes_samples, other_classes
 
 
 class Mixed(Skip):
@@ -88,6 +88,9 @@ def samples(setup: Setup, role: str) -> Samples:
         logits, labels = seen.logits[role].detach().float().cpu(), seen.labels
         if labels is None or labels.is_floating_point() or labels.ndim != 1 or logits.ndim != 2:
             raise Skip("there are no labels that name one class for each row of logits")
+        own = seen.logits.get("student")
+        if role == "teacher" and own is not None and own.ndim == 2 and own.shape[1] != logits.shape[1]:
+            raise Skip(other_classes(logits.shape[1:], own.shape[1:]))
         if logits.shape[1] < 2:
             raise Skip(f"the {role} gives one logit for each sample, and no label is the place of one among several")
         labels = labels.cpu().long()

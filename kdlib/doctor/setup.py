@@ -174,6 +174,9 @@ class Setup:
             raise Skip(f"the {missing}'s logits do not pass through a network or loss that was given")
         if seen.logits["student"].ndim != 2:
             raise Skip("probes are made for logits of batch x classes")
+        teachers, students = (seen.logits[role].shape[1:] for role in ("teacher", "student"))
+        if teachers != students:
+            raise Skip(other_classes(teachers, students))
         rows = min(PROBE_ROWS, len(seen.logits["student"]))
         return self.cut(rows), rows, seen.logits["student"].shape[1]
 
@@ -189,6 +192,14 @@ class Setup:
         """The first rows of the first batch."""
         whole = len(self.observed[0].logits["student"])
         return take(self.batches[0], whole, rows) if rows < whole else self.batches[0]
+
+
+def other_classes(teachers: Sequence[int], students: Sequence[int]) -> str:
+    """Why answers of networks with other outputs are not compared."""
+    return (
+        f"the teacher gives {teachers[-1] if teachers else 'no'} logits and the student {students[-1]}: which of them "
+        "belong together only the loss knows; select them by Adapter(teacher_logits=...)"
+    )
 
 
 PROBE_ROWS = 8  # enough for the rows of a probe to differ; a pass of so few costs little

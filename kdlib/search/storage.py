@@ -48,7 +48,7 @@ def open_storage(storage: Storage) -> Iterator[tuple[BaseStorage, bool]]:
     text = str(storage)
     if text.startswith("journal:"):
         # From the root: optuna's lock is a link to the journal, and a relative one would be read from its own folder.
-        yield _journal(optuna, Path(text.removeprefix("journal:")).absolute()), True
+        yield _journal(optuna, Path(text.removeprefix("journal:")).expanduser().absolute()), True
     elif (path := database_file(text)) is not None:
         busy = f"{path.parent} is in use by another search that has not ended. Wait for it, or choose another folder."
         files.ensure_writable(path.parent)
@@ -75,8 +75,8 @@ def database_file(storage: str | Path) -> Path | None:
     """The SQLite file that a folder or "sqlite:///PATH" names, from the root; None for another storage."""
     text = str(storage)
     if text.startswith("sqlite:///"):
-        return Path(text.removeprefix("sqlite:///")).absolute()
-    return None if "://" in text or text.startswith("journal:") else (Path(text) / FILE).absolute()
+        return Path(text.removeprefix("sqlite:///")).expanduser().absolute()
+    return None if "://" in text or text.startswith("journal:") else (Path(text).expanduser() / FILE).absolute()
 
 
 def _sqlite_url(path: Path) -> str:
