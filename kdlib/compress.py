@@ -185,7 +185,7 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
     what is left of each width is rounded down to a multiple of this, because kernels compute that many channels at a
     time; a layer that is no wider stays as it is. Of a grouped convolution each group is rounded by itself, and so are
     the layers that share its channels: 32 channels in 4 groups stay with round_to=8. The layer that is called last
-    keeps its outputs.
+    keeps its outputs. Where a layer's channels are read in parts, as by chunk, more of them may go: a warning says so.
     `models.build` cannot build such a network again: save it with safetensors.torch.save_model.
     Raises ValueError for a ratio that leaves a layer no channel or takes nothing away, for an example that does not
     fit, for layers that are not called in eval mode (heads that only training uses), for a network that puts channels
@@ -226,6 +226,9 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
     with torch.enable_grad(), _explain_pruning():
         misread = _misread_layers(pruner, example)
         pruner.step()
+    for name in narrowed & layers.keys():
+        width = layers[name].weight.shape[0]
+        _warn_of_fewer(name, width, copied.get_submodule(name), int(width * (1 - share)), round_to)
     _check_narrower(model, copied, outputs, example, ratio, round_to)
     if misread:
         raise ValueError(
@@ -240,6 +243,18 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
     if models.find_config(copied) is not None:
         del copied.config  # it describes the network of before
     return copied
+
+
+def _warn_of_fewer(name: str, width: int, layer: Any, left: int, round_to: int) -> None:
+    """Say where more channels are gone than the ratio says and rounding explains."""
+    after = layer.weight.shape[0]
+    if after <= left - max(1, getattr(layer, "groups", 1)) * round_to:
+        warnings.warn(
+            f"{after} of the {width} channels of {name} are left, and not {left}, as the ratio says: they are read in "
+            "parts (by chunk, split or as a part of what was joined), and those of all parts go together. Take a "
+            "smaller ratio to keep more.",
+            stacklevel=3,
+        )
 
 
 def _call_order(model: nn.Module, example: Tensor) -> tuple[str, torch.Size]:
@@ -436,7 +451,7 @@ def prepare_qat(model: nn.Module, bits: int, activation_bits: int = 8) -> nn.Mod
         home = layer.weight.device
         parametrize.register_parametrization(layer, "weight", WeightRounding(bits))
         layer.add_module("input_rounding", ActivationRounding(activation_bits).to(home).train(layer.training))
-        layer.register_forward_pre_hook(_round_input)
+        layer.register_forward_pre_hook(_round_input, with_kwargs=True)
     return copied
 
 
@@ -499,7 +514,7 @@ def finalize(model: nn.Module, *, keep_activation_rounding: bool = True) -> nn.M
             del layer.input_rounding
             hooks = layer._forward_pre_hooks
             for key in [key for key, hook in hooks.items() if hook is _round_input]:
-                del hooks[key]
+                del hooks[key], layer._forward_pre_hooks_with_kwargs[key]
     return copied
 
 
@@ -578,8 +593,12 @@ def _round(weight: Tensor, bits: int) -> Tensor:
     return torch.fake_quantize_per_channel_affine(near, step, zero, 0, -largest, largest).to(weight.device)
 
 
-def _round_input(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (layer.input_rounding(inputs[0]), *inputs[1:])
+def _round_input(
+    layer: Any, inputs: tuple[Tensor, ...], named: dict[str, Tensor]
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    if not inputs:  # torch calls the first argument of its layers so
+        return inputs, {**named, "input": layer.input_rounding(named["input"])}
+    return (layer.input_rounding(inputs[0]), *inputs[1:]), named
 
 
 # --- integers that really run
@@ -737,7 +756,8 @@ def _all_names(model: nn.Module, layer: nn.Module) -> list[str]:
 
 def _check_free(name: str, layer: Any, masks: bool) -> None:
     kinds = [type(one) for one in layer.parametrizations.weight] if parametrize.is_parametrized(layer, "weight") else []
-    if set(kinds) <= ({Mask} if masks else set()) and not hasattr(layer, "weight_orig"):
+    plain = kinds or "weight" in layer._parameters  # where prune and the older weight_norm and spectral_norm leave none
+    if set(kinds) <= ({Mask} if masks else set()) and plain:
         return
     if set(kinds) <= {Mask, WeightRounding} and kinds:
         done = "masked" if WeightRounding not in kinds else "rounded"
@@ -746,7 +766,7 @@ def _check_free(name: str, layer: Any, masks: bool) -> None:
         )
     raise ValueError(
         f"The weights of {name or 'this layer'} are computed from others (by pruning or a normalisation of torch's). "
-        "Make them plain first: prune.remove, or parametrize.remove_parametrizations."
+        "Make them plain first: prune.remove, remove_weight_norm, or parametrize.remove_parametrizations."
     )
 
 

@@ -13,7 +13,7 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from numbers import Integral, Real
@@ -154,7 +154,7 @@ def count_parameters(model: nn.Module) -> int:
     Raises UncountableError, a ValueError, for weights inside a program (of `compress.quantize_pt2e` or torch.ao).
     """
     _refuse_hidden_weights(model)
-    return sum(tensor.numel() for tensor in _tensors(model) if isinstance(tensor, nn.Parameter))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_nonzero(model: nn.Module) -> int:
@@ -550,10 +550,11 @@ def _refuse_hidden_weights(model: nn.Module) -> None:
     _tensors(model)
     for name, module in model.named_modules():
         packed = any(type(value) is torch.ScriptObject for value in vars(module).values())  # by torch.ao.quantization
-        if packed or getattr(module, "weights_in_program", False):
+        frozen = isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "training")  # by torch.jit.freeze
+        if packed or frozen or getattr(module, "weights_in_program", False):
             raise UncountableError(
-                f"{name or 'The network'} is a {type(module).__name__}, whose weights are integers inside a program, "
-                "where they cannot be counted. Take the network that it was made from."
+                f"{name or 'The network'} is a {type(module).__name__}, whose weights are inside a program, where they "
+                "cannot be counted. Take the network that it was made from."
             )
 
 
@@ -619,7 +620,14 @@ def _move(model: nn.Module, device: str | torch.device | None) -> nn.Module:
 
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each module's own mode again, also of one that was frozen by hand."""
+    """Eval mode inside; afterwards each module's own mode again, also of one that was frozen by hand.
+
+    A frozen TorchScript network has no mode, and that of a torch.export program is fixed: it refuses eval().
+    """
+    if not all(hasattr(module, "training") for module in model.modules()):
+        yield
+        return
     with keep_modes(model):
-        model.eval()
+        with suppress(NotImplementedError):
+            model.eval()
         yield

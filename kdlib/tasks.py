@@ -131,7 +131,7 @@ class MultiLabel(Task):
 
     def _known(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         """The entries that count, None where all do, and the labels of their rows."""
-        flat = labels.flatten()
+        flat = _whole(labels.flatten())
         counts = flat != self.ignore_index
         index, any_wrong = _which_count(counts, counts & ~((flat >= 0) & (flat <= 1)))
         kept = _take(flat, index)
@@ -194,7 +194,7 @@ class _ClassPerPosition(Task):
 
     def _labelled(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
         """The positions that count, None where all do, and their labels."""
-        flat, ignore_index = labels.flatten(), self.ignore_index
+        flat, ignore_index = _whole(labels.flatten()), self.ignore_index
         counts = flat != ignore_index
         index, any_wrong = _which_count(counts, counts & (flat < 0))
         kept = _take(flat, index)
@@ -397,6 +397,11 @@ def _check_positions(
 
 class NothingCounts(ValueError):
     """A batch of which no position counts."""
+
+
+def _whole(labels: Tensor) -> Tensor:
+    """Class numbers as int64: in 8 bits a negative one that is ignored would be a class, -100 the class 156."""
+    return labels if labels.is_floating_point() else labels.long()
 
 
 def _which_count(counts: Tensor, wrong: Tensor) -> tuple[Tensor | None, bool]:

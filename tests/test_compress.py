@@ -1163,3 +1163,59 @@ def test_attention_with_its_layers_in_one_parameter_is_refused(name: str) -> Non
     network = nn.Sequential(layer, nn.Flatten(), nn.Linear(64, 3)).eval()
     with pytest.raises(ValueError, match=r"0\.self_attn is an nn\.MultiheadAttention"):
         ATTENTION[name](network)
+
+
+class Gated(nn.Module):
+    """A convolution whose channels are read in two halves, one of which gates the other."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, width, 3)
+        self.c = nn.Conv2d(width // 2, 7, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, gates = self.a(x).chunk(2, 1)
+        return self.c(values * torch.sigmoid(gates)).mean((2, 3))
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+@pytest.mark.parametrize("width", [32, 128])
+def test_channels_that_are_read_in_parts_and_go_in_a_larger_number_than_said_are_told(width: int, ratio: float) -> None:
+    with pytest.warns(UserWarning, match=rf"of the {width} channels of a are left, and not {int(width * (1 - ratio))}"):
+        compress.prune_channels(Gated(width).eval(), ratio, torch.randn(2, 3, 12, 12))
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobilenet-v3-small"])
+@pytest.mark.filterwarnings("error")
+def test_a_network_that_is_pruned_as_said_is_no_cause_for_a_warning(name: str) -> None:
+    compress.prune_channels(models.build(name, num_classes=3, in_channels=3, seed=0), 0.5, torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("change", [
+    lambda m: compress.quantize_weights(m, 2), lambda m: compress.prune_weights(m, 0.5),
+    lambda m: compress.prepare_qat(m, 4), lambda m: compress.pack_weights(m, 4),
+], ids=["round", "prune", "qat", "pack"])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weights_of_the_older_weight_norm_are_computed_from_others_too(change: Callable[[nn.Module], Any]) -> None:
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 3))
+    with torch.no_grad():
+        model(torch.randn(2, 4))
+    with pytest.raises(ValueError, match="computed from others.*remove_weight_norm"):
+        change(model)
+
+
+def test_a_layer_that_is_called_by_keyword_is_rounded_too() -> None:
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(input=x)
+
+    model, x = ByKeyword(), torch.randn(5, 4)
+    rounded = compress.prepare_qat(model, 4)
+    plain = compress.prepare_qat(nn.Sequential(model.fc), 4)
+    assert torch.equal(rounded(x), plain(x))
+    done = compress.finalize(rounded, keep_activation_rounding=False)
+    assert torch.equal(done(x), compress.finalize(plain, keep_activation_rounding=False)(x))

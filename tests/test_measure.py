@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -851,3 +853,39 @@ def test_a_model_that_is_very_slow_is_not_timed_longer_for_the_sake_of_more_runs
     monkeypatch.setattr(measure, "MAX_SECONDS", 0.05)
     result = measure.latency(Slow(), SHAPE, threads=1, min_run_time=0.001)
     assert len(result.runs) < measure.MIN_RUNS
+
+
+def scripted(frozen: bool) -> tuple[nn.Module, Any]:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 3)).eval()
+    program = torch.jit.script(network)
+    if frozen:
+        return network, torch.jit.freeze(program)
+    file = io.BytesIO()
+    torch.jit.save(program, file)
+    file.seek(0)
+    return network, torch.jit.load(file)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_the_parameters_of_a_loaded_torchscript_network_are_counted() -> None:
+    network, loaded = scripted(frozen=False)
+    assert measure.count_parameters(loaded) == measure.count_parameters(network)
+    assert measure.bytes_in_memory(loaded) == measure.bytes_in_memory(network)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_weights_inside_a_frozen_program_are_not_counted_as_none() -> None:
+    frozen = scripted(frozen=True)[1]
+    for count in (measure.count_parameters, measure.count_nonzero, measure.bytes_in_memory, measure.bytes_saved):
+        with pytest.raises(measure.UncountableError, match="whose weights are inside a program"):
+            count(frozen)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["frozen", "exported"])
+def test_programs_without_modes_are_timed(kind: str) -> None:
+    network, program = scripted(frozen=True)
+    if kind == "exported":
+        program = torch.export.export(network, (torch.randn(1, 3, 12, 12),)).module()
+    assert measure.latency(program, (3, 12, 12), min_run_time=0.01).median > 0
+    assert measure.peak_memory(program, (3, 12, 12)) > 0

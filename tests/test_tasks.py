@@ -934,3 +934,12 @@ def test_the_warning_of_an_evaluation_points_to_the_callers_line() -> None:
             task=TokenClassification(),
         )
     assert found[0].filename == __file__
+
+
+@pytest.mark.parametrize("ignored", [-100, -1])
+def test_a_label_of_eight_bits_is_not_taken_for_a_negative_one(ignored: int) -> None:
+    labels = torch.tensor([[[0, 1], [156, 255]]], dtype=torch.uint8)
+    rows, kept = tasks.Segmentation(ignore_index=ignored).rows(torch.randn(1, 256, 2, 2), labels)
+    assert (len(rows), kept.tolist()) == (4, [0, 1, 156, 255])
+    with pytest.raises(ValueError, match="156"):
+        tasks.MultiLabel(ignore_index=ignored).rows(torch.randn(1, 2), torch.tensor([[1, 156]], dtype=torch.uint8))
