@@ -60,6 +60,17 @@ def numbers_of(module: nn.Module) -> dict[str, bool | int | float | str | None]:
     }
 
 
+def plain_settings(module: nn.Module) -> dict[str, bool | int | float | str | None]:
+    """Single numbers and texts in attributes of a module and of those in it, and which parameters learn."""
+    found: dict[str, bool | int | float | str | None] = {
+        f"{path}.{name}".lstrip("."): value
+        for path, one in module.named_modules()
+        for name, value in vars(one).items()
+        if name not in _OF_EVERY_MODULE and isinstance(value, bool | int | float | str | None)
+    }
+    return found | {f"{name}.requires_grad": p.requires_grad for name, p in module.named_parameters()}
+
+
 def set_numbers(module: nn.Module, values: Mapping[str, Any]) -> None:
     """Set what `numbers_of` has read of an equal module; other names are left out."""
     modules = dict(module.named_modules())

@@ -20,7 +20,16 @@ from tqdm.auto import tqdm
 from kdlib import devices, distributed, models
 from kdlib.batches import IndexedBatches, LoaderBatches, count_samples, process_seed
 from kdlib.checkpoints import Checkpointer, plain_groups, refuse_unwritable
-from kdlib.described import describe, names_in, numbers_of, own_modules, set_numbers, settings, takes
+from kdlib.described import (
+    describe,
+    names_in,
+    numbers_of,
+    own_modules,
+    plain_settings,
+    set_numbers,
+    settings,
+    takes,
+)
 from kdlib.distiller import Distiller
 from kdlib.errors import LARGEST_WHOLE, as_whole, few
 from kdlib.evaluation import accuracy, has_label, is_judged
@@ -74,6 +83,7 @@ class Trainer:
         # Only a checkpoint holds it, and to hash what a teacher or a function of the user's holds may take seconds.
         self.run = {} if self.checkpointer.path is None else self._describe_run()
         self._warned = False
+        self._begun = {} if self.checkpointer.path is None else plain_settings(self.student)
 
     def _check_settings(self) -> None:
         self.epochs = as_whole(1, MOST_EPOCHS, epochs=self.epochs)
@@ -452,6 +462,7 @@ class Trainer:
         """Write all that is needed to go on from here."""
         numbers = numbers_of(self.method)
         self._warn_of_changes(numbers)
+        self._warn_of_changed_student()
         facts = {
             "run": self.run,
             "config": models.find_config(self.student),  # so that models.load can open it
@@ -491,6 +502,19 @@ class Trainer:
         if len(rows) != step // self.steps_per_epoch:
             raise ValueError(
                 f"it has rows of {len(rows)} epochs, and was written in epoch {step // self.steps_per_epoch + 1}"
+            )
+
+    def _warn_of_changed_student(self) -> None:
+        """Say once what the training, or on_epoch_end, has changed in the student beside its weights and buffers."""
+        now = plain_settings(self.student)
+        lost = [name for name in now if self._begun.get(name, now[name]) != now[name]]
+        if lost and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"The training has changed {few(lost)} of its student, which a checkpoint does not keep: a resumed run "
+                "would begin with the first value again. Count in a buffer (register_buffer); what "
+                "on_epoch_end changes it has to set anew in each epoch.",
+                stacklevel=2,
             )
 
     def load_checkpoint(self, other_threads: bool = False) -> None:

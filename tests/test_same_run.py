@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -143,3 +145,48 @@ def test_what_a_function_of_the_users_holds_is_read_once_and_only_for_a_checkpoi
     assert read == 0
     fit(batches, adapter=adapter, checkpoint=tmp_path / "a", epochs=3)
     assert read == 1
+
+
+class Counting(nn.Module):
+    """A network whose output depends on how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.calls = net(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        return self.inner(x) / (1 + self.calls)
+
+
+def freeze(epoch: int, student: nn.Module) -> None:
+    student[1].requires_grad_(False)
+
+
+def drop_more(epoch: int, student: nn.Module) -> None:
+    student[2].p = 0.6
+
+
+@pytest.mark.parametrize(
+    ("student", "change", "name"),
+    [
+        (Counting, None, "calls"),
+        (net, freeze, "1.weight.requires_grad"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.1), nn.Linear(8, 3)), drop_more, "2.p"),
+    ],
+    ids=["a counter", "frozen", "dropout"],
+)
+def test_what_a_training_changes_in_its_student_beside_weights_is_told(
+    blobs: DataModule, tmp_path: Any, student: Any, change: Any, name: str
+) -> None:
+    """No checkpoint keeps it, so a resumed run would go another way."""
+    options: dict[str, Any] = {"epochs": 3, "device": "cpu", "precision": "fp32", "progress": False}
+    options |= {"on_epoch_end": change, "recipe": Recipe(learning_rate=0.01, batch_size=32), "method": HardLabels()}
+    with pytest.warns(
+        UserWarning, match=rf"has changed {re.escape(name)}.*of its student, which a checkpoint does not"
+    ):
+        train.fit(student(), blobs, checkpoint=tmp_path / "a", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train.fit(student(), blobs, **options)
+        train.fit(net(), blobs, checkpoint=tmp_path / "b", **(options | {"on_epoch_end": None}))

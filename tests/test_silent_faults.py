@@ -167,6 +167,7 @@ def test_what_takes_no_masks_says_what_to_write_instead() -> None:
     assert CachedTeacher.from_logits(logits.clamp(min=-6e4)) is not None
 
 
+@pytest.mark.filterwarnings("ignore:The training has changed validations of its student")
 def test_a_validation_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path) -> None:
     class Late(nn.Module):
         """Its answers outside of training break after the first epoch, its weights do not."""

@@ -587,6 +587,7 @@ def test_a_checkpoint_notes_its_teacher_its_strides_and_the_options_of_its_loss(
         fit(small(), blobs, **{**options, "teacher": stored}, resume=True)
 
 
+@pytest.mark.filterwarnings("ignore:The training has changed dropout.p of its student")
 def test_a_run_stays_the_same_when_only_irrelevant_settings_change(blobs: DataModule, tmp_path: Any) -> None:
     path = tmp_path / "checkpoint"
 
