@@ -254,10 +254,12 @@ class LoaderBatches:
             if isinstance(sampler, DistributedSampler):
                 sampler.set_epoch(number)
         given = 0
+        # What is no DataLoader may give the same tensors in each epoch, and a student may write into them as it trains.
+        copy = not isinstance(self.loader, DataLoader)
         for batch in islice(self.loader, self.steps_per_epoch):
             given += 1
             if given > first:
-                yield devices.move_batch(batch, self.config.device)
+                yield devices.move_batch(batch, self.config.device, copy=copy)
         if given < self.steps_per_epoch:
             raise ValueError(
                 f"The training data gave {given} batches in epoch {number + 1}; expected {self.steps_per_epoch}. Give "

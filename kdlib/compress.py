@@ -226,9 +226,10 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
     with torch.enable_grad(), _explain_pruning():
         misread = _misread_layers(pruner, example)
         pruner.step()
+    groups = max((one.groups for one in layers.values() if 1 < getattr(one, "groups", 1) < one.in_channels), default=1)
     for name in narrowed & layers.keys():
         width = layers[name].weight.shape[0]
-        _warn_of_fewer(name, width, copied.get_submodule(name), int(width * (1 - share)), round_to)
+        _warn_of_fewer(name, width, copied.get_submodule(name), int(width * (1 - share)), groups * round_to)
     _check_narrower(model, copied, outputs, example, ratio, round_to)
     if misread:
         raise ValueError(
@@ -245,10 +246,10 @@ def prune_channels(model: nn.Module, ratio: float, example: Tensor, *, round_to:
     return copied
 
 
-def _warn_of_fewer(name: str, width: int, layer: Any, left: int, round_to: int) -> None:
-    """Say where more channels are gone than the ratio says and rounding explains."""
+def _warn_of_fewer(name: str, width: int, layer: Any, left: int, rounding: int) -> None:
+    """Say where more channels are gone than the ratio says and rounding explains, by less than so many."""
     after = layer.weight.shape[0]
-    if after <= left - max(1, getattr(layer, "groups", 1)) * round_to:
+    if after <= left - rounding:
         warnings.warn(
             f"{after} of the {width} channels of {name} are left, and not {left}, as the ratio says: they are read in "
             "parts (by chunk, split or as a part of what was joined), and those of all parts go together. Take a "

@@ -97,6 +97,31 @@ def describe(value: Any, known: Mapping[int, str] | None = None) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 12]}... {_hash(text)}"
 
 
+def describe_source(function: Any) -> str:
+    """A function that answers, as text: its code's constants, its defaults, and the networks and tensors that it holds.
+
+    Of what else it holds only numbers and texts that it does not write: it may count, or remember what it answered.
+    """
+    if isinstance(function, functools.partial):
+        return f"partial({describe_source(function.func)}, {describe([function.args, function.keywords])})"
+    if isinstance(function, types.MethodType):
+        return f"{function.__func__.__qualname__} of {describe_source(function.__self__)}"
+    held: list[Any] = []
+    if isinstance(function, types.FunctionType):
+        code, name = function.__code__, function.__qualname__
+        inside = _kept(function)
+        written = {one.argval for one in dis.get_instructions(code) if one.opname == "STORE_DEREF"}  # what it counts
+        fixed = [one for n, one in zip(code.co_freevars, inside, strict=True) if n not in written]
+        held = [function.__defaults__, function.__kwdefaults__, _constants(code, function.__doc__)]
+        held += [one for one in fixed if isinstance(one, _PLAIN)]
+    else:
+        name = type(function).__qualname__
+        inside = [function, *getattr(function, "__dict__", {}).values()]
+    held += [fingerprint(one.state_dict(), repr(one)) for one in inside if isinstance(one, nn.Module)]
+    held += [one for one in inside if isinstance(one, Tensor | np.ndarray)]
+    return f"{name} {describe(held)}"
+
+
 def _is_ours(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in ("kdlib", "torch")
 

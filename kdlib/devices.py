@@ -175,22 +175,24 @@ def move_maps(maps: Tensor, device: torch.device | str) -> Tensor:
     return to_device(maps, device).to(memory_format=memory_order(device))
 
 
-def move_batch(batch: Any, device: torch.device | str) -> Any:
+def move_batch(batch: Any, device: torch.device | str, *, copy: bool = False) -> Any:
     """A batch with all its tensors on the device, maps in the `memory_order` there.
 
-    batch: a tensor, a tuple, list, dict or dataclass of them, one in the other, or an object with a method `to`.
+    batch: a tensor, a tuple, list, dict or dataclass of them, one in the other, or an object with a method `to`. copy:
+    whether a tensor that is there already is copied; what an object's own `to` gives is not.
     """
     if isinstance(batch, Tensor):
-        return move_maps(batch, device) if batch.ndim == 4 else to_device(batch, device)
+        moved = move_maps(batch, device) if batch.ndim == 4 else to_device(batch, device)
+        return moved.clone() if copy and moved is batch else moved
     if isinstance(batch, Mapping):  # a dict, or transformers' BatchEncoding
-        return with_items(batch, {name: move_batch(value, device) for name, value in batch.items()})
+        return with_items(batch, {name: move_batch(value, device, copy=copy) for name, value in batch.items()})
     if callable(getattr(batch, "to", None)):  # also a PackedSequence, a tuple whose sizes stay on the CPU
         return batch.to(device)
     if isinstance(batch, tuple | list):
-        parts = [move_batch(value, device) for value in batch]
+        parts = [move_batch(value, device, copy=copy) for value in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     if is_dataclass(batch) and not isinstance(batch, type):
-        return map_fields(batch, partial(move_batch, device=device))
+        return map_fields(batch, partial(move_batch, device=device, copy=copy))
     return batch
 
 

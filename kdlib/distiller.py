@@ -413,13 +413,8 @@ class Distiller(nn.Module):
         self._warn_of_eval_mode()
         labels = self.adapter.labels_of(batch)  # first: labels that are not there are no matter of the networks
         teacher = self._teacher_output(batch)
-        inputs = self.adapter.student_inputs_of(batch)
-        active = nullcontext(self.extractor) if self.extractor.active else self.extractor
-        with (
-            active as extractor,
-            refuse_writes("student", inputs),
-        ):  # once more: in train mode it may
-            output = extractor(inputs)
+        with nullcontext(self.extractor) if self.extractor.active else self.extractor as extractor:
+            output = extractor(self.adapter.student_inputs_of(batch))
         if teacher is not None:
             teacher = teacher.float().to(output.logits.device)
         student, teacher, labels = self._prepare(batch, output.float(), teacher, labels)

@@ -255,7 +255,7 @@ def is_description(value: Any) -> bool:
     """Whether `save_tensors` can write this beside its tensors."""
     try:
         json.dumps(value, default=_plain_number)
-    except (TypeError, ValueError):  # ValueError: an object that holds itself
+    except (TypeError, ValueError, RuntimeError):  # of no JSON; of one that holds itself; of tensors of several numbers
         return False
     return True
 

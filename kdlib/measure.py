@@ -28,7 +28,6 @@ from torch.nn.utils import parametrize
 
 from kdlib import files
 from kdlib.errors import INSTEAD_OF_MASKS, check_flags, may_be_of_shape
-from kdlib.guards import keep_modes
 from kdlib.hooks import plain_encoders
 from kdlib.losses._common import sum_to_one
 
@@ -624,10 +623,14 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
     A frozen TorchScript network has no mode, and that of a torch.export program is fixed: it refuses eval().
     """
-    if not all(hasattr(module, "training") for module in model.modules()):
-        yield
-        return
-    with keep_modes(model):
+    modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
+    if len(modes) == len(list(model.modules())):
         with suppress(NotImplementedError):
             model.eval()
+    try:
+        for module in modes:  # also those behind a part that refuses eval(), which ends the walk through the others
+            module.training = False
         yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

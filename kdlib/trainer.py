@@ -22,6 +22,7 @@ from kdlib.batches import IndexedBatches, LoaderBatches, count_samples, process_
 from kdlib.checkpoints import Checkpointer, plain_groups, refuse_unwritable
 from kdlib.described import (
     describe,
+    describe_source,
     names_in,
     numbers_of,
     own_modules,
@@ -83,6 +84,7 @@ class Trainer:
         # Only a checkpoint holds it, and to hash what a teacher or a function of the user's holds may take seconds.
         self.run = {} if self.checkpointer.path is None else self._describe_run()
         self._warned = False
+        self._warned_of_student = False
         self._begun = {} if self.checkpointer.path is None else plain_settings(self.student)
 
     def _check_settings(self) -> None:
@@ -423,11 +425,12 @@ class Trainer:
         """What the method's text does not show: attributes, layers, and what functions of the user's compute with."""
         given = {f"adapter.{name}": value for name, value in vars(self.distiller.adapter).items() if value is not None}
         given |= {"optimizer": self.make_optimizer} if self.make_optimizer else {}
+        known = self._trained()
+        found = self._describe_method() | {name: describe(value, known) for name, value in given.items()}
         teacher = self.distiller.teacher
         if isinstance(teacher, FunctionTeacher) and self.method.needs_teacher:
-            given["teacher"] = teacher.function
-        known = self._trained()
-        return self._describe_method() | {name: describe(value, known) for name, value in given.items()}
+            found["teacher"] = describe_source(teacher.function)
+        return found
 
     def _describe_method(self) -> dict[str, str]:
         return {
@@ -507,13 +510,15 @@ class Trainer:
     def _warn_of_changed_student(self) -> None:
         """Say once what the training, or on_epoch_end, has changed in the student beside its weights and buffers."""
         now = plain_settings(self.student)
-        lost = [name for name in now if self._begun.get(name, now[name]) != now[name]]
-        if lost and not self._warned:
-            self._warned = True
+        # What was None is noted while it runs, as the shape of a batch; nan is not equal to itself.
+        begun = {name: value for name, value in self._begun.items() if value is not None and name in now}
+        lost = [name for name, value in begun.items() if repr(now[name]) != repr(value)]
+        if lost and not self._warned_of_student:
+            self._warned_of_student = True
             warnings.warn(
                 f"The training has changed {few(lost)} of its student, which a checkpoint does not keep: a resumed run "
-                "would begin with the first value again. Count in a buffer (register_buffer); what "
-                "on_epoch_end changes it has to set anew in each epoch.",
+                "would begin with the first value again. Keep what counts in a buffer (register_buffer), and let a "
+                "rate follow from it.",
                 stacklevel=2,
             )
 

@@ -428,8 +428,8 @@ MUTANTS = (
     Mutant(
         "distiller: hooks stay in the networks",
         "distiller.py",
-        "active = nullcontext(self.extractor) if self.extractor.active else self.extractor",
-        "active = nullcontext(self.extractor.__enter__())",
+        "with nullcontext(self.extractor) if self.extractor.active else self.extractor as extractor:",
+        "with nullcontext(self.extractor.__enter__()) as extractor:",
         (DISTILLER,),
     ),
     Mutant(

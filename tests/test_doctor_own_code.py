@@ -107,6 +107,43 @@ def test_a_loss_that_reads_the_teachers_class_alone_has_no_place_of_rest() -> No
     assert "the teacher's class alone" in report.skipped["loss-at-rest"]
 
 
+def standardised(z: Tensor) -> Tensor:
+    return (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True)
+
+
+def test_a_loss_that_does_not_see_the_teachers_scale_reads_more_than_its_class() -> None:
+    def without_log(s: Tensor, t: Tensor) -> Tensor:
+        given, wanted = (F.softmax(standardised(one) / 2, dim=1) for one in (s, t))
+        return F.kl_div(given, wanted, reduction="batchmean")
+
+    (found,) = on_logits(without_log).find("loss-at-rest")
+    assert found.severity == "fault"
+
+
+def test_a_softmax_over_the_batch_of_one_score_each_is_right() -> None:
+    c = case(5, size=32)
+    student, teacher = (nn.Sequential(copy.deepcopy(one), nn.Linear(CLASSES, 1)) for one in (c.student, c.teacher))
+
+    def ranking(s: Tensor, t: Tensor) -> Tensor:
+        return F.kl_div(F.log_softmax(s, 0), F.softmax(t, 0), reduction="sum")
+
+    report = examine(student=student, teacher=teacher.eval(), loss=ranking, batches=c.batches[:2])
+    assert not report.find("loss-probabilities")
+
+
+def test_what_fails_beside_the_loss_is_no_skip() -> None:
+    class Broken(Dataset):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, number: int) -> Any:
+            raise FileNotFoundError("test/0001.png is not there")
+
+    images = TensorDataset(torch.randn(4, 1, 8, 8), torch.arange(4))
+    with pytest.raises(FileNotFoundError, match="0001"):
+        on_logits(lambda s, t: kd(s, t, 4.0), data={"train": images, "test": Broken()})
+
+
 def test_a_teacher_with_more_classes_that_the_loss_selects() -> None:
     c = case(5)
     classes = c.student.fc.out_features
@@ -137,7 +174,7 @@ def test_a_loss_that_fails_on_a_probe_is_examined_as_far_as_it_can_be() -> None:
         return kd(s, t, 4.0) + F.cross_entropy(s @ t.T, torch.arange(size))
 
     report = examine(student=c.student, teacher=c.teacher, loss=of_this_size, batches=c.batches[:2])
-    assert "ValueError" in report.skipped["loss-rows"]
+    assert "cannot be computed with other logits (ValueError" in report.skipped["loss-rows"]
     assert "teacher-accuracy" not in report.skipped
 
 

@@ -889,3 +889,16 @@ def test_programs_without_modes_are_timed(kind: str) -> None:
         program = torch.export.export(network, (torch.randn(1, 3, 12, 12),)).module()
     assert measure.latency(program, (3, 12, 12), min_run_time=0.01).median > 0
     assert measure.peak_memory(program, (3, 12, 12)) > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["frozen", "exported"])
+def test_a_network_with_such_a_part_is_timed_in_eval_mode(kind: str) -> None:
+    first = nn.Conv2d(3, 4, 3).eval()
+    exported = torch.export.export(first, (torch.randn(1, 3, 12, 12),)).module()
+    part = torch.jit.freeze(torch.jit.script(first)) if kind == "frozen" else exported
+    norm = nn.BatchNorm2d(4)
+    network = nn.Sequential(part, norm, nn.Flatten(), nn.Linear(400, 3))
+    norm.train()
+    measure.latency(network, (3, 12, 12), min_run_time=0.01)
+    assert (int(norm.num_batches_tracked), norm.training) == (0, True)

@@ -61,6 +61,55 @@ def test_a_method_that_writes_a_log_belongs_to_the_same_run_when_it_goes_on(blob
         fit(blobs, checkpoint=tmp_path / "a", method=Logged("kdlib.tests.other"), resume=True)
 
 
+class Scaled(nn.Module):
+    """What it is given, times a number that is a buffer."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+class Asked:
+    """A service that counts, and remembers what it has answered."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.network, self.asked, self.answers = nn.Sequential(net(), Scaled(scale)).eval(), 0, {}
+
+    def __call__(self, batch: Any) -> Tensor:
+        self.asked += 1
+        key = float(batch.images.sum())
+        if key not in self.answers:
+            self.answers[key] = self.network(batch.images)
+        return self.answers[key]
+
+
+def remembering() -> Any:
+    service, asked = Asked(), 0
+
+    def ask(batch: Any) -> Tensor:
+        nonlocal asked
+        asked += 1
+        return service(batch)
+
+    return ask
+
+
+@pytest.mark.parametrize("make", [Asked, remembering, lambda: Asked().__call__], ids=["object", "closure", "method"])
+def test_a_teacher_that_remembers_its_answers_is_the_same_one(blobs: DataModule, tmp_path: Any, make: Any) -> None:
+    options: dict[str, Any] = {"teacher": make(), "method": Logit(4, 0.1), "checkpoint": tmp_path / "a", "epochs": 3}
+
+    def stop(epoch: int, student: nn.Module) -> None:
+        if epoch == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit(blobs, on_epoch_end=stop, **options)
+    assert len(fit(blobs, resume=True, **options).history) == 3
+
+
 def test_another_function_as_a_teacher_is_another_run(blobs: DataModule, tmp_path: Any) -> None:
     def teacher(scale: float) -> Any:
         network = net().eval()
@@ -71,6 +120,9 @@ def test_another_function_as_a_teacher_is_another_run(blobs: DataModule, tmp_pat
     fit(blobs, teacher=teacher(1.0), resume=True, **options)
     with pytest.raises(ValueError, match="belongs to another run"):
         fit(blobs, teacher=teacher(-9.0), resume=True, **options)
+    fit(blobs, teacher=Asked(1.0), checkpoint=tmp_path / "c", method=Logit(4, 0.1))
+    with pytest.raises(ValueError, match="belongs to another run"):
+        fit(blobs, teacher=Asked(2.0), checkpoint=tmp_path / "c", method=Logit(4, 0.1), resume=True)
     fit(blobs, teacher=teacher(1.0), method=HardLabels(), checkpoint=tmp_path / "b")  # which asks none
     fit(blobs, teacher=teacher(-9.0), method=HardLabels(), checkpoint=tmp_path / "b", resume=True)
 

@@ -668,13 +668,16 @@ def test_an_optimiser_with_more_than_constants_in_its_groups_is_resumed(tmp_path
     assert same(resumed.student, state(whole.student))
 
 
-def test_an_option_that_no_checkpoint_can_hold_is_told_before_the_first_epoch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("value", "kind"), [(torch.float32, "dtype"), (torch.ones(2), "Tensor")])
+def test_an_option_that_no_checkpoint_can_hold_is_told_before_the_first_epoch(
+    tmp_path: Path, value: Any, kind: str
+) -> None:
     def optimizer(parameters: Any) -> torch.optim.Optimizer:
-        return torch.optim.SGD([{"params": parameters, "kind": torch.float32}], 0.1)
+        return torch.optim.SGD([{"params": parameters, "kind": value}], 0.1)
 
     epochs: list[int] = []
     options: dict[str, Any] = {"optimizer": optimizer, "on_epoch_end": lambda epoch, student: epochs.append(epoch)}
-    with pytest.raises(TypeError, match="The optimiser's option 'kind' is a dtype, which no checkpoint can hold"):
+    with pytest.raises(TypeError, match=f"The optimiser's option 'kind' is a {kind}, which no checkpoint can hold"):
         fit(net(), data=list(loader()), checkpoint=tmp_path / "a", **options)
     assert epochs == []
     fit(net(), data=list(loader()), **options)

@@ -16,6 +16,7 @@ from kdlib.doctor.probe import (
     device_of,
     gradient,
     identified,
+    of_probe,
     over_the_batch,
     probes,
     random_logits,
@@ -495,8 +496,8 @@ def at_rest(setup: Setup) -> Finding | None:
     share = float(there.norm() / away.norm().clamp(min=1e-30))
     if share < 1e-3:
         return None
-    sharper = gradient(setup, batch, logits, 2 * other)
-    if float((sharper - away).norm()) <= IGNORED * float(away.norm()):
+    same_class = gradient(setup, batch, logits, _of_the_same_class(other))
+    if float((same_class - away).norm()) <= IGNORED * float(away.norm()):
         raise Skip("the loss reads the teacher's class alone, so no answer of a student is at rest")
     values = [_value(setup, batch, logits, one) for one in (logits, other)]
     negative = f", and it is {min(values):.3g} there or nearby" if min(values) < 0 else ""
@@ -511,9 +512,18 @@ def at_rest(setup: Setup) -> Finding | None:
     )
 
 
+def _of_the_same_class(logits: Tensor) -> Tensor:
+    """Other logits with the largest one of each row in the same place."""
+    others = random_logits(len(logits), logits.shape[1], 4)
+    rows, wanted, largest = torch.arange(len(others)), logits.argmax(1), others.argmax(1)
+    swapped = others.clone()
+    swapped[rows, wanted], swapped[rows, largest] = others[rows, largest], others[rows, wanted]
+    return swapped
+
+
 def _value(setup: Setup, batch: object, student: Tensor, teacher: Tensor) -> float:
     place = device_of(setup)
-    return float(total(setup.losses(batch, student=student.to(place), teacher=teacher.to(place))))
+    return float(of_probe(setup, batch, student=student.to(place), teacher=teacher.to(place)))
 
 
 def extremes(setup: Setup) -> Finding | None:

@@ -25,11 +25,21 @@ def gradient(setup: Setup, batch: Any, student: Tensor, teacher: Tensor) -> Tens
     """Of the loss with respect to the student's logits; zeros where they have no part in it."""
     place = device_of(setup)
     leaf = student.to(place).clone().requires_grad_()
-    loss = total(setup.losses(batch, student=leaf, teacher=teacher.to(place)))
+    loss = of_probe(setup, batch, student=leaf, teacher=teacher.to(place))
     if not loss.requires_grad:
         return torch.zeros_like(student)
     (found,) = torch.autograd.grad(loss, leaf, allow_unused=True)
     return torch.zeros_like(student) if found is None else found.detach().cpu()
+
+
+def of_probe(setup: Setup, batch: Any, **logits: Tensor) -> Tensor:
+    """The loss with these logits in place of the networks'; Skip where it cannot be computed with them."""
+    try:
+        return total(setup.losses(batch, **logits))
+    except Skip:
+        raise
+    except Exception as error:  # whatever a loss of the user's raises for logits that it was not written for
+        raise Skip(f"the loss cannot be computed with other logits ({type(error).__name__}: {error})") from None
 
 
 def device_of(setup: Setup) -> torch.device:
@@ -86,6 +96,8 @@ def _identify(setup: Setup) -> Identified | Skip:
 
 def over_the_batch(setup: Setup) -> Identified | None:
     """The divergence that the loss is if each class is taken for a sample, as where a softmax runs over the batch."""
+    if setup.responds()[2] < 2:  # a score for each sample, whose softmax can run over nothing else
+        return None
     made = [Probe(one.student.T, one.teacher.T, one.gradient.T) for one in probes(setup)]
     if not all(bool(one.gradient.isfinite().all()) for one in made) or reacts(made) < IGNORED:
         return None
