@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from course.specs import Case, CodeSpec, LessonSpec, Mistake, MultipleChoice, Numeric, Option, QuestionSpec
 
 BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
@@ -78,7 +76,7 @@ CONV_PARAMETERS = CodeSpec(
 def size_in_bytes(parameters: int, precision: str) -> int:
     """Bytes that the weights take in a precision; the last one may be half empty."""
     bits = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
-    return math.ceil(parameters * bits[precision] / 8)
+    return (parameters * bits[precision] + 7) // 8
 
 
 SIZE = CodeSpec(

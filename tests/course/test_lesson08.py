@@ -91,13 +91,13 @@ def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[st
     """Not by two verdicts over hard labels. It rests on the same pictures, order and weights in both files."""
     wide = study.results("methods", student="resnet8", images=10_000)
     better = study.results("methods", student="resnet8", teacher="resnet50-fashion-v2", images=10_000)
-    lines = run_cell("better = ", capsys, wide=wide).splitlines()
+    lines = run_cell("def hits(", capsys, wide=wide).splitlines()
     assert lines[: len(better.methods)] == [str(better.gain(name)) for name in better.methods]
     same = dict.fromkeys(("hard", "kd", "standardized", "kd+rkd"), "INCONCLUSIVE")
     words = same | dict.fromkeys(("vid", "similarity"), "LOSES")
     for name, word in words.items():
-        ours = better.right(name)
-        theirs = {seed: wide.right(name)[seed] for seed in ours}
+        ours = hits(better, name)
+        theirs = {seed: hits(wide, name)[seed] for seed in ours}
         over = verdict.compare_samples(ours, theirs, comparisons=len(better.methods) + 1)
         assert over.verdict == word
         assert f"{name:15} {over}" in lines
@@ -112,8 +112,8 @@ def test_two_teachers_are_compared_seed_by_seed(capsys: pytest.CaptureFixture[st
     )
     assert (vid.verdict, similarity.verdict) == ("LOSES", "INCONCLUSIVE")
     assert (
-        f"over them VID gains {-100 * vid.mean:.1f} less than there, {100 * vid.low:.1f} to {100 * vid.high:.2f}, and "
-        f"similarity {-100 * similarity.mean:.1f}, {100 * similarity.low:.1f} to {100 * similarity.high:+.1f}"
+        f"VID has {-100 * vid.mean:.1f} less than with the ResNet-20 ({100 * vid.low:.1f} to {100 * vid.high:.2f}), "
+        f"similarity {-100 * similarity.mean:.1f} less ({100 * similarity.low:.1f} to {100 * similarity.high:+.1f})"
     ) in prose()
     controls = better.gain("label-smoothing"), better.gain("shuffled")
     assert {gain.verdict for gain in controls} == {"INCONCLUSIVE"}
@@ -210,8 +210,14 @@ def test_an_untrained_teacher_says_the_same_of_every_picture() -> None:
     assert shares.std(0).max() < 0.005
 
 
-def in_points(found: verdict.Comparison, form: str) -> str:
-    return f"({100 * found.low:{form}} to {100 * found.high:{form}}"
+def hits(of: Results, name: str) -> dict[int, np.ndarray]:
+    """100 for each test image that is right, by seed: the lesson has it, too."""
+    return {seed: 100.0 * right for seed, right in of.right(name).items()}
+
+
+def percent(of: Results, name: str) -> dict[int, float]:
+    """Test accuracy in per cent, by seed: the lesson has it, too."""
+    return {seed: 100 * value for seed, value in of.score(name).by_seed.items()}
 
 
 def test_what_sixty_epochs_leave_is_judged_over_seeds_and_pictures(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,30 +226,31 @@ def test_what_sixty_epochs_leave_is_judged_over_seeds_and_pictures(capsys: pytes
         study.results("methods", student="resnet8", images=55_000, folder=one)
         for one in (folder, folder / "sixty-epochs")
     )
-    given = teacher_outputs("test")
-    of_teacher = (given.logits.argmax(dim=1) == given.labels).numpy()
-    printed = run_cell("sixty = study.results(", capsys, folder=folder, long=long, of_teacher=of_teacher)
+    outputs = teacher_outputs("test")
+    of_teacher = (outputs.logits.argmax(dim=1) == outputs.labels).numpy()
+    given = {"folder": folder, "long": long, "of_teacher": of_teacher, "hits": hits}
+    printed = run_cell("sixty = study.results(", capsys, **given)
     after_twelve, after_sixty = (
-        {seed: one.right("kd")[seed].astype(float) - one.right("hard")[seed] for seed in one.seeds}
-        for one in (long, sixty)
+        {seed: hits(one, "kd")[seed] - hits(one, "hard")[seed] for seed in one.seeds} for one in (long, sixty)
     )
     lost = verdict.compare_samples(after_twelve, after_sixty)
     assert str(lost) in printed
-    assert in_points(lost, ".2f") in prose()
+    assert f"{lost.mean:.2f} points of it ({lost.low:.2f} to {lost.high:.2f}" in prose()
     for name in ("hard", "kd", "kd+rkd", "vid"):
-        over = verdict.compare_samples(sixty.right(name), dict.fromkeys(sixty.seeds, of_teacher), comparisons=4)
+        its = dict.fromkeys(sixty.seeds, 100.0 * of_teacher)
+        over = verdict.compare_samples(hits(sixty, name), its, comparisons=4)
         assert over.verdict == ("LOSES" if name == "vid" else "INCONCLUSIVE")
         assert str(over) in printed
-        assert in_points(over, "+.2f") in prose()
+    assert f"behind, by {-over.mean:.2f} points ({-over.high:.2f} to {-over.low:.2f})" in prose()  # VID, the last
 
 
 def test_more_labels_are_judged_by_the_seeds_that_both_have(capsys: pytest.CaptureFixture[str]) -> None:
     counts = [study.results("methods", student="resnet8", images=count) for count in (1_000, 10_000, 55_000)]
     place = older_search.folder()  # with the settings of 55,000
     older = study.results("methods", student="resnet8", images=10_000, folder=place)
-    few, many = (one.score("hard").by_seed for one in (older, counts[-1]))
+    few, many = (percent(one, "hard") for one in (older, counts[-1]))
     shared = sorted(set(few) & set(many))
     found = verdict.compare([many[seed] for seed in shared], [few[seed] for seed in shared])
     beginning = 'against = study.results("methods", student="resnet8", images=1_000'
-    assert str(found) in run_cell(beginning, capsys, counts=counts, older=older)
-    assert f"{100 * found.mean:.1f} points {in_points(found, '.1f')}" in prose()
+    assert str(found) in run_cell(beginning, capsys, counts=counts, older=older, percent=percent)
+    assert f"{found.mean:.1f} points ({found.low:.1f} to {found.high:.1f}" in prose()

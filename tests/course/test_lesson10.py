@@ -226,6 +226,26 @@ def test_what_the_lesson_says_of_layers_is_what_the_rows_say() -> None:
     assert -comparator.mean > plain.mean
 
 
+@pytest.mark.parametrize(("baseline", "word"), [("hard", "BEATS"), ("label-smoothing", "INCONCLUSIVE")])
+def test_features_of_one_length_beat_hard_labels_and_are_not_shown_to_beat_label_smoothing(
+    baseline: str, word: str
+) -> None:
+    def accuracies(name: str, method: str) -> pd.Series:
+        rows = pd.read_csv(data_dir() / "results" / name)
+        return 100 * rows.query("method == @method").set_index("seed")["test_accuracy"]
+
+    name = "methods-resnet8-resnet50-fashion-v2-10000.csv"
+    cells = notebooks.read(notebooks.find("10")).cells
+    shown = "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
+    for one in normalized_layers.over(baseline):
+        gain = (accuracies(f"normalized/{name}", f"{one.method}-normalized") - accuracies(name, baseline)).mean()
+        assert one.comparison.mean == pytest.approx(gain, abs=1e-6)
+        assert (one.comparison.n, one.comparison.comparisons, str(one.comparison.verdict)) == (5, 9, word)
+        assert str(one) in shown
+    with pytest.raises(ValueError, match="hints"):
+        normalized_layers.over("hints")
+
+
 def test_a_method_without_such_runs_is_named() -> None:
     with pytest.raises(ValueError, match="no method named 'hint'"):
         normalized_layers.same_settings("hint")
