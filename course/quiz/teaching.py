@@ -118,7 +118,7 @@ TEACHING = (
             right(
                 "What makes a seed hard for both methods drops out of the difference.",
                 "So the differences scatter less, as a rule, than those of unrelated seeds would (in this course's "
-                "rows by 10 % in the median), and the interval is narrower.",
+                "rows by 11 % in the median), and the interval is narrower.",
             ),
             wrong(
                 "It makes twenty independent runs of ten, and so a narrower interval.",
