@@ -52,23 +52,22 @@ def own_modules(module: nn.Module) -> dict[str, nn.Module]:
 
 def numbers_of(module: nn.Module) -> dict[str, bool | int | float | str | None]:
     """What the user's own modules in it count in plain attributes, by name: a step, a weight that falls."""
-    return {
-        f"{path}.{name}".lstrip("."): value
-        for path, one in own_modules(module).items()
-        for name, value in vars(one).items()
-        if name not in _OF_EVERY_MODULE and isinstance(value, bool | int | float | str | None)
-    }
+    return _numbers(own_modules(module))
 
 
 def plain_settings(module: nn.Module) -> dict[str, bool | int | float | str | None]:
     """Single numbers and texts in attributes of a module and of those in it, and which parameters learn."""
-    found: dict[str, bool | int | float | str | None] = {
+    learn = {f"{name}.requires_grad": p.requires_grad for name, p in module.named_parameters()}
+    return _numbers(dict(module.named_modules())) | learn
+
+
+def _numbers(modules: Mapping[str, nn.Module]) -> dict[str, bool | int | float | str | None]:
+    return {
         f"{path}.{name}".lstrip("."): value
-        for path, one in module.named_modules()
+        for path, one in modules.items()
         for name, value in vars(one).items()
         if name not in _OF_EVERY_MODULE and isinstance(value, bool | int | float | str | None)
     }
-    return found | {f"{name}.requires_grad": p.requires_grad for name, p in module.named_parameters()}
 
 
 def set_numbers(module: nn.Module, values: Mapping[str, Any]) -> None:

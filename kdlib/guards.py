@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -19,6 +19,25 @@ def keep_modes(model: nn.Module) -> Iterator[None]:
     """After the block each module is in the train or eval mode that it had before, also after an exception."""
     modes = {module: module.training for module in model.modules()}
     try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module's own mode again, also of one that was frozen by hand.
+
+    A frozen TorchScript network has no mode, and that of a torch.export program is fixed: it refuses eval().
+    """
+    modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
+    if len(modes) == len(list(model.modules())):
+        with suppress(NotImplementedError):
+            model.eval()
+    try:
+        for module in modes:  # also those behind a part that refuses eval(), which ends the walk through the others
+            module.training = False
         yield
     finally:
         for module, training in modes.items():

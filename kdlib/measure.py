@@ -13,7 +13,7 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from numbers import Integral, Real
@@ -28,6 +28,7 @@ from torch.nn.utils import parametrize
 
 from kdlib import files
 from kdlib.errors import INSTEAD_OF_MASKS, check_flags, may_be_of_shape
+from kdlib.guards import eval_mode
 from kdlib.hooks import plain_encoders
 from kdlib.losses._common import sum_to_one
 
@@ -150,7 +151,8 @@ class UncountableError(ValueError):
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters, trainable or not; one that is used in several places counts once.
 
-    Raises UncountableError, a ValueError, for weights inside a program (of `compress.quantize_pt2e` or torch.ao).
+    Raises UncountableError, a ValueError, for weights inside a program (of `compress.quantize_pt2e`,
+    torch.ao or torch.jit.freeze).
     """
     _refuse_hidden_weights(model)
     return sum(parameter.numel() for parameter in model.parameters())
@@ -163,7 +165,7 @@ def count_nonzero(model: nn.Module) -> int:
     """
     _refuse_integers(model)
     computed: dict[int, Tensor] = {}  # what a layer uses in place of a parameter, by the parameter it is made from
-    with _eval_mode(model), torch.no_grad():  # in train mode spectral_norm writes to its buffers
+    with eval_mode(model), torch.no_grad():  # in train mode spectral_norm writes to its buffers
         for module in model.modules():
             if parametrize.is_parametrized(module):
                 for name, chain_of_steps in module.parametrizations.items():  # type: ignore[union-attr, operator]
@@ -350,7 +352,7 @@ def latency(
     globals_ = {"model": model, "images": images}
     timer = Timer("model(images)", timer=clock(home), globals=globals_, num_threads=threads)
     _first_pass(model, images, shape)
-    with _eval_mode(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         warm = timer.timeit(2).mean
         measured = timer.blocked_autorange(min_run_time=max(min_run_time, min(5 * warm, MAX_SECONDS)))
         runs, block = list(measured.times), measured.number_per_run
@@ -364,7 +366,7 @@ def latency(
 def _first_pass(model: nn.Module, images: Tensor, shape: tuple[int, int, int]) -> None:
     """Allocate memory, choose kernels, and let a network make what it keeps, which inference mode would spoil."""
     try:
-        with _eval_mode(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             model(images)
     except Exception as error:
         if not may_be_of_shape(error):
@@ -387,7 +389,7 @@ def peak_memory(model: nn.Module, input_shape: Sequence[int], batch_size: int = 
     images = torch.ones(batch_size, *shape, dtype=_device_and_dtype(model)[1])
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler logs into the notebook
     _first_pass(model, images, shape)
-    with _eval_mode(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         model(images)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             model(images)
@@ -615,22 +617,3 @@ def _move(model: nn.Module, device: str | torch.device | None) -> nn.Module:
             f"The model could not be copied to device {str(device)!r}: {error} Leave `device` out to time it "
             f"on {str(home)!r}, where it is."
         ) from error
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each module's own mode again, also of one that was frozen by hand.
-
-    A frozen TorchScript network has no mode, and that of a torch.export program is fixed: it refuses eval().
-    """
-    modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
-    if len(modes) == len(list(model.modules())):
-        with suppress(NotImplementedError):
-            model.eval()
-    try:
-        for module in modes:  # also those behind a part that refuses eval(), which ends the walk through the others
-            module.training = False
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -115,7 +115,8 @@ def fit(
     checkpoint: a file, written after every epoch and after `on_epoch_end`, and every `checkpoint_every` steps (needs a
     DataModule). It replaces a checkpoint that is there, and no other file. resume: go on from it if it exists: with a
     DataModule where it was written, on a CPU to the bit; with a loader at the next epoch, in whatever order it gives.
-    Of a method the file keeps parameters, buffers and attributes of its own that are single numbers or texts.
+    Of a method the file keeps parameters, buffers and attributes of its own that are single numbers or texts; of the
+    student weights and buffers alone, and a warning names what else has changed in it.
     other_threads: resume also with another number of CPU threads than before, whose sums are rounded in another order.
     test: whether the test split is read; default, where there is one.
     on_epoch_end: called after each epoch's validation with its number, 1 for the first, and the student, to look at it

@@ -177,6 +177,12 @@ def test_a_loss_that_fails_on_a_probe_is_examined_as_far_as_it_can_be() -> None:
     assert "cannot be computed with other logits (ValueError" in report.skipped["loss-rows"]
     assert "teacher-accuracy" not in report.skipped
 
+    def in_terms(s: Tensor, t: Tensor) -> dict[str, Tensor]:
+        return {"soft": kd(s, t, 4.0), "pairs": F.cross_entropy(s @ t.T, torch.arange(size))}
+
+    report = examine(student=c.student, teacher=c.teacher, loss=in_terms, batches=c.batches[:2])
+    assert "cannot be computed with other logits (ValueError" in report.skipped["term-names"]
+
 
 def test_an_optimiser_that_asks_for_the_loss_again_is_told() -> None:
     c = case(5)

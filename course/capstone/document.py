@@ -116,6 +116,5 @@ def _split(text: str) -> tuple[str, list[tuple[str, str]]]:
         r"^```.*?^```", lambda block: re.sub(r"[^\n]", " ", block[0]), text, flags=re.MULTILINE | re.DOTALL
     )
     headings = list(re.finditer(r"^## +(.+?)[ \t]*$", without, flags=re.MULTILINE))
-    ends = [*(one.start() for one in headings[1:]), len(text)]
-    found = [(one[1], text[one.end() : end]) for one, end in zip(headings, ends, strict=True)] if headings else []
-    return text[: headings[0].start()] if headings else text, found
+    ends = [*(one.start() for one in headings), len(text)]
+    return text[: ends[0]], [(one[1], text[one.end() : end]) for one, end in zip(headings, ends[1:], strict=True)]

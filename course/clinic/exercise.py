@@ -158,8 +158,9 @@ class Patient:
         cured = script.prepare(self.cured_source)
         same = _same_gradient(trial.gradient, cured.first_gradient())
         same_large = _same_gradient(trial.large, cured.first_gradient(LARGE))
-        divided = any("fixed number" in one.measured for one in trial.report.findings)  # by the size of these batches
-        if (left == ["d"] or divided) and same and same_large:  # the doctor tries other sizes as well
+        # The doctor tries other sizes as well; a mean by the size of these batches it only doubts.
+        sizes = any(one.check in DIAGNOSES["d"].checks for one in trial.report.findings)
+        if sizes and same and same_large:
             text = "For this task the gradient is right now, but a number is written into the formula: with "
             text += "other sizes, such as more classes or a smaller batch, it would be wrong. Take it from the tensor."
             return Feedback(Outcome.WRONG, text, "written number")

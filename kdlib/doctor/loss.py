@@ -16,7 +16,7 @@ from kdlib.doctor.probe import (
     device_of,
     gradient,
     identified,
-    of_probe,
+    losses_of_probe,
     over_the_batch,
     probes,
     random_logits,
@@ -82,7 +82,7 @@ def _reads_more_than_logits(setup: Setup) -> bool:
     batch, number, classes = setup.responds()
     place = device_of(setup)
     student, teacher = (random_logits(number, classes, seed).to(place) for seed in (1, 2))
-    return gradient_norm(total(setup.losses(batch, student=student, teacher=teacher)), learning) != 0
+    return gradient_norm(total(losses_of_probe(setup, batch, student=student, teacher=teacher)), learning) != 0
 
 
 def rows(setup: Setup) -> Finding | None:
@@ -523,7 +523,7 @@ def _of_the_same_class(logits: Tensor) -> Tensor:
 
 def _value(setup: Setup, batch: object, student: Tensor, teacher: Tensor) -> float:
     place = device_of(setup)
-    return float(of_probe(setup, batch, student=student.to(place), teacher=teacher.to(place)))
+    return float(total(losses_of_probe(setup, batch, student=student.to(place), teacher=teacher.to(place))))
 
 
 def extremes(setup: Setup) -> Finding | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdlib.doctor.known_losses import EXACT, Identified, Probe, fit, identify
 from kdlib.doctor.report import Skip
-from kdlib.doctor.setup import Setup, total
+from kdlib.doctor.setup import Setup, Terms, total
 
 SPREAD = 2.0  # standard deviation of a probe's logits: softmax is then far from flat and from one-hot
 
@@ -25,17 +25,17 @@ def gradient(setup: Setup, batch: Any, student: Tensor, teacher: Tensor) -> Tens
     """Of the loss with respect to the student's logits; zeros where they have no part in it."""
     place = device_of(setup)
     leaf = student.to(place).clone().requires_grad_()
-    loss = of_probe(setup, batch, student=leaf, teacher=teacher.to(place))
+    loss = total(losses_of_probe(setup, batch, student=leaf, teacher=teacher.to(place)))
     if not loss.requires_grad:
         return torch.zeros_like(student)
     (found,) = torch.autograd.grad(loss, leaf, allow_unused=True)
     return torch.zeros_like(student) if found is None else found.detach().cpu()
 
 
-def of_probe(setup: Setup, batch: Any, **logits: Tensor) -> Tensor:
-    """The loss with these logits in place of the networks'; Skip where it cannot be computed with them."""
+def losses_of_probe(setup: Setup, batch: Any, **logits: Tensor) -> Terms:
+    """The losses with these logits in place of the networks'; Skip where they cannot be computed with them."""
     try:
-        return total(setup.losses(batch, **logits))
+        return setup.losses(batch, **logits)
     except Skip:
         raise
     except Exception as error:  # whatever a loss of the user's raises for logits that it was not written for

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from kdlib import methods
-from kdlib.doctor.probe import IGNORED, device_of, random_logits
+from kdlib.doctor.probe import IGNORED, device_of, losses_of_probe, random_logits
 from kdlib.doctor.report import DOUBT, FAULT, GITHUB, Finding, Skip
 from kdlib.doctor.setup import Setup, Terms, alpha_of, weighted_parts
 from kdlib.doctor.step import gradient_norm, step_taken
@@ -142,9 +142,9 @@ def names(setup: Setup) -> list[Finding]:
         raise Skip("no term is called hard or soft")
     student = random_logits(rows, classes, 1).to(device_of(setup))
     teacher, other = (random_logits(rows, classes, seed).to(student) for seed in (2, 3))
-    first = setup.losses(batch, student=student, teacher=teacher)
-    answered = setup.losses(batch, student=student, teacher=other)
-    labelled = setup.losses(setup.with_other_labels(batch), student=student, teacher=teacher)
+    first = losses_of_probe(setup, batch, student=student, teacher=teacher)
+    answered = losses_of_probe(setup, batch, student=student, teacher=other)
+    labelled = losses_of_probe(setup, setup.with_other_labels(batch), student=student, teacher=teacher)
 
     def moves(name: str, changed: Terms) -> bool:
         return abs(float(first[name] - changed[name])) > IGNORED * max(abs(float(first[name])), 1e-12)

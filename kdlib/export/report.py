@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -18,7 +18,7 @@ from kdlib import compress, evaluation, measure
 from kdlib.data import IndexedDataset
 from kdlib.errors import check_flags, check_path, check_real
 from kdlib.export._common import Predict, check_file, float_copy, refuse_changing_hooks
-from kdlib.guards import keep_modes
+from kdlib.guards import eval_mode
 
 BATCH = 250  # images at once
 LEAST_AGREEMENT = 0.95
@@ -152,11 +152,8 @@ def latency_ratio(predict: Predict, model: nn.Module, image: Tensor, seconds: fl
     times: list[list[float]] = [[], []]
     with ExitStack() as stack, torch.inference_mode():
         for network in (predict, model):
-            # A frozen TorchScript network has no mode, and that of a torch.export program is fixed: it refuses eval().
-            if isinstance(network, nn.Module) and all(hasattr(one, "training") for one in network.modules()):
-                stack.enter_context(keep_modes(network))
-                with suppress(NotImplementedError):
-                    network.eval()
+            if isinstance(network, nn.Module):
+                stack.enter_context(eval_mode(network))
         for timer in timers:
             timer.timeit(3)
         for _ in range(ROUNDS):
